@@ -1,0 +1,1 @@
+"""Complete, atomic, strict checkpoints and the exported backbone file."""

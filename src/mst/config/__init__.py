@@ -1,0 +1,1 @@
+"""Frozen configuration: schema, loading with overrides, derived plan."""

@@ -1,0 +1,266 @@
+"""Every setting of a run, frozen, typed, with its range and its reason.
+
+`None` means "derived from the data set and the batch" (`mst.config.derive` says how and why). Defaults are DINO's
+ViT-S/16 recipe (Caron et al. 2021) with MST's masking and restoration; docs/deviations.md lists what the paper
+leaves open.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Size = int | tuple[int, int]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+NonNegative = Annotated[float, Field(ge=0.0)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+
+Strategy = Literal["none", "attention_low", "random", "block", "attention_high", "attention_hint"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, no silent type changes."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+class DataConfig(Section):
+    """Where the images are."""
+
+    train: tuple[str, ...] = ()
+    """Folders (searched at any depth), image files, or text files with one path per line."""
+    channels: Annotated[int, Field(ge=1, le=64)] = 3
+    """Channels of an image: 3 for RGB, 1 for grey."""
+    limit: Count | None = None
+    """Use only this many images, drawn evenly from the sorted list; None = all."""
+    max_unreadable_share: Fraction = 0.05
+    """Stop when more than this share of the files read so far could not be decoded."""
+    cache: bool = True
+    """Keep decoded images in memory where they fit in a quarter of it (small images only)."""
+
+
+class ViewsConfig(Section):
+    """Multi-crop augmentation (DINO's recipe)."""
+
+    global_crops: Annotated[int, Field(ge=2, le=8)] = 2
+    """Large crops per image, seen by teacher and student."""
+    local_crops: Annotated[int, Field(ge=0, le=32)] = 6
+    """Small crops per image, seen by the student only."""
+    global_size: Size = 224
+    """Pixels of a global crop: one number or (height, width); a multiple of the patch size."""
+    local_size: Size = 96
+    """Pixels of a local crop: one number or (height, width); a multiple of the patch size."""
+    global_scale: tuple[Fraction, Fraction] = (0.4, 1.0)
+    """Share of the image's area that a global crop covers."""
+    local_scale: tuple[Fraction, Fraction] = (0.05, 0.4)
+    """Share of the image's area that a local crop covers."""
+    flip: Fraction = 0.5
+    """Probability of a horizontal flip."""
+    jitter: Fraction = 0.8
+    """Probability of colour jitter."""
+    brightness: NonNegative = 0.4
+    """Brightness factor is drawn from 1 +- this."""
+    contrast: NonNegative = 0.4
+    """Contrast factor is drawn from 1 +- this."""
+    saturation: NonNegative = 0.2
+    """Saturation factor is drawn from 1 +- this."""
+    hue: Annotated[float, Field(ge=0.0, le=0.5)] = 0.1
+    """Hue shift in turns is drawn from +- this."""
+    grey: Fraction = 0.2
+    """Probability of turning a crop grey."""
+    blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
+    """Probability of Gaussian blur: first global crop, other global crops, local crops."""
+    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels of a 224 px crop, scaled with the crop's size."""
+    solarize: Fraction = 0.2
+    """Probability of solarizing, all global crops but the first."""
+    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    """Per-channel mean in [0, 1] (ImageNet's)."""
+    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation in [0, 1] (ImageNet's)."""
+
+
+class ModelConfig(Section):
+    """Backbone, projection head and image decoder."""
+
+    backbone: str = "deit_small_patch16_224"
+    """A timm model name of the ViT family."""
+    patch_size: Count | None = None
+    """Another patch size than the name's; None = the name's."""
+    embed_dim: Count | None = None
+    """Another embedding size than the name's; None = the name's."""
+    depth: Count | None = None
+    """Another number of blocks than the name's; None = the name's."""
+    num_heads: Count | None = None
+    """Another number of attention heads than the name's; None = the name's."""
+    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    """Stochastic depth rate of the last block (linear from 0 at the first), student only."""
+    prototypes: Annotated[int, Field(ge=2)] | None = None
+    """Outputs K of the projection head; None = derived from the data set's size."""
+    head_hidden: Count = 2048
+    """Width of the head's hidden layers."""
+    head_bottleneck: Count = 256
+    """Width of the head's normalised output, before the prototypes."""
+    head_norm: Literal["none", "batch"] = "none"
+    """BatchNorm in the head (synchronised across processes), or none."""
+    norm_last_layer: bool = True
+    """Freeze the gain of the prototypes' weight normalisation at one."""
+    decoder: Literal["cnn", "linear"] = "cnn"
+    """The image decoder: convolutions and pixel shuffles, or one 1x1 convolution and a pixel shuffle."""
+
+
+class ObjectiveConfig(Section):
+    """Masking, self-distillation and restoration."""
+
+    strategy: Strategy = "attention_low"
+    """Which patch tokens may be hidden from the student."""
+    eligible_fraction: Fraction = 0.5
+    """Share of the tokens that may be masked (the paper's 1/num)."""
+    mask_probability: Fraction = 0.3
+    """Probability that an eligible token is masked."""
+    masked_sample_share: Fraction = 1.0
+    """Share of the images that get a mask at all."""
+    student_temp: Positive = 0.1
+    """Temperature of the student's softmax."""
+    teacher_temp: Positive | None = None
+    """Temperature of the teacher's softmax after its warm-up; None = derived."""
+    teacher_temp_start: Positive | None = None
+    """Temperature at step 0; None = derived (0.04, or teacher_temp if that is lower)."""
+    teacher_temp_warmup_epochs: NonNegative | None = None
+    """Epochs of linear warm-up of the teacher's temperature; None = derived."""
+    teacher_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
+    """EMA momentum of the teacher at step 0, cosine to teacher_momentum_end; None = derived from the number of steps."""
+    teacher_momentum_end: Fraction = 1.0
+    """EMA momentum of the teacher at the last step."""
+    center_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
+    """EMA momentum of the center."""
+    distillation_weight: NonNegative = 1.0
+    """Weight of the self-distillation loss."""
+    restoration_weight: NonNegative = 0.6
+    """Weight of the restoration loss; 0 leaves the decoder out."""
+
+
+class OptimizerConfig(Section):
+    """AdamW."""
+
+    base_lr: Positive = 5e-4
+    """Learning rate per 256 images of global batch."""
+    lr: Positive | None = None
+    """Peak learning rate; None = base_lr * batch_size / 256."""
+    min_lr: NonNegative = 1e-6
+    """Learning rate at the last step."""
+    weight_decay: NonNegative = 0.04
+    """Weight decay at step 0; biases and 1-D tensors have none."""
+    weight_decay_end: NonNegative = 0.4
+    """Weight decay at the last step (cosine)."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's momentum terms."""
+    clip: Positive | None = 3.0
+    """Largest gradient norm of one parameter tensor; None = no clipping."""
+
+
+class ScheduleConfig(Section):
+    """Lengths of the warm-ups."""
+
+    warmup_epochs: NonNegative | None = None
+    """Epochs of linear learning-rate warm-up from 0; None = derived."""
+    freeze_last_layer_epochs: NonNegative | None = None
+    """Epochs in which the prototypes are not updated; None = derived."""
+
+
+class TrainConfig(Section):
+    """Batch and length."""
+
+    batch_size: Count = 1024
+    """Global batch: images per optimizer step, over all processes and accumulation passes."""
+    epochs: Positive = 100.0
+    """Passes over the data; a fraction is allowed."""
+    accumulate: Count = 1
+    """Forward-backward passes per optimizer step."""
+    max_bad_steps: Natural = 10
+    """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
+
+
+class CheckpointConfig(Section):
+    """Saving."""
+
+    every_steps: Count = 1000
+    """Steps between checkpoints (one is always written at the end and on a signal)."""
+    keep: Count = 2
+    """Newest checkpoints to keep."""
+
+
+class MonitorConfig(Section):
+    """What is watched while training."""
+
+    every_steps: Count = 50
+    """Steps between rows of statistics in metrics.jsonl."""
+    knn_data: str | None = None
+    """A labelled folder (train/<class>/, val/<class>/) for k-NN while training."""
+    knn_every_steps: Count = 1000
+    """Steps between k-NN evaluations."""
+    knn_train_limit: Count = 10_000
+    """Most training images k-NN compares with, drawn evenly from the sorted list."""
+    knn_val_limit: Count = 2_000
+    """Most validation images k-NN classifies."""
+    collapse: Literal["warn", "stop", "off"] = "warn"
+    """What to do when the teacher's output collapses."""
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+
+
+class RuntimeConfig(Section):
+    """Machine and reproducibility."""
+
+    seed: Natural = 0
+    """Every random draw derives from (seed, epoch, sample position)."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Compute type of the networks; auto = bfloat16 where the device is good at it."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    workers: Annotated[int, Field(ge=-1)] = -1
+    """Processes that decode and augment; 0 = in a background thread of this process; -1 = derived from the cores."""
+    threads: Natural = 0
+    """Compute threads; 0 = torch's choice."""
+
+
+class RunConfig(Section):
+    """One complete run."""
+
+    recipe: str = "custom"
+    """Name of the recipe this configuration started from."""
+    data: DataConfig = DataConfig()
+    views: ViewsConfig = ViewsConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    train: TrainConfig = TrainConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    monitor: MonitorConfig = MonitorConfig()
+    runtime: RuntimeConfig = RuntimeConfig()
+
+
+class RunPlan(Section):
+    """Everything derived from a `RunConfig` and the number of images; written to plan.json. Steps are optimizer steps."""
+
+    dataset_size: int
+    steps_per_epoch: int
+    total_steps: int
+    batch_size: int
+    batch_size_per_pass: int
+    lr: float
+    warmup_steps: int
+    prototypes: int
+    teacher_temp: float
+    teacher_temp_start: float
+    teacher_temp_warmup_steps: int
+    teacher_momentum: float
+    freeze_last_layer_steps: int
+    global_size: tuple[int, int]
+    local_size: tuple[int, int]
+    reasons: dict[str, str]
+    """For each derived value, one line that says where it comes from."""

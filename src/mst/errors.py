@@ -1,0 +1,41 @@
+"""The exceptions a user can meet: each carries one line with the value received, the limit and what to do.
+
+`UsageError` and its children exit with status 2 (the user can fix the call or the input), `RunFailure` with 1.
+"""
+
+from __future__ import annotations
+
+
+class MstError(Exception):
+    """Base of every error that the command line prints as one line without a traceback."""
+
+    exit_code = 1
+
+
+class UsageError(MstError):
+    """A wrong argument, path or combination of settings."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """An unknown key, a wrong type or a value outside its range."""
+
+
+class DataError(UsageError):
+    """Images or labels that cannot be used as asked."""
+
+
+class CheckpointError(UsageError):
+    """A checkpoint or backbone file that is missing, damaged or of another architecture."""
+
+
+class RunFailure(MstError):
+    """Something went wrong while running: disk full, collapse, too many bad steps."""
+
+
+class MissingExtra(UsageError):
+    """An optional dependency is not installed."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(f"{package} is not installed: pip install 'mst[{extra}]'")

@@ -1,0 +1,1 @@
+"""Evaluation of a frozen backbone on labelled data."""

@@ -1,0 +1,1 @@
+"""The backbone in other tools' formats, with measured parity."""

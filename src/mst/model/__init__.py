@@ -1,0 +1,1 @@
+"""Networks: timm backbones behind one token interface, heads, decoders, the student-teacher pair."""

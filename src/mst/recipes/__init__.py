@@ -1,0 +1,1 @@
+"""Complete, self-describing configurations; a recipe knows only `mst.config`."""

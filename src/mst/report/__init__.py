@@ -1,0 +1,1 @@
+"""A self-contained page from result files only."""

@@ -1,0 +1,1 @@
+"""The process around the work: devices, seeding, logging, run folders, result files."""

@@ -1,0 +1,56 @@
+"""Rows of results and metrics as JSON lines: the only thing stages share after training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Result:
+    """One evaluation of one backbone.
+
+    Attributes:
+        task: knn, linear, patch_segmentation, ...
+        metrics: metric name -> value; accuracies and IoU in percent.
+        protocol: every setting that changes the numbers.
+        backbone: path of the evaluated file, or "random".
+        backbone_sha256: hash of that file ("" for a module in memory).
+        seed: the seed of the evaluation.
+        extra: pictures, per-class tables and the like, by name.
+    """
+
+    task: str
+    metrics: dict[str, float]
+    protocol: dict[str, Any]
+    backbone: str = ""
+    backbone_sha256: str = ""
+    seed: int = 0
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def row(self) -> dict[str, Any]:
+        """Return the record as a JSON-ready dictionary."""
+        return asdict(self)
+
+
+def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
+    """Append one row; a row is one line, written in one call."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row, allow_nan=True) + "\n")
+
+
+def read_jsonl(path: Path) -> list[dict[str, Any]]:
+    """Return all complete rows; a half-written last line (a killed process) is left out."""
+    if not path.exists():
+        return []
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue
+    return rows

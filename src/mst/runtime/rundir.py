@@ -1,0 +1,109 @@
+"""The run folder: who lies where in it, and the rules for creating one."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from mst.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """Paths inside one run folder."""
+
+    root: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration as it was asked for."""
+        return self.root / "config.json"
+
+    @property
+    def plan(self) -> Path:
+        """The derived values, each with its reason."""
+        return self.root / "plan.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One row per monitored step."""
+        return self.root / "metrics.jsonl"
+
+    @property
+    def results(self) -> Path:
+        """One row per evaluation."""
+        return self.root / "results.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of `step_N` checkpoints."""
+        return self.root / "checkpoints"
+
+    @property
+    def backbone(self) -> Path:
+        """The exported teacher backbone."""
+        return self.root / "backbone.safetensors"
+
+    @property
+    def unreadable(self) -> Path:
+        """Files that could not be decoded, one per line."""
+        return self.root / "unreadable.txt"
+
+    @property
+    def previews(self) -> Path:
+        """Pictures of masks, attention and restorations."""
+        return self.root / "previews"
+
+    @property
+    def tensorboard(self) -> Path:
+        """TensorBoard event files."""
+        return self.root / "tensorboard"
+
+    @property
+    def environment(self) -> Path:
+        """Versions, device and commit of the run."""
+        return self.root / "environment.json"
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page."""
+        return self.root / "report.html"
+
+    def exists(self) -> bool:
+        """Whether a run has been started here."""
+        return self.config.exists()
+
+
+def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:
+    """Make a new run folder.
+
+    Raises:
+        UsageError: `path` is a file, holds something that is not a run, or holds a run and `overwrite` is false.
+    """
+    run = RunDir(path)
+    if path.exists() and not path.is_dir():
+        raise UsageError(f"--out {path} is a file, not a folder: name a new folder")
+    if path.is_dir() and any(path.iterdir()):
+        if not run.exists():
+            raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")
+        if not overwrite:
+            raise UsageError(f"--out {path} already holds a run: use --resume {path}, --overwrite, or another folder")
+        shutil.rmtree(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create --out {path}: {error.strerror}") from error
+    return run
+
+
+def open_run_dir(path: Path) -> RunDir:
+    """Return an existing run folder.
+
+    Raises:
+        UsageError: there is no run at `path`.
+    """
+    run = RunDir(path)
+    if not run.exists():
+        raise UsageError(f"{path} holds no run (no config.json): give the folder that --out named")
+    return run

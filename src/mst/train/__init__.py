@@ -1,0 +1,1 @@
+"""The loop: schedules, optimizer, state, step, monitors."""

@@ -1,0 +1,34 @@
+"""From uint8 crops to the network's input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mst.errors import ConfigError
+
+
+def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return (crops / 255 - mean) / std as float32, on the crops' device.
+
+    Args:
+        crops: uint8 [..., C, H, W].
+        mean: per channel, in [0, 1]; length C, or 1 for all channels alike.
+        std: as mean.
+
+    Raises:
+        ConfigError: the lengths do not fit the number of channels.
+    """
+    channels = crops.shape[-3]
+    for name, values in (("mean", mean), ("std", std)):
+        if len(values) not in (1, channels):
+            raise ConfigError(
+                f"views.{name} has {len(values)} values, images have {channels} channels: give {channels}"
+            )
+    scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))  # [C]
+    offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
+    shape = (-1, 1, 1)
+    device = crops.device
+    return crops.float().mul_(scale.float().view(shape).to(device)).add_(offset.float().view(shape).to(device))

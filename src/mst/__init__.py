@@ -1,1 +1,59 @@
-"""Masked self-supervised pre-training of vision transformers (MST, Li et al., NeurIPS 2021)."""
+"""Masked self-supervised pre-training of vision transformers (MST, Li et al., NeurIPS 2021).
+
+The names below are the Python API. They are imported on first use, so `import mst` is immediate and needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from mst.commands.embed import embed
+    from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.pretraining import Run, load_recipe, pretrain
+    from mst.config.load import load_config
+    from mst.config.schema import RunConfig
+    from mst.model.backbone_file import load_backbone
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Run",
+    "RunConfig",
+    "__version__",
+    "embed",
+    "evaluate_knn",
+    "evaluate_linear",
+    "evaluate_segmentation",
+    "load_backbone",
+    "load_config",
+    "load_recipe",
+    "pretrain",
+]
+
+_HOMES = {
+    "Run": "mst.commands.pretraining",
+    "RunConfig": "mst.config.schema",
+    "embed": "mst.commands.embed",
+    "evaluate_knn": "mst.commands.evaluate",
+    "evaluate_linear": "mst.commands.evaluate",
+    "evaluate_segmentation": "mst.commands.evaluate",
+    "load_backbone": "mst.model.backbone_file",
+    "load_config": "mst.config.load",
+    "load_recipe": "mst.commands.pretraining",
+    "pretrain": "mst.commands.pretraining",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a name of the API on first use (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module mst has no attribute {name}")
+    value = getattr(importlib.import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

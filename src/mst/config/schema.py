@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Size = int | tuple[int, int]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 NonNegative = Annotated[float, Field(ge=0.0)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Size = Count | tuple[Count, Count]
 
 Strategy = Literal["none", "attention_low", "random", "block", "attention_high", "attention_hint"]
 
@@ -24,7 +24,7 @@ Strategy = Literal["none", "attention_low", "random", "block", "attention_high",
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent type changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -132,7 +132,7 @@ class ObjectiveConfig(Section):
     teacher_temp_warmup_epochs: NonNegative | None = None
     """Epochs of linear warm-up of the teacher's temperature; None = derived."""
     teacher_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
-    """EMA momentum of the teacher at step 0, cosine to teacher_momentum_end; None = derived from the number of steps."""
+    """EMA momentum of the teacher at step 0, cosine to teacher_momentum_end; None = derived from batch and steps."""
     teacher_momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the last step."""
     center_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
@@ -227,11 +227,9 @@ class RuntimeConfig(Section):
     """Compute threads; 0 = torch's choice."""
 
 
-class RunConfig(Section):
-    """One complete run."""
+class Settings(Section):
+    """Everything that can be set on the command line as --section.key."""
 
-    recipe: str = "custom"
-    """Name of the recipe this configuration started from."""
     data: DataConfig = DataConfig()
     views: ViewsConfig = ViewsConfig()
     model: ModelConfig = ModelConfig()
@@ -244,8 +242,15 @@ class RunConfig(Section):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
+class RunConfig(Settings):
+    """One complete run."""
+
+    recipe: str = "custom"
+    """Name of the recipe this configuration started from."""
+
+
 class RunPlan(Section):
-    """Everything derived from a `RunConfig` and the number of images; written to plan.json. Steps are optimizer steps."""
+    """Everything derived from a `RunConfig` and the number of images (plan.json). Steps are optimizer steps."""
 
     dataset_size: int
     steps_per_epoch: int
@@ -262,5 +267,7 @@ class RunPlan(Section):
     freeze_last_layer_steps: int
     global_size: tuple[int, int]
     local_size: tuple[int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     reasons: dict[str, str]
     """For each derived value, one line that says where it comes from."""

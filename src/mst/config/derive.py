@@ -1,0 +1,252 @@
+"""What follows from a configuration and the number of images: steps, rates, K, temperatures, each with its reason.
+
+Rules are DINO's (Caron et al. 2021, sections 3 and 5 and its released recipe), scaled to other batches and lengths.
+"""
+
+from __future__ import annotations
+
+import math
+
+from mst.config.schema import DataConfig, RunConfig, RunPlan, Size, ViewsConfig
+from mst.errors import ConfigError
+
+IMAGENET_IMAGES = 1_281_167
+IMAGENET_PROTOTYPES = 65_536
+FEWEST_PROTOTYPES = 1_024
+REFERENCE_BATCH = 1_024
+REFERENCE_MOMENTUM = 0.996
+LONGEST_TEACHER_MEMORY = 0.02
+"""Most of a run that the teacher's average may look back on."""
+SHORTEST_TEACHER_MEMORY = 10
+"""Steps: a faster teacher is the student."""
+SAFE_TEACHER_TEMP, LATE_TEACHER_TEMP = 0.04, 0.07
+LONG_RUN_EPOCHS = 100
+TEACHER_TEMP_WARMUP_EPOCHS, TEACHER_TEMP_WARMUP_SHARE = 30.0, 0.3
+WARMUP_EPOCHS, WARMUP_SHARE = 10.0, 0.1
+FREEZE_EPOCHS, FREEZE_SHARE = 1.0, 0.03
+
+
+def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan:
+    """Fill in every value that the configuration leaves to the data set and the batch.
+
+    Args:
+        config: what was asked for.
+        dataset_size: readable or not, the images one epoch goes through.
+        world_size: processes that share a batch.
+
+    Raises:
+        ConfigError: settings that contradict each other or the size of the data set.
+    """
+    check_consistent(config)
+    batch = config.train.batch_size
+    check_batch(batch, config.train.accumulate, world_size, dataset_size)
+    steps_per_epoch = dataset_size // batch
+    total_steps = max(1, round(config.train.epochs * steps_per_epoch))
+    reasons = {
+        "steps_per_epoch": f"{dataset_size} images // batch {batch}; the rest of an epoch is dropped",
+        "total_steps": f"{config.train.epochs:g} epochs * {steps_per_epoch} steps",
+    }
+    temp, temp_start, temp_warmup = _teacher_temperature(config, steps_per_epoch, total_steps, reasons)
+    mean, std = _statistics(config.views, config.data, reasons)
+    return RunPlan(
+        dataset_size=dataset_size,
+        steps_per_epoch=steps_per_epoch,
+        total_steps=total_steps,
+        batch_size=batch,
+        batch_size_per_pass=batch // (config.train.accumulate * world_size),
+        lr=_learning_rate(config, reasons),
+        warmup_steps=_warmup(config, steps_per_epoch, total_steps, reasons),
+        prototypes=_prototypes(config, dataset_size, reasons),
+        teacher_temp=temp,
+        teacher_temp_start=temp_start,
+        teacher_temp_warmup_steps=temp_warmup,
+        teacher_momentum=_teacher_momentum(config, total_steps, reasons),
+        freeze_last_layer_steps=_freeze(config, steps_per_epoch, total_steps, reasons),
+        global_size=as_pair(config.views.global_size),
+        local_size=as_pair(config.views.local_size),
+        mean=mean,
+        std=std,
+        reasons=reasons,
+    )
+
+
+def as_pair(size: Size) -> tuple[int, int]:
+    """Return (height, width)."""
+    return size if isinstance(size, tuple) else (size, size)
+
+
+def check_batch(batch: int, accumulate: int, world_size: int, dataset_size: int) -> None:
+    """Refuse a batch that cannot be filled or divided.
+
+    Raises:
+        ConfigError: names the largest batch that fits.
+    """
+    parts = accumulate * world_size
+    if batch % parts:
+        what = f"{accumulate} accumulation passes" + (f" on {world_size} processes" if world_size > 1 else "")
+        raise ConfigError(
+            f"--train.batch-size {batch} does not divide by {what}: use a multiple of {parts}, "
+            f"such as {max(batch // parts, 1) * parts}"
+        )
+    if batch > dataset_size:
+        largest = dataset_size // parts * parts
+        advice = f"use --train.batch-size {largest} or less" if largest else "lower --train.accumulate as well"
+        raise ConfigError(f"--train.batch-size {batch} is larger than the data set of {dataset_size} images: {advice}")
+
+
+def check_consistent(config: RunConfig) -> None:
+    """Refuse settings that are each in range but contradict one another.
+
+    Raises:
+        ConfigError: the first contradiction.
+    """
+    views, objective = config.views, config.objective
+    for name, (low, high) in (
+        ("global-scale", views.global_scale),
+        ("local-scale", views.local_scale),
+        ("blur-sigma", views.blur_sigma),
+    ):
+        if not 0 < low <= high:
+            raise ConfigError(f"--views.{name} {low:g} {high:g}: the first must be above 0 and at most the second")
+    if config.optimizer.lr is not None and config.optimizer.min_lr > config.optimizer.lr:
+        raise ConfigError(f"--optimizer.min-lr {config.optimizer.min_lr:g} is above --optimizer.lr")
+    if max(config.optimizer.betas) >= 1:
+        raise ConfigError(f"--optimizer.betas {' '.join(map(str, config.optimizer.betas))}: each must be below 1")
+    if objective.distillation_weight == 0 and objective.restoration_weight == 0:
+        raise ConfigError(
+            "--objective.distillation-weight and --objective.restoration-weight are both 0: nothing to learn"
+        )
+    if objective.teacher_momentum is not None and objective.teacher_momentum > objective.teacher_momentum_end:
+        raise ConfigError(
+            f"--objective.teacher-momentum {objective.teacher_momentum:g} is above "
+            f"--objective.teacher-momentum-end {objective.teacher_momentum_end:g}: it only rises"
+        )
+
+
+def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:
+    """Linear rule of Goyal et al. 2017, as DINO applies it to AdamW."""
+    optimizer, batch = config.optimizer, config.train.batch_size
+    if optimizer.lr is not None:
+        reasons["lr"] = "set by --optimizer.lr"
+        return optimizer.lr
+    reasons["lr"] = f"linear rule: base_lr {optimizer.base_lr:g} * batch {batch} / 256"
+    return optimizer.base_lr * batch / 256
+
+
+def _prototypes(config: RunConfig, images: int, reasons: dict[str, str]) -> int:
+    """K in proportion to the data set, as a power of two.
+
+    DINO at ImageNet's size (appendix on the output dimension): k-NN 67.8 with K 1024, 69.3 with 4096, 69.7 with 65536.
+    """
+    if config.model.prototypes is not None:
+        reasons["prototypes"] = "set by --model.prototypes"
+        return config.model.prototypes
+    share = IMAGENET_PROTOTYPES * images / IMAGENET_IMAGES
+    count = min(max(1 << max(round(math.log2(share)), 0), FEWEST_PROTOTYPES), IMAGENET_PROTOTYPES)
+    reasons["prototypes"] = (
+        f"{IMAGENET_PROTOTYPES} at ImageNet's 1.28 million images, scaled to {images} as a power of two "
+        f"within {FEWEST_PROTOTYPES}..{IMAGENET_PROTOTYPES}"
+    )
+    return count
+
+
+def _teacher_temperature(
+    config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: dict[str, str]
+) -> tuple[float, float, int]:
+    """Return the temperature after warm-up, at the start, and the steps between.
+
+    DINO's k-NN (appendix on the teacher temperature): 69.6 at 0.04, 0.1 (collapsed) at 0.08, 69.7 with 0.04 -> 0.07.
+    """
+    objective, epochs = config.objective, config.train.epochs
+    final = objective.teacher_temp
+    if final is not None:
+        reasons["teacher_temp"] = "set by --objective.teacher-temp"
+    elif epochs >= LONG_RUN_EPOCHS:
+        final = LATE_TEACHER_TEMP
+        reasons["teacher_temp"] = f"DINO's value after warm-up, for runs of {LONG_RUN_EPOCHS} epochs or more"
+    else:
+        final = SAFE_TEACHER_TEMP
+        reasons["teacher_temp"] = f"DINO's safe value: higher ones need a warm-up longer than {epochs:g} epochs allow"
+    start = objective.teacher_temp_start
+    if start is None:
+        start = min(SAFE_TEACHER_TEMP, final)
+        reasons["teacher_temp_start"] = f"DINO's {SAFE_TEACHER_TEMP}, or teacher_temp if that is lower"
+    else:
+        reasons["teacher_temp_start"] = "set by --objective.teacher-temp-start"
+    asked = objective.teacher_temp_warmup_epochs
+    if asked is not None:
+        reasons["teacher_temp_warmup_steps"] = "set by --objective.teacher-temp-warmup-epochs"
+        return final, start, min(round(asked * steps_per_epoch), total_steps)
+    if start == final:
+        reasons["teacher_temp_warmup_steps"] = "none: the temperature is constant"
+        return final, start, 0
+    warmup = min(TEACHER_TEMP_WARMUP_EPOCHS, TEACHER_TEMP_WARMUP_SHARE * epochs)
+    reasons["teacher_temp_warmup_steps"] = (
+        f"{TEACHER_TEMP_WARMUP_EPOCHS:g} epochs (DINO), at most {TEACHER_TEMP_WARMUP_SHARE:.0%} of the run"
+    )
+    return final, start, round(warmup * steps_per_epoch)
+
+
+def _teacher_momentum(config: RunConfig, total_steps: int, reasons: dict[str, str]) -> float:
+    """Keep the teacher's memory in images (EMA scaling rule), but only a small share of the run.
+
+    momentum ** (batch / 1024) is the rule of Busbridge et al. 2023 (How to Scale Your EMA), which agrees with the
+    advice in DINO's code to raise the momentum for small batches. A run of few steps would then end before its
+    teacher has left the initialisation; BYOL too lowers it for shorter runs (0.996 for 1000 epochs, 0.99 for 300).
+    """
+    if config.objective.teacher_momentum is not None:
+        reasons["teacher_momentum"] = "set by --objective.teacher-momentum"
+        return config.objective.teacher_momentum
+    scaled: float = REFERENCE_MOMENTUM ** (config.train.batch_size / REFERENCE_BATCH)
+    memory = 1 / (1 - scaled)
+    longest = max(LONGEST_TEACHER_MEMORY * total_steps, SHORTEST_TEACHER_MEMORY)
+    if memory <= longest:
+        reasons["teacher_momentum"] = (
+            f"EMA scaling rule: {REFERENCE_MOMENTUM} ** (batch {config.train.batch_size} / {REFERENCE_BATCH})"
+        )
+        return min(scaled, config.objective.teacher_momentum_end)
+    reasons["teacher_momentum"] = (
+        f"averages over {longest:.0f} steps, {LONGEST_TEACHER_MEMORY:.0%} of this run but at least "
+        f"{SHORTEST_TEACHER_MEMORY} (the EMA scaling rule's {memory:.0f} steps would be too slow)"
+    )
+    return min(1 - 1 / longest, config.objective.teacher_momentum_end)
+
+
+def _warmup(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: dict[str, str]) -> int:
+    """Ten epochs as DINO, but at most a tenth of the run."""
+    asked = config.schedule.warmup_epochs
+    if asked is not None:
+        reasons["warmup_steps"] = "set by --schedule.warmup-epochs"
+        return min(round(asked * steps_per_epoch), total_steps)
+    reasons["warmup_steps"] = f"{WARMUP_EPOCHS:g} epochs (DINO), at most {WARMUP_SHARE:.0%} of the run"
+    return min(round(WARMUP_EPOCHS * steps_per_epoch), round(WARMUP_SHARE * total_steps))
+
+
+def _freeze(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: dict[str, str]) -> int:
+    """One epoch as DINO, but at most a few percent of the run."""
+    asked = config.schedule.freeze_last_layer_epochs
+    if asked is not None:
+        reasons["freeze_last_layer_steps"] = "set by --schedule.freeze-last-layer-epochs"
+        return min(round(asked * steps_per_epoch), total_steps)
+    reasons["freeze_last_layer_steps"] = f"{FREEZE_EPOCHS:g} epoch (DINO), at most {FREEZE_SHARE:.0%} of the run"
+    return min(round(FREEZE_EPOCHS * steps_per_epoch), round(FREEZE_SHARE * total_steps))
+
+
+def _statistics(
+    views: ViewsConfig, data: DataConfig, reasons: dict[str, str]
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation for each of the channels."""
+    if len(views.mean) == len(views.std) == data.channels:
+        return views.mean, views.std
+    default = ViewsConfig()
+    if (views.mean, views.std) == (default.mean, default.std):
+        reasons["mean"] = reasons["std"] = f"average of ImageNet's, for each of {data.channels} channels"
+        return (_average(views.mean),) * data.channels, (_average(views.std),) * data.channels
+    raise ConfigError(
+        f"--views.mean has {len(views.mean)} and --views.std {len(views.std)} values: "
+        f"each needs {data.channels}, one for each of --data.channels"
+    )
+
+
+def _average(values: tuple[float, ...]) -> float:
+    return round(sum(values) / len(values), 3)

@@ -1,0 +1,127 @@
+"""A base configuration plus overrides, or a JSON file, into a checked `RunConfig`; every mistake is one line."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from mst.config.keys import allowed, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
+from mst.config.schema import RunConfig, Settings
+from mst.errors import ConfigError
+
+Overrides = Mapping[str, object]
+"""Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
+
+
+def known_key(name: str) -> str:
+    """Return the dotted key that `name` means.
+
+    Raises:
+        ConfigError: there is no such key; the nearest is named.
+    """
+    key = name.replace("-", "_")
+    fields = setting_fields()
+    if key in fields:
+        return key
+    if key in Settings.model_fields:
+        inside = ", ".join(Settings.model_fields[key].annotation.model_fields)  # type: ignore[union-attr]
+        raise ConfigError(f"{flag(key)} is a section; its keys are {inside}")
+    known = suggestion(key, fields, prefix="--").replace("_", "-")
+    raise ConfigError(f"unknown setting {flag(name)}{known} (all settings: mst pretrain --help)")
+
+
+def override(base: RunConfig, overrides: Overrides) -> RunConfig:
+    """Return `base` with some keys replaced.
+
+    Raises:
+        ConfigError: an unknown key, a value of the wrong type or outside its range.
+    """
+    values = base.model_dump(mode="python")
+    for name, value in overrides.items():
+        key = known_key(name)
+        section, _, leaf = key.partition(".")
+        values[section][leaf] = _from_words(key, value)
+    return _checked(values)
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a configuration: the `config.json` of a run, or a file with only the keys that differ from the defaults.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds an unknown key or a bad value.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} does not exist") from None
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise ConfigError(f"{path} is not a JSON configuration: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
+    return _checked(values, where=f"{path}: ")
+
+
+def dump_config(config: RunConfig) -> str:
+    """Return the JSON text that `load_config` reads back to an equal record."""
+    return config.model_dump_json(indent=2) + "\n"
+
+
+def flatten(config: RunConfig) -> dict[str, object]:
+    """Return every setting as dotted key -> value."""
+    values = config.model_dump(mode="python")
+    return {key: values[key.partition(".")[0]][key.partition(".")[2]] for key in setting_fields()}
+
+
+def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
+    """Return the dotted keys whose values differ."""
+    before, after = flatten(old), flatten(new)
+    return [key for key in before if before[key] != after[key]]
+
+
+def _from_words(key: str, value: object) -> object:
+    """Turn the words of a flag into what pydantic converts: one text, a tuple of texts, or None."""
+    field = setting_fields()[key]
+    words = [value] if isinstance(value, str) else value
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
+        return list(value) if isinstance(value, tuple) else value  # a typed value from Python
+    if not words and is_flag(field):
+        return True
+    if not words:
+        raise ConfigError(f"{flag(key)} has no value: it must be {allowed(field)}")
+    if len(words) == 1 and words[0].lower() == "none":
+        return "none" if "none" in allowed(field).replace(", or none", "") else None
+    return tuple(words) if is_open_ended(field) or (takes_several(field) and len(words) > 1) else words[0]
+
+
+def _checked(values: dict[str, Any], where: str = "") -> RunConfig:
+    """Validate; the first error of pydantic becomes one line."""
+    try:
+        return RunConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(where + _one_line(error, values)) from None
+
+
+def _one_line(error: ValidationError, values: dict[str, Any]) -> str:
+    """Name the key, the value received and the values allowed."""
+    first = error.errors(include_url=False)[0]
+    location = [str(part) for part in first["loc"]]
+    key = ".".join(location[:2])
+    fields = setting_fields()
+    if first["type"] == "extra_forbidden":
+        known = [*fields, *Settings.model_fields, "recipe"]
+        return f"unknown setting {key}{suggestion(key, known)}"
+    if key not in fields:
+        return f"{key}: {first['msg']}, received {_show(first['input'])}"
+    received = values[location[0]][location[1]]
+    return f"{flag(key)} {_show(received)}: must be {allowed(fields[key])}"
+
+
+def _show(value: object) -> str:
+    """Write a value as it was typed."""
+    return " ".join(str(item) for item in value) if isinstance(value, list | tuple) else str(value)

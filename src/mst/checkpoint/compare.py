@@ -1,0 +1,63 @@
+"""Which settings of a run changed since its checkpoint, and which of them may."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from mst.errors import CheckpointError
+
+FREE = (
+    "recipe",
+    "data.cache",
+    "data.max_unreadable_share",
+    "train.max_bad_steps",
+    "checkpoint",
+    "monitor",
+    "runtime.device",
+    "runtime.workers",
+    "runtime.threads",
+)
+"""Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
+
+Another device or number of threads changes the last bits of a sum; all else continues exactly as it would have.
+"""
+
+
+def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return `section.key` -> (saved, current) for every setting that differs; None where a side has no such key.
+
+    Tuples and lists count as equal: JSON has only lists.
+    """
+    before, now = (_flat(json.loads(json.dumps(side))) for side in (saved, current))
+    return {key: (before.get(key), now.get(key)) for key in {**before, **now} if before.get(key) != now.get(key)}
+
+
+def is_free(key: str) -> bool:
+    """Whether a run may be resumed with another value of `key`."""
+    return any(key == free or key.startswith(f"{free}.") for free in FREE)
+
+
+def refuse_changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+    """Compare a checkpoint's configuration (or plan) with the one it is to be resumed with.
+
+    Raises:
+        CheckpointError: settings that define the run differ; names each with both values.
+    """
+    changes = {key: pair for key, pair in changed_settings(saved, current).items() if not is_free(key)}
+    if changes:
+        lines = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in sorted(changes.items()))
+        raise CheckpointError(
+            f"the run was started with other settings: {lines}; resume with the old ones or start anew"
+        )
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,165 @@
+"""One checkpoint as a folder: a file per named part, and info.json with the size and SHA-256 of each.
+
+Every file is read back with `weights_only=True`: a checkpoint holds tensors and plain values, never code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import pickle
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+import torch
+
+from mst.runtime.files import sync_folder
+
+FORMAT_VERSION = 1
+INFO = "info.json"
+
+
+class Damaged(Exception):
+    """This checkpoint cannot be used; the message says what is wrong with which file."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One checkpoint in memory.
+
+    Attributes:
+        path: its folder.
+        step: optimizer steps done.
+        parts: state dictionaries by name, tensors on the CPU.
+        info: what was saved beside them (configuration, versions), as JSON gave it back.
+    """
+
+    path: Path
+    step: int
+    parts: dict[str, dict[str, Any]]
+    info: dict[str, Any]
+
+
+class _HashedFile(io.RawIOBase):
+    """A file being written whose size and SHA-256 are known at its end without reading it again."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("wb")
+        self._digest = hashlib.sha256()
+        self.size = 0
+        self.failure: OSError | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data)
+        try:
+            self._file.write(view)
+        except OSError as error:  # torch.save reports it as an error of its own
+            self.failure = error
+            raise
+        self._digest.update(view)
+        self.size += view.nbytes
+        return view.nbytes
+
+    def finish(self) -> dict[str, Any]:
+        """Flush to disk and return the file's size and hash."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        return {"size": self.size, "sha256": self._digest.hexdigest()}
+
+    def close(self) -> None:
+        """Close without raising: `finish` has flushed all that matters."""
+        try:
+            self._file.close()
+        except OSError as error:
+            self.failure = self.failure or error
+        super().close()
+
+
+def write_folder(folder: Path, step: int, parts: dict[str, dict[str, Any]], info: dict[str, Any]) -> None:
+    """Write a checkpoint into the existing empty `folder` and flush it to disk.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    files = {f"{name}.pt": _write_part(folder / f"{name}.pt", part) for name, part in parts.items()}
+    content = {"format": FORMAT_VERSION, "step": step, "files": files, "info": info}
+    record = {**content, "sha256": _digest(content)}
+    with (folder / INFO).open("w", encoding="utf-8") as file:
+        file.write(json.dumps(record, indent=1))
+        file.flush()
+        os.fsync(file.fileno())
+    sync_folder(folder)
+
+
+def read_folder(folder: Path) -> Checkpoint:
+    """Read a checkpoint whole.
+
+    Raises:
+        Damaged: a file is missing, short, changed or unreadable.
+    """
+    record = verified_info(folder)
+    parts = {}
+    for name in record["files"]:
+        try:
+            parts[name.removesuffix(".pt")] = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+            raise Damaged(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+    return Checkpoint(path=folder, step=record["step"], parts=parts, info=record["info"])
+
+
+def verified_info(folder: Path) -> dict[str, Any]:
+    """Return info.json after checking the size and hash of every file it names, and its own.
+
+    Raises:
+        Damaged: as `read_folder`.
+    """
+    try:
+        record = json.loads((folder / INFO).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Damaged(f"{INFO} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise Damaged(f"{INFO} is not valid JSON") from error
+    content = {key: value for key, value in record.items() if key != "sha256"} if isinstance(record, dict) else {}
+    if not content or record.get("sha256") != _digest(content):
+        raise Damaged(f"{INFO} was changed after it was written")
+    if content["format"] != FORMAT_VERSION:
+        raise Damaged(f"it has format {content['format']}, this version of mst reads {FORMAT_VERSION}")
+    for name, expected in content["files"].items():
+        _verify_file(folder / name, expected)
+    return content
+
+
+def _write_part(path: Path, part: dict[str, Any]) -> dict[str, Any]:
+    file = _HashedFile(path)
+    try:
+        torch.save(part, cast("IO[bytes]", file))
+        return file.finish()
+    except RuntimeError as error:
+        if file.failure is not None:
+            raise file.failure from error
+        raise
+    finally:
+        file.close()
+
+
+def _verify_file(path: Path, expected: dict[str, Any]) -> None:
+    try:
+        size = path.stat().st_size
+        if size != expected["size"]:
+            raise Damaged(f"{path.name} has {size} bytes instead of {expected['size']}")
+        with path.open("rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+    if digest != expected["sha256"]:
+        raise Damaged(f"{path.name} was changed after it was written (SHA-256 differs)")
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,121 @@
+"""The checkpoints of one run: written aside and renamed, the newest few kept, damaged ones passed over."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+from mst.checkpoint.format import Checkpoint, Damaged, read_folder, verified_info, write_folder
+from mst.errors import CheckpointError, RunFailure
+from mst.runtime import logging
+from mst.runtime.files import sync_folder
+
+_STEP = re.compile(r"step_(\d+)")
+_ASIDE = ".aside-"
+
+
+class CheckpointStore:
+    """Folders `step_N` under `folder`.
+
+    A crash at any moment leaves every finished checkpoint as it was: a new one is written in a folder aside, flushed
+    to disk and renamed; only then are older ones deleted.
+    """
+
+    def __init__(self, folder: Path, *, keep: int) -> None:
+        """Keep the `keep` newest checkpoints."""
+        self._folder = folder
+        self._keep = keep
+
+    def steps(self) -> list[int]:
+        """Return the steps that have a checkpoint, damaged or not, oldest first."""
+        if not self._folder.is_dir():
+            return []
+        found = (_STEP.fullmatch(path.name) for path in self._folder.iterdir())
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Return the folder of step `step`."""
+        return self._folder / f"step_{step}"
+
+    def save(self, step: int, parts: dict[str, dict[str, Any]], info: dict[str, Any]) -> Path:
+        """Save state dictionaries by name, and JSON-ready `info`; then delete what is no longer kept.
+
+        Raises:
+            RunFailure: the disk refused (full, read-only); the checkpoints before are intact, the new one is gone.
+        """
+        target, aside = self.path(step), self._folder / f"{_ASIDE}{os.getpid()}-step_{step}"
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            self._remove_leftovers()
+            if self._is_sound(step):  # saved before a signal or before a fall-back: nothing to win, something to lose
+                return target
+            aside.mkdir()
+            write_folder(aside, step, parts, info)
+            if target.exists():
+                self._remove(target)  # a damaged one
+            aside.rename(target)
+            sync_folder(self._folder)
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise RunFailure(self._disk_message(target, error)) from error
+        self._retain(step)
+        return target
+
+    def load_latest(self) -> Checkpoint:
+        """Return the newest checkpoint that is sound; each damaged one on the way costs one line of warning.
+
+        Raises:
+            CheckpointError: there is none; the message says what is wrong with the newest.
+        """
+        steps = self.steps()
+        if not steps:
+            raise CheckpointError(f"{self._folder} holds no checkpoint: start the run anew")
+        damages = []
+        for step in reversed(steps):
+            try:
+                checkpoint = read_folder(self.path(step))
+            except Damaged as damage:
+                damages.append(f"{self.path(step)} is damaged: {damage}")
+                if step != steps[0]:
+                    logging.warn(f"{damages[-1]}; falling back to the checkpoint before it")
+                continue
+            return checkpoint
+        raise CheckpointError(
+            f"none of {len(steps)} checkpoints can be used ({'; '.join(damages)}): start the run anew"
+        )
+
+    def _is_sound(self, step: int) -> bool:
+        try:
+            verified_info(self.path(step))
+        except Damaged:
+            return False
+        return True
+
+    def _retain(self, saved: int) -> None:
+        """Delete all but the newest up to `saved`, and what lies beyond it: damaged ones the run fell back from."""
+        steps = self.steps()
+        kept = [step for step in steps if step <= saved][-self._keep :]
+        for step in set(steps) - set(kept):
+            try:
+                self._remove(self.path(step))
+            except OSError as error:
+                logging.warn(f"cannot delete the old checkpoint {self.path(step)}: {error.strerror or error}")
+
+    def _remove(self, path: Path) -> None:
+        """Delete a checkpoint; renamed first, so that a half-deleted one is never taken for a checkpoint."""
+        aside = self._folder / f"{_ASIDE}{os.getpid()}-old-{path.name}"
+        path.rename(aside)
+        shutil.rmtree(aside, ignore_errors=True)
+
+    def _remove_leftovers(self) -> None:
+        """Delete what a killed process left half written or half deleted."""
+        for path in self._folder.glob(f"{_ASIDE}*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+    def _disk_message(self, target: Path, error: OSError) -> str:
+        steps = self.steps()
+        intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier one"
+        return f"cannot write checkpoint {target}: {error.strerror or error}; {intact}: free space, then resume"

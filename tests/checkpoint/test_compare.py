@@ -1,0 +1,49 @@
+"""A resumed run keeps the settings that define it, and may change the others."""
+
+from __future__ import annotations
+
+import pytest
+
+from mst.checkpoint.compare import FREE, changed_settings, is_free, refuse_changed_settings
+from mst.config.schema import RunConfig
+from mst.errors import CheckpointError
+
+
+def changed(**sections: dict[str, object]) -> dict[str, object]:
+    return RunConfig.model_validate(sections).model_dump(mode="json")
+
+
+def test_same_settings_pass_whatever_the_container() -> None:
+    refuse_changed_settings(RunConfig().model_dump(), RunConfig().model_dump(mode="json"))
+
+
+def test_every_changed_key_is_named_with_both_values() -> None:
+    saved = changed()
+    current = changed(optimizer={"lr": 0.1}, train={"batch_size": 8}, monitor={"every_steps": 7})
+    with pytest.raises(CheckpointError) as caught:
+        refuse_changed_settings(saved, current)
+    assert "optimizer.lr None -> 0.1, train.batch_size 1024 -> 8" in str(caught.value)
+    assert "monitor" not in str(caught.value)
+
+
+def test_what_may_change() -> None:
+    current = changed(
+        monitor={"every_steps": 7, "collapse": "off"},
+        checkpoint={"keep": 9},
+        runtime={"workers": 3, "device": "cpu", "threads": 1},
+        train={"max_bad_steps": 1},
+    )
+    refuse_changed_settings(changed(), current)
+    assert len(changed_settings(changed(), current)) == 7
+
+
+def test_keys_of_one_side_only_are_changes() -> None:
+    assert changed_settings({"a": {"b": 1}}, {"a": {"c": [1]}}) == {"a.b": (1, None), "a.c": (None, [1])}
+
+
+def test_free_keys_exist() -> None:
+    known = set(changed_settings({}, RunConfig().model_dump()))
+    for free in FREE:
+        assert any(is_free(key) and key.startswith(free) for key in known | {"recipe"}), free
+    assert not is_free("runtime.seed")
+    assert not is_free("monitoring")

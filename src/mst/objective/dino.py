@@ -1,0 +1,106 @@
+"""Self-distillation between views: the student predicts the teacher's distribution over K prototypes.
+
+Source: DINO (Caron et al. 2021), section 3.1, equations 1-4 and algorithm 1. Differs in that everything is pure (the
+loss does not update the center) and all pairs are summed at once. Float32 (or float64) whatever the compute type.
+
+Letters: B images, G global crops, V = G + L student views (the first G are the global crops), K prototypes.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from mst.errors import UsageError
+
+
+def teacher_probabilities(teacher_logits: Tensor, center: Tensor, temperature: float) -> Tensor:
+    """Return softmax((teacher_logits - center) / temperature) over the prototypes.
+
+    Args:
+        teacher_logits: [G, B, K].
+        center: running mean of the teacher's logits [1, K].
+        temperature: below the student's, so that the target is sharper.
+
+    Returns:
+        probabilities [G, B, K].
+    """
+    return F.softmax((_full_precision(teacher_logits) - center) / temperature, dim=-1)  # [G,B,K]
+
+
+def self_distillation_loss(student_logits: Tensor, teacher_probs: Tensor, student_temp: float) -> Tensor:
+    """Return the mean cross-entropy over images and pairs (teacher view i, student view j != i).
+
+    Sums over pairs are taken before the product: sum_ij p_i . q_j = (sum_i p_i) . (sum_j q_j), less the pairs i = j.
+
+    Args:
+        student_logits: [V, B, K], global crops first.
+        teacher_probs: [G, B, K], G <= V.
+        student_temp: temperature of the student's softmax.
+
+    Returns:
+        scalar, nats.
+
+    Raises:
+        UsageError: there is no pair of two different views.
+    """
+    views, globals_ = len(student_logits), len(teacher_probs)
+    if views < 2 or globals_ < 1:
+        raise UsageError(f"{globals_} teacher and {views} student views make no pair: use at least two global crops")
+    log_probs = F.log_softmax(_full_precision(student_logits) / student_temp, dim=-1)  # [V,B,K]
+    all_pairs = (teacher_probs.sum(dim=0) * log_probs.sum(dim=0)).sum()
+    same_view = (teacher_probs * log_probs[:globals_]).sum()
+    pairs = globals_ * (views - 1)
+    return (same_view - all_pairs) / (pairs * student_logits.shape[1])
+
+
+def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
+    """Return momentum * center + (1 - momentum) * (mean of the teacher's logits over crops and images), [1, K].
+
+    Linear in the logits, so with several processes `mean_over_processes(updated_center(...))` is the center of the
+    global batch.
+
+    Args:
+        center: [1, K].
+        teacher_logits: [G, B, K].
+        momentum: share of the old center that stays.
+    """
+    batch_mean = _full_precision(teacher_logits).mean(dim=(0, 1))[None]  # [1,K]
+    return center * momentum + batch_mean * (1.0 - momentum)
+
+
+def mean_over_processes(value: Tensor) -> Tensor:
+    """Return the mean of `value` over all processes, the same on each; `value` itself where there is one process."""
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return value
+    total = value.detach().clone()
+    dist.all_reduce(total)
+    return total / dist.get_world_size()
+
+
+def mean_entropy(probs: Tensor) -> Tensor:
+    """Return the mean over crops and images of the entropy of `probs` [..., K], nats, from 0 to ln K.
+
+    Zero for every input: the teacher has become one-hot. ln K: it has become uniform.
+    """
+    return _entropy(probs).mean()
+
+
+def marginal_entropy(probs: Tensor) -> Tensor:
+    """Return the entropy of the mean of `probs` [..., K] over crops and images, nats, from 0 to ln K.
+
+    It falls towards `mean_entropy` when all images get the same output (collapse).
+    """
+    return _entropy(probs.flatten(0, -2).mean(dim=0))
+
+
+def _entropy(probs: Tensor) -> Tensor:
+    terms: Tensor = torch.special.entr(probs)  # -p ln p, 0 at 0
+    return terms.sum(dim=-1)
+
+
+def _full_precision(tensor: Tensor) -> Tensor:
+    """Return float32, or float64 as it is."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))

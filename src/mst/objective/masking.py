@@ -1,0 +1,172 @@
+"""Which patch tokens the student does not see: MST's attention-guided mask and the strategies it is compared with.
+
+Sources: MST (Li et al. 2021, section 3.2) for `attention_low`; AttMask (Kakogeorgiou et al. 2022, section 3.2) for
+`attention_high` and `attention_hint`; BEiT (Bao et al. 2022, algorithm 1) and iBOT (Zhou et al. 2022) for `block`.
+Differs from them in that every strategy hides the same expected number of tokens; docs/deviations.md has the details.
+
+Letters: B images (each global crop is one), N = h*w patch tokens. True = hidden from the student.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from typing import get_args
+
+import torch
+from torch import Tensor
+
+from mst.config.schema import Strategy
+from mst.errors import UsageError
+
+STRATEGIES: tuple[str, ...] = get_args(Strategy)
+ATTENTION_STRATEGIES = frozenset({"attention_low", "attention_high", "attention_hint"})
+"""Strategies that look at the values of `importance`; the others only at its shape."""
+
+HINT_TOP_SHARE = 0.1
+"""Share of the tokens, the very most attended, among which `attention_hint` reveals some (AttMask's default)."""
+BLOCK_ASPECT = 0.3
+"""Blocks have height / width between this and its inverse (BEiT's and iBOT's default)."""
+BLOCK_ATTEMPTS = 10
+"""Blocks drawn per image before the few tokens still missing are chosen one by one."""
+
+
+def attention_mask(
+    importance: Tensor,
+    *,
+    strategy: str,
+    eligible_fraction: float,
+    mask_probability: float,
+    generator: torch.Generator,
+    grid: tuple[int, int] | None = None,
+    masked_sample_share: float = 1.0,
+) -> Tensor:
+    """Choose the tokens to hide.
+
+    Exactly floor(eligible_fraction * N) tokens of an image are eligible, and each of them is hidden with probability
+    `mask_probability`, independently. Eligible are, ties broken by the lower token index:
+
+    - `none`: no token.
+    - `attention_low`: the least attended (MST).
+    - `attention_high`: the most attended (AttMask-High).
+    - `attention_hint`: the most attended, but of the 10 % very most attended each is revealed with probability
+      `eligible_fraction`, and the next most attended take the places (AttMask-Hint).
+    - `random`: drawn uniformly from all tokens.
+    - `block`: as many tokens as the others hide, but in rectangles (BEiT).
+
+    Args:
+        importance: attention that each token receives [B, N]; `none`, `random` and `block` read only shape and device.
+        strategy: one of the names above.
+        eligible_fraction: share of the tokens that may be hidden, in [0, 1] (the paper's 1/num).
+        mask_probability: probability that an eligible token is hidden, in [0, 1].
+        generator: source of every draw; on the CPU the mask is the same whatever the device of `importance`.
+        grid: (h, w) of the tokens, used by `block` only; None = a square.
+        masked_sample_share: share of the images that get a mask at all, in [0, 1]. The number of them is exact where
+            share * B is whole, otherwise one of the two nearest, so that the share holds on average.
+
+    Returns:
+        mask [B, N], bool, on the device of `importance`.
+
+    Raises:
+        UsageError: unknown strategy, a share outside [0, 1], or a grid that does not fit.
+    """
+    _check(importance, strategy, eligible_fraction, mask_probability, masked_sample_share)
+    images, tokens = importance.shape
+    device = importance.device
+    if strategy == "none":
+        return torch.zeros(images, tokens, dtype=torch.bool, device=device)
+    count = math.floor(eligible_fraction * tokens)
+    hidden = _uniform(generator, images, tokens) < mask_probability  # [B,N]
+    if strategy == "block":
+        mask = _blocks(hidden[:, :count].sum(dim=1), _checked_grid(grid, tokens), generator).to(device)
+    else:
+        mask = _eligible(importance, strategy, count, eligible_fraction, generator) & hidden.to(device)
+    return mask & _masked_samples(images, masked_sample_share, generator).to(device)[:, None]
+
+
+def _eligible(importance: Tensor, strategy: str, count: int, fraction: float, generator: torch.Generator) -> Tensor:
+    """Return the `count` tokens of each image that may be hidden [B,N], bool (fewer if too many are revealed)."""
+    if strategy == "attention_low":
+        return _rank(importance) < count
+    if strategy == "attention_high":
+        return _rank(importance, descending=True) < count
+    images, tokens = importance.shape
+    draws = _uniform(generator, images, tokens).to(importance.device)  # [B,N]
+    if strategy == "random":
+        return _rank(draws) < count
+    rank = _rank(importance, descending=True)  # [B,N], 0 = most attended
+    revealed = (rank < math.ceil(HINT_TOP_SHARE * tokens)) & (draws < fraction)
+    return (_rank(rank + tokens * revealed) < count) & ~revealed
+
+
+def _blocks(targets: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+    """Return masks [B,N] of rectangles with exactly `targets` [B] tokens each.
+
+    As in BEiT and iBOT, a block covers at most what is still missing and at least (min(h, w) // 3)^2 tokens. Its last
+    tokens are cut off where it would hide too many.
+    """
+    height, width = grid
+    images, tokens = len(targets), height * width
+    rows = torch.arange(height, device=targets.device)[:, None]  # [h,1]
+    columns = torch.arange(width, device=targets.device)  # [w]
+    smallest = max(1, (min(height, width) // 3) ** 2)
+    mask = torch.zeros(images, tokens, dtype=torch.bool, device=targets.device)
+    for _ in range(BLOCK_ATTEMPTS):
+        missing = targets - mask.sum(dim=1)  # [B]
+        if not missing.any():
+            return mask
+        draws = _uniform(generator, 4, images, 1, 1)
+        area = torch.lerp(missing.clamp(max=smallest).float(), missing.float(), draws[0, :, 0, 0])[:, None, None]
+        aspect = BLOCK_ASPECT ** (2.0 * draws[1] - 1.0)  # [B,1,1], height / width, uniform in its logarithm
+        block_height = (area * aspect).sqrt().round().clamp(1, height)
+        block_width = (area / aspect).sqrt().round().clamp(1, width)
+        top = (draws[2] * (height - block_height + 1)).floor()
+        left = (draws[3] * (width - block_width + 1)).floor()
+        block = (rows >= top) & (rows < top + block_height) & (columns >= left) & (columns < left + block_width)
+        new = block.flatten(1) & ~mask  # [B,N]
+        mask |= new & (new.cumsum(dim=1) <= missing[:, None])
+    missing = targets - mask.sum(dim=1)
+    return mask | (_rank(_uniform(generator, images, tokens) + mask) < missing[:, None])
+
+
+def _masked_samples(images: int, share: float, generator: torch.Generator) -> Tensor:
+    """Return which images get a mask [B], bool: a random choice of floor(share * B + a draw from [0, 1))."""
+    draws = _uniform(generator, images + 1)
+    count = math.floor(share * images + float(draws[images]))
+    return _rank(draws[None, :images])[0] < count
+
+
+def _rank(values: Tensor, *, descending: bool = False) -> Tensor:
+    """Return each value's place in its sorted row [B,N], int64; equal values keep their order."""
+    return values.argsort(dim=1, descending=descending, stable=True).argsort(dim=1)
+
+
+def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
+    """Draw from [0, 1) on the generator's own device."""
+    return torch.rand(shape, generator=generator, device=generator.device)
+
+
+def _check(importance: Tensor, strategy: str, fraction: float, probability: float, share: float) -> None:
+    if strategy not in STRATEGIES:
+        nearest = difflib.get_close_matches(strategy, STRATEGIES, n=1, cutoff=0.0)[0]
+        raise UsageError(f"unknown strategy {strategy!r}: did you mean {nearest!r}? Known: {', '.join(STRATEGIES)}")
+    if importance.ndim != 2:
+        raise UsageError(f"importance has shape {tuple(importance.shape)}: give [images, tokens]")
+    for name, value in (
+        ("eligible_fraction", fraction),
+        ("mask_probability", probability),
+        ("masked_sample_share", share),
+    ):
+        if not 0.0 <= value <= 1.0:
+            raise UsageError(f"{name} is {value}: give a number from 0 to 1")
+
+
+def _checked_grid(grid: tuple[int, int] | None, tokens: int) -> tuple[int, int]:
+    if grid is None:
+        side = math.isqrt(tokens)
+        if side * side != tokens:
+            raise UsageError(f"strategy 'block': {tokens} tokens are not a square; give grid=(h, w)")
+        return side, side
+    if grid[0] * grid[1] != tokens:
+        raise UsageError(f"strategy 'block': grid {grid[0]}x{grid[1]} does not hold {tokens} tokens")
+    return grid

@@ -1,0 +1,99 @@
+"""Labelled images as the evaluators see them: read one at a time, from files or from memory.
+
+Letters: n images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mst.data.decoding import decode_image
+from mst.data.labelled import LabelledFolder
+from mst.data.sources import ImageIndex
+from mst.errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """Images that are read one at a time, with their labels.
+
+    Attributes:
+        names: a path or another name for each image, shown when it cannot be read.
+        labels: class numbers [n], int64.
+        read: index -> uint8 image [C, H, W]; may raise `mst.data.decoding.UnreadableImage`.
+    """
+
+    names: tuple[str, ...]
+    labels: Tensor
+    read: Callable[[int], Tensor]
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    @staticmethod
+    def from_paths(paths: Sequence[Path] | ImageIndex, labels: Tensor | Sequence[int], *, channels: int) -> ImageSet:
+        """Return a set that decodes a file each time it is read."""
+        return ImageSet(
+            tuple(map(str, paths)),
+            torch.as_tensor(labels, dtype=torch.int64),
+            lambda index: decode_image(paths[index], channels=channels),
+        )
+
+    @staticmethod
+    def from_tensors(images: Sequence[Tensor], labels: Tensor | Sequence[int]) -> ImageSet:
+        """Return a set over uint8 images [C, H, W] in memory."""
+        names = tuple(f"image {index}" for index in range(len(images)))
+        return ImageSet(names, torch.as_tensor(labels, dtype=torch.int64), lambda index: images[index])
+
+    def subset(self, indices: Sequence[int]) -> ImageSet:
+        """Return the images at `indices`, in that order."""
+        chosen = list(indices)
+        read = self.read
+        return ImageSet(
+            tuple(self.names[index] for index in chosen), self.labels[chosen], lambda position: read(chosen[position])
+        )
+
+
+@dataclass(frozen=True)
+class LabelledSets:
+    """A training and a validation set over the same classes."""
+
+    classes: tuple[str, ...]
+    train: ImageSet
+    val: ImageSet
+
+    def __post_init__(self) -> None:
+        for name, images in (("train", self.train), ("val", self.val)):
+            if len(images) == 0:
+                raise DataError(f"the {name} set is empty: at least one labelled image is needed")
+            if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(self.classes):
+                raise DataError(f"the {name} set has a label outside 0..{len(self.classes) - 1}")
+
+    @staticmethod
+    def from_folder(
+        root: str | Path, *, channels: int, train_limit: int | None = None, val_limit: int | None = None
+    ) -> LabelledSets:
+        """Return the sets of `train/<class>/` and `val/<class>/` below `root`.
+
+        Args:
+            root: the folder.
+            channels: of the images, 3 or 1.
+            train_limit: at most this many training images, drawn evenly over the classes; None = all.
+            val_limit: at most this many validation images.
+
+        Raises:
+            UsageError: no folder with labelled images; the message says what is missing.
+        """
+        folder = LabelledFolder(root)
+        train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
+        return LabelledSets(
+            folder.classes,
+            ImageSet.from_paths(train.paths, train.labels, channels=channels),
+            ImageSet.from_paths(val.paths, val.labels, channels=channels),
+        )

@@ -1,0 +1,197 @@
+"""Weighted k-nearest-neighbour classification of features, exact and in bounded memory.
+
+Source: Wu et al. 2018 (InstDisc), section 3.4, as used by DINO (Caron et al. 2021): cosine similarity, a vote of
+exp(similarity / 0.07). Differs: both sides are cut into chunks with a running top-k, and equal similarities are
+decided by the lower training index, so the result does not depend on the chunks.
+Letters: m training samples, n queries, D features, k neighbours, C classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mst.errors import UsageError
+from mst.evaluate.features import Features, FeatureSettings, cls_features, extract_features
+from mst.evaluate.image_sets import LabelledSets
+from mst.evaluate.metrics import rank_of_label
+from mst.evaluate.protocol import ImageTransform, LowShot
+from mst.runtime.logging import warn
+from mst.runtime.results import Result
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
+
+
+@dataclass(frozen=True)
+class KnnProtocol:
+    """Settings of the k-NN evaluation that change its numbers.
+
+    Attributes:
+        neighbors: each k that is reported; more than the training images are cut to their number.
+        headline: the k whose accuracy is `top1` and `top5`: fixed beforehand, not the best on the validation set.
+        temperature: of the vote exp(similarity / temperature).
+        labels: how many training labels are used.
+    """
+
+    neighbors: tuple[int, ...] = (10, 20, 100, 200)
+    headline: int = 20
+    temperature: float = 0.07
+    labels: LowShot = field(default_factory=LowShot)
+
+    def __post_init__(self) -> None:
+        if not self.neighbors or min(self.neighbors) < 1:
+            raise UsageError(f"--neighbors {self.neighbors}: name numbers of at least 1")
+        if self.headline not in self.neighbors:
+            raise UsageError(f"--headline {self.headline}: must be one of --neighbors {self.neighbors}")
+        if self.temperature <= 0:
+            raise UsageError(f"--temperature {self.temperature}: must be above 0")
+
+
+def knn_predict(
+    train_features: Tensor,
+    train_labels: Tensor,
+    features: Tensor,
+    *,
+    num_neighbors: int,
+    temperature: float,
+    num_classes: int,
+    chunk: tuple[int, int] = (1024, 16384),
+) -> Tensor:
+    """Return class scores [n, C], float32: each of the k nearest training samples votes exp(similarity / temperature).
+
+    Args:
+        train_features: [m, D], any length (they are normalised here).
+        train_labels: [m], int64 in 0..C-1.
+        features: queries [n, D].
+        num_neighbors: k; all training samples where there are fewer.
+        temperature: divisor of the cosine similarity.
+        num_classes: C.
+        chunk: queries and training samples compared at a time; bounds the memory, not the result.
+
+    Raises:
+        UsageError: there are no training samples, or k or the temperature is not positive.
+    """
+    if num_neighbors < 1 or temperature <= 0:
+        raise UsageError(f"num_neighbors {num_neighbors} and temperature {temperature} must be positive")
+    labels = train_labels.to(features.device)
+    scores = features.new_zeros(len(features), num_classes, dtype=torch.float32)
+    for start in range(0, len(features), chunk[0]):
+        part = slice(start, start + chunk[0])
+        similarity, index = nearest_neighbors(train_features, features[part], num_neighbors, train_chunk=chunk[1])
+        scores[part] = vote(similarity, labels[index], temperature, num_classes)
+    return scores
+
+
+def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, train_chunk: int) -> tuple[Tensor, Tensor]:
+    """Return similarities [n, k] in descending order and the training indices [n, k] they belong to.
+
+    Equal similarities are ordered by training index; k is cut to the number of training samples.
+    """
+    if len(train) == 0:
+        raise UsageError("k-NN needs at least one training sample")
+    queries = F.normalize(queries.float(), dim=1)  # [n,D]
+    best = queries.new_empty(len(queries), 0)  # [n,<=k]
+    best_index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
+    for start in range(0, len(train), train_chunk):
+        part = F.normalize(train[start : start + train_chunk].to(queries.device).float(), dim=1)  # [T,D]
+        value, index = stable_topk(queries @ part.T, k)
+        best, best_index = torch.cat([best, value], 1), torch.cat([best_index, index + start], 1)
+        best, order = best.sort(dim=1, descending=True, stable=True)  # earlier chunks stand first among equals
+        best, best_index = best[:, :k], best_index.gather(1, order[:, :k])
+    return best, best_index
+
+
+def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the `k` largest values [n, k] of each row and their columns; equal values: the lower column first.
+
+    `torch.topk` leaves open which of several equal values it takes; rows where that matters are sorted in full.
+    """
+    k = min(k, values.shape[1])
+    top, column = values.topk(k, dim=1)
+    column = column.sort(dim=1).values
+    order = values.gather(1, column).argsort(dim=1, descending=True, stable=True)
+    column = column.gather(1, order)
+    cut_in_a_tie = (values >= top[:, -1:]).sum(1) > k  # [n]
+    if bool(cut_in_a_tie.any()):
+        column[cut_in_a_tie] = values[cut_in_a_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
+    return values.gather(1, column), column
+
+
+def vote(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
+    """Return class scores [n, C] from the neighbours' similarities [n, k] and labels [n, k]."""
+    scores = similarity.new_zeros(len(similarity), num_classes)
+    return scores.scatter_add_(1, labels, (similarity / temperature).exp())
+
+
+def knn_accuracy(
+    train: Features, val: Features, *, neighbors: Sequence[int], temperature: float, num_classes: int
+) -> dict[str, float]:
+    """Return `top1_k{k}` and `top5_k{k}` in percent for every k; neighbours are searched once, for the largest."""
+    ranks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
+    for start in range(0, len(val.labels), 1024):
+        queries, labels = val.features[start : start + 1024], val.labels[start : start + 1024]
+        similarity, index = nearest_neighbors(train.features, queries, max(neighbors), train_chunk=16384)
+        votes = train.labels[index]
+        for k in neighbors:
+            scores = vote(similarity[:, :k], votes[:, :k], temperature, num_classes)
+            ranks[k].append(rank_of_label(scores, labels))
+    metrics = {}
+    for k, parts in ranks.items():
+        rank = torch.cat(parts)
+        for top in (1, 5):
+            metrics[f"top{top}_k{k}"] = 100.0 * (rank < top).double().mean().item()
+    return metrics
+
+
+def evaluate_knn(
+    backbone: Backbone,
+    data: LabelledSets,
+    transform: ImageTransform,
+    protocol: KnnProtocol | None = None,
+    *,
+    settings: FeatureSettings | None = None,
+    seed: int = 0,
+) -> Result:
+    """Classify the validation images by their nearest training images.
+
+    Returns:
+        Result with `top1`, `top5` (at the headline k) and `top1_k{k}`, `top5_k{k}`, in percent. k larger than the
+        number of training images is cut; `extra["notes"]` says so.
+    """
+    protocol, settings = protocol or KnnProtocol(), settings or FeatureSettings()
+    chosen = data.train.subset(protocol.labels.select(data.train.labels, seed=seed))
+    train = extract_features(backbone, chosen, transform, cls_features, settings, title="training features")
+    val = extract_features(backbone, data.val, transform, cls_features, settings, title="validation features")
+    notes = []
+    limit = len(train.labels)
+    if max(protocol.neighbors) > limit:
+        notes.append(f"k is cut to the {limit} training images")
+        warn(f"k-NN: {notes[-1]}")
+    used = replace(
+        protocol,
+        neighbors=tuple(sorted({min(k, limit) for k in protocol.neighbors})),
+        headline=min(protocol.headline, limit),
+    )
+    metrics = knn_accuracy(
+        train, val, neighbors=used.neighbors, temperature=used.temperature, num_classes=len(data.classes)
+    )
+    headline = {f"top{top}": metrics[f"top{top}_k{used.headline}"] for top in (1, 5)}
+    return Result(
+        task="knn",
+        metrics={**headline, **metrics},
+        protocol={**asdict(used), "transform": asdict(transform), "precision": settings.precision},
+        seed=seed,
+        extra={
+            "train_images": limit,
+            "val_images": len(val.labels),
+            "classes": len(data.classes),
+            "unreadable": [*train.unreadable, *val.unreadable],
+            "notes": notes,
+        },
+    )

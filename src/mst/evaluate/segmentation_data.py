@@ -1,0 +1,157 @@
+"""Images with a class number per pixel: from memory, or from `images/`, `masks/` and split lists.
+
+Letters: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from mst.data.decoding import decode_image
+from mst.errors import DataError
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
+
+
+@dataclass(frozen=True)
+class SegmentationSet:
+    """Image and mask pairs that are read one at a time.
+
+    Attributes:
+        names: a path or another name for each pair.
+        read: index -> (uint8 image [C, H, W], int64 mask [H, W]).
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[int], tuple[Tensor, Tensor]]
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.names)
+
+    @staticmethod
+    def from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor]) -> SegmentationSet:
+        """Return a set over uint8 images [C, H, W] and integer masks [H, W] in memory."""
+        names = tuple(f"image {index}" for index in range(len(images)))
+        return SegmentationSet(names, lambda index: (images[index], masks[index].long()))
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A training and a validation set with the same classes.
+
+    Attributes:
+        classes: names; class number = position.
+        train: pairs to learn from.
+        val: pairs to score.
+        ignore_index: mask value without a class, or None.
+    """
+
+    classes: tuple[str, ...]
+    train: SegmentationSet
+    val: SegmentationSet
+    ignore_index: int | None = None
+
+
+def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:
+    """Return the sets of a folder with `images/`, `masks/` (index PNG), `train.txt`, `val.txt` and `classes.json`.
+
+    A list has one image name per line, with or without suffix; `classes.json` is a list of class names, or an object
+    with `classes` and, where some pixels have no class, `ignore_index`.
+
+    Raises:
+        DataError: a part is missing, a listed image or mask does not exist, or a list is empty.
+    """
+    for part in ("images", "masks", "train.txt", "val.txt", "classes.json"):
+        if not (root / part).exists():
+            raise DataError(f"{root} has no {part}: needed are images/, masks/, train.txt, val.txt and classes.json")
+    classes, ignore_index = _read_classes(root / "classes.json")
+    train, val = (
+        _listed_set(root, root / f"{split}.txt", len(classes), ignore_index, channels) for split in ("train", "val")
+    )
+    return SegmentationData(classes, train, val, ignore_index)
+
+
+def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        classes = content if isinstance(content, list) else content["classes"]
+        ignore = None if isinstance(content, list) else content.get("ignore_index")
+        if not classes or not all(isinstance(name, str) for name in classes):
+            raise ValueError("no class names")
+        return tuple(classes), None if ignore is None else int(ignore)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise DataError(
+            f'{path}: expected ["name", ...] or {{"classes": [...], "ignore_index": n}} ({error})'
+        ) from error
+
+
+def _listed_set(
+    root: Path, listing: Path, num_classes: int, ignore_index: int | None, channels: int
+) -> SegmentationSet:
+    names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not names:
+        raise DataError(f"{listing} names no image")
+    images = [_find(root / "images", name, IMAGE_SUFFIXES, listing) for name in names]
+    masks = [_find(root / "masks", name, (".png",), listing) for name in names]
+
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        image = decode_image(images[index], channels=channels)
+        return image, read_mask(masks[index], (image.shape[1], image.shape[2]), num_classes, ignore_index)
+
+    return SegmentationSet(tuple(map(str, images)), read)
+
+
+def _find(folder: Path, name: str, suffixes: Sequence[str], listing: Path) -> Path:
+    stem = folder / name
+    for candidate in (stem, *(folder / f"{name}{suffix}" for suffix in suffixes)):
+        if candidate.suffix.lower() in suffixes and candidate.is_file():
+            return candidate
+    for suffix in suffixes:
+        if stem.with_suffix(suffix).is_file():
+            return stem.with_suffix(suffix)
+    raise DataError(f"{listing} names {name}, but there is no {stem}[{'|'.join(suffixes)}]")
+
+
+def read_mask(path: Path, size: tuple[int, int], num_classes: int, ignore_index: int | None) -> Tensor:
+    """Return a mask file as class numbers, int64 [H, W].
+
+    Raises:
+        DataError: unreadable, of another size than its image, or with a value that is no class.
+    """
+    try:
+        with Image.open(path) as file:
+            values = np.asarray(file)
+    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as a mask ({error})") from error
+    if values.ndim != 2 or values.dtype.kind not in "ui":
+        raise DataError(f"{path}: a mask is an 8- or 16-bit image of class numbers, this one has shape {values.shape}")
+    if values.shape != size:
+        raise DataError(
+            f"{path}: mask is {values.shape[0]}x{values.shape[1]}, its image is {size[0]}x{size[1]} (H x W)"
+        )
+    mask = torch.from_numpy(values.astype(np.int64))
+    check_mask(mask, num_classes, ignore_index, str(path))
+    return mask
+
+
+def check_mask(mask: Tensor, num_classes: int, ignore_index: int | None, name: str) -> None:
+    """Refuse a mask with a value that is neither a class nor `ignore_index`.
+
+    Raises:
+        DataError: naming the value.
+    """
+    wrong = (mask < 0) | (mask >= num_classes)
+    if ignore_index is not None:
+        wrong &= mask != ignore_index
+    if bool(wrong.any()):
+        value = int(mask[wrong][0])
+        raise DataError(f"{name}: {value} is no class of 0..{num_classes - 1} and not ignore_index {ignore_index}")

@@ -1,0 +1,113 @@
+"""k-NN against its one-query-at-a-time definition, over awkward shapes, ties and chunk sizes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evaluate.fakes import FakeBackbone, colour_sets
+from mst.errors import UsageError
+from mst.evaluate.features import FeatureSettings
+from mst.evaluate.image_sets import LabelledSets
+from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_predict, nearest_neighbors, stable_topk
+from mst.evaluate.protocol import ImageTransform, LowShot
+from reference.knn import knn_scores
+
+QUIET = FeatureSettings(batch_size=7, workers=2, precision="fp32", progress=False)
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    m=st.integers(1, 30),
+    n=st.integers(0, 6),
+    dim=st.integers(1, 9),
+    classes=st.integers(1, 5),
+    k=st.integers(1, 40),
+    temperature=st.sampled_from([0.04, 0.07, 1.0]),
+    chunk=st.tuples(st.integers(1, 7), st.integers(1, 31)),
+    seed=st.integers(0, 10_000),
+)
+def test_equals_the_definition(
+    m: int, n: int, dim: int, classes: int, k: int, temperature: float, chunk: tuple[int, int], seed: int
+) -> None:
+    draw = torch.Generator().manual_seed(seed)
+    train, queries = torch.randn(m, dim, generator=draw), torch.randn(n, dim, generator=draw)
+    labels = torch.randint(classes, (m,), generator=draw)
+    if dim == 1:  # cosines of +-1 only: every neighbour is tied, in float32 as in the definition
+        train, queries = train.sign(), queries.sign()
+    scores = knn_predict(
+        train, labels, queries, num_neighbors=k, temperature=temperature, num_classes=classes, chunk=chunk
+    )
+    expected = knn_scores(
+        train.numpy(), labels.numpy(), queries.numpy(), num_neighbors=k, temperature=temperature, num_classes=classes
+    )
+    assert scores.shape == (n, classes)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rows=st.integers(1, 5), columns=st.integers(1, 20), k=st.integers(1, 25), seed=st.integers(0, 10_000))
+def test_ties_go_to_the_lower_column(rows: int, columns: int, k: int, seed: int) -> None:
+    values = torch.randint(0, 4, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
+    top, column = stable_topk(values, k)
+    for row in range(rows):
+        expected = sorted(range(columns), key=lambda i: (-values[row, i].item(), i))[:k]
+        assert column[row].tolist() == expected
+        assert torch.equal(top[row], values[row, expected])
+
+
+@pytest.mark.parametrize("train_chunk", [1, 2, 3, 5, 64])
+def test_repeated_training_samples_are_ordered_by_index_in_every_chunking(train_chunk: int) -> None:
+    train = torch.eye(2).repeat(6, 1)  # 12 samples, two distinct directions
+    similarity, index = nearest_neighbors(train, torch.tensor([[1.0, 0.0]]), 8, train_chunk=train_chunk)
+    assert index.tolist() == [[0, 2, 4, 6, 8, 10, 1, 3]]
+    assert similarity.tolist() == [[1.0] * 6 + [0.0] * 2]
+
+
+@pytest.mark.parametrize(("k", "temperature", "m"), [(0, 0.07, 3), (1, 0.0, 3), (1, 0.07, 0)])
+def test_refuses_what_has_no_meaning(k: int, temperature: float, m: int) -> None:
+    with pytest.raises(UsageError):
+        knn_predict(
+            torch.ones(m, 2),
+            torch.zeros(m, dtype=torch.int64),
+            torch.ones(1, 2),
+            num_neighbors=k,
+            temperature=temperature,
+            num_classes=1,
+        )
+
+
+def test_evaluate_finds_separable_classes_and_cuts_k(capsys: pytest.CaptureFixture[str]) -> None:
+    backbone = FakeBackbone().train()
+    result = evaluate_knn(backbone, colour_sets(), ImageTransform((8, 8)), settings=QUIET)  # type: ignore[arg-type]
+    assert result.metrics["top1"] == result.metrics["top1_k20"] == 100.0
+    assert result.metrics["top5"] == 100.0  # four classes
+    assert result.protocol["neighbors"] == (10, 20, 40)
+    assert result.extra["notes"] == ["k is cut to the 40 training images"]
+    assert "k is cut to the 40 training images" in capsys.readouterr().err
+    assert backbone.training
+    assert backbone.drop.training
+    assert max(backbone.batches) == 7
+
+
+def test_low_shot_uses_that_many_labels() -> None:
+    protocol = KnnProtocol(neighbors=(1,), headline=1, labels=LowShot(train_per_class=2))
+    result = evaluate_knn(FakeBackbone(), colour_sets(), ImageTransform((8, 8)), protocol, settings=QUIET)  # type: ignore[arg-type]
+    assert result.extra["train_images"] == 8
+
+
+def test_shuffled_labels_give_chance() -> None:
+    data = colour_sets(train=200, val=200)
+    labels = data.val.labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
+    mixed = LabelledSets(data.classes, data.train, type(data.val)(data.val.names, labels, data.val.read))
+    result = evaluate_knn(FakeBackbone(), mixed, ImageTransform((8, 8)), settings=QUIET)  # type: ignore[arg-type]
+    assert 10 < result.metrics["top1"] < 40
+
+
+@pytest.mark.parametrize("arguments", [{"neighbors": ()}, {"neighbors": (0,)}, {"headline": 7}, {"temperature": 0.0}])
+def test_protocol_refuses(arguments: dict[str, object]) -> None:
+    with pytest.raises(UsageError):
+        KnnProtocol(**arguments)  # type: ignore[arg-type]

@@ -1,0 +1,164 @@
+"""What every backbone is: a timm network held unchanged, read as tokens, with one mask token beside it.
+
+Letters (docs/algorithm.md): B images, C channels, H W pixels, N = h*w patch tokens, D embedding size. The network is
+held, not copied or subclassed, so its weights load into `timm.create_model` as they are.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mst.errors import CheckpointError, UsageError
+from mst.model.tokens import Tokens
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """All that is needed to rebuild a backbone; plain numbers, so it goes into JSON.
+
+    Attributes:
+        name: timm model name, without a pre-training tag.
+        image_size: (H, W) the position embedding is made for; other sizes are resampled.
+        channels: C.
+        patch_size: pixels per token side (32 for Swin).
+        embed_dim: width, or None for the name's own. Swin: width of the first stage.
+        depth: blocks, or None for the name's own. Swin: blocks of the third stage.
+        num_heads: attention heads, or None for the name's own. Swin: heads of the first stage.
+    """
+
+    name: str
+    image_size: tuple[int, int]
+    channels: int
+    patch_size: int
+    embed_dim: int | None = None
+    depth: int | None = None
+    num_heads: int | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON types."""
+        return {**asdict(self), "image_size": list(self.image_size)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> BackboneSpec:
+        """Rebuild the record.
+
+        Raises:
+            CheckpointError: a key is missing or unknown.
+        """
+        try:
+            return cls(**{**values, "image_size": (int(values["image_size"][0]), int(values["image_size"][1]))})
+        except (TypeError, KeyError, ValueError, IndexError) as error:
+            raise CheckpointError(f"not a backbone description ({error}): {values}") from error
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside, leave the process's random state as it was. Works on the CPU's generator only."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+class Backbone(nn.Module, ABC):
+    """A timm network as a source of `Tokens`.
+
+    Attributes:
+        spec: rebuilds it.
+        model: the timm network.
+        embed_dim: D.
+        patch_size: pixels per token side.
+        mask_token: replaces the patch embedding of hidden tokens; trained in the student only, not exported.
+        metadata: what the file it was loaded from says (mean, std, ...); empty when it was built anew.
+    """
+
+    model: Any
+    metadata: dict[str, Any]
+
+    def __init__(self, spec: BackboneSpec, model: nn.Module, *, embed_dim: int, mask_dim: int) -> None:
+        super().__init__()
+        self.spec = spec
+        self.model = model
+        self.embed_dim = embed_dim
+        self.patch_size = spec.patch_size
+        self.mask_token = nn.Parameter(torch.zeros(mask_dim))
+        self.metadata = {}
+
+    @abstractmethod
+    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
+        """Return the tokens of normalised images.
+
+        Args:
+            images: [B, C, H, W], sides multiples of the patch size.
+            mask: [B, N] bool, True = hidden: the mask token takes the place of the patch embedding, before the
+                position embedding. None = nothing hidden.
+            importance: also return the attention each patch token receives (detached, float32).
+
+        Raises:
+            UsageError: images of another number of channels or of a size that is no multiple of the patch.
+        """
+
+    @abstractmethod
+    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
+        """Return the tokens after each of the last `layers` blocks, through the final norm, shallow first."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the global features [B, D] of normalised images [B, C, H, W]: what timm's pooling gives."""
+        return self.tokens(images, importance=False).cls
+
+    def init_weights(self, seed: int = 0) -> None:
+        """Write every parameter and buffer: timm's initialisation, mask token normal with deviation 0.02.
+
+        The same seed gives the same weights; the process's random state is left alone. Call it on the CPU.
+        """
+        with seeded(seed):
+            self.model.init_weights()
+            nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def timm_state_dict(self) -> dict[str, Tensor]:
+        """Return the weights under timm's names; they load strictly into `timm.create_model`."""
+        weights: dict[str, Tensor] = self.model.state_dict()
+        return weights
+
+    def grid(self, images: Tensor) -> tuple[int, int]:
+        """Return (h, w) of the tokens of images [B, C, H, W], after checking that they fit this backbone."""
+        channels, height, width = images.shape[1:]
+        if channels != self.spec.channels:
+            raise UsageError(
+                f"images have {channels} channels, this backbone takes {self.spec.channels}: "
+                f"convert them or train a backbone with --data.channels {channels}"
+            )
+        check_image_size((height, width), self.patch_size)
+        return height // self.patch_size, width // self.patch_size
+
+
+def check_image_size(size: tuple[int, int], patch_size: int, what: str = "image size") -> None:
+    """Refuse a size (H, W) that patches do not tile.
+
+    Raises:
+        UsageError: with the nearest sizes that fit.
+    """
+    height, width = size
+    if min(size) < patch_size:
+        raise UsageError(
+            f"{what} {height}x{width} is smaller than one {patch_size} px patch: use at least {patch_size}x{patch_size}"
+        )
+    if height % patch_size or width % patch_size:
+        below, above = ("x".join(str(fit(side, patch_size)) for side in size) for fit in (_round_down, _round_up))
+        raise UsageError(
+            f"{what} {height}x{width} is not a multiple of the patch size {patch_size}: use {below} or {above}"
+        )
+
+
+def _round_down(side: int, step: int) -> int:
+    return side // step * step
+
+
+def _round_up(side: int, step: int) -> int:
+    return -(-side // step) * step

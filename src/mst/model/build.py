@@ -1,0 +1,113 @@
+"""From a timm name and a few overrides to an initialised backbone."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import timm
+import torch
+
+from mst.config.schema import ModelConfig
+from mst.errors import UsageError
+from mst.model.backbone import Backbone, BackboneSpec, check_image_size
+from mst.model.vit import VitBackbone
+
+FAMILIES: dict[str, Callable[[BackboneSpec, Any], Backbone]] = {
+    "vision_transformer": VitBackbone,
+    "deit": VitBackbone,
+}
+"""timm modules whose models this package can read, with their adapters."""
+
+
+def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels: int) -> BackboneSpec:
+    """Return what `build_backbone` needs, checked.
+
+    Args:
+        config: timm name and overrides.
+        image_size: (H, W) of a global crop.
+        channels: C.
+
+    Raises:
+        UsageError: unknown name, a network without patch tokens, a size that patches do not tile.
+    """
+    name = config.backbone.split(".")[0]
+    _family(name)
+    own_patch_size, own_width, own_heads = _own_sizes(name)
+    width, heads = config.embed_dim or own_width, config.num_heads or own_heads
+    if width % heads:
+        raise UsageError(f"model.embed_dim {width} is not a multiple of model.num_heads {heads}: change one of them")
+    spec = BackboneSpec(
+        name=name,
+        image_size=image_size,
+        channels=channels,
+        patch_size=config.patch_size or own_patch_size,
+        embed_dim=config.embed_dim,
+        depth=config.depth,
+        num_heads=config.num_heads,
+    )
+    check_image_size(image_size, spec.patch_size, "crop size")
+    return spec
+
+
+def build_backbone(spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0) -> Backbone:
+    """Build a backbone and initialise it from `seed`; the process's random state is left alone.
+
+    Args:
+        spec: from `backbone_spec` or a backbone file.
+        drop_path: stochastic depth rate of the last block, linear from zero at the first.
+        seed: of the weights.
+
+    Raises:
+        UsageError: a network that this package cannot read.
+    """
+    with torch.random.fork_rng(devices=[]):
+        model = timm.create_model(spec.name, dynamic_img_size=True, drop_path_rate=drop_path, **timm_arguments(spec))
+    backbone = FAMILIES[_family(spec.name)](spec, model)
+    backbone.init_weights(seed)
+    return backbone
+
+
+def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
+    """Return the keyword arguments with which `timm.create_model(spec.name, ...)` makes the same network."""
+    chosen = {
+        "patch_size": spec.patch_size,
+        "embed_dim": spec.embed_dim,
+        "depth": spec.depth,
+        "num_heads": spec.num_heads,
+    }
+    return {
+        "img_size": spec.image_size,
+        "in_chans": spec.channels,
+        "num_classes": 0,
+        **{key: value for key, value in chosen.items() if value is not None},
+    }
+
+
+def _family(name: str) -> str:
+    """Return the timm module of a model name."""
+    for module in FAMILIES:
+        if name in timm.list_models(module=module):
+            return module
+    readable = [known for module in FAMILIES for known in timm.list_models(module=module)]
+    if timm.is_model(name):
+        raise UsageError(
+            f"model.backbone {name!r} is not a network of patch tokens that this package can mask: "
+            f"use a model of {', '.join(FAMILIES)} (for example deit_small_patch16_224)"
+        )
+    near = difflib.get_close_matches(name, readable, n=3, cutoff=0.3)
+    raise UsageError(
+        f"model.backbone {name!r} is not a timm model: did you mean {', '.join(near) or 'deit_small_patch16_224'}?"
+    )
+
+
+def _own_sizes(name: str) -> tuple[int, int, int]:
+    """Return patch size, width and attention heads that a name stands for."""
+    with torch.device("meta"):
+        model: Any = timm.create_model(name, num_classes=0)
+    height, width = model.patch_embed.patch_size
+    if height != width:
+        raise UsageError(f"model.backbone {name!r} has {height}x{width} px patches: use a model with square patches")
+    heads = next(layer.num_heads for layer in model.modules() if hasattr(layer, "num_heads"))
+    return int(height), int(model.embed_dim), int(heads)

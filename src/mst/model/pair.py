@@ -1,0 +1,120 @@
+"""The student, its teacher (a moving average of it) and the image decoder.
+
+Source: Caron et al. 2021 (DINO), section 3.1; the decoder is MST's.
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from mst.config.schema import ModelConfig, RunPlan
+from mst.model.backbone import Backbone, seeded
+from mst.model.build import backbone_spec, build_backbone
+from mst.model.decoder import build_decoder
+from mst.model.head import ProjectionHead
+from mst.model.tokens import Tokens
+
+
+class Branch(nn.Module):
+    """A backbone and a projection head."""
+
+    backbone: Backbone
+    head: ProjectionHead
+
+    def __init__(self, backbone: Backbone, head: ProjectionHead) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = False) -> tuple[Tokens, Tensor]:
+        """Return the tokens and the logits [B, K], float32, of images [B, C, H, W] with mask [B, N] or None."""
+        tokens = self.backbone.tokens(images, mask, importance=importance)
+        return tokens, self.head(tokens.cls)
+
+
+class Pair(nn.Module):
+    """Everything that is trained or averaged in a run.
+
+    The teacher never takes gradients. Its backbone is always in evaluation mode (it has no stochastic depth), its
+    head always in training mode: that changes something only with `head_norm = batch`, where the teacher then uses the
+    statistics of its own batch, as the student does.
+    """
+
+    student: Branch
+    teacher: Branch
+    decoder: nn.Module | None
+
+    def __init__(self, student: Branch, teacher: Branch, decoder: nn.Module | None) -> None:
+        super().__init__()
+        self.student = student
+        self.teacher = teacher.requires_grad_(False)
+        self.decoder = decoder
+        self.train()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the student's and the decoder's mode; the teacher keeps its own."""
+        super().train(mode)
+        self.teacher.backbone.eval()
+        self.teacher.head.train()
+        return self
+
+
+def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration: bool, seed: int) -> Pair:
+    """Build an initialised pair; the teacher starts as a copy of the student.
+
+    Args:
+        model: backbone, head and decoder settings.
+        plan: gives the number of prototypes and the size (H, W) of a global crop.
+        channels: C.
+        restoration: whether there is an image decoder; without it the other weights are the same.
+        seed: the weights are a function of it and of the settings; the process's random state is left alone.
+
+    Raises:
+        UsageError: a backbone that does not exist or does not fit the crops.
+    """
+    spec = backbone_spec(model, image_size=plan.global_size, channels=channels)
+    student, teacher = (
+        _branch(build_backbone(spec, drop_path=drop_path, seed=seed), model, plan.prototypes, seed + 1)
+        for drop_path in (model.drop_path, 0.0)
+    )
+    teacher.load_state_dict(student.state_dict())
+    decoder = None
+    if restoration:
+        backbone = student.backbone
+        decoder = build_decoder(
+            model.decoder,
+            embed_dim=backbone.embed_dim,
+            patch_size=backbone.patch_size,
+            channels=channels,
+            seed=seed + 2,
+        )
+    return Pair(student, teacher, decoder)
+
+
+@torch.no_grad()
+def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move the teacher: parameters to `momentum * teacher + (1 - momentum) * student`, buffers copied; in place."""
+    own: list[Tensor] = list(teacher.parameters())
+    other: list[Tensor] = list(student.parameters())
+    if len(own) != len(other):
+        raise ValueError(f"teacher has {len(own)} parameters, student {len(other)}")
+    torch._foreach_lerp_(own, other, 1.0 - momentum)
+    for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
+        target.copy_(source)
+
+
+def _branch(backbone: Backbone, model: ModelConfig, prototypes: int, seed: int) -> Branch:
+    with seeded(seed):  # layers draw weights when they are made; init_weights then replaces them
+        head = ProjectionHead(
+            backbone.embed_dim,
+            hidden=model.head_hidden,
+            bottleneck=model.head_bottleneck,
+            prototypes=prototypes,
+            norm=model.head_norm,
+            freeze_gain=model.norm_last_layer,
+        )
+    head.init_weights(seed)
+    return Branch(backbone, head)

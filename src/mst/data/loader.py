@@ -1,0 +1,223 @@
+"""Batches of transformed samples, prefetched by a thread or by processes, the same ones whatever their number.
+
+A step's batch is cut into chunks of consecutive samples. Chunks are read ahead by an executor (one thread of this
+process, or worker processes) and handed out in order, so the number of workers changes the speed and nothing else.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor
+
+from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
+from mst.data.sampler import position_of, steps_per_epoch
+from mst.data.sources import ImageIndex
+from mst.data.unreadable import UnreadableFiles
+from mst.errors import RunFailure, UsageError
+
+LARGEST_CHUNK = 32
+BATCHES_AHEAD = 2
+
+
+class StackedBatch(NamedTuple):
+    """The samples of one step (or of one accumulation pass of it).
+
+    Attributes:
+        tensors: the transform's results, each stacked at dimension 0: [B, ...].
+        indices: the image that each sample shows, as a position in the index: int64 [B].
+        step: the optimizer step it belongs to, from 0.
+    """
+
+    tensors: tuple[Tensor, ...]
+    indices: Tensor
+    step: int
+
+
+class BatchLoader:
+    """Iterates, once, over the batches of steps start_step..total_steps-1.
+
+    The sample at position p of epoch e is image `sample_order(seed, e, size)[p]`, transformed with
+    `generator(seed, e, p)`. An epoch has size // batch_size steps; what is left over waits for another epoch. An
+    unreadable file is replaced by the next one in the epoch's order, keeping the position's generator.
+
+    Use it as a context manager, or call `close`: that ends the threads or processes.
+
+    Attributes:
+        wait_seconds: time the consumer has waited for batches so far.
+        unreadable: counts of the files read and failed so far.
+        steps_per_epoch: steps that make one epoch.
+    """
+
+    def __init__(
+        self,
+        index: ImageIndex,
+        transform: Transform,
+        *,
+        batch_size: int,
+        seed: int,
+        total_steps: int,
+        start_step: int = 0,
+        accumulate: int = 1,
+        channels: int = 3,
+        workers: int = 0,
+        cache: bool = True,
+        max_unreadable_share: float = 0.05,
+        unreadable_file: Path | None = None,
+    ) -> None:
+        """Prepare; nothing is read before the first batch is asked for.
+
+        Args:
+            index: the images.
+            transform: see `mst.data.reader.Transform`; with workers it is copied into each of them.
+            batch_size: images per optimizer step.
+            seed: of order and views.
+            total_steps: the step before which the run ends.
+            start_step: the first step to give, for a resumed run.
+            accumulate: batches per step, each of batch_size / accumulate images.
+            channels: of the decoded images.
+            workers: processes; 0 = one thread of this process.
+            cache: keep small decoded images in a quarter of the memory (with workers = 0: processes share none).
+            max_unreadable_share: more than this share of unreadable files ends the iteration with a `DataError`.
+            unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
+
+        Raises:
+            DataError: the batch is larger than the data set.
+            UsageError: batch_size is no multiple of accumulate, or workers is negative.
+        """
+        if batch_size % accumulate:
+            raise UsageError(f"--train.batch-size {batch_size} is no multiple of --train.accumulate {accumulate}")
+        if workers < 0:
+            raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
+        self.steps_per_epoch = steps_per_epoch(len(index), batch_size)
+        self.wait_seconds = 0.0
+        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * batch_size
+        self.unreadable = UnreadableFiles(index, limit=max_unreadable_share, enough=samples, listing=unreadable_file)
+        self._steps = range(start_step, total_steps)
+        self._batch_size = batch_size
+        self._pass_size = batch_size // accumulate
+        self._workers = workers
+        memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
+        self._reader = SampleReader(index, transform, channels, seed, memory)
+        self._executor: Executor | None = None
+        self._batches = self._iterate()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> StackedBatch:
+        started = time.perf_counter()
+        try:
+            return next(self._batches)
+        except BrokenExecutor as error:
+            raise RunFailure(
+                "a loader process died (out of memory, or of shared memory in /dev/shm?):"
+                " use fewer --runtime.workers, or 0"
+            ) from error
+        finally:
+            self.wait_seconds += time.perf_counter() - started
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the iteration and its threads or processes; what was read ahead is dropped."""
+        self._batches.close()
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, cancel_futures=True)
+            self._executor = None
+
+    def _iterate(self) -> Generator[StackedBatch, None, None]:
+        """Yield the batches in order while chunks are read ahead."""
+        sizes = _chunk_sizes(self._pass_size, self._workers)
+        ahead = max(BATCHES_AHEAD * len(sizes), 2 * self._workers)
+        todo = self._chunks(sizes)
+        pending: deque[Future[Chunk]] = deque()
+        self._executor = executor = self._start()
+        read = self._reader.read if self._workers == 0 else _read_in_worker
+        for step in self._steps:
+            for _ in range(self._batch_size // self._pass_size):
+                chunks: list[Chunk] = []
+                while len(chunks) < len(sizes):
+                    while len(pending) < ahead and (chunk := next(todo, None)) is not None:
+                        pending.append(executor.submit(read, *chunk))
+                    chunks.append(pending.popleft().result())
+                    self.unreadable.note(chunks[-1])
+                yield _joined(chunks, step)
+
+    def _chunks(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+        """Yield (epoch, first position, count) of every chunk of the run."""
+        for step in self._steps:
+            epoch, at = position_of(step, self._batch_size, self.steps_per_epoch)
+            for _ in range(self._batch_size // self._pass_size):
+                for size in sizes:
+                    yield epoch, at, size
+                    at += size
+
+    def _start(self) -> Executor:
+        """Return the executor that reads ahead."""
+        if self._workers == 0:
+            return ThreadPoolExecutor(1, thread_name_prefix="mst-loader")
+        return ProcessPoolExecutor(
+            self._workers,
+            mp_context=multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
+            initializer=_begin_worker,
+            initargs=(self._reader,),
+        )
+
+
+def _chunk_sizes(samples: int, workers: int) -> list[int]:
+    """Cut a batch into nearly equal chunks, at least one per worker where there are that many samples."""
+    count = min(samples, max(-(-samples // LARGEST_CHUNK), workers))
+    return [samples * (i + 1) // count - samples * i // count for i in range(count)]
+
+
+def _joined(chunks: list[Chunk], step: int) -> StackedBatch:
+    """Put a batch together."""
+    if len(chunks) == 1:
+        return StackedBatch(chunks[0].tensors, chunks[0].indices, step)
+    tensors = tuple(torch.cat(parts) for parts in zip(*(chunk.tensors for chunk in chunks), strict=True))  # [B, ...]
+    return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), step)
+
+
+_worker_reader: SampleReader | None = None  # in a worker process only: what it was started with
+
+
+def _begin_worker(reader: SampleReader) -> None:
+    """Set a worker process up: one compute thread, no share in Ctrl-C, and an end when the parent ends."""
+    global _worker_reader  # noqa: PLW0603  (an executor gives its workers no other place)
+    _worker_reader = reader
+    torch.set_num_threads(1)
+    os.setpgid(0, 0)  # signals sent to the run's process group are the run's to handle
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    """Leave at once when the parent process is gone, killed included."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+def _read_in_worker(epoch: int, first: int, count: int) -> Chunk:
+    """Read one chunk in a worker process."""
+    if _worker_reader is None:
+        raise RuntimeError("not a loader process")
+    return _worker_reader.read(epoch, first, count)

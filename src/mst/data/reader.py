@@ -1,0 +1,149 @@
+"""From positions in an epoch to transformed samples: decode, replace the unreadable, keep the small in memory.
+
+What a `SampleReader` returns depends on nothing but (seed, epoch, position) and the files, so threads and processes
+may share the work in any way.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.sampler import sample_order
+from mst.data.sources import ImageIndex
+from mst.errors import DataError
+from mst.runtime.seeding import generator
+
+Transform = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
+"""(image uint8 [C, H, W], the sample's generator) -> tensors whose shapes are the same for every image.
+
+It must not write into the image, which may be kept for the next epoch.
+"""
+
+MOST_IN_A_ROW = 64
+"""Unreadable files one after the other at which a sample gives up: no plausible data set does that by chance."""
+
+LARGEST_KEPT = 256 * 256 * 3
+"""Bytes of the largest image that is worth keeping in memory: decoding a larger one gains too little per byte."""
+
+
+class Chunk(NamedTuple):
+    """Some consecutive samples of a batch.
+
+    Attributes:
+        tensors: the transform's results, stacked: each [b, ...].
+        indices: the image that each sample shows, replacements included: int64 [b].
+        read: every image that was tried, int64 [>= b].
+        unreadable: (image, reason) of those that failed.
+    """
+
+    tensors: tuple[Tensor, ...]
+    indices: Tensor
+    read: Tensor
+    unreadable: list[tuple[int, str]]
+
+
+class ImageCache:
+    """Decoded small images, kept until the budget is spent; what is in stays in."""
+
+    def __init__(self, budget: int) -> None:
+        self.room = budget
+        self._images: dict[int, Tensor] = {}
+
+    def get(self, index: int) -> Tensor | None:
+        """Return a kept image or None."""
+        return self._images.get(index)
+
+    def offer(self, index: int, image: Tensor) -> None:
+        """Keep the image if it is small and there is room."""
+        size = image.numel() + 1024  # the tensor itself, about
+        if image.numel() <= LARGEST_KEPT and size <= self.room:
+            self.room -= size
+            self._images[index] = image
+
+
+@dataclass
+class SampleReader:
+    """Reads samples by (epoch, position).
+
+    Attributes:
+        index: all images.
+        transform: applied to each decoded image.
+        channels: of the decoded images.
+        seed: of the order and of each sample's generator.
+        cache: None = decode every time.
+    """
+
+    index: ImageIndex
+    transform: Transform
+    channels: int
+    seed: int
+    cache: ImageCache | None = None
+    _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
+
+    def read(self, epoch: int, first: int, count: int) -> Chunk:
+        """Return the samples at positions first..first+count-1 of an epoch.
+
+        Raises:
+            DataError: `MOST_IN_A_ROW` files in a row, or all there are, cannot be read.
+        """
+        order = self._epoch_order(epoch)
+        samples: list[tuple[Tensor, ...]] = []
+        indices: list[int] = []
+        read: list[int] = []
+        unreadable: list[tuple[int, str]] = []
+        for position in range(first, first + count):
+            image = self._image_at(order, position, read, unreadable)
+            samples.append(self.transform(image, generator(self.seed, epoch, position)))
+            indices.append(read[-1])
+        tensors = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))  # each [count, ...]
+        return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)
+
+    def _image_at(self, order: Tensor, position: int, read: list[int], unreadable: list[tuple[int, str]]) -> Tensor:
+        """Return the image at a position of the order, or else the next readable one after it; note what was tried."""
+        tries = min(len(order), MOST_IN_A_ROW)
+        for offset in range(tries):
+            index = int(order[(position + offset) % len(order)])
+            read.append(index)
+            try:
+                return self._decoded(index)
+            except UnreadableImage as error:
+                unreadable.append((index, error.reason))
+        raise DataError(
+            f"{tries} images in a row could not be read, the last: {self.index[index]}: {unreadable[-1][1]};"
+            " check the files and --data.train"
+        )
+
+    def _decoded(self, index: int) -> Tensor:
+        """Return the image, from memory if it is there: uint8 [C, H, W]."""
+        if self.cache is None:
+            return decode_image(self.index[index], channels=self.channels)
+        image = self.cache.get(index)
+        if image is None:
+            image = decode_image(self.index[index], channels=self.channels)
+            self.cache.offer(index, image)
+        return image
+
+    def _epoch_order(self, epoch: int) -> Tensor:
+        """Return the epoch's order, remembering the last one asked for."""
+        if self._order[0] != epoch:
+            self._order = (epoch, sample_order(self.seed, epoch, len(self.index)))
+        return self._order[1]
+
+
+def quarter_of_memory() -> int:
+    """Return a quarter of the machine's memory, or of the container's limit if that is less, in bytes."""
+    total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit in (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes")):
+        try:
+            total = min(total, int(limit.read_text()))
+        except (OSError, ValueError):  # no such file, or "max"
+            continue
+    return total // 4

@@ -1,0 +1,153 @@
+"""Finding images: folders at any depth, text files of paths, single files; sorted, quick and lean for millions."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from mst.errors import DataError, UsageError
+
+EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"tif", b"tiff", b"bmp"})
+
+
+@dataclass(frozen=True, eq=False)
+class ImageIndex:
+    """Absolute paths of images: read-only, held as one block of bytes.
+
+    Attributes:
+        block: the paths, one after the other, in the file system's encoding.
+        ends: where each path ends in `block`: int64 [len + 1], the first is 0.
+    """
+
+    block: bytes
+    ends: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, paths: Iterable[bytes | str | Path]) -> ImageIndex:
+        """Hold the given paths in the given order."""
+        encoded = [os.fsencode(path) for path in paths]
+        return cls(b"".join(encoded), np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64))
+
+    def __len__(self) -> int:
+        return len(self.ends) - 1
+
+    def __getitem__(self, position: int) -> Path:
+        if not 0 <= position < len(self):
+            raise IndexError(f"image {position} of {len(self)}")
+        return Path(os.fsdecode(self.block[self.ends[position] : self.ends[position + 1]]))
+
+    def __iter__(self) -> Iterator[Path]:
+        return (self[position] for position in range(len(self)))
+
+    def evenly(self, limit: int | None) -> ImageIndex:
+        """Return at most `limit` of the images, at even distances, order kept; None = all."""
+        if limit is None or limit >= len(self):
+            return self
+        return ImageIndex.of(self[int(i)] for i in even_positions(len(self), limit))
+
+
+def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
+    """Return min(size, limit) positions in 0..size-1 at even distances, ascending."""
+    count = min(size, limit)
+    return np.arange(count, dtype=np.int64) * size // max(count, 1)
+
+
+def index_images(paths: str | Path | Iterable[str | Path], *, limit: int | None = None) -> ImageIndex:
+    """Find the images under `paths`.
+
+    A folder is searched at any depth in the order of its names (by bytes, so alike on every machine); names that begin
+    with a dot are passed over; links are followed, but a folder reached a second time is not entered again. A text
+    file holds one path per line, absolute or relative to the text file's own folder, in its own order, repeats
+    included; empty lines and lines that begin with `#` are passed over. Files are not opened here.
+
+    Args:
+        paths: folders, image files (jpg, jpeg, png, webp, tif, tiff, bmp; any case) and text files of paths.
+        limit: keep only this many, drawn evenly over the whole index.
+
+    Raises:
+        UsageError: nothing was given, or a path does not exist, cannot be read or is none of the three.
+        DataError: a folder without an image, an empty list, or a list whose first path is no file.
+    """
+    sources = [paths] if isinstance(paths, str | Path) else list(paths)
+    if not sources:
+        raise UsageError("no images given: --data.train takes folders, image files or text files of paths")
+    visited: set[tuple[int, int]] = set()
+    found: list[bytes] = []
+    for source in sources:
+        found.extend(_images_of(Path(os.path.abspath(Path(source).expanduser())), visited))
+    return ImageIndex.of(found).evenly(limit)
+
+
+def _images_of(source: Path, visited: set[tuple[int, int]]) -> list[bytes]:
+    """Return the images that one source names, as encoded absolute paths."""
+    if source.is_dir():
+        already = len(visited)
+        found = list(_walk(os.fsencode(source), visited))
+        if not found and len(visited) > already:
+            raise DataError(f"{source} holds no images: looked at any depth for {_names()}")
+        return found
+    if not source.exists():
+        raise UsageError(f"{source} does not exist: give a folder of images, an image or a text file of paths")
+    if _extension(os.fsencode(source.name)) in EXTENSIONS:
+        return [os.fsencode(source)]
+    return _read_list(source)
+
+
+def _walk(top: bytes, visited: set[tuple[int, int]]) -> Iterator[bytes]:
+    """Yield the images under a folder: its own first, by name, then each sub-folder's, by name."""
+    waiting = [top]
+    while waiting:
+        folder = waiting.pop()
+        images: list[bytes] = []
+        folders: list[bytes] = []
+        try:
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in visited:
+                continue
+            visited.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    if entry.name.startswith(b"."):
+                        continue
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    elif _extension(entry.name) in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+                        images.append(entry.path)  # a dead link too: it is to be counted as unreadable, not lost
+        except OSError as error:
+            raise UsageError(f"{os.fsdecode(folder)} cannot be searched: {error.strerror}") from error
+        yield from sorted(images)
+        waiting.extend(sorted(folders, reverse=True))
+
+
+def _extension(name: bytes) -> bytes:
+    return name.rpartition(b".")[2].lower()
+
+
+def _read_list(source: Path) -> list[bytes]:
+    """Return the paths that a text file lists."""
+    try:
+        content = source.read_bytes()
+    except OSError as error:
+        raise UsageError(f"{source} cannot be read: {error.strerror}") from error
+    if b"\0" in content:
+        raise UsageError(f"{source} is neither a folder, nor an image ({_names()}), nor a text file of paths")
+    lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
+    base = os.fsencode(source.parent)
+    found = [os.path.normpath(os.path.join(base, line)) for line in lines if line and not line.startswith(b"#")]
+    if not found:
+        raise DataError(f"{source} lists no paths: one image path per line is expected")
+    if not os.path.isfile(found[0]):
+        raise DataError(
+            f"{source}: its first path is no file: {os.fsdecode(found[0])} (paths are relative to the list's folder)"
+        )
+    return found
+
+
+def _names() -> str:
+    return ", ".join(sorted(extension.decode() for extension in EXTENSIONS))

@@ -1,0 +1,88 @@
+"""Bookkeeping of files that gave no image: each is written down once, and too many of them end the run."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from mst.data.reader import Chunk
+from mst.data.sources import ImageIndex
+from mst.errors import DataError
+
+ENOUGH_TO_JUDGE = 1000
+"""Files read before the share of unreadable ones is compared with its limit (fewer when the run reads fewer)."""
+
+
+class UnreadableFiles:
+    """Counts files read and files that failed, each file once, and lists the latter in a text file.
+
+    Attributes:
+        limit: largest share of unreadable files among those read.
+        listing: text file that gets one line per file, path TAB reason; None = no list.
+    """
+
+    def __init__(self, index: ImageIndex, *, limit: float, enough: int, listing: Path | None) -> None:
+        self.limit = limit
+        self.listing = listing
+        self._index = index
+        self._enough = min(enough, ENOUGH_TO_JUDGE)
+        self._samples = 0
+        self._read = torch.zeros(len(index), dtype=torch.bool)
+        self._failed = torch.zeros(len(index), dtype=torch.bool)
+        self._listed = _listed_before(listing)
+
+    @property
+    def count(self) -> int:
+        """Files that failed so far."""
+        return int(self._failed.sum())
+
+    @property
+    def files_read(self) -> int:
+        """Files tried so far, the failed ones included."""
+        return int(self._read.sum())
+
+    def note(self, chunk: Chunk) -> None:
+        """Add what one chunk met.
+
+        Raises:
+            DataError: more than the limit of the files read so far were unreadable.
+        """
+        self._samples += len(chunk.indices)
+        self._read[chunk.read] = True
+        new = {index: reason for index, reason in chunk.unreadable if not self._failed[index]}
+        if new:
+            self._failed[list(new)] = True
+            self._append(new)
+        if self._samples >= self._enough:
+            self._judge()
+
+    def _judge(self) -> None:
+        """Compare the share of failures with the limit."""
+        failed = self.count
+        if failed and failed > self.limit * self.files_read:
+            where = f"; {self.listing} lists them" if self.listing else ""
+            raise DataError(
+                f"{failed} of the {self.files_read} images read so far are unreadable"
+                f" ({failed / self.files_read:.1%}, at most {self.limit:.1%}){where};"
+                " mend or remove them, or raise --data.max-unreadable-share"
+            )
+
+    def _append(self, new: dict[int, str]) -> None:
+        """Write the failures that the list does not hold yet."""
+        if self.listing is None:
+            return
+        lines = {os.fsencode(self._index[index]).replace(b"\n", b"\\n"): reason for index, reason in new.items()}
+        with self.listing.open("ab") as file:
+            file.writelines(
+                path + b"\t" + reason.encode() + b"\n" for path, reason in lines.items() if path not in self._listed
+            )
+        self._listed.update(lines)
+
+
+def _listed_before(listing: Path | None) -> set[bytes]:
+    """Return the paths that an earlier part of the same run listed."""
+    if listing is None or not listing.exists():
+        return set()
+    return {line.rpartition(b"\t")[0] for line in listing.read_bytes().splitlines()}

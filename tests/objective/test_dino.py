@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -147,6 +148,15 @@ def test_mean_over_one_process_is_the_value() -> None:
     assert mean_over_processes(value) is value
 
 
+def test_mean_over_two_processes_divides_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, other = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0])
+    monkeypatch.setattr(dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_reduce", lambda total: total.add_(other))
+    assert mean_over_processes(own).tolist() == [2.0, 5.0]
+    assert own.tolist() == [1.0, 2.0]
+
+
 CENTER_OF_ONE_PROCESS = """
 import sys
 import torch
@@ -165,6 +175,7 @@ dist.destroy_process_group()
 """
 
 
+@pytest.mark.slow  # two processes that import torch
 def test_center_of_two_processes_is_the_center_of_the_global_batch(tmp_path: Path) -> None:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
     workers = [

@@ -1,0 +1,289 @@
+"""The MST step with a real pair: what each network is given, the losses, and DINO as a special case."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mst.config.schema import ModelConfig, ObjectiveConfig, RunPlan
+from mst.errors import UsageError
+from mst.model.pair import Branch, Pair, build_pair
+from mst.model.tokens import Tokens
+from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
+from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
+from mst.runtime.seeding import generator
+from mst.views.record import Views
+from reference import dino as dino_reference
+from reference import restoration as restoration_reference
+
+PROTOTYPES = 12
+STD = (0.229, 0.224, 0.225)
+VALUES = ObjectiveValues.from_config(ObjectiveConfig(), teacher_temp=0.04)
+DINO = replace(VALUES, strategy="none", restoration_weight=0.0)
+
+
+def tiny_pair(*, restoration: bool = True, size: tuple[int, int] = (32, 32), head_norm: str = "none") -> Pair:
+    model = ModelConfig(
+        backbone="vit_tiny_patch16_224",
+        patch_size=8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        drop_path=0.0,
+        head_hidden=32,
+        head_bottleneck=16,
+        head_norm=head_norm,
+    )
+    plan = RunPlan.model_construct(global_size=size, local_size=(16, 16), prototypes=PROTOTYPES)
+    pair = build_pair(model, plan, channels=3, restoration=restoration, seed=0)
+    # A new pair's branches are equal: move the student so that mixing them up would show.
+    with torch.no_grad():
+        for index, parameter in enumerate(pair.student.parameters()):
+            noise = torch.randn(parameter.shape, generator=generator("student", index))
+            parameter.add_(0.05 * noise)
+    return pair
+
+
+def some_views(
+    crops: int = 2, local_crops: int = 2, batch: int = 3, size: tuple[int, int] = (32, 32), seed: int = 0
+) -> Views:
+    source = generator("views", seed)
+    return Views(
+        global_crops=torch.randn(crops, batch, 3, *size, generator=source),
+        local_crops=torch.randn(local_crops, batch, 3, 16, 16, generator=source),
+        indices=torch.arange(batch),
+    )
+
+
+def some_center() -> Tensor:
+    return 0.1 * torch.randn(1, PROTOTYPES, generator=generator("center"))
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
+
+
+class Spy(nn.Module):
+    """A branch that notes the calls it passes on."""
+
+    def __init__(self, branch: Branch) -> None:
+        super().__init__()
+        self.branch = branch
+        self.calls: list[tuple[tuple[int, ...], Tensor | None, bool]] = []
+
+    def forward(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = False) -> tuple[Tokens, Tensor]:
+        self.calls.append((tuple(images.shape), mask, importance))
+        return self.branch(images, mask, importance=importance)
+
+
+def spied(pair: Pair) -> tuple[Pair, Spy, Spy]:
+    student, teacher = Spy(pair.student), Spy(pair.teacher)
+    del pair.student, pair.teacher
+    pair.student, pair.teacher = student, teacher
+    return pair, student, teacher
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize(
+    ("crops", "local_crops", "batch", "size"),
+    [(2, 2, 3, (32, 32)), (2, 0, 3, (32, 32)), (2, 1, 1, (32, 32)), (3, 2, 2, (32, 16))],
+)
+def test_losses_equal_the_slow_definitions(
+    strategy: str, crops: int, local_crops: int, batch: int, size: tuple[int, int]
+) -> None:
+    pair = tiny_pair(size=size)
+    views = some_views(crops, local_crops, batch, size)
+    values = replace(VALUES, strategy=strategy, mask_probability=0.6)
+    center = some_center()
+    output = mst_losses(pair, views, center, values, generator("step"), statistics=True, std=STD)
+
+    images = views.global_crops.flatten(0, 1)
+    with torch.no_grad():
+        _, teacher_logits = pair.teacher(images)
+        tokens, global_logits = pair.student(images, output.mask)
+        student_logits = [global_logits.unflatten(0, (crops, batch))]
+        student_logits += [pair.student(crop)[1][None] for crop in views.local_crops]
+        reconstruction = pair.decoder(tokens.patches, tokens.grid)
+    teacher_logits = teacher_logits.unflatten(0, (crops, batch))
+    probs = dino_reference.teacher_probabilities(teacher_logits.double().numpy(), center.numpy(), values.teacher_temp)
+    distillation = dino_reference.self_distillation_loss(
+        torch.cat(student_logits).double().numpy(), probs, values.student_temp
+    )
+    restoration = restoration_reference.mean_absolute_error(reconstruction.numpy(), images.numpy())
+
+    torch.testing.assert_close(output.teacher_logits, teacher_logits)
+    np.testing.assert_allclose(output.losses.self_distillation.item(), distillation, rtol=1e-4)
+    np.testing.assert_allclose(output.losses.restoration.item(), restoration, rtol=1e-4)
+    np.testing.assert_allclose(output.losses.total.item(), distillation + 0.6 * restoration, rtol=1e-4)
+    check_statistics(output, views, probs, reconstruction)
+
+
+def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, reconstruction: Tensor) -> None:
+    mask = torch.zeros(len(reconstruction), 16, dtype=torch.bool) if output.mask is None else output.mask
+    images, grid = views.global_crops.flatten(0, 1).numpy(), output.teacher_tokens.grid
+    pixels = restoration_reference.pixel_mask(mask.numpy(), grid, 8)[:, : images.shape[2], : images.shape[3]]
+    expected = {
+        "teacher_entropy": dino_reference.mean_entropy(probs),
+        "marginal_entropy": dino_reference.marginal_entropy(probs),
+        "masked_share": mask.float().mean().item(),
+        "psnr_masked": restoration_reference.psnr(reconstruction.numpy(), images, pixels, list(STD)),
+        "psnr_visible": restoration_reference.psnr(reconstruction.numpy(), images, ~pixels, list(STD)),
+    }
+    assert output.statistics.keys() == expected.keys()
+    for name, value in expected.items():
+        np.testing.assert_allclose(output.statistics[name].item(), value, rtol=1e-3, atol=1e-4, err_msg=name)
+
+
+@pytest.mark.parametrize("head_norm", ["none", "batch"])
+@pytest.mark.parametrize("local_crops", [0, 1, 3])
+def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: str) -> None:
+    views, center = some_views(local_crops=local_crops), some_center()
+    pair = tiny_pair(restoration=False, head_norm=head_norm)
+    output = mst_losses(pair, views, center, DINO, generator("step"))
+    output.losses.total.backward()
+
+    # DINO as in algorithm 1 of its paper: one view after the other, no tokens, no masks.
+    plain = tiny_pair(restoration=False, head_norm=head_norm)
+    crops = list(views.global_crops)
+    with torch.no_grad():
+        teacher_out = plain.teacher.head(plain.teacher.backbone(torch.cat(crops))).chunk(2)
+    student_out = plain.student.head(plain.student.backbone(torch.cat(crops))).chunk(2)
+    if local_crops:
+        local = plain.student.head(plain.student.backbone(torch.cat(list(views.local_crops))))
+        student_out = (*student_out, *local.chunk(local_crops))
+    terms = [
+        -(F.softmax((t - center) / 0.04, dim=-1) * F.log_softmax(s / 0.1, dim=-1)).sum(dim=-1).mean()
+        for i, t in enumerate(teacher_out)
+        for j, s in enumerate(student_out)
+        if i != j
+    ]
+    loss = sum(terms) / len(terms)
+    loss.backward()
+
+    torch.testing.assert_close(output.losses.total, loss, rtol=1e-6, atol=1e-6)
+    assert output.losses.restoration.item() == 0.0
+    assert output.mask is None
+    assert output.reconstruction is None
+    expected = gradients(plain.student)
+    found = gradients(pair.student)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5, msg=name)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_each_network_is_given_what_it_may_see(strategy: str) -> None:
+    pair, student, teacher = spied(tiny_pair())
+    output = mst_losses(pair, some_views(), some_center(), replace(VALUES, strategy=strategy), generator("step"))
+    assert teacher.calls == [((6, 3, 32, 32), None, strategy in ATTENTION_STRATEGIES)]
+    (global_shape, mask, asked), local_call = student.calls
+    assert global_shape == (6, 3, 32, 32)
+    assert mask is output.mask
+    assert (mask is None) == (strategy == "none")
+    assert not asked
+    assert local_call == ((6, 3, 16, 16), None, False)
+    assert (output.teacher_tokens.importance is not None) == (strategy in ATTENTION_STRATEGIES)
+
+
+def test_no_local_crops_is_one_student_pass() -> None:
+    pair, student, _ = spied(tiny_pair())
+    mst_losses(pair, some_views(local_crops=0), some_center(), VALUES, generator("step"))
+    assert len(student.calls) == 1
+
+
+def test_decoder_is_not_run_without_restoration() -> None:
+    pair = tiny_pair()
+    assert pair.decoder is not None
+    pair.decoder.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
+    output = mst_losses(pair, some_views(), some_center(), replace(VALUES, restoration_weight=0.0), generator("step"))
+    assert output.mask is not None
+    assert output.losses.restoration.item() == 0.0
+
+
+def test_masks_hide_the_least_attended_tokens() -> None:
+    values = replace(VALUES, mask_probability=1.0)
+    output = mst_losses(tiny_pair(), some_views(), some_center(), values, generator("step"))
+    importance = output.teacher_tokens.importance
+    assert importance is not None
+    assert output.mask is not None
+    for attention, hidden in zip(importance, output.mask, strict=True):
+        assert hidden.sum() == 8
+        assert attention[hidden].max() <= attention[~hidden].min()
+
+
+def test_gradients_reach_the_student_and_the_decoder_only() -> None:
+    pair = tiny_pair()
+    values = replace(VALUES, mask_probability=1.0)
+    output = mst_losses(pair, some_views(), some_center(), values, generator("step"), statistics=True, std=STD)
+    output.losses.total.backward()
+    assert gradients(pair.teacher) == {}
+    assert not output.teacher_logits.requires_grad
+    assert all(not value.requires_grad for value in output.statistics.values())
+    student = gradients(pair.student)
+    missing = {n for n, p in pair.student.named_parameters() if p.requires_grad and n not in student}
+    assert missing == set()
+    assert pair.student.backbone.mask_token.grad.abs().sum() > 0
+    assert all(parameter.grad is not None for parameter in pair.decoder.parameters())
+
+
+def test_weights_scale_the_terms() -> None:
+    pair, views, center = tiny_pair(), some_views(), some_center()
+    values = replace(VALUES, distillation_weight=0.5, restoration_weight=2.0)
+    losses = mst_losses(pair, views, center, values, generator("step")).losses
+    torch.testing.assert_close(losses.total, 0.5 * losses.self_distillation + 2.0 * losses.restoration)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_nothing_and_everything_masked(probability: float) -> None:
+    values = replace(VALUES, eligible_fraction=1.0, mask_probability=probability)
+    pair, views = tiny_pair(), some_views()
+    output = mst_losses(pair, views, some_center(), values, generator("step"), statistics=True, std=STD)
+    assert output.statistics["masked_share"].item() == probability
+    assert math.isnan(output.statistics["psnr_visible" if probability else "psnr_masked"].item())
+    assert output.losses.total.isfinite()
+    if probability == 0.0:
+        whole = mst_losses(pair, views, some_center(), replace(values, strategy="none"), generator("step"))
+        torch.testing.assert_close(whole.losses.total, output.losses.total)
+
+
+def test_the_step_is_a_function_of_its_arguments() -> None:
+    pair, views, center = tiny_pair(), some_views(), some_center()
+    before = center.clone()
+    first = mst_losses(pair, views, center, VALUES, generator("step", 1))
+    again = mst_losses(pair, views, center, VALUES, generator("step", 1), statistics=True, std=STD)
+    other = mst_losses(pair, views, center, VALUES, generator("step", 2))
+    assert torch.equal(first.losses.total, again.losses.total)
+    assert torch.equal(first.mask, again.mask)
+    assert not torch.equal(first.mask, other.mask)
+    assert torch.equal(center, before)
+    assert first.statistics == {}
+
+
+def test_psnr_is_left_out_without_the_normalisation() -> None:
+    output = mst_losses(tiny_pair(), some_views(), some_center(), VALUES, generator("step"), statistics=True)
+    assert output.statistics.keys() == {"teacher_entropy", "marginal_entropy", "masked_share"}
+
+
+def test_losses_are_float32_under_autocast() -> None:
+    pair, views, center = tiny_pair(), some_views(), some_center()
+    values = replace(VALUES, strategy="random")  # a mask that does not depend on rounding
+    exact = mst_losses(pair, views, center, values, generator("step"))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = mst_losses(pair, views, center, values, generator("step"), statistics=True, std=STD)
+    losses = output.losses
+    assert {losses.total.dtype, losses.self_distillation.dtype, losses.restoration.dtype} == {torch.float32}
+    assert {value.dtype for value in output.statistics.values()} == {torch.float32}
+    assert output.teacher_logits.dtype == torch.float32
+    torch.testing.assert_close(losses.total, exact.losses.total, rtol=0.05, atol=0.05)
+    losses.total.backward()
+
+
+def test_restoration_needs_a_decoder() -> None:
+    with pytest.raises(UsageError, match=r"restoration_weight is 0\.6 but the pair has no decoder"):
+        mst_losses(tiny_pair(restoration=False), some_views(), some_center(), VALUES, generator("step"))

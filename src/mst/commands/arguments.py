@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any, TypeVar
 
-from mst.config.keys import flag, is_flag, is_open_ended, nearest, setting_fields, takes_several
+from mst.config.keys import flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.load import known_key
-from mst.config.schema import RunConfig
+from mst.config.schema import RunConfig, Settings
 from mst.errors import ConfigError, UsageError
 
 Options = TypeVar("Options")
@@ -76,8 +76,9 @@ def _open_flag(name: str, own: dict[str, Any], positional: str, found: dict[str,
     if name not in settings and leaf.startswith("no_") and negated in settings and is_flag(settings[negated]):
         words[negated] = ["false"]
         return None
-    if "." not in name and nearest(name, own) and not nearest(name, settings):
-        raise ConfigError(f"unknown option {flag(name)}; did you mean {flag(nearest(name, own) or '')}?")
+    if name not in settings and name not in Settings.model_fields:
+        known = suggestion(name, [*own, *settings], prefix="--").replace("_", "-")
+        raise ConfigError(f"unknown option {flag(name)}{known}")
     key = known_key(name)
     if not (is_open_ended(settings[key]) and key in words):
         words[key] = []
@@ -99,7 +100,7 @@ def show_help(options: type[object], prog: str) -> int:
     import tyro
 
     try:
-        tyro.cli(options, prog=prog, args=["--help"])
+        tyro.cli(options, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
     except SystemExit:
         sys.stdout.flush()
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from typing import Annotated
 
 import tyro
 from rich.table import Table
@@ -21,7 +22,7 @@ from mst.recipes.record import Recipe
 class RecipesOptions:
     """List the recipes, or print one complete."""
 
-    name: tyro.conf.Positional[str] = ""
+    name: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="NAME")] = ""
     """The recipe to print; none = list all."""
     json: bool = False
     """One JSON object on stdout."""

@@ -1,0 +1,110 @@
+"""`mst pretrain`: train a backbone on unlabelled images, or go on with an interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
+from mst.commands.output import emit_json
+from mst.config.keys import flag
+from mst.config.load import changed_keys, flatten, load_config, override
+from mst.config.schema import RunConfig, Settings
+from mst.errors import UsageError
+from mst.recipes import base_config
+from mst.runtime.rundir import RunDir, open_run_dir
+
+MAY_CHANGE = frozenset(
+    {
+        "data.cache",
+        "checkpoint.every_steps",
+        "checkpoint.keep",
+        "monitor.collapse",
+        "monitor.tensorboard",
+        "runtime.device",
+        "runtime.threads",
+        "runtime.workers",
+    }
+)
+"""Settings that a resumed run may change: they say where and how it runs, not what it computes."""
+
+
+@dataclass(frozen=True)
+class PretrainOptions:
+    """Pre-train a backbone on unlabelled images, or go on with an interrupted run (--resume)."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    """A recipe (see `mst recipes`) or a JSON file of settings."""
+    out: str = ""
+    """New folder of the run."""
+    resume: str = ""
+    """Folder of an interrupted run: go on from its newest checkpoint."""
+    overwrite: bool = False
+    """Delete the run that --out already holds."""
+    json: bool = False
+    """One JSON object on stdout at the end."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if wants_help(argv):
+        return show_help(PretrainOptions, "mst pretrain")
+    options, words = parse_arguments(argv, PretrainOptions(), positional="recipe")
+    config, out = resumed(options, words) if options.resume else started(options, words)
+
+    from mst.commands.pretraining import pretrain  # needs torch
+
+    result = pretrain(config, out=out, resume=bool(options.resume), overwrite=options.overwrite)
+    if options.json:
+        emit_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
+    return 0
+
+
+def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
+    """Return configuration and folder of a new run.
+
+    Raises:
+        UsageError: recipe, images or folder are missing, or a setting is wrong.
+    """
+    if not options.recipe:
+        raise UsageError("name a recipe: mst pretrain RECIPE --data.train PATH --out RUN (all recipes: mst recipes)")
+    config = override(base_config(options.recipe), words)
+    require_data(config)
+    if not options.out:
+        raise UsageError("--out is missing: name a new folder for the run")
+    return config, Path(options.out)
+
+
+def resumed(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
+    """Return configuration and folder of a run to go on with.
+
+    Raises:
+        UsageError: there is no run, or settings differ from those it was started with.
+    """
+    run = open_run_dir(Path(options.resume))
+    if options.overwrite:
+        raise UsageError("--resume goes on with a run and --overwrite deletes it: use one of them")
+    if options.out and Path(options.out) != run.root:
+        raise UsageError(f"--out {options.out} differs from --resume {options.resume}: leave --out away")
+    return checked_resume(run, options.recipe, words), run.root
+
+
+def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
+    """Return the configuration of the run at `run` with the harmless changes that were asked for.
+
+    Raises:
+        UsageError: names each setting that would change the result.
+    """
+    stored = load_config(run.config)
+    asked = override(base_config(recipe) if recipe else stored, words)
+    before, after = flatten(stored), flatten(asked)
+    refused = [key for key in changed_keys(stored, asked) if key not in MAY_CHANGE]
+    if refused:
+        changes = ", ".join(f"{flag(key)} (was {before[key]}, now {after[key]})" for key in refused)
+        raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")
+    return asked.model_copy(update={"recipe": stored.recipe})

@@ -1,0 +1,146 @@
+"""Everything about a run that can be known, and everything about its input that can be wrong, before it starts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from rich.table import Table
+
+from mst.commands.environment import device_name
+from mst.config.derive import check_consistent, derive
+from mst.config.schema import RunConfig, RunPlan
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.labelled import LabelledFolder
+from mst.data.sources import ImageIndex, index_images
+from mst.errors import DataError
+from mst.model.backbone import BackboneSpec, check_image_size
+from mst.model.build import backbone_spec
+from mst.model.pair import Pair, build_pair
+from mst.runtime.device import select_device, select_precision
+
+SAMPLE = 32
+"""Images that are opened before a run starts."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A checked run, ready to start.
+
+    Attributes:
+        config: what was asked for.
+        plan: what follows from it.
+        images: the training images.
+        labelled: the labelled folder for k-NN while training, or None.
+        spec: the backbone.
+        device: where the networks go.
+        precision: compute type of the networks.
+        precision_reason: why.
+    """
+
+    config: RunConfig
+    plan: RunPlan
+    images: ImageIndex
+    labelled: LabelledFolder | None
+    spec: BackboneSpec
+    device: torch.device
+    precision: torch.dtype
+    precision_reason: str
+
+    def build_pair(self) -> Pair:
+        """Return student, teacher and decoder, initialised from the seed, on the device."""
+        pair = build_pair(
+            self.config.model,
+            self.plan,
+            channels=self.config.data.channels,
+            restoration=self.config.objective.restoration_weight > 0,
+            seed=self.config.runtime.seed,
+        )
+        return pair.to(self.device)
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Check settings, device and images, and derive the plan; nothing is written.
+
+    Raises:
+        UsageError: the first thing that is wrong, with what to do.
+    """
+    check_consistent(config)
+    device = select_device(config.runtime.device)
+    precision, reason = select_precision(config.runtime.precision, device)
+    images = index_images(config.data.train, limit=config.data.limit)
+    plan = derive(config, len(images))
+    spec = checked_spec(config, plan)
+    check_sample(images, channels=config.data.channels, patch_size=spec.patch_size)
+    labelled = LabelledFolder(config.monitor.knn_data) if config.monitor.knn_data else None
+    return Setup(config, plan, images, labelled, spec, device, precision, reason)
+
+
+def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:
+    """Return the backbone's description after checking that its patches tile both crop sizes.
+
+    Raises:
+        UsageError: an unknown backbone, or a crop size that is no multiple of the patch.
+    """
+    probe = backbone_spec_of_any_size(config)
+    check_image_size(plan.global_size, probe.patch_size, "--views.global-size")
+    if config.views.local_crops:
+        check_image_size(plan.local_size, probe.patch_size, "--views.local-size")
+    return replace(probe, image_size=plan.global_size)
+
+
+def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
+    """Return the backbone's description for one huge square that any patch tiles."""
+    side = 2**6 * 3**2 * 5 * 7 * (config.model.patch_size or 1)
+    return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
+
+
+def check_sample(images: ImageIndex, *, channels: int, patch_size: int) -> None:
+    """Open a few images, evenly spaced.
+
+    Raises:
+        DataError: none can be decoded, or all are smaller than one patch.
+    """
+    sizes: list[tuple[int, int]] = []
+    problems: list[UnreadableImage] = []
+    for path in images.evenly(SAMPLE):
+        try:
+            height, width = decode_image(path, channels=channels).shape[-2:]
+        except UnreadableImage as problem:
+            problems.append(problem)
+        else:
+            sizes.append((height, width))
+    if not sizes:
+        tried = "none of the" if len(problems) == len(images) else f"none of {len(problems)} images tried of"
+        raise DataError(f"{tried} {len(images)} images can be decoded; the first: {problems[0]}")
+    if max(min(size) for size in sizes) < patch_size:
+        height, width = max(sizes)
+        raise DataError(
+            f"the images are smaller than one {patch_size} px patch (the largest of {len(sizes)} opened: "
+            f"{height}x{width}): use larger images or a smaller --model.patch-size"
+        )
+
+
+def parameter_counts(pair: Pair) -> dict[str, int]:
+    """Return the number of parameters of backbone, head and decoder."""
+    parts = {"backbone": pair.student.backbone, "head": pair.student.head, "decoder": pair.decoder}
+    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
+
+
+def describe_setup(setup: Setup) -> Table:
+    """Return a table of what is going to run: derived values, each with its reason."""
+    plan = setup.plan
+    table = Table("value", "", "why", title=f"{setup.config.recipe}: {plan.total_steps} steps", title_justify="left")
+    table.add_row("device", device_name(setup.device), "")
+    table.add_row("precision", *setup.precision_reason.split(": ", 1))
+    table.add_row("images", str(plan.dataset_size), f"{len(setup.config.data.train)} source(s)")
+    for key, reason in plan.reasons.items():
+        table.add_row(key, format_value(getattr(plan, key)), reason)
+    return table
+
+
+def format_value(value: object) -> str:
+    """Write a number shortly."""
+    if isinstance(value, tuple):
+        return " ".join(format_value(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

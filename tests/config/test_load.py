@@ -1,0 +1,126 @@
+"""Overrides and JSON files: what is understood, and the one line for each mistake."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mst.config.keys import allowed, nearest, setting_fields
+from mst.config.load import changed_keys, dump_config, flatten, load_config, override
+from mst.config.schema import RunConfig
+from mst.errors import ConfigError
+
+BASE = RunConfig()
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "value"),
+    [
+        ("train.epochs", "2.5", 2.5),
+        ("train.batch-size", "64", 64),
+        ("train.batch_size", ["64"], 64),
+        ("data.train", "photos", ("photos",)),
+        ("data.train", ["a", "b"], ("a", "b")),
+        ("data.train", ("a", "b"), ("a", "b")),
+        ("data.cache", "false", False),
+        ("data.cache", "True", True),
+        ("data.cache", [], True),
+        ("views.global-size", "32", 32),
+        ("views.global-size", ["32", "48"], (32, 48)),
+        ("views.blur", ["1", "0.5", "0"], (1.0, 0.5, 0.0)),
+        ("views.mean", ["0.5"], (0.5,)),
+        ("optimizer.clip", "none", None),
+        ("objective.strategy", "none", "none"),
+        ("model.head-norm", "batch", "batch"),
+        ("runtime.workers", "-1", -1),
+        ("train.epochs", 3, 3.0),
+    ],
+)
+def test_values(name: str, words: object, value: object) -> None:
+    key = name.replace("-", "_")
+    assert flatten(override(BASE, {name: words}))[key] == value
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "parts"),
+    [
+        ("epochs", "3", ["--epochs", "did you mean --train.epochs?"]),
+        ("train.batchsize", "3", ["did you mean --train.batch-size?"]),
+        ("objectiv.strategy", "none", ["did you mean --objective.strategy?"]),
+        ("train", "3", ["is a section", "batch_size"]),
+        ("train.batch-size", "0", ["--train.batch-size 0", "whole number of at least 1"]),
+        ("train.batch-size", "1.5", ["--train.batch-size 1.5", "whole number"]),
+        ("train.epochs", "ten", ["--train.epochs ten", "a number above 0"]),
+        ("train.epochs", "inf", ["--train.epochs inf"]),
+        ("train.epochs", [], ["--train.epochs has no value"]),
+        ("objective.mask-probability", "1.5", ["--objective.mask-probability 1.5", "from 0 to 1"]),
+        ("objective.strategy", "lowest", ["lowest", "attention_low, random, block, attention_high, attention_hint"]),
+        ("runtime.precision", "fp16", ["fp16", "one of auto, fp32, bf16"]),
+        ("model.drop-path", "1", ["from 0 and below 1"]),
+        ("views.blur", ["1", "2", "0"], ["--views.blur 1 2 0", "3 values, each a number from 0 to 1"]),
+        ("views.blur", ["1", "1"], ["--views.blur 1 1", "3 values"]),
+        ("data.cache", "maybe", ["--data.cache maybe", "true or false"]),
+        ("optimizer.clip", "-1", ["above 0, or none"]),
+        ("train.epochs", "none", ["--train.epochs None", "a number above 0"]),
+    ],
+)
+def test_mistakes_are_one_line(name: str, words: object, parts: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        override(BASE, {name: words})
+    message = str(caught.value)
+    assert "\n" not in message
+    assert all(part in message for part in parts), message
+
+
+def test_config_file_round_trips(tmp_path: Path) -> None:
+    config = override(BASE, {"data.train": ["a", "b"], "views.global-size": ["32", "48"], "optimizer.clip": "none"})
+    path = tmp_path / "config.json"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_config_file_may_hold_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "mine.json"
+    path.write_text(json.dumps({"train": {"epochs": 3}}))
+    assert changed_keys(BASE, load_config(path)) == ["train.epochs"]
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("{", "is not a JSON configuration"),
+        ("[]", "is not a JSON configuration"),
+        ('{"trian": {}}', "did you mean train"),
+        ('{"train": {"epoch": 1}}', "did you mean train.epochs?"),
+        ('{"train": {"epochs": "many"}}', "--train.epochs many: must be a number above 0"),
+        ('{"train": 3}', "train"),
+    ],
+)
+def test_bad_config_files(tmp_path: Path, text: str, part: str) -> None:
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        load_config(path)
+    assert part in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_missing_config_file(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        load_config(tmp_path / "none.json")
+
+
+def test_every_setting_can_be_described_and_found() -> None:
+    fields = setting_fields()
+    assert len(fields) > 60
+    for key, field in fields.items():
+        assert "typing" not in allowed(field), key
+        assert nearest(key, fields) == key
+
+
+def test_the_schema_is_frozen() -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        BASE.train.epochs = 3  # type: ignore[misc]

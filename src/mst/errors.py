@@ -34,6 +34,14 @@ class RunFailure(MstError):
     """Something went wrong while running: disk full, collapse, too many bad steps."""
 
 
+class Interrupted(MstError):
+    """A signal stopped the work after everything was saved; exits with 128 + the signal's number, as shells expect."""
+
+    def __init__(self, message: str, signum: int) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signum
+
+
 class MissingExtra(UsageError):
     """An optional dependency is not installed."""
 

@@ -10,6 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mst.errors import UsageError
 from mst.objective.restoration import mean_absolute_error, pixel_mask, psnr, restoration_loss
 from mst.runtime.seeding import generator
 from reference import restoration as reference
@@ -89,3 +90,8 @@ def test_psnr_splits_masked_from_visible() -> None:
     hidden = pixel_mask(torch.tensor([[True, False, False, False]]), (2, 2), 2)
     assert float(psnr(reconstruction, target, hidden, [1.0] * 3)) == pytest.approx(0.0)
     assert float(psnr(reconstruction, target, ~hidden, [1.0] * 3)) == math.inf
+
+
+def test_psnr_needs_one_deviation_per_channel() -> None:
+    with pytest.raises(UsageError, match="std has 3 numbers for images of 1 channels"):
+        psnr(torch.zeros(1, 1, 2, 2), torch.zeros(1, 1, 2, 2), None, [0.2] * 3)

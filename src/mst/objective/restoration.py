@@ -13,6 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from mst.errors import UsageError
+
 
 def restoration_loss(reconstruction: Tensor, target: Tensor) -> Tensor:
     """Return the mean absolute difference over images, channels and pixels, float32 scalar.
@@ -52,7 +54,12 @@ def psnr(reconstruction: Tensor, target: Tensor, pixels: Tensor | None, std: Seq
         target: normalised [B, C, H, W].
         pixels: which to count [B, 1, H, W], bool; None = all.
         std: per-channel standard deviation that the normalisation divided by, C numbers.
+
+    Raises:
+        UsageError: `std` has not one number per channel.
     """
+    if len(std) != target.shape[1]:
+        raise UsageError(f"std has {len(std)} numbers for images of {target.shape[1]} channels: give one per channel")
     scale = torch.tensor(std, dtype=torch.float32, device=target.device).view(-1, 1, 1)  # [C,1,1]
     mean_squared_error = _mean((_difference(reconstruction, target) * scale).square(), pixels)
     return mean_squared_error.log10() * -10.0

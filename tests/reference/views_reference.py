@@ -1,8 +1,6 @@
-"""Multi-crop one crop at a time, one torchvision function after the other: the definition `mst.views` is compared with."""
+"""Multi-crop, one crop at a time, one torchvision function after the other: what `mst.views` is compared with."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 import torchvision.transforms.v2.functional as TF
@@ -25,7 +23,8 @@ def reference_crop(image: Tensor, parameters: CropParameters, size: tuple[int, i
     if not rounded:
         crop = crop.double() / 255
     for number in parameters.order[0]:
-        crop = reference_jitter(crop, OPERATIONS[number], float(getattr(parameters, OPERATIONS[number])[0]))
+        if number >= 0:
+            crop = reference_jitter(crop, OPERATIONS[number], float(parameters.factors[0, number]))
     if parameters.grey[0]:
         crop = TF.rgb_to_grayscale(crop, num_output_channels=3)
     if parameters.sigma[0] > 0:
@@ -47,5 +46,5 @@ def reference_jitter(crop: Tensor, name: str, factor: float) -> Tensor:
 
 def reference_blur(crop: Tensor, sigma: float) -> Tensor:
     """torchvision's blur with a kernel of three standard deviations, at least three taps, shorter than the crop."""
-    reach = min(max(1, math.ceil(3 * sigma)), min(crop.shape[-2:]) - 1)
+    reach = min(max(1, round(3 * sigma)), min(crop.shape[-2:]) - 1)
     return TF.gaussian_blur(crop, [2 * reach + 1] * 2, [sigma, sigma])

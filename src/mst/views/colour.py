@@ -11,13 +11,13 @@ Planes are float32 [C, n, h, w], 0-255, changed in place; factors are [n, 1, 1].
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from mst.views.parameters import OPERATIONS, Booleans, CropParameters
+from mst.views.parameters import CropParameters
 
 LUMINANCE = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue."""
@@ -52,26 +52,28 @@ def adjust_saturation(planes: Tensor, factor: Tensor) -> None:
 
 
 def adjust_hue(planes: Tensor, factor: Tensor) -> None:
-    """Turn the hue, keeping value and chroma: RGB -> HSV -> RGB without a division.
+    """Turn the hue by a factor in turns, keeping each pixel's largest value and its range of values c.
 
-    With m the largest and c the range of the three channels, and h the hue in sixths of a turn, a channel with its peak
-    at hue p is m - clamp(|d| - c, 0, c), d = c * (the distance of h + shift from p, wrapped into -3..3). Since h is a
-    difference of two channels divided by c, only c * h is needed.
+    In HSV with the hue in sixths of a turn, a channel is its largest value for hues up to 1 away from the channel's own
+    colour, falls by c on the way from 1 to 2, and stays there. c times that distance is the sum of the three channels
+    - 2 * channel + max - 2 * min, and its sign is the sign of the difference of the other two channels: so the hue
+    is shifted without a division, a comparison or a selection, all of which cost more than this arithmetic.
     """
     red, green, blue = planes  # [n, h, w]
     largest = torch.maximum(torch.maximum(red, green), blue)
-    chroma = largest - torch.minimum(torch.minimum(red, green), blue)
-    green_hue = (blue - red).add_(chroma, alpha=2)
-    blue_hue = (red - green).add_(chroma, alpha=4)
-    hue = torch.where(largest == red, green - blue, torch.where(largest == green, green_hue, blue_hue))  # c * h
-    shift = factor * 6  # [n, 1, 1] turns -> sixths of a turn
-    period, half = chroma * 6, chroma * 3
-    for plane, peak in zip(planes, (0, 2, 4), strict=True):
-        distance = hue + chroma * (shift - peak)  # in -7c..8c
-        distance = torch.where(distance > half, distance - period, distance)
-        distance = torch.where(distance < -half, distance + period, distance)
-        fall = torch.minimum(distance.abs_().sub_(chroma).clamp_(min=0), chroma)
-        torch.sub(largest, fall, out=plane)
+    least = torch.minimum(torch.minimum(red, green), blue)
+    chroma = largest - least
+    distance = red + green
+    distance.add_(blue).add_(largest).sub_(least, alpha=2)
+    distance = torch.sub(distance, planes, alpha=2)  # [3, n, h, w] 0..3c
+    side = torch.empty_like(planes)
+    for i in range(3):
+        torch.sub(planes[i - 2], planes[i - 1], out=side[i])
+    side.mul_(factor)
+    shift = chroma * (factor.abs() * 6)  # [n, h, w] 0..3c
+    distance.add_(torch.copysign(shift, side, out=side)).abs_()  # 0..6c; beyond 3c it comes back from the other side
+    distance.sub_(chroma * 3).abs_().add_(largest.sub(chroma, alpha=2))  # max + c - the distance within 0..3c
+    torch.clamp(distance, least, largest, out=planes)
 
 
 def turn_grey(planes: Tensor) -> None:
@@ -84,36 +86,30 @@ def solarize(planes: Tensor) -> None:
     torch.minimum(planes, 255 - planes, out=planes)
 
 
-def on_rows(planes: Tensor, rows: Booleans, operation: Callable[[Tensor], None]) -> None:
-    """Apply an operation that works in place to some of the n crops of [C, n, h, w]."""
-    if rows.all():
+def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], None]) -> None:
+    """Apply an operation that works in place to the given ones of the n crops of [C, n, h, w]."""
+    if len(rows) == planes.shape[1]:
         operation(planes)
-    elif rows.any():
-        numbers = torch.from_numpy(rows.nonzero()[0])
-        some = planes[:, numbers]
+    elif rows:
+        numbers = torch.tensor(rows)
+        some = planes.index_select(1, numbers)
         operation(some)
-        planes[:, numbers] = some
+        planes.index_copy_(1, numbers, some)
 
 
-_ADJUST = {
-    "brightness": adjust_brightness,
-    "contrast": adjust_contrast,
-    "saturation": adjust_saturation,
-    "hue": adjust_hue,
-}
+_ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # as OPERATIONS
 
 
 def jitter(planes: Tensor, parameters: CropParameters) -> None:
-    """Apply the four jitter operations to each crop in the crop's own order; those that change nothing are skipped.
+    """Apply the jitter's operations to each crop in the crop's own order.
 
     Args:
         planes: float32 [C, n, h, w].
         parameters: of the n crops.
     """
-    for place in range(len(OPERATIONS)):
-        for number, name in enumerate(OPERATIONS):
-            factors = getattr(parameters, name)
-            unchanged = 0.0 if name == "hue" else 1.0
-            rows = (parameters.order[:, place] == number) & (factors != unchanged)
-            factor = torch.from_numpy(factors[rows]).float()[:, None, None]
-            on_rows(planes, rows, partial(_ADJUST[name], factor=factor))
+    factors = torch.from_numpy(parameters.factors).float()[..., None, None]  # [n, 4, 1, 1]
+    for numbers in parameters.order.T.tolist():  # the n crops' first operations, then their second ones, ...
+        for number in set(numbers) - {-1}:
+            rows = [row for row, other in enumerate(numbers) if other == number]
+            factor = factors[:, number] if len(rows) == len(numbers) else factors[rows, number]
+            on_rows(planes, rows, partial(_ADJUST[number], factor=factor))

@@ -1,13 +1,13 @@
 """Multi-crop augmentation: G large and L small random crops of an image, each with its own colour changes.
 
-Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs in computing on tensors, many crops at once: the crops
+Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs in computing on tensors, many crops at once; the crops
 of a sample depend on its image and its generator only, never on the batch around it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from mst.views import colour, crop
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
 
 CHUNK_VALUES = 1 << 16
-"""Values that are worked on at once: enough to hide the cost of a call, few enough for the processor's cache."""
+"""Values worked on at once: many small crops share the cost of a call, a large crop has the processor's cache alone."""
 
 
 class ImageCrops(NamedTuple):
@@ -67,30 +67,32 @@ class MultiCrop:
                     f"image is {image.dtype} {tuple(image.shape)}, must be uint8 [{self.channels}, H, W]: "
                     "decode it with data.channels"
                 )
-        uniforms = draw_uniforms(self.config, generators)
-        sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
-        return ImageCrops(self._crops("global", images, uniforms, sizes), self._crops("local", images, uniforms, sizes))
-
-    def _crops(
-        self, kind: Literal["global", "local"], images: Sequence[Tensor], uniforms: np.ndarray, sizes: np.ndarray
-    ) -> Tensor:
         config = self.config
-        count = config.global_crops if kind == "global" else config.local_crops
-        size = height_width(config.global_size if kind == "global" else config.local_size)
-        crops = torch.empty(count, len(images), self.channels, *size, dtype=torch.uint8)  # [V, B, C, h, w]
-        if not count:
-            return crops
-        parameters = draw_parameters(config, kind, uniforms, sizes, channels=self.channels)
-        step = max(1, CHUNK_VALUES // (self.channels * size[0] * size[1]))
-        for start in range(0, len(parameters), step):
-            numbers = np.arange(start, min(start + step, len(parameters)))
-            planes = render([images[n // count] for n in numbers], parameters[numbers], size)  # [C, n, h, w]
-            rows, columns = torch.from_numpy(numbers % count), torch.from_numpy(numbers // count)
-            crops[rows, columns] = planes.round_().to(torch.uint8).transpose(0, 1)  # [n, C, h, w]
-        return crops
+        B, views = len(images), config.global_crops + config.local_crops
+        sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
+        uniforms = draw_uniforms(views, generators)  # [DRAWS, V, B]
+        parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
+        # The resize reads the three values of a pixel together.
+        images = [image[None].contiguous(memory_format=torch.channels_last)[0] for image in images]
+        cut = B * config.global_crops
+        return ImageCrops(
+            self._crops(images, parameters[:cut], height_width(config.global_size)),
+            self._crops(images, parameters[cut:], height_width(config.local_size)),
+        )
+
+    def _crops(self, images: list[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:
+        """Return V crops of one size of each image [V, B, C, h, w]."""
+        n, B = len(parameters), len(images)
+        crops = torch.empty(n, self.channels, *size, dtype=torch.uint8)
+        step = max(1, CHUNK_VALUES // crops[:1].numel()) if n else 1
+        for start in range(0, n, step):
+            stop = min(start + step, n)
+            planes = render([images[i % B] for i in range(start, stop)], parameters[start:stop], size)
+            crops[start:stop].transpose(0, 1).copy_(planes.round_())  # [C, n, h, w] float32 -> uint8
+        return crops.unflatten(0, (n // B, B))
 
 
-def render(images: list[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:
+def render(images: Sequence[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:
     """Make n crops: cut and resize, flip, jitter, grey, blur, solarize.
 
     Args:
@@ -103,8 +105,8 @@ def render(images: list[Tensor], parameters: CropParameters, size: tuple[int, in
     """
     planes = crop.cut(images, parameters, size)
     colour.jitter(planes, parameters)
-    colour.on_rows(planes, parameters.grey, colour.turn_grey)
-    blurred = parameters.sigma >= crop.SMALLEST_SIGMA
+    colour.on_rows(planes, parameters.grey.nonzero()[0].tolist(), colour.turn_grey)
+    blurred = (parameters.sigma >= crop.SMALLEST_SIGMA).nonzero()[0].tolist()
     colour.on_rows(planes, blurred, lambda some: crop.blur(some, parameters.sigma[blurred]))
-    colour.on_rows(planes, parameters.solarize, colour.solarize)
+    colour.on_rows(planes, parameters.solarize.nonzero()[0].tolist(), colour.solarize)
     return planes

@@ -1,8 +1,8 @@
-"""Random parameters of the crops of one image, drawn before anything is applied.
+"""Random parameters of the crops of a batch, drawn before anything is applied.
 
-Distributions are DINO's (Caron et al. 2021, section 3.2 and its released recipe) with torchvision's sampling of the crop
-box and of the jitter's order. Each crop takes one row of `DRAWS` uniform numbers of a fixed layout, so that drawing is
-one call per image, a change of one setting never shifts the randomness of another, and a whole batch is vectorised.
+Distributions are DINO's (Caron et al. 2021 and its released recipe) with torchvision's sampling of the crop box and of
+the jitter's order. Each crop takes one row of `DRAWS` uniform numbers of a fixed layout, so that drawing is one call per
+image, a change of one setting never shifts the randomness of another, and a whole batch is computed at once.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Literal, Self
+from typing import Self
 
 import numpy as np
 import torch
@@ -30,21 +30,20 @@ DRAWS = 2 * ATTEMPTS + 16
 """Uniform numbers of one crop: area and ratio of each attempt, top, left, flip, jitter, the order's four keys,
 brightness, contrast, saturation, hue, grey, blur, sigma, solarize."""
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
-"""The jitter's operations; `CropParameters.order` holds indices into this tuple."""
+"""The jitter's operations."""
 REFERENCE_SIZE = 224
 """The blur's standard deviation is configured in pixels of a crop of this size."""
 
 
 @dataclass(frozen=True)
 class CropParameters:
-    """What happens to n crops of one output size, in the order of the fields; every field is an array of length n.
+    """What happens to n crops, in the order of the fields; every field is an array with n rows.
 
     Attributes:
         top, left, height, width: the box in the source image, pixels.
         flip: mirror horizontally.
-        order: [n, 4] the jitter's operations in the order of application, indices into `OPERATIONS`.
-        brightness, contrast, saturation: factors; 1 leaves the crop unchanged.
-        hue: shift in turns; 0 leaves the crop unchanged.
+        order: [n, 4] the jitter's operations in their order of application, indices into `OPERATIONS`; -1 = nothing.
+        factors: [n, 4] the factor of each of `OPERATIONS` (hue: a shift in turns).
         grey: replace the colours by their luminance.
         sigma: standard deviation of the Gaussian blur in pixels of the crop; 0 = no blur.
         solarize: invert the values from 128 on.
@@ -56,10 +55,7 @@ class CropParameters:
     width: Integers
     flip: Booleans
     order: Integers
-    brightness: Floats
-    contrast: Floats
-    saturation: Floats
-    hue: Floats
+    factors: Floats
     grey: Booleans
     sigma: Floats
     solarize: Booleans
@@ -67,11 +63,9 @@ class CropParameters:
     def __len__(self) -> int:
         return len(self.top)
 
-    def __getitem__(self, rows: slice | Integers | int) -> Self:
-        """Return the parameters of some of the crops (an integer keeps the length-1 axis)."""
-        if isinstance(rows, int):
-            rows = slice(rows, rows + 1)
-        return type(self)(**{field.name: getattr(self, field.name)[rows] for field in fields(self)})
+    def __getitem__(self, rows: slice) -> Self:
+        """Return the parameters of some of the crops."""
+        return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def height_width(size: Size) -> tuple[int, int]:
@@ -79,63 +73,59 @@ def height_width(size: Size) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def draw_uniforms(config: ViewsConfig, generators: Sequence[torch.Generator]) -> Floats:
-    """Draw the uniform numbers [B, crops, DRAWS] of B images, global crops first, one call per image."""
-    crops = config.global_crops + config.local_crops
-    rows = [torch.rand(crops, DRAWS, generator=generator, dtype=torch.float64) for generator in generators]
-    return np.stack([row.numpy() for row in rows])
+def draw_uniforms(crops: int, generators: Sequence[torch.Generator]) -> Floats:
+    """Draw the uniform numbers [DRAWS, V, B] of B images with V crops each, one call per image."""
+    rows = [torch.rand(crops, DRAWS, generator=generator, dtype=torch.float64).numpy() for generator in generators]
+    return np.ascontiguousarray(np.stack(rows).T)
 
 
-def draw_parameters(
-    config: ViewsConfig,
-    kind: Literal["global", "local"],
-    uniforms: Floats,
-    sizes: Integers,
-    *,
-    channels: int,
-) -> CropParameters:
-    """Turn uniform numbers into the parameters of all global or all local crops of B images.
+def draw_parameters(config: ViewsConfig, uniforms: Floats, sizes: Integers, *, channels: int) -> CropParameters:
+    """Turn uniform numbers into the parameters of all crops of B images.
 
     Saturation, hue and grey are defined for three channels only: with any other number of `channels` they are off, and
-    the remaining draws do not change.
+    the remaining draws do not change. Only global crop 0 has the first blur probability, and it is never solarized.
 
     Args:
         config: the augmentation's settings.
-        kind: which crops; global crop 0 has a blur probability of its own and is never solarized.
-        uniforms: [B, crops, DRAWS] of `draw_uniforms`.
+        uniforms: [DRAWS, V, B] of `draw_uniforms`; V = G + L, global crops first.
         sizes: (H, W) of each image, [B, 2].
         channels: channels of the images.
 
     Returns:
-        Parameters of `B * crops_of_this_kind` crops, image by image.
+        Parameters of V * B crops, crop `v * B + b` being view v of image b.
     """
-    is_global = kind == "global"
-    first, last = (0, config.global_crops) if is_global else (config.global_crops, uniforms.shape[1])
-    u = uniforms[:, first:last].reshape(-1, DRAWS).T  # [DRAWS, n]
-    position = np.tile(np.arange(last - first), len(uniforms))  # [n] crop's number within its image
-    boxes, rest = u[: 2 * ATTEMPTS + 2], u[2 * ATTEMPTS + 2 :]
-    scale = config.global_scale if is_global else config.local_scale
-    top, left, height, width = draw_boxes(boxes, np.repeat(sizes, last - first, axis=0), scale)
+    B = uniforms.shape[2]
+    G, L = config.global_crops, config.local_crops
 
-    jitter = rest[1] < config.jitter
-    coloured = jitter & (channels == 3)
-    size = height_width(config.global_size if is_global else config.local_size)
-    sigma = _between(rest[12], config.blur_sigma) * math.sqrt(size[0] * size[1]) / REFERENCE_SIZE
-    blur = np.where(position == 0, config.blur[0], config.blur[1]) if is_global else config.blur[2]
+    def per_view(first: float, others: float, local: float) -> Floats:
+        """Return one value per crop [V * B]."""
+        return np.repeat([first] + [others] * (G - 1) + [local] * L, B)
+
+    large, small = config.global_scale, config.local_scale
+    scale = per_view(large[0], large[0], small[0]), per_view(large[1], large[1], small[1])
+    global_scale, local_scale = (_sigma_scale(size) for size in (config.global_size, config.local_size))
+    u = uniforms.reshape(DRAWS, -1)  # [DRAWS, n]
+    top, left, height, width = draw_boxes(u[: 2 * ATTEMPTS + 2], np.tile(sizes, (G + L, 1)), scale)
+
+    u = u[2 * ATTEMPTS + 2 :]
+    centre = np.array([[1.0], [1.0], [1.0], [0.0]])
+    reach = np.array([[config.brightness], [config.contrast], [config.saturation], [config.hue]])
+    low = np.where(centre > 0, np.maximum(centre - reach, 0), -reach)
+    factors = _between(u[6:10], (low, centre + reach))  # [4, n]
+    order = u[2:6].argsort(axis=0, kind="stable")  # [4, n]
+    active = (u[1] < config.jitter) & (reach > 0) & ((channels == 3) | (np.arange(4) < 2))[:, None]  # [4, n]
+    sigma = _between(u[12], config.blur_sigma) * per_view(global_scale, global_scale, local_scale)
     return CropParameters(
         top=top,
         left=left,
         height=height,
         width=width,
-        flip=rest[0] < config.flip,
-        order=np.argsort(rest[2:6], axis=0, kind="stable").T,
-        brightness=np.where(jitter, _factor(rest[6], config.brightness), 1.0),
-        contrast=np.where(jitter, _factor(rest[7], config.contrast), 1.0),
-        saturation=np.where(coloured, _factor(rest[8], config.saturation), 1.0),
-        hue=np.where(coloured, _between(rest[9], (-config.hue, config.hue)), 0.0),
-        grey=(rest[10] < config.grey) & (channels == 3),
-        sigma=np.where(rest[11] < blur, sigma, 0.0),
-        solarize=(rest[13] < config.solarize) & is_global & (position > 0),
+        flip=u[0] < config.flip,
+        order=np.where(np.take_along_axis(active, order, axis=0), order, -1).T,
+        factors=factors.T,
+        grey=(u[10] < config.grey) & (channels == 3),
+        sigma=np.where(u[11] < per_view(*config.blur), sigma, 0.0),
+        solarize=u[13] < per_view(0.0, config.solarize, 0.0),
     )
 
 
@@ -148,7 +138,7 @@ def draw_boxes(u: Floats, sizes: Integers, scale: tuple[float, float]) -> tuple[
     Args:
         u: [2 * ATTEMPTS + 2, n] uniform numbers: area and ratio of each attempt alternating, then top and left.
         sizes: (H, W) of the source of each box, [n, 2].
-        scale: range of the box's share of the image's area.
+        scale: least and largest share of the image's area of each box, [n] each.
     """
     H, W = sizes[:, 0], sizes[:, 1]
     area = H * W * _between(u[0 : 2 * ATTEMPTS : 2], scale)  # [ATTEMPTS, n]
@@ -166,12 +156,13 @@ def draw_boxes(u: Floats, sizes: Integers, scale: tuple[float, float]) -> tuple[
     return top, left, height, width
 
 
-def _between(u: Floats, limits: tuple[float, float]) -> Floats:
+def _between(u: Floats, limits: tuple[Floats, Floats] | tuple[float, float]) -> Floats:
     return limits[0] + u * (limits[1] - limits[0])
 
 
-def _factor(u: Floats, strength: float) -> Floats:
-    return _between(u, (max(0.0, 1.0 - strength), 1.0 + strength))
+def _sigma_scale(size: Size) -> float:
+    """Return how many pixels of a crop of this size are one pixel of the reference size (mean of the two sides)."""
+    return math.sqrt(math.prod(height_width(size))) / REFERENCE_SIZE
 
 
 def _integer_below(u: Floats, count: Integers) -> Integers:

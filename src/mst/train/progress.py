@@ -1,0 +1,90 @@
+"""What a person sees of a running training: a bar on a terminal, a plain line every so often elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from mst.runtime import logging
+
+SECONDS_BETWEEN_LINES = 20.0
+
+
+class Throughput:
+    """Images per second and the share of the time that was spent waiting for them, since the last reset."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start anew."""
+        self._images, self._wait, self._busy = 0, 0.0, 0.0
+
+    def add(self, *, images: int, wait: float, busy: float) -> None:
+        """Count one step: seconds of waiting for its batch, seconds of computing."""
+        self._images += images
+        self._wait += wait
+        self._busy += busy
+
+    def row(self) -> dict[str, float]:
+        """Return `images_per_second` and `data_wait` (0 to 1)."""
+        seconds = max(self._wait + self._busy, 1e-9)
+        return {"images_per_second": self._images / seconds, "data_wait": self._wait / seconds}
+
+
+class TrainingProgress:
+    """A context manager around the loop."""
+
+    def __init__(self, *, step: int, total_steps: int) -> None:
+        self._total = total_steps
+        self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[numbers]}"),
+            TimeElapsedColumn(),
+            TextColumn("eta"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=logging.console,
+            disable=not logging.console.is_terminal,
+            refresh_per_second=4,
+        )
+        self._task = self._bar.add_task("pre-training", total=total_steps, completed=step, numbers="")
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def show(self, step: int, numbers: Mapping[str, float]) -> None:
+        """Show the state after `step` steps; `numbers` has the keys of a row of metrics."""
+        text = describe(numbers)
+        self._bar.update(self._task, completed=step, numbers=text)
+        now = time.perf_counter()
+        if self._bar.disable and (step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES):
+            self._last_line = now
+            rate = (now - self._started) / max(step - self._first_step, 1)
+            logging.info(f"step {step}/{self._total}  {text}  eta {clock(rate * (self._total - step))}")
+
+
+def describe(numbers: Mapping[str, float]) -> str:
+    """Write losses, learning rate and speed in one line."""
+    return (
+        f"loss {numbers['loss']:.3f} (dino {numbers['self_distillation']:.3f}, restore {numbers['restoration']:.3f})  "
+        f"lr {numbers['lr']:.1e}  {numbers['images_per_second']:.0f} img/s  wait {100 * numbers['data_wait']:.0f}%"
+    )
+
+
+def clock(seconds: float) -> str:
+    """Write a duration as h:mm:ss."""
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{rest:02}"

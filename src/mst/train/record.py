@@ -1,0 +1,89 @@
+"""The rows of a run: metrics.jsonl, TensorBoard and bad_steps.jsonl, the same after a resume as without one."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mst.runtime.files import write_atomic
+from mst.runtime.results import append_jsonl
+from mst.runtime.rundir import RunDir
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
+
+
+class RunRecord:
+    """Appends rows that carry a `step`.
+
+    Opening it for a run that has done `step` steps drops every row beyond: they are going to be written again.
+    """
+
+    def __init__(self, run: RunDir, *, step: int, tensorboard: bool) -> None:
+        self._metrics = run.metrics
+        self._bad_steps = bad_steps_file(run)
+        for path in (self._metrics, self._bad_steps):
+            drop_rows(path, beyond=step)
+        self._writer = _tensorboard_writer(run.tensorboard, step) if tensorboard else None
+
+    def metrics(self, row: Mapping[str, Any]) -> None:
+        """Append a row; numbers that are not finite become null, as JSON has no others."""
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
+        }
+        append_jsonl(self._metrics, row)
+        if self._writer is not None:
+            for key, value in row.items():
+                if key != "step" and isinstance(value, int | float):
+                    self._writer.add_scalar(key, value, row["step"])
+
+    def bad_step(self, row: Mapping[str, Any]) -> None:
+        """Append what is needed to replay a skipped step."""
+        append_jsonl(self._bad_steps, row)
+
+    def flush(self) -> None:
+        """Bring all rows to the disk, so that no checkpoint is newer than they are."""
+        for path in (self._metrics, self._bad_steps):
+            if path.exists():
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+        if self._writer is not None:
+            self._writer.flush()
+
+    def close(self) -> None:
+        """End the event file."""
+        if self._writer is not None:
+            self._writer.close()
+
+
+def bad_steps_file(run: RunDir) -> Path:
+    """Return where skipped steps are listed, with the positions of their images."""
+    return run.root / "bad_steps.jsonl"
+
+
+def drop_rows(path: Path, *, beyond: int) -> None:
+    """Remove the rows whose `step` is larger than `beyond`, and a half-written one; the others stay as they are."""
+    if not path.exists():
+        return
+    text = path.read_text(encoding="utf-8")
+    kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= beyond)
+    if kept != text:
+        write_atomic(path, kept)
+
+
+def _step_of(line: str) -> float:
+    """Return a row's step; infinity for half a row."""
+    try:
+        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
+    except (ValueError, KeyError, TypeError):
+        return math.inf
+
+
+def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter:
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(folder, purge_step=step + 1)

@@ -1,0 +1,104 @@
+"""Everything that changes while a run trains; together with the configuration it decides every later step.
+
+There is no random state in it: every draw derives from (seed, step), see `mst.train.step`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import AdamW
+
+from mst.config.schema import RunConfig, RunPlan
+from mst.errors import CheckpointError
+from mst.model.pair import Pair
+from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
+from mst.train.optimizer import build_optimizer
+
+
+@dataclass
+class TrainState:
+    """A run after `step` optimizer steps.
+
+    Attributes:
+        pair: student, teacher, image decoder.
+        optimizer: AdamW over student and decoder.
+        center: running mean of the teacher's logits [1, K].
+        features: the teacher's latest features, for RankMe.
+        means: losses since the last row of metrics.
+        collapse: how long the statistics have looked collapsed.
+        step: optimizer steps done, skipped ones included.
+        bad_steps: steps skipped because something was not finite.
+        bad_streak: how many of them in succession, up to now.
+        seconds: time spent training, over all sittings.
+    """
+
+    pair: Pair
+    optimizer: AdamW
+    center: Tensor
+    features: FeatureBuffer
+    means: RunningMeans = field(default_factory=RunningMeans)
+    collapse: CollapseWatch = field(default_factory=CollapseWatch)
+    step: int = 0
+    bad_steps: int = 0
+    bad_streak: int = 0
+    seconds: float = 0.0
+
+    def state_dicts(self) -> dict[str, dict[str, Any]]:
+        """Return the parts of a checkpoint by name; tensors are the live ones, not copies."""
+        parts: dict[str, dict[str, Any]] = {
+            "student": self.pair.student.state_dict(),
+            "teacher": self.pair.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "progress": {
+                "step": self.step,
+                "bad_steps": self.bad_steps,
+                "bad_streak": self.bad_streak,
+                "seconds": self.seconds,
+                "center": self.center,
+                "features": self.features.state_dict(),
+                "means": self.means.state_dict(),
+                "collapse": self.collapse.state_dict(),
+            },
+        }
+        if self.pair.decoder is not None:
+            parts["decoder"] = self.pair.decoder.state_dict()
+        return parts
+
+    def load(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
+        """Take over what `state_dicts` returned, strictly.
+
+        Raises:
+            CheckpointError: a part, a key or a shape does not fit this state's networks.
+        """
+        try:
+            self.pair.student.load_state_dict(parts["student"])
+            self.pair.teacher.load_state_dict(parts["teacher"])
+            if self.pair.decoder is not None:
+                self.pair.decoder.load_state_dict(parts["decoder"])
+            self.optimizer.load_state_dict(dict(parts["optimizer"]))
+            progress = parts["progress"]
+            self.center.copy_(progress["center"])
+            self.features.load_state_dict(progress["features"])
+            self.means.load_state_dict(progress["means"])
+            self.collapse.load_state_dict(progress["collapse"])
+            self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
+            self.bad_steps, self.bad_streak = int(progress["bad_steps"]), int(progress["bad_streak"])
+        except (KeyError, RuntimeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the checkpoint does not fit this run's networks: {reason}") from error
+
+
+def new_state(pair: Pair, config: RunConfig, plan: RunPlan) -> TrainState:
+    """Return the state at step 0 around an initialised pair, which stays on its device."""
+    device = pair.student.head.prototypes.device
+    return TrainState(
+        pair=pair,
+        optimizer=build_optimizer(pair, config.optimizer),
+        center=torch.zeros(1, plan.prototypes, device=device),
+        features=FeatureBuffer(pair.student.backbone.embed_dim, device=device),
+    )

@@ -1,0 +1,180 @@
+"""One optimizer step, in the paper's order: losses, gradients, clip, AdamW, teacher, center.
+
+Source: Li et al. 2021 (MST), section 3; Caron et al. 2021 (DINO), algorithm 1. Differs in that a step whose loss or
+gradient is not finite leaves everything as it was.
+
+Letters: B images, G global crops, K prototypes, D embedding size.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from mst.config.schema import RunConfig
+from mst.model.pair import Pair, ema_update
+from mst.objective.dino import mean_over_processes, updated_center
+from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
+from mst.runtime.seeding import derive_seed, generator
+from mst.train.optimizer import clip_per_tensor_, set_step_values, trained_parameters
+from mst.train.schedule import StepValues
+from mst.train.state import TrainState
+from mst.views.record import Views
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step was.
+
+    Attributes:
+        loss, self_distillation, restoration: over the whole batch.
+        grad_norm: L2 norm of all gradients together, before clipping.
+        skipped: whether something was not finite, so that nothing was changed.
+        indices: dataset positions of the batch [B], on the CPU.
+        features: the teacher's features of the first global crop [B, D].
+        statistics: scalars for the monitors by name; empty unless asked for.
+    """
+
+    loss: float
+    self_distillation: float
+    restoration: float
+    grad_norm: float
+    skipped: bool
+    indices: Tensor
+    features: Tensor
+    statistics: dict[str, float]
+
+    def scalars(self) -> dict[str, float]:
+        """Return the losses and the gradient norm by their names in metrics.jsonl."""
+        return {
+            "loss": self.loss,
+            "self_distillation": self.self_distillation,
+            "restoration": self.restoration,
+            "grad_norm": self.grad_norm,
+        }
+
+
+def train_step(
+    state: TrainState,
+    passes: Iterable[Views],
+    values: StepValues,
+    config: RunConfig,
+    *,
+    dtype: torch.dtype,
+    statistics: bool = False,
+) -> StepReport:
+    """Do one optimizer step; `state.step` is left to the caller.
+
+    Args:
+        state: changed in place.
+        passes: normalised crops on the networks' device; the parts of one batch, one forward-backward pass each.
+        values: this step's learning rate and the like.
+        config: the objective, the clipping and the seed are read from it.
+        dtype: compute type of the networks; parameters stay float32.
+        statistics: whether to fill `StepReport.statistics`.
+    """
+    pair, device = state.pair, state.center.device
+    objective = ObjectiveValues.from_config(config.objective, teacher_temp=values.teacher_temp)
+    parameters = [parameter for _, parameter in trained_parameters(pair)]
+    buffers = [buffer.clone() for buffer in pair.buffers()]
+    sums = _BatchSums(
+        config.train.batch_size, losses=torch.zeros(3, device=device), logits=torch.zeros_like(state.center)[None]
+    )
+
+    # Gradients of the mean loss over the batch, a part at a time.
+    state.optimizer.zero_grad(set_to_none=True)
+    for position, views in enumerate(passes):
+        draws = (config.runtime.seed, "step", state.step, position)
+        with _global_draws(device, *draws), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            output = mst_losses(
+                pair,
+                views,
+                state.center,
+                objective,
+                generator(*draws, "mask"),
+                statistics=statistics,
+                std=config.views.std,
+            )
+        (output.losses.total * sums.add(output, views)).backward()  # type: ignore[no-untyped-call]
+
+    if values.freeze_last_layer:
+        _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
+    norms = clip_per_tensor_(parameters, config.optimizer.clip)
+    report = sums.report(norms)
+    if report.skipped:
+        _restore_buffers(pair, buffers)
+        return report
+
+    set_step_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
+    state.optimizer.step()
+    ema_update(pair.teacher, pair.student, values.teacher_momentum)
+    state.center.copy_(mean_over_processes(updated_center(state.center, sums.logits, config.objective.center_momentum)))
+    return report
+
+
+@dataclass
+class _BatchSums:
+    """Adds the parts of one batch, each weighted with its share of the images."""
+
+    batch_size: int
+    losses: Tensor  # [3]: total, self-distillation, restoration
+    logits: Tensor  # [1, 1, K]: the teacher's mean logits
+    indices: list[Tensor] = field(default_factory=list)
+    features: list[Tensor] = field(default_factory=list)
+    statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def add(self, output: StepOutput, views: Views) -> float:
+        """Count one part and return its share of the batch."""
+        images = len(views.indices)
+        share = images / self.batch_size
+        terms = output.losses
+        self.losses += share * torch.stack([terms.total, terms.self_distillation, terms.restoration]).detach()
+        self.logits += share * output.teacher_logits.mean(dim=(0, 1), keepdim=True)
+        self.indices.append(views.indices.cpu())
+        self.features.append(output.teacher_tokens.cls[:images].float())  # [B, D] of the first global crop
+        for name, value in output.statistics.items():
+            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + share * value
+        return share
+
+    def report(self, norms: Tensor) -> StepReport:
+        """Return the batch's numbers; one transfer from the device."""
+        total, distillation, restoration, norm = torch.cat([self.losses, norms.norm()[None]]).tolist()
+        return StepReport(
+            loss=total,
+            self_distillation=distillation,
+            restoration=restoration,
+            grad_norm=norm,
+            skipped=not (math.isfinite(total) and math.isfinite(norm)),
+            indices=torch.cat(self.indices),
+            features=torch.cat(self.features),
+            statistics={name: value.item() for name, value in self.statistics.items()},
+        )
+
+
+@contextmanager
+def _global_draws(device: torch.device, *parts: int | str) -> Iterator[None]:
+    """Seed torch's global generators from `parts` inside, for stochastic depth; afterwards they are as they were."""
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(derive_seed(*parts))
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(derive_seed(*parts))
+        yield
+
+
+def _forget_gradients(*parameters: nn.Parameter) -> None:
+    """Leave parameters out of this optimizer step, weight decay included."""
+    for parameter in parameters:
+        parameter.grad = None
+
+
+def _restore_buffers(pair: Pair, buffers: list[Tensor]) -> None:
+    """Undo what a forward pass in training mode did to running statistics."""
+    for buffer, before in zip(pair.buffers(), buffers, strict=True):
+        buffer.copy_(before)

@@ -16,7 +16,7 @@ from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_predict, nearest_nei
 from mst.evaluate.protocol import ImageTransform, LowShot
 from reference.knn import knn_scores
 
-QUIET = FeatureSettings(batch_size=7, workers=2, precision="fp32", progress=False)
+QUIET = FeatureSettings(forward_batch=7, workers=2, precision="fp32", progress=False)
 
 
 @settings(deadline=None, max_examples=40)
@@ -30,7 +30,7 @@ QUIET = FeatureSettings(batch_size=7, workers=2, precision="fp32", progress=Fals
     chunk=st.tuples(st.integers(1, 7), st.integers(1, 31)),
     seed=st.integers(0, 10_000),
 )
-def test_equals_the_definition(
+def test_equals_the_definition(  # noqa: PLR0917
     m: int, n: int, dim: int, classes: int, k: int, temperature: float, chunk: tuple[int, int], seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)

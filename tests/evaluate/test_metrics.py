@@ -12,7 +12,7 @@ from torchmetrics.functional.classification import (
     multiclass_jaccard_index,
 )
 
-from mst.evaluate.metrics import SegmentationScores, confusion_matrix, rank_of_label, topk_accuracy
+from mst.evaluate.metrics import SegmentationScores, accuracy, confusion_matrix, rank_of_label
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -21,7 +21,7 @@ def test_topk_equals_torchmetrics(seed: int, k: int) -> None:
     draw = torch.Generator().manual_seed(seed)
     scores, labels = torch.randn(50, 7, generator=draw), torch.randint(7, (50,), generator=draw)
     expected = multiclass_accuracy(scores, labels, num_classes=7, top_k=k, average="micro")
-    assert topk_accuracy(scores, labels, k) == pytest.approx(100 * expected.item(), rel=1e-6)
+    assert accuracy(rank_of_label(scores, labels), k) == pytest.approx(100 * expected.item(), rel=1e-6)
 
 
 def test_equal_scores_place_the_lower_class_first() -> None:
@@ -29,7 +29,7 @@ def test_equal_scores_place_the_lower_class_first() -> None:
 
 
 def test_a_diverged_classifier_is_wrong_not_right() -> None:
-    assert topk_accuracy(torch.full((3, 4), math.nan), torch.tensor([0, 1, 2]), 4) == 0.0
+    assert rank_of_label(torch.full((3, 4), math.nan), torch.tensor([0, 1, 2])).tolist() == [4, 4, 4]
 
 
 @pytest.mark.parametrize("seed", range(6))
@@ -45,11 +45,11 @@ def test_segmentation_scores_equal_torchmetrics(seed: int) -> None:
     torch.testing.assert_close(torch.tensor(scores.iou[:6]), 100 * iou[:6].float())
     macro = multiclass_jaccard_index(prediction, target, 7, average="macro", ignore_index=255)
     assert scores.miou == pytest.approx(100 * macro.item(), rel=1e-5)
-    accuracy = multiclass_accuracy(prediction, target, 7, average="none", ignore_index=255)
-    torch.testing.assert_close(torch.tensor(scores.accuracy[:5]), 100 * accuracy[:5].float())
+    recall = multiclass_accuracy(prediction, target, 7, average="none", ignore_index=255)
+    torch.testing.assert_close(torch.tensor(scores.accuracy[:5]), 100 * recall[:5].float())
     micro = multiclass_accuracy(prediction, target, 7, average="micro", ignore_index=255)
     assert scores.aacc == pytest.approx(100 * micro.item(), rel=1e-5)
-    assert scores.macc == pytest.approx(100 * accuracy[:5].mean().item(), rel=1e-5)
+    assert scores.macc == pytest.approx(100 * recall[:5].mean().item(), rel=1e-5)
     assert math.isnan(scores.iou[6])
     assert math.isnan(scores.accuracy[5])
     assert scores.iou[5] == 0.0

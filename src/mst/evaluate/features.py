@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from mst.data.decoding import UnreadableImage
-from mst.errors import DataError
+from mst.errors import DataError, UsageError
 from mst.evaluate.image_sets import ImageSet
 from mst.runtime.device import select_precision
 from mst.runtime.logging import console, warn
@@ -34,18 +34,24 @@ class FeatureSettings:
     """How features are computed; only `precision` can change a number (in the last digits).
 
     Attributes:
-        batch_size: images per forward pass.
+        forward_batch: images per forward pass.
         workers: threads that read and resize images.
         precision: compute type of the backbone; features are float32 either way.
         max_unreadable_share: stop when a larger share of a set cannot be read.
         progress: show a bar while working.
     """
 
-    batch_size: int = 128
+    forward_batch: int = 128
     workers: int = 2
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     max_unreadable_share: float = 0.05
     progress: bool = True
+
+    def __post_init__(self) -> None:
+        if min(self.forward_batch, self.workers) < 1:
+            raise UsageError("--forward-batch and --workers must be at least 1")
+        if not 0.0 <= self.max_unreadable_share <= 1.0:
+            raise UsageError(f"--max-unreadable-share {self.max_unreadable_share}: must lie between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -114,14 +120,16 @@ class ImageBatch(NamedTuple):
 def read_batches(
     images: ImageSet, transform: Callable[[Tensor], Tensor], settings: FeatureSettings
 ) -> Iterator[ImageBatch]:
-    """Yield the set in order, `batch_size` at a time; threads read two batches ahead.
+    """Yield the set in order, `forward_batch` at a time; threads read two batches ahead.
 
     Raises:
         DataError: more than `max_unreadable_share` of the set cannot be read.
     """
-    parts = [range(i, min(i + settings.batch_size, len(images))) for i in range(0, len(images), settings.batch_size)]
+    parts = [
+        range(i, min(i + settings.forward_batch, len(images))) for i in range(0, len(images), settings.forward_batch)
+    ]
     allowed, failed = settings.max_unreadable_share * len(images), 0
-    with ThreadPoolExecutor(max(1, settings.workers)) as pool:
+    with ThreadPoolExecutor(settings.workers) as pool:
         ahead: deque[list[Future[Tensor | UnreadableImage]]] = deque()
         try:
             for position, part in enumerate(parts):

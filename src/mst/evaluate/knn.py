@@ -19,7 +19,7 @@ from torch import Tensor
 from mst.errors import UsageError
 from mst.evaluate.features import Features, FeatureSettings, cls_features, extract_features
 from mst.evaluate.image_sets import LabelledSets
-from mst.evaluate.metrics import rank_of_label
+from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.protocol import ImageTransform, LowShot
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
@@ -145,7 +145,7 @@ def knn_accuracy(
     for k, parts in ranks.items():
         rank = torch.cat(parts)
         for top in (1, 5):
-            metrics[f"top{top}_k{k}"] = 100.0 * (rank < top).double().mean().item()
+            metrics[f"top{top}_k{k}"] = accuracy(rank, top)
     return metrics
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -30,6 +30,7 @@ from mst.evaluate.features import (
 )
 from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.linear_heads import LinearHeads
+from mst.evaluate.metrics import accuracy
 from mst.evaluate.protocol import ImageTransform, LowShot, random_resized_crop
 from mst.runtime.results import Result
 from mst.runtime.seeding import generator
@@ -156,7 +157,7 @@ def train_heads(
     return full, partial
 
 
-def cached_batches(train: Features, batch_size: int, *, seed: int) -> EpochBatches:
+def cached_batches(train: Features, *, batch_size: int, seed: int) -> EpochBatches:
     """Return batches of the same features in a new order for every epoch."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
@@ -175,6 +176,7 @@ def augmented_batches(
     function: FeatureFunction,
     settings: FeatureSettings,
     *,
+    batch_size: int,
     seed: int,
 ) -> EpochBatches:
     """Return batches of features of a fresh random resized crop and flip of each image in every epoch."""
@@ -186,11 +188,17 @@ def augmented_batches(
             return random_resized_crop(images.read(index), transform.size, generator(seed, "crop", epoch, index))
 
         shuffled = ImageSet(images.names, images.labels, read).subset(order.tolist())
+        ready, waiting = torch.empty(0, dtype=torch.int64), torch.empty(0)
         for batch in read_batches(shuffled, transform.normalise, settings):
             if batch.indices:
                 with frozen(backbone):
-                    features = forward_batch(backbone, batch.images, function, settings.precision)
-                yield order[batch.indices], features
+                    features = forward_batch(backbone, batch.images, function, settings.precision)  # [B,D]
+                ready, waiting = torch.cat([ready, order[batch.indices]]), torch.cat([waiting.to(features), features])
+            while len(ready) >= batch_size:
+                yield ready[:batch_size], waiting[:batch_size]
+                ready, waiting = ready[batch_size:], waiting[batch_size:]
+        if len(ready):
+            yield ready, waiting
 
     return batches
 
@@ -209,7 +217,7 @@ def evaluate_linear(
     Returns:
         Result with `top1`, `top5` (learning rate chosen on the held-out part of the training set; the classifier then
         learnt from all training images), `top1_best_on_val` (what DINO prints) and `top1_held_out`, in percent.
-        `extra["rates"]` has one row per learning rate.
+        `extra["lr"]` is the chosen rate, `extra["rates"]` has one row for each.
 
     Raises:
         UsageError: several learning rates but no class with two training images to choose one on.
@@ -224,11 +232,10 @@ def evaluate_linear(
         raise UsageError("no class has two training images to choose a learning rate on: name one with --lrs")
     batch_size = min(protocol.batch_size, len(train.labels))
     if protocol.mode == "cached":
-        batches = cached_batches(train, batch_size, seed=seed)
+        batches = cached_batches(train, batch_size=batch_size, seed=seed)
     else:
         readable = chosen.subset(train.positions)
-        drawn = replace(settings, batch_size=batch_size)
-        batches = augmented_batches(backbone, readable, transform, function, drawn, seed=seed)
+        batches = augmented_batches(backbone, readable, transform, function, settings, batch_size=batch_size, seed=seed)
     full, partial = train_heads(
         batches,
         train.labels,
@@ -242,7 +249,7 @@ def evaluate_linear(
     )
     on_val = full.ranks(val.features, val.labels)  # [R,n]
     on_held_out = partial.ranks(train.features[held_out], train.labels[held_out])  # [R,h]
-    metrics, rates = summarise(protocol.lrs, on_val, on_held_out)
+    metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out)
     return Result(
         task="linear",
         metrics=metrics,
@@ -258,6 +265,7 @@ def evaluate_linear(
             "val_images": len(val.labels),
             "classes": len(data.classes),
             "unreadable": [*train.unreadable, *val.unreadable],
+            "lr": lr,
             "rates": rates,
         },
     )
@@ -265,25 +273,22 @@ def evaluate_linear(
 
 def summarise(
     lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor
-) -> tuple[dict[str, float], list[dict[str, float]]]:
-    """Return the metrics and one row per learning rate from the ranks [R, n] of the true classes.
+) -> tuple[dict[str, float], list[dict[str, float]], float]:
+    """Return the metrics, one row per learning rate and the chosen rate from the ranks [R, n] of the true classes.
 
     The lower learning rate is chosen among equals.
     """
-    top1, top5 = (100.0 * (on_val < k).double().mean(1) for k in (1, 5))  # [R]
-    rows = [{"lr": lr, "top1": top1[i].item(), "top5": top5[i].item()} for i, lr in enumerate(lrs)]
-    best = max(range(len(lrs)), key=lambda i: (rows[i]["top1"], -lrs[i]))
-    picked, metrics = 0, {}
+    rows = [
+        {"lr": lr, "top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5)}
+        for lr, ranks in zip(lrs, on_val, strict=True)
+    ]
+    best = picked = max(rows, key=lambda row: (row["top1"], -row["lr"]))
     if on_held_out.shape[1]:
         for row, ranks in zip(rows, on_held_out, strict=True):
-            row["top1_held_out"] = 100.0 * (ranks < 1).double().mean().item()
-        picked = max(range(len(lrs)), key=lambda i: (rows[i]["top1_held_out"], -lrs[i]))
-        metrics["top1_held_out"] = rows[picked]["top1_held_out"]
-    return {
-        "top1": rows[picked]["top1"],
-        "top5": rows[picked]["top5"],
-        "lr": lrs[picked],
-        "top1_best_on_val": rows[best]["top1"],
-        "top5_best_on_val": rows[best]["top5"],
-        **metrics,
-    }, rows
+            row["top1_held_out"] = accuracy(ranks, 1)
+        picked = max(rows, key=lambda row: (row["top1_held_out"], -row["lr"]))
+    metrics = {"top1": picked["top1"], "top5": picked["top5"]}
+    metrics |= {"top1_best_on_val": best["top1"], "top5_best_on_val": best["top5"]}
+    if "top1_held_out" in picked:
+        metrics["top1_held_out"] = picked["top1_held_out"]
+    return metrics, rows, picked["lr"]

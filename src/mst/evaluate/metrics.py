@@ -27,9 +27,14 @@ def rank_of_label(scores: Tensor, labels: Tensor) -> Tensor:
     return torch.where(own.isnan().squeeze(1), scores.shape[1], before.sum(1))
 
 
-def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
-    """Return the percentage of samples whose true class is among the `k` best, nan for no samples."""
-    return 100.0 * (rank_of_label(scores, labels) < k).double().mean().item()
+def accuracy(ranks: Tensor, k: int) -> float:
+    """Return the percentage of samples whose true class is among the `k` best; ranks [n] from `rank_of_label`."""
+    return percent((ranks < k).double().mean().item())
+
+
+def percent(share: float) -> float:
+    """Return a share as a percentage, without the dust of binary fractions."""
+    return round(100.0 * share, 6)
 
 
 def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, *, ignore_index: int | None) -> Tensor:
@@ -63,12 +68,12 @@ class SegmentationScores:
         """Return the scores of counts [K, K] (row = truth, column = prediction)."""
         counts = confusion.double()
         hits, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)  # each [K]
-        iou = 100 * hits / (truth + predicted - hits)  # 0/0 = nan: a class that is nowhere
-        accuracy = 100 * hits / truth  # 0/0 = nan: a class that is not in the truth
+        iou = hits / (truth + predicted - hits)  # 0/0 = nan: a class that is nowhere
+        recall = hits / truth  # 0/0 = nan: a class that is not in the truth
         return SegmentationScores(
-            miou=float(iou.nanmean()),
-            macc=float(accuracy.nanmean()),
-            aacc=float(100 * hits.sum() / truth.sum()),
-            iou=tuple(iou.tolist()),
-            accuracy=tuple(accuracy.tolist()),
+            miou=percent(float(iou.nanmean())),
+            macc=percent(float(recall.nanmean())),
+            aacc=percent(float(hits.sum() / truth.sum())),
+            iou=tuple(map(percent, iou.tolist())),
+            accuracy=tuple(map(percent, recall.tolist())),
         )

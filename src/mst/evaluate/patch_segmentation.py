@@ -9,7 +9,7 @@ Letters: B images, N = h*w patch tokens, D features, K classes, H W pixels.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -119,7 +119,7 @@ def evaluate_patch_segmentation(
         UsageError: the size is no multiple of the patch, or a split is empty.
         DataError: a mask has another size than its image or a value that is no class.
     """
-    protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(batch_size=16)
+    protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(forward_batch=16)
     if min(len(data.train), len(data.val)) == 0:
         raise UsageError("segmentation needs at least one training and one validation image")
     size = protocol.size or fitting_size(data.train.read(0)[0], backbone.patch_size)
@@ -176,7 +176,7 @@ def training_maps(
         return squash(image, transform)
 
     images = ImageSet(data.train.names, torch.zeros(len(data.train), dtype=torch.int64), read)
-    strict = FeatureSettings(settings.batch_size, settings.workers, settings.precision, 0.0, settings.progress)
+    strict = replace(settings, max_unreadable_share=0.0)
     maps = extract_features(backbone, images, _as_is, patch_map, strict, title="training patch tokens")
     return PatchMaps(maps.features.half(), masks)
 

@@ -1,0 +1,136 @@
+"""`mst embed`: the features of a folder of images with their paths, as an .npz or .npy file."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mst.commands.output import emit, emit_json
+from mst.commands.subject import ImageOptions, load_subject
+from mst.commands.tyro_cli import parse_words
+from mst.data.sources import index_images
+from mst.errors import UsageError
+from mst.evaluate.features import Features, FeatureSettings, extract_features
+from mst.evaluate.image_sets import ImageSet
+from mst.model.backbone import Backbone
+from mst.runtime.files import write_atomic
+
+SUFFIXES = (".npz", ".npy")
+
+
+@dataclass(frozen=True)
+class EmbedArguments:
+    """Write the global feature of every image and its path.
+
+    Attributes:
+        backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: FILE.npz with `features` [n, D] float32 and `paths` [n]; or FILE.npy with the features and FILE.txt
+            with the paths.
+        limit: only this many images, drawn evenly from the sorted list.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of the weights after `random:`.
+        json: one JSON object on stdout.
+    """
+
+    backbone: str
+    data: str
+    out: str
+    limit: int | None = None
+    device: str = "auto"
+    seed: int = 0
+    json: bool = False
+    image: ImageOptions = field(default_factory=ImageOptions)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+def embed(
+    backbone: str | Path | Backbone,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    image: ImageOptions | None = None,
+    settings: FeatureSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Features:
+    """Return the features of all images under `data`, in the order of their sorted paths.
+
+    Args:
+        backbone: a run folder, a backbone file, `random:` before either, or a module in memory.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: also write them: .npz (`features`, `paths`), or .npy with a .txt of paths beside it.
+        limit: only this many images, drawn evenly.
+        image: size and cropping of the input.
+        settings: batch size, threads, compute type, share of unreadable files that is allowed.
+        device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
+        seed: of the weights after `random:`.
+
+    Returns:
+        `Features`: `features` [n, D] float32, `names` (paths); unreadable files have no row and are listed.
+
+    Raises:
+        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy.
+    """
+    target = None if out is None else _checked_target(Path(out))
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
+    subject = load_subject(backbone, device=device, seed=seed)
+    paths = index_images(data, limit=limit)
+    no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
+    images = ImageSet.from_paths(paths, no_labels, channels=subject.channels)
+    features = extract_features(
+        subject.backbone, images, subject.transform(image or ImageOptions()), settings=settings, title="embedding"
+    )
+    if target is not None:
+        write_features(target, features)
+    return features
+
+
+def write_features(path: Path, features: Features) -> None:
+    """Write features and paths, .npz in one file, .npy with the paths in a .txt beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = io.BytesIO()
+    if path.suffix == ".npz":
+        np.savez(content, features=features.features.numpy(), paths=np.array(features.names))
+    else:
+        np.save(content, features.features.numpy())
+        write_atomic(path.with_suffix(".txt"), "".join(f"{name}\n" for name in features.names))
+    write_atomic(path, content.getvalue())
+
+
+def _checked_target(path: Path) -> Path:
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"--out {path}: name a file that ends in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder: name a file")
+    return path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(EmbedArguments, argv, prog="mst embed")
+    if a is None:
+        return 0
+    features = embed(
+        a.backbone,
+        a.data,
+        out=a.out,
+        limit=a.limit,
+        image=a.image,
+        settings=a.settings,
+        device=a.device,
+        seed=a.seed,
+    )
+    count, dim = features.features.shape
+    if a.json:
+        emit_json({"out": a.out, "images": count, "dim": dim, "unreadable": list(features.unreadable)})
+    else:
+        emit(f"{count} features of {dim} numbers in {a.out}; {len(features.unreadable)} files left out as unreadable")
+    return 0

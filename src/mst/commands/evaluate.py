@@ -1,0 +1,291 @@
+"""`mst evaluate knn|linear|segmentation`, and the same as functions of the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from pathlib import Path
+
+from rich.table import Table
+
+from mst.commands.output import emit, emit_json
+from mst.commands.subject import ImageOptions, Subject, load_subject
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
+from mst.evaluate import knn, linear_probe, patch_segmentation
+from mst.evaluate.features import FeatureSettings
+from mst.evaluate.image_sets import LabelledSets
+from mst.evaluate.knn import KnnProtocol
+from mst.evaluate.linear_probe import LinearProtocol
+from mst.evaluate.patch_segmentation import SegmentationProtocol
+from mst.evaluate.segmentation_data import SegmentationData, segmentation_folder
+from mst.model.backbone import Backbone
+from mst.runtime.results import Result
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Parts of a labelled folder, drawn evenly over the sorted list.
+
+    Attributes:
+        train_limit: at most this many training images; None = all.
+        val_limit: at most this many validation images; None = all.
+    """
+
+    train_limit: int | None = None
+    val_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Common:
+    """The backbone and the data.
+
+    Attributes:
+        backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
+        data: the labelled folder.
+        out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of every random draw in the evaluation, and of the weights after `random:`.
+        json: one JSON object on stdout instead of a table.
+    """
+
+    backbone: str
+    data: str
+    out: str | None = None
+    device: str = "auto"
+    seed: int = 0
+    json: bool = False
+
+
+@dataclass(frozen=True)
+class KnnArguments(Common):
+    """k-nearest-neighbour classification of train/<class>/ and val/<class>/."""
+
+    protocol: KnnProtocol = field(default_factory=KnnProtocol)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    limits: Limits = field(default_factory=Limits)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+@dataclass(frozen=True)
+class LinearArguments(Common):
+    """Linear classification of train/<class>/ and val/<class>/."""
+
+    protocol: LinearProtocol = field(default_factory=LinearProtocol)
+    image: ImageOptions = field(default_factory=ImageOptions)
+    limits: Limits = field(default_factory=Limits)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+@dataclass(frozen=True)
+class SegmentationArguments(Common):
+    """Linear segmentation on patch tokens of images/, masks/, train.txt, val.txt, classes.json."""
+
+    protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+def evaluate_knn(
+    backbone: str | Path | Backbone,
+    data: str | Path | LabelledSets,
+    *,
+    protocol: KnnProtocol | None = None,
+    image: ImageOptions | None = None,
+    limits: Limits | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Classify validation images by their nearest training images.
+
+    Args:
+        backbone: a run folder, a backbone file, `random:` before either, or a module in memory.
+        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or sets in memory.
+        protocol: what changes the numbers: k, temperature, how many labels.
+        image: size and cropping of the input.
+        limits: use only parts of a folder.
+        settings: batch size, threads, compute type.
+        out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
+        device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
+        seed: of the drawn labels, and of the weights after `random:`.
+
+    Returns:
+        `Result` with `top1`, `top5` (k = 20) and `top1_k10`, `top5_k10`, ... in percent.
+
+    Raises:
+        UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
+    """
+    subject = load_subject(backbone, device=device, seed=seed)
+    sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
+    return subject.record(
+        knn.evaluate_knn(subject.backbone, sets, transform, protocol, settings=settings, seed=seed), out
+    )
+
+
+def evaluate_linear(
+    backbone: str | Path | Backbone,
+    data: str | Path | LabelledSets,
+    *,
+    protocol: LinearProtocol | None = None,
+    image: ImageOptions | None = None,
+    limits: Limits | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Train a linear classifier on frozen features and score it on the validation images.
+
+    Args and errors are those of `evaluate_knn`; `protocol` holds learning rates, epochs, batch size, cached or
+    augmented features.
+
+    Returns:
+        `Result` with `top1`, `top5` (the learning rate chosen on a held-out part of train) and `top1_best_on_val`.
+    """
+    subject = load_subject(backbone, device=device, seed=seed)
+    sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
+    result = linear_probe.evaluate_linear(subject.backbone, sets, transform, protocol, settings=settings, seed=seed)
+    return subject.record(result, out)
+
+
+def evaluate_segmentation(
+    backbone: str | Path | Backbone,
+    data: str | Path | SegmentationData,
+    *,
+    protocol: SegmentationProtocol | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Train a linear layer on frozen patch tokens and score it per pixel on the validation images.
+
+    Args:
+        backbone: as for `evaluate_knn`.
+        data: a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`, or pairs in memory.
+        protocol: size, steps, batch size, learning rate.
+        settings: batch size, threads, compute type.
+        out: as for `evaluate_knn`.
+        device: as for `evaluate_knn`.
+        seed: of the layer's weights and the order of the images.
+
+    Returns:
+        `Result` with `miou`, `macc`, `aacc` in percent and a row per class in `extra["per_class"]`.
+
+    Raises:
+        UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
+    """
+    subject = load_subject(backbone, device=device, seed=seed)
+    pairs = data if isinstance(data, SegmentationData) else segmentation_folder(Path(data), channels=subject.channels)
+    mean, std = subject.mean_std
+    result = patch_segmentation.evaluate_patch_segmentation(
+        subject.backbone, pairs, protocol, mean=mean, std=std, settings=settings, seed=seed
+    )
+    return subject.record(result, out)
+
+
+def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
+    if isinstance(data, LabelledSets):
+        return data
+    parts = limits or Limits()
+    return LabelledSets.from_folder(
+        data, channels=subject.channels, train_limit=parts.train_limit, val_limit=parts.val_limit
+    )
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if not argv or argv[0] in {"-h", "--help"}:
+        names = "\n".join(f"  mst evaluate {name} --help" for name in TASKS)
+        emit(f"usage: mst evaluate {'|'.join(TASKS)} --backbone RUN|FILE --data PATH [--out DIR]\n\n{names}")
+        return 0
+    if argv[0] not in TASKS:
+        close = get_close_matches(argv[0], TASKS, n=1)
+        raise UsageError(
+            f"unknown evaluation {argv[0]}: use {', '.join(TASKS)}{f'; did you mean {close[0]}?' if close else ''}"
+        )
+    return TASKS[argv[0]](argv[1:])
+
+
+def _run_knn(argv: Sequence[str]) -> int:
+    a = parse_words(KnnArguments, argv, prog="mst evaluate knn")
+    if a is None:
+        return 0
+    result = evaluate_knn(
+        a.backbone,
+        a.data,
+        protocol=a.protocol,
+        image=a.image,
+        limits=a.limits,
+        settings=a.settings,
+        out=a.out,
+        device=a.device,
+        seed=a.seed,
+    )
+    return _show(result, json=a.json)
+
+
+def _run_linear(argv: Sequence[str]) -> int:
+    a = parse_words(LinearArguments, argv, prog="mst evaluate linear")
+    if a is None:
+        return 0
+    result = evaluate_linear(
+        a.backbone,
+        a.data,
+        protocol=a.protocol,
+        image=a.image,
+        limits=a.limits,
+        settings=a.settings,
+        out=a.out,
+        device=a.device,
+        seed=a.seed,
+    )
+    return _show(result, json=a.json)
+
+
+def _run_segmentation(argv: Sequence[str]) -> int:
+    a = parse_words(SegmentationArguments, argv, prog="mst evaluate segmentation")
+    if a is None:
+        return 0
+    result = evaluate_segmentation(
+        a.backbone, a.data, protocol=a.protocol, settings=a.settings, out=a.out, device=a.device, seed=a.seed
+    )
+    return _show(result, json=a.json)
+
+
+TASKS: dict[str, Callable[[Sequence[str]], int]] = {
+    "knn": _run_knn,
+    "linear": _run_linear,
+    "segmentation": _run_segmentation,
+}
+"""Word after `mst evaluate` -> what it does."""
+
+
+def _show(result: Result, *, json: bool) -> int:
+    if json:
+        emit_json(result.row())
+        return 0
+    table = Table(result.task, result.backbone, box=None, pad_edge=False)
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.2f} %")
+    emit(table)
+    if result.extra.get("per_class"):
+        classes = Table("class", "IoU %", "accuracy %", box=None, pad_edge=False)
+        for row in result.extra["per_class"]:
+            classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
+        emit(classes)
+    counts = f"{result.extra['train_images']} training and {result.extra['val_images']} validation images"
+    left_out = len(result.extra.get("unreadable", []))
+    emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
+    return 0
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.2f}"

@@ -1,0 +1,80 @@
+"""Words to a frozen dataclass through tyro, with every mistake as one line of `UsageError`."""
+
+from __future__ import annotations
+
+import difflib
+import io
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import MISSING, Field, fields, is_dataclass
+from typing import Any, TypeVar
+
+import tyro
+
+from mst.errors import UsageError
+
+Arguments = TypeVar("Arguments")
+
+
+def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arguments | None:
+    """Return the arguments, or None after `--help` was shown.
+
+    Args:
+        kind: a frozen dataclass; groups are fields that are dataclasses with a `default_factory`, their fields become
+            flags without a prefix. A `str` without default is required.
+        argv: the words after the command.
+        prog: the command, for the help text.
+
+    Raises:
+        UsageError: an unknown flag (the nearest is named), a missing or wrong value.
+    """
+    own = {_flag(field.name): field for field in _leaves(kind)}
+    words = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
+    for word in words:
+        plain = f"--{word[5:]}" if word.startswith("--no-") else word
+        if word not in own and plain not in own and word != "--help":
+            close = difflib.get_close_matches(word, own, n=1)
+            raise UsageError(f"unknown option {word}{f'; did you mean {close[0]}?' if close else f' ({prog} --help)'}")
+    missing = [flag for flag, field in own.items() if _required(field) and flag not in words]
+    if missing and not {"-h", "--help"} & set(argv):
+        raise UsageError(f"{prog} needs {' and '.join(missing)} ({prog} --help)")
+    errors, output = io.StringIO(), io.StringIO()
+    try:
+        with redirect_stderr(errors), redirect_stdout(output):
+            return tyro.cli(kind, prog=prog, args=list(argv), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as end:
+        sys.stdout.write(output.getvalue())
+        if end.code in (0, None):
+            return None
+        raise UsageError(_one_line(errors.getvalue())) from end
+
+
+def _leaves(kind: Any) -> Iterator[Field[Any]]:
+    """Yield the fields of a dataclass, those of its groups in place of the groups."""
+    for field in fields(kind):
+        group: Any = field.default_factory
+        if is_dataclass(group):
+            yield from _leaves(group)
+        else:
+            yield field
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _required(field: Field[Any]) -> bool:
+    return field.default is MISSING and field.default_factory is MISSING
+
+
+def _one_line(box: str) -> str:
+    """Return what tyro's box of lines says, without its title, rules and hints."""
+    lines = [line.strip() for line in box.splitlines()]
+    lines = [line for line in lines if line.strip("-─╭╮╰╯│ ")][1:]
+    kept: list[str] = []
+    for line in lines:
+        if line.startswith(("Argument helptext", "For full helptext")):
+            break
+        kept.append(line)
+    return " ".join(kept) or "wrong arguments"

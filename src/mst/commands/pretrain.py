@@ -9,6 +9,7 @@ from typing import Annotated
 
 import tyro
 
+from mst.checkpoint.compare import is_free
 from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
 from mst.commands.output import emit_json
 from mst.config.keys import flag
@@ -17,20 +18,6 @@ from mst.config.schema import RunConfig, Settings
 from mst.errors import UsageError
 from mst.recipes import base_config
 from mst.runtime.rundir import RunDir, open_run_dir
-
-MAY_CHANGE = frozenset(
-    {
-        "data.cache",
-        "checkpoint.every_steps",
-        "checkpoint.keep",
-        "monitor.collapse",
-        "monitor.tensorboard",
-        "runtime.device",
-        "runtime.threads",
-        "runtime.workers",
-    }
-)
-"""Settings that a resumed run may change: they say where and how it runs, not what it computes."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +90,7 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
     stored = load_config(run.config)
     asked = override(base_config(recipe) if recipe else stored, words)
     before, after = flatten(stored), flatten(asked)
-    refused = [key for key in changed_keys(stored, asked) if key not in MAY_CHANGE]
+    refused = [key for key in changed_keys(stored, asked) if not is_free(key)]
     if refused:
         changes = ", ".join(f"{flag(key)} (was {before[key]}, now {after[key]})" for key in refused)
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")

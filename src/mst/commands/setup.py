@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, replace
 
 import torch
@@ -11,14 +12,16 @@ from mst.commands.environment import device_name
 from mst.config.derive import check_consistent, derive
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.labelled import LabelledFolder
 from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError
+from mst.evaluate.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
 from mst.model.pair import Pair, build_pair
 from mst.runtime.device import select_device, select_precision
 
+MOST_WORKERS = 16
+FEW_CORES = 8
 SAMPLE = 32
 """Images that are opened before a run starts."""
 
@@ -28,10 +31,10 @@ class Setup:
     """A checked run, ready to start.
 
     Attributes:
-        config: what was asked for.
+        config: what was asked for, with the statistics for its number of channels.
         plan: what follows from it.
         images: the training images.
-        labelled: the labelled folder for k-NN while training, or None.
+        labelled: the labelled images for k-NN while training, or None.
         spec: the backbone.
         device: where the networks go.
         precision: compute type of the networks.
@@ -41,7 +44,7 @@ class Setup:
     config: RunConfig
     plan: RunPlan
     images: ImageIndex
-    labelled: LabelledFolder | None
+    labelled: LabelledSets | None
     spec: BackboneSpec
     device: torch.device
     precision: torch.dtype
@@ -60,20 +63,38 @@ class Setup:
 
 
 def prepare(config: RunConfig) -> Setup:
-    """Check settings, device and images, and derive the plan; nothing is written.
+    """Check settings, device and images, and derive the plan; nothing is written. Sets the number of compute threads.
 
     Raises:
         UsageError: the first thing that is wrong, with what to do.
     """
     check_consistent(config)
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
     images = index_images(config.data.train, limit=config.data.limit)
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
+    views = config.views.model_copy(update={"mean": plan.mean, "std": plan.std})
     check_sample(images, channels=config.data.channels, patch_size=spec.patch_size)
-    labelled = LabelledFolder(config.monitor.knn_data) if config.monitor.knn_data else None
-    return Setup(config, plan, images, labelled, spec, device, precision, reason)
+    labelled = labelled_sets(config) if config.monitor.knn_data else None
+    return Setup(config.model_copy(update={"views": views}), plan, images, labelled, spec, device, precision, reason)
+
+
+def labelled_sets(config: RunConfig) -> LabelledSets:
+    """Return the labelled images for k-NN while training.
+
+    Raises:
+        UsageError: --monitor.knn-data is no folder of train/<class>/ and val/<class>/.
+    """
+    monitor = config.monitor
+    return LabelledSets.from_folder(
+        monitor.knn_data or "",
+        channels=config.data.channels,
+        train_limit=monitor.knn_train_limit,
+        val_limit=monitor.knn_val_limit,
+    )
 
 
 def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:
@@ -119,6 +140,16 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int) -> None:
             f"the images are smaller than one {patch_size} px patch (the largest of {len(sizes)} opened: "
             f"{height}x{width}): use larger images or a smaller --model.patch-size"
         )
+
+
+def loader_workers(config: RunConfig, device: torch.device) -> int:
+    """Return the number of loader processes: as asked, or to keep a GPU fed, or to leave a CPU to the networks."""
+    if config.runtime.workers >= 0:
+        return config.runtime.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cuda":
+        return max(1, min(cores - 1, MOST_WORKERS))
+    return 0 if cores < FEW_CORES else cores // 4
 
 
 def parameter_counts(pair: Pair) -> dict[str, int]:

@@ -46,6 +46,9 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan
         "steps_per_epoch": f"{dataset_size} images // batch {batch}; the rest of an epoch is dropped",
         "total_steps": f"{config.train.epochs:g} epochs * {steps_per_epoch} steps",
     }
+    lr = _learning_rate(config, reasons)
+    warmup_steps = _warmup(config, steps_per_epoch, total_steps, reasons)
+    prototypes = _prototypes(config, dataset_size, reasons)
     temp, temp_start, temp_warmup = _teacher_temperature(config, steps_per_epoch, total_steps, reasons)
     mean, std = _statistics(config.views, config.data, reasons)
     return RunPlan(
@@ -54,9 +57,9 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan
         total_steps=total_steps,
         batch_size=batch,
         batch_size_per_pass=batch // (config.train.accumulate * world_size),
-        lr=_learning_rate(config, reasons),
-        warmup_steps=_warmup(config, steps_per_epoch, total_steps, reasons),
-        prototypes=_prototypes(config, dataset_size, reasons),
+        lr=lr,
+        warmup_steps=warmup_steps,
+        prototypes=prototypes,
         teacher_temp=temp,
         teacher_temp_start=temp_start,
         teacher_temp_warmup_steps=temp_warmup,

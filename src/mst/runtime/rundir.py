@@ -75,8 +75,8 @@ class RunDir:
         return self.config.exists()
 
 
-def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:
-    """Make a new run folder.
+def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
+    """Refuse a place where no run can be made; nothing is written.
 
     Raises:
         UsageError: `path` is a file, holds something that is not a run, or holds a run and `overwrite` is false.
@@ -89,12 +89,22 @@ def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:
             raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")
         if not overwrite:
             raise UsageError(f"--out {path} already holds a run: use --resume {path}, --overwrite, or another folder")
-        shutil.rmtree(path)
+
+
+def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:
+    """Make a new run folder; with `overwrite`, in place of the run that is there.
+
+    Raises:
+        UsageError: as `check_new_run_dir`, or the folder cannot be made.
+    """
+    check_new_run_dir(path, overwrite=overwrite)
     try:
+        if path.exists():
+            shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UsageError(f"cannot create --out {path}: {error.strerror}") from error
-    return run
+    return RunDir(path)
 
 
 def open_run_dir(path: Path) -> RunDir:

@@ -1,0 +1,85 @@
+"""`mst plan`: what a run will do, before it does it: derived values with reasons, steps, time and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Annotated
+
+import tyro
+from rich.table import Table
+
+from mst.commands.arguments import parse_arguments, require_data, show_help, wants_help
+from mst.commands.output import emit, emit_json
+from mst.config.load import override
+from mst.config.schema import Settings
+from mst.errors import UsageError
+from mst.recipes import base_config
+
+if TYPE_CHECKING:
+    from mst.commands.probe import Estimate
+
+
+@dataclass(frozen=True)
+class PlanOptions:
+    """What a run will do: derived values with reasons, steps, and time and memory from a few probe steps."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    """A recipe (see `mst recipes`) or a JSON file of settings."""
+    no_probe: bool = False
+    """Leave the probe steps out: no estimate of time and memory."""
+    json: bool = False
+    """One JSON object on stdout."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if wants_help(argv):
+        return show_help(PlanOptions, "mst plan")
+    options, words = parse_arguments(argv, PlanOptions(), positional="recipe")
+    if not options.recipe:
+        raise UsageError("name a recipe: mst plan RECIPE --data.train PATH (all recipes: mst recipes)")
+    config = override(base_config(options.recipe), words)
+    require_data(config)
+
+    from mst.commands.setup import describe_setup, prepare  # needs torch
+
+    setup = prepare(config)
+    probed = None
+    if not options.no_probe:
+        from mst.commands.probe import estimate
+
+        probed = estimate(setup)
+    if options.json:
+        emit_json(
+            {
+                "recipe": config.recipe,
+                "device": str(setup.device),
+                "precision": setup.precision_reason,
+                "plan": setup.plan.model_dump(mode="json"),
+                "estimate": asdict(probed) if probed else None,
+            }
+        )
+    else:
+        emit(describe_setup(setup), *([describe_estimate(probed)] if probed else []))
+    return 0
+
+
+def describe_estimate(estimate: Estimate) -> Table:
+    """Return the estimate as a table."""
+    table = Table("estimate", "", title="from a few steps on random crops", title_justify="left")
+    table.add_row("time of a step", f"{estimate.step_seconds:.3g} s")
+    table.add_row("images per second", f"{estimate.images_per_second:.3g}")
+    table.add_row("images per second the loader can give", f"{estimate.data_images_per_second:.3g}")
+    table.add_row("time of the run", duration(estimate.total_seconds))
+    table.add_row("largest memory", f"{estimate.memory_bytes / 2**30:.2f} GiB")
+    return table
+
+
+def duration(seconds: float) -> str:
+    """Write a time in the unit that suits it."""
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.0f} seconds"

@@ -1,0 +1,206 @@
+"""Pre-training from a configuration to a run folder: the one place where data, views, model and training meet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mst.commands.arguments import require_data
+from mst.commands.environment import describe_environment
+from mst.commands.setup import Setup, describe_setup, loader_workers, prepare
+from mst.config.load import dump_config, override
+from mst.config.schema import RunConfig
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.loader import BatchLoader, StackedBatch
+from mst.errors import RunFailure
+from mst.evaluate.features import FeatureSettings
+from mst.evaluate.image_sets import LabelledSets
+from mst.evaluate.knn import KnnProtocol, evaluate_knn
+from mst.evaluate.protocol import ImageTransform
+from mst.model.backbone import Backbone
+from mst.recipes import base_config
+from mst.runtime import logging
+from mst.runtime.files import write_atomic
+from mst.runtime.results import read_jsonl
+from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
+from mst.train.loop import fit, restore
+from mst.train.state import TrainState, new_state
+from mst.views.multicrop import MultiCrop
+from mst.views.record import Views
+
+PREVIEW_IMAGES = 6
+KNN_NEIGHBORS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        root: its folder.
+        backbone: the teacher's backbone, for `mst.load_backbone`.
+        steps: optimizer steps done.
+        metrics: the last value of every metric, by its name in metrics.jsonl.
+    """
+
+    root: Path
+    backbone: Path
+    steps: int
+    metrics: dict[str, float]
+
+
+def load_recipe(name: str, overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """Return the configuration of a recipe (or of a JSON file) with some settings replaced.
+
+    Args:
+        name: a recipe's name or the path of a JSON file.
+        overrides: dotted key -> value, as on the command line: `{"data.train": "photos", "train.epochs": 10}`.
+
+    Raises:
+        ConfigError: an unknown recipe, key or value; the nearest name or the allowed range is named.
+    """
+    return override(base_config(name), overrides or {})
+
+
+def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+    """Pre-train a backbone; `backbone.safetensors` in the run folder is the result.
+
+    Args:
+        config: what to do, see `load_recipe`.
+        out: the run folder: a new one, or with `resume` the one to go on with.
+        resume: go on from the newest sound checkpoint, with the configuration that the run was started with.
+        overwrite: replace the run that `out` holds.
+
+    Raises:
+        UsageError: something is wrong with the settings or the images; nothing was written.
+        RunFailure: disk full, out of memory, collapse, too many bad steps.
+        Interrupted: SIGINT or SIGTERM; everything is saved.
+    """
+    require_data(config)
+    run = open_run_dir(Path(out)) if resume else RunDir(Path(out))
+    if not resume:
+        check_new_run_dir(run.root, overwrite=overwrite)
+    setup = prepare(config)
+    logging.console.print(describe_setup(setup))
+    state = new_state(setup.build_pair(), setup.config, setup.plan)
+    if resume:
+        restore(state, setup.config, setup.plan, run)
+    else:
+        create_run_dir(run.root, overwrite=overwrite)
+        write_atomic(run.config, dump_config(config))  # first: it is what makes the folder a run
+    write_description(run, setup)
+    with make_loader(setup, run, start_step=state.step) as loader:
+        train(setup, state, loader, run)
+    report_unreadable(loader, run)
+    logging.info(f"done: {run.backbone}; try it: mst evaluate knn --backbone {run.root} --data LABELLED")
+    return Run(run.root, run.backbone, state.step, last_metrics(run))
+
+
+def write_description(run: RunDir, setup: Setup) -> None:
+    """Write plan.json and environment.json; a resumed run describes the machine it is on now."""
+    environment = describe_environment(setup.device, setup.precision_reason)
+    write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")
+    write_atomic(run.plan, setup.plan.model_dump_json(indent=2) + "\n")
+
+
+def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
+    """Return the loader of the run's crops from `start_step` on."""
+    data = setup.config.data
+    return BatchLoader(
+        setup.images,
+        MultiCrop(setup.config.views, channels=data.channels),
+        batch_size=setup.plan.batch_size,
+        seed=setup.config.runtime.seed,
+        total_steps=setup.plan.total_steps,
+        start_step=start_step,
+        accumulate=setup.config.train.accumulate,
+        channels=data.channels,
+        workers=loader_workers(setup.config, setup.device),
+        cache=data.cache,
+        max_unreadable_share=data.max_unreadable_share,
+        unreadable_file=run.unreadable,
+    )
+
+
+def train(setup: Setup, state: TrainState, loader: BatchLoader, run: RunDir) -> None:
+    """Run the loop to the end.
+
+    Raises:
+        RunFailure: among others, the batch does not fit into memory.
+    """
+    evaluator = partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None
+    try:
+        fit(
+            state,
+            map(as_views, loader),
+            config=setup.config,
+            plan=setup.plan,
+            run=run,
+            dtype=setup.precision,
+            evaluator=evaluator,
+            samples=preview_samples(setup),
+        )
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(
+            f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
+            f"start anew with --train.accumulate {2 * setup.config.train.accumulate}"
+        ) from error
+
+
+def as_views(batch: StackedBatch) -> Views:
+    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W]."""
+    global_crops, local_crops = batch.tensors
+    return Views(global_crops.transpose(0, 1), local_crops.transpose(0, 1), batch.indices)
+
+
+def knn_row(labelled: LabelledSets, backbone: Backbone, *, setup: Setup) -> dict[str, float]:
+    """Return one row of metrics: the k-NN accuracy of the teacher's backbone in percent."""
+    transform = ImageTransform(setup.plan.global_size, setup.plan.mean, setup.plan.std)
+    neighbors = min(KNN_NEIGHBORS, len(labelled.train))
+    result = evaluate_knn(
+        backbone,
+        labelled,
+        transform,
+        KnnProtocol(neighbors=(neighbors,), headline=neighbors),
+        settings=FeatureSettings(progress=False),
+    )
+    return {"knn_top1": result.metrics["top1"], "knn_k": neighbors}
+
+
+def preview_samples(setup: Setup) -> Tensor | None:
+    """Return a few whole images, cut to the size of a global crop: uint8 [n, C, H, W]; None if none can be read."""
+    crop = ImageTransform(setup.plan.global_size, setup.plan.mean, setup.plan.std).crop
+    images = list(_readable(setup))
+    return torch.stack([crop(image) for image in images]) if images else None
+
+
+def _readable(setup: Setup) -> Iterator[Tensor]:
+    for path in setup.images.evenly(PREVIEW_IMAGES):
+        try:
+            yield decode_image(path, channels=setup.config.data.channels)
+        except UnreadableImage:
+            continue
+
+
+def report_unreadable(loader: BatchLoader, run: RunDir) -> None:
+    """Say how many files gave no image."""
+    if loader.unreadable.count:
+        logging.warn(
+            f"{loader.unreadable.count} of {loader.unreadable.files_read} files could not be decoded: "
+            f"{run.unreadable} lists them"
+        )
+
+
+def last_metrics(run: RunDir) -> dict[str, float]:
+    """Return the last value of every metric."""
+    metrics: dict[str, Any] = {}
+    for row in read_jsonl(run.metrics):
+        metrics |= {key: value for key, value in row.items() if value is not None}
+    return metrics

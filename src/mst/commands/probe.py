@@ -1,0 +1,127 @@
+"""Time and memory of a run, from a few real steps on random crops of the right shape."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+
+import torch
+
+from mst.commands.setup import Setup, loader_workers
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.errors import RunFailure
+from mst.runtime.seeding import generator
+from mst.train.schedule import step_values
+from mst.train.state import TrainState, new_state
+from mst.train.step import train_step
+from mst.views.multicrop import MultiCrop
+from mst.views.record import Views
+
+PROBE_IMAGES = {"cpu": (2, 8), "cuda": (8, 32)}
+"""Images in the small and in the large probe step; both are cut to one pass of the run."""
+AUGMENTED_IMAGES = 8
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run will take.
+
+    Attributes:
+        step_seconds: one optimizer step, waiting for data excluded.
+        images_per_second: what the slower of networks and loader gives.
+        data_images_per_second: what the loader can prepare.
+        total_seconds: the whole run.
+        memory_bytes: largest memory: of the process on the CPU, of the device on CUDA.
+    """
+
+    step_seconds: float
+    images_per_second: float
+    data_images_per_second: float
+    total_seconds: float
+    memory_bytes: int
+
+
+def estimate(setup: Setup) -> Estimate:
+    """Run two small and two larger steps and draw the line through them to the run's batch.
+
+    Raises:
+        RunFailure: not even the probe fits into memory.
+    """
+    plan, device = setup.plan, setup.device
+    sizes = [min(size, plan.batch_size_per_pass) for size in PROBE_IMAGES[device.type]]
+    try:
+        state = new_state(setup.build_pair(), setup.config, plan)
+        points = [(size, *_measure(setup, state, size)) for size in sorted(set(sizes))]
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunFailure(f"{max(sizes)} images do not fit into memory: use smaller crops or a smaller model") from error
+    step_seconds = _line([(size, seconds) for size, seconds, _ in points], plan.batch_size)
+    memory = _line([(size, memory) for size, _, memory in points], plan.batch_size_per_pass)
+    data_rate = _data_rate(setup)
+    rate = min(plan.batch_size / step_seconds, data_rate)
+    return Estimate(
+        step_seconds=step_seconds,
+        images_per_second=rate,
+        data_images_per_second=data_rate,
+        total_seconds=plan.total_steps * plan.batch_size / rate,
+        memory_bytes=round(memory),
+    )
+
+
+def _measure(setup: Setup, state: TrainState, images: int) -> tuple[float, float]:
+    """Return seconds and peak bytes of a step of `images`; the step before it warms up."""
+    config = setup.config.model_copy(
+        update={"train": setup.config.train.model_copy(update={"batch_size": images, "accumulate": 1})}
+    )
+    values = step_values(setup.plan, config, 0)
+    seconds = 0.0
+    for _ in range(2):
+        views = random_views(setup, images)
+        started = time.perf_counter()
+        train_step(state, [views], values, config, dtype=setup.precision)
+        seconds = time.perf_counter() - started
+    return seconds, float(peak_memory(setup.device))
+
+
+def random_views(setup: Setup, images: int) -> Views:
+    """Return normalised crops of noise on the run's device."""
+    draw = generator(setup.config.runtime.seed, "probe")
+    views, channels = setup.config.views, setup.config.data.channels
+    shapes = [
+        (views.global_crops, images, channels, *setup.plan.global_size),
+        (views.local_crops, images, channels, *setup.plan.local_size),
+    ]
+    crops = [torch.randn(shape, generator=draw).to(setup.device) for shape in shapes]
+    return Views(crops[0], crops[1], torch.arange(images))
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the largest number of bytes held so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _line(points: list[tuple[int, float]], at: int) -> float:
+    """Continue the line through the first and the last point to `at`; more images never take less."""
+    (small, low), (large, high) = points[0], points[-1]
+    if large == small or high <= low:
+        return high * max(1.0, at / large) if large == small and at > large else high
+    return low + (high - low) / (large - small) * (at - small)
+
+
+def _data_rate(setup: Setup) -> float:
+    """Return the images per second that the loader can decode and augment."""
+    transform = MultiCrop(setup.config.views, channels=setup.config.data.channels)
+    seconds, done = 0.0, 0
+    for position, path in enumerate(setup.images.evenly(AUGMENTED_IMAGES)):
+        started = time.perf_counter()
+        try:
+            transform(decode_image(path, channels=setup.config.data.channels), generator("probe", position))
+        except UnreadableImage:
+            continue
+        if position:  # the first one also pays for start-up
+            seconds, done = seconds + time.perf_counter() - started, done + 1
+    return max(1, loader_workers(setup.config, setup.device)) * done / seconds if done else float("inf")

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from mst.config.schema import ModelConfig, ObjectiveConfig, RunPlan
 from mst.errors import UsageError
-from mst.model.pair import Branch, Pair, build_pair
+from mst.model.backbone import Backbone
+from mst.model.pair import Pair, build_pair
 from mst.model.tokens import Tokens
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
@@ -70,22 +71,26 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 
 
 class Spy(nn.Module):
-    """A branch that notes the calls it passes on."""
+    """A backbone that notes the calls it passes on."""
 
-    def __init__(self, branch: Branch) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        self.branch = branch
+        self.backbone = backbone
         self.calls: list[tuple[tuple[int, ...], Tensor | None, bool]] = []
 
-    def forward(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = False) -> tuple[Tokens, Tensor]:
+    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
         self.calls.append((tuple(images.shape), mask, importance))
-        return self.branch(images, mask, importance=importance)
+        return self.backbone.tokens(images, mask, importance=importance)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.tokens(images, importance=False).cls
 
 
 def spied(pair: Pair) -> tuple[Pair, Spy, Spy]:
-    student, teacher = Spy(pair.student), Spy(pair.teacher)
-    del pair.student, pair.teacher
-    pair.student, pair.teacher = student, teacher
+    student, teacher = Spy(pair.student.backbone), Spy(pair.teacher.backbone)
+    for branch, spy in ((pair.student, student), (pair.teacher, teacher)):
+        del branch.backbone
+        branch.backbone = spy
     return pair, student, teacher
 
 
@@ -153,10 +158,8 @@ def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: 
     crops = list(views.global_crops)
     with torch.no_grad():
         teacher_out = plain.teacher.head(plain.teacher.backbone(torch.cat(crops))).chunk(2)
-    student_out = plain.student.head(plain.student.backbone(torch.cat(crops))).chunk(2)
-    if local_crops:
-        local = plain.student.head(plain.student.backbone(torch.cat(list(views.local_crops))))
-        student_out = (*student_out, *local.chunk(local_crops))
+    features = [plain.student.backbone(crop) for crop in (*crops, *views.local_crops)]
+    student_out = plain.student.head(torch.cat(features)).chunk(len(features))
     terms = [
         -(F.softmax((t - center) / 0.04, dim=-1) * F.log_softmax(s / 0.1, dim=-1)).sum(dim=-1).mean()
         for i, t in enumerate(teacher_out)

@@ -119,10 +119,11 @@ def mst_losses(
 
     # The student sees the global crops without the masked tokens, and the local crops whole.
     mask = student_mask(teacher_tokens, values, generator)  # [G*B,N] or None
-    student_tokens, logits = pair.student(images, mask)  # patches [G*B,N,D], logits [G*B,K]
+    student_tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [G*B,N,D]
+    features = [student_tokens.cls]  # [G*B,D]
     if len(views.local_crops):
-        _, local_logits = pair.student(views.local_crops.flatten(0, 1))  # [L*B,K]
-        logits = torch.cat([logits, local_logits])
+        features.append(pair.student.backbone(views.local_crops.flatten(0, 1)))  # [L*B,D]
+    logits = pair.student.head(torch.cat(features))  # one call: BatchNorm in the head sees all crops, as in DINO
     student_logits = logits.unflatten(0, (-1, batch))  # [G+L,B,K]
 
     # It predicts what the teacher says of the other views, and the pixels of the global crops.

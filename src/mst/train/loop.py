@@ -161,7 +161,9 @@ class _Session:
         parts = self._parts(source)
         arrived = time.perf_counter()
         values = step_values(self.plan, config, state.step)
-        report = train_step(state, self._on_device(parts), values, config, dtype=self.dtype, statistics=row_due)
+        report = train_step(
+            state, self._on_device(parts), values, config, self.plan, dtype=self.dtype, statistics=row_due
+        )
         state.step = number
         self.throughput.add(images=len(report.indices), wait=arrived - started, busy=time.perf_counter() - arrived)
 
@@ -197,12 +199,11 @@ class _Session:
 
     def export(self) -> None:
         """Write the teacher's backbone for use elsewhere."""
-        views = self.config.views
         metadata = {
             "recipe": self.config.recipe,
             "step": self.state.step,
-            "mean": list(views.mean),
-            "std": list(views.std),
+            "mean": list(self.plan.mean),
+            "std": list(self.plan.std),
             "mst": mst.__version__,
         }
         save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)
@@ -216,14 +217,14 @@ class _Session:
         """Draw the sample images as method and networks see them now."""
         if self.samples is None:
             return
-        views = self.config.views
+        mean, std = self.plan.mean, self.plan.std
         picture = preview(
             self.state.pair,
-            normalise(self.samples.to(self.state.center.device), views.mean, views.std),
+            normalise(self.samples.to(self.state.center.device), mean, std),
             ObjectiveValues.from_config(self.config.objective, teacher_temp=self.plan.teacher_temp),
             generator(self.config.runtime.seed, "preview"),
-            mean=views.mean,
-            std=views.std,
+            mean=mean,
+            std=std,
             dtype=self.dtype,
         )
         save_preview(self.run.previews / f"step_{self.state.step:07d}.png", picture)
@@ -237,10 +238,10 @@ class _Session:
 
     def _on_device(self, parts: list[Views]) -> Iterator[Views]:
         """Yield normalised parts on the networks' device, one at a time."""
-        device, views = self.state.center.device, self.config.views
+        device, mean, std = self.state.center.device, self.plan.mean, self.plan.std
         for part in parts:
             crops, local_crops = (
-                normalise(pixels.to(device, non_blocking=True), views.mean, views.std)
+                normalise(pixels.to(device, non_blocking=True), mean, std)
                 for pixels in (part.global_crops, part.local_crops)
             )
             yield Views(crops, local_crops, part.indices)

@@ -43,7 +43,7 @@ def feature_std(features: Tensor) -> Tensor:
 def rankme(features: Tensor) -> Tensor:
     """Return the exponential of the entropy of the singular values of features [R, D]: their effective rank, from 1."""
     values = torch.linalg.svdvals(features.float())  # [min(R, D)]
-    shares = values / values.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    shares = values / values.sum().clamp(min=torch.finfo(torch.float32).tiny) + 1e-7  # as the paper has it
     rank: Tensor = torch.special.entr(shares).sum().exp()
     return rank
 

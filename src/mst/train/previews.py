@@ -5,13 +5,14 @@ Letters: n images, C channels, H W pixels, N = h*w patch tokens.
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.io import encode_png
 from torchvision.utils import make_grid
 
 from mst.model.pair import Pair
@@ -75,7 +76,9 @@ def save_preview(path: Path, picture: Tensor) -> None:
         RunFailure: the disk refused.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, encode_png(picture).numpy().tobytes())
+    buffer = io.BytesIO()
+    Image.fromarray(picture.permute(1, 2, 0).numpy()).save(buffer, format="PNG")
+    write_atomic(path, buffer.getvalue())
 
 
 def as_rgb(images: Tensor) -> Tensor:
@@ -85,7 +88,7 @@ def as_rgb(images: Tensor) -> Tensor:
 
 
 def heat_map(tokens: Tokens, size: Sequence[int]) -> Tensor:
-    """Draw importance [n, N] as images [n, 3, H, W]: black over red and yellow to white, least to most of each image."""
+    """Draw importance [n, N] as [n, 3, H, W]: black over red and yellow to white, least to most of each image."""
     if tokens.importance is None:
         raise ValueError("tokens without importance")
     low, high = tokens.importance.aminmax(dim=1, keepdim=True)  # [n, 1]

@@ -32,7 +32,7 @@ class StepValues:
 
 def cosine(step: int, *, start: float, end: float, total_steps: int) -> float:
     """Return half a cosine from `start` at step 0 to `end` at step `total_steps - 1`, and `end` from there on."""
-    progress = min(1.0, step / max(1, total_steps - 1))
+    progress = step / (total_steps - 1) if step < total_steps - 1 else 1.0
     return end + (start - end) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from mst.config.schema import RunConfig
+from mst.config.schema import RunConfig, RunPlan
 from mst.model.pair import Pair, ema_update
 from mst.objective.dino import mean_over_processes, updated_center
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
@@ -64,6 +64,7 @@ def train_step(
     passes: Iterable[Views],
     values: StepValues,
     config: RunConfig,
+    plan: RunPlan,
     *,
     dtype: torch.dtype,
     statistics: bool = False,
@@ -75,6 +76,7 @@ def train_step(
         passes: normalised crops on the networks' device; the parts of one batch, one forward-backward pass each.
         values: this step's learning rate and the like.
         config: the objective, the clipping and the seed are read from it.
+        plan: the batch size and the normalisation are read from it.
         dtype: compute type of the networks; parameters stay float32.
         statistics: whether to fill `StepReport.statistics`.
     """
@@ -83,7 +85,7 @@ def train_step(
     parameters = [parameter for _, parameter in trained_parameters(pair)]
     buffers = [buffer.clone() for buffer in pair.buffers()]
     sums = _BatchSums(
-        config.train.batch_size, losses=torch.zeros(3, device=device), logits=torch.zeros_like(state.center)[None]
+        plan.batch_size, losses=torch.zeros(3, device=device), logits=torch.zeros_like(state.center)[None]
     )
 
     # Gradients of the mean loss over the batch, a part at a time.
@@ -98,7 +100,7 @@ def train_step(
                 objective,
                 generator(*draws, "mask"),
                 statistics=statistics,
-                std=config.views.std,
+                std=plan.std,
             )
         (output.losses.total * sums.add(output, views)).backward()  # type: ignore[no-untyped-call]
 

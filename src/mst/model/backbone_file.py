@@ -32,7 +32,8 @@ def save_backbone(path: Path | str, backbone: Backbone, metadata: dict[str, Any]
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
     text = json.dumps({"format": FORMAT, "spec": backbone.spec.to_json(), "metadata": metadata}, indent=2)
-    _replace(path, save(weights, metadata={"format": "pt", "timm": backbone.spec.name}))
+    # One key only: safetensors writes several in an order that changes from process to process.
+    _replace(path, save(weights, metadata={"format": "pt"}))
     _replace(path.with_suffix(".json"), text.encode())
 
 

@@ -1,7 +1,7 @@
 """Multi-crop augmentation: G large and L small random crops of an image, each with its own colour changes.
 
-Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs in computing on tensors, many crops at once; the crops
-of a sample depend on its image and its generator only, never on the batch around it.
+Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs in computing on tensors, many crops at once; the
+crops of a sample depend on its image and its generator only, never on the batch around it.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from mst.errors import DataError
 from mst.views import colour, crop
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
 
-CHUNK_VALUES = 1 << 16
-"""Values worked on at once: many small crops share the cost of a call, a large crop has the processor's cache alone."""
+LARGE_CROP = 1 << 14
+"""Values from which a crop is worked on alone, so that its planes stay in the processor's cache."""
+CHUNK_VALUES = 1 << 18
+"""Values of smaller crops worked on together, so that they share the cost of a call."""
 
 
 class ImageCrops(NamedTuple):
@@ -84,12 +86,13 @@ class MultiCrop:
         """Return V crops of one size of each image [V, B, C, h, w]."""
         n, B = len(parameters), len(images)
         crops = torch.empty(n, self.channels, *size, dtype=torch.uint8)
-        step = max(1, CHUNK_VALUES // crops[:1].numel()) if n else 1
+        values = self.channels * size[0] * size[1]
+        step = 1 if values >= LARGE_CROP else CHUNK_VALUES // values
         for start in range(0, n, step):
             stop = min(start + step, n)
             planes = render([images[i % B] for i in range(start, stop)], parameters[start:stop], size)
             crops[start:stop].transpose(0, 1).copy_(planes.round_())  # [C, n, h, w] float32 -> uint8
-        return crops.unflatten(0, (n // B, B))
+        return crops.view(n // B, B, *crops.shape[1:])
 
 
 def render(images: Sequence[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:

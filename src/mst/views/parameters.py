@@ -1,8 +1,8 @@
 """Random parameters of the crops of a batch, drawn before anything is applied.
 
 Distributions are DINO's (Caron et al. 2021 and its released recipe) with torchvision's sampling of the crop box and of
-the jitter's order. Each crop takes one row of `DRAWS` uniform numbers of a fixed layout, so that drawing is one call per
-image, a change of one setting never shifts the randomness of another, and a whole batch is computed at once.
+the jitter's order. Each crop takes one row of `DRAWS` uniform numbers of a fixed layout, so that drawing is one call
+per image, a change of one setting never shifts the randomness of another, and a whole batch is computed at once.
 """
 
 from __future__ import annotations
@@ -129,7 +129,9 @@ def draw_parameters(config: ViewsConfig, uniforms: Floats, sizes: Integers, *, c
     )
 
 
-def draw_boxes(u: Floats, sizes: Integers, scale: tuple[float, float]) -> tuple[Integers, Integers, Integers, Integers]:
+def draw_boxes(
+    u: Floats, sizes: Integers, scale: tuple[Floats, Floats]
+) -> tuple[Integers, Integers, Integers, Integers]:
     """Return top, left, height and width of n boxes: torchvision's RandomResizedCrop.get_params, vectorised.
 
     A share of the area and a width/height ratio (uniform in its logarithm) are tried up to ten times; when no box fits

@@ -23,7 +23,7 @@ from mst.errors import DataError
 MAX_PIXELS = 178_956_970
 """Larger claims are refused before any memory is taken (the size at which Pillow, too, sees a decompression bomb)."""
 
-FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """What Pillow may recognise, by content; the file's name does not matter."""
 
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)

@@ -59,7 +59,7 @@ class LabelledFolder:
         unknown = sorted(set(_classes(val)) - set(self.classes))
         if unknown:
             raise DataError(
-                f"{val} has {len(unknown)} classes that {train} lacks: {', '.join(unknown[:5])}"
+                f"{val} has {len(unknown)} class{'es' * (len(unknown) > 1)} that {train} lacks: {', '.join(unknown[:5])}"
                 f"{', ...' if len(unknown) > 5 else ''}"
             )
         self.train = _labelled(train, self.classes, self.classes)

@@ -126,7 +126,8 @@ def _walk(top: bytes, visited: set[tuple[int, int]]) -> Iterator[bytes]:
 
 
 def _extension(name: bytes) -> bytes:
-    return name.rpartition(b".")[2].lower()
+    """Return what follows the last dot, in lower case; nothing where there is no dot."""
+    return name.rpartition(b".")[2].lower() if b"." in name else b""
 
 
 def _read_list(source: Path) -> list[bytes]:

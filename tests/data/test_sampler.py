@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mst.data.sampler import batch_indices, position_of, sample_order, steps_per_epoch
+from mst.errors import DataError
+
+sizes = st.integers(1, 300)
+seeds = st.integers(0, 2**40)
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, epoch=st.integers(0, 10**6), size=sizes)
+def test_the_order_is_a_permutation_and_a_pure_function(seed: int, epoch: int, size: int) -> None:
+    order = sample_order(seed, epoch, size)
+    torch.randn(3)  # global random state has no say
+    assert torch.equal(order, sample_order(seed, epoch, size))
+    assert order.dtype == torch.int64
+    assert torch.equal(order.sort().values, torch.arange(size))
+
+
+@settings(max_examples=50, deadline=None)
+@given(seed=seeds, size=sizes, data=st.data())
+def test_the_batches_of_an_epoch_are_its_order_cut(seed: int, size: int, data: st.DataObject) -> None:
+    batch = data.draw(st.integers(1, size))
+    epoch = data.draw(st.integers(0, 5))
+    steps = steps_per_epoch(size, batch)
+    whole = torch.cat([batch_indices(seed, epoch * steps + i, batch, size) for i in range(steps)])
+    assert torch.equal(whole, sample_order(seed, epoch, size)[: steps * batch])
+    assert size - len(whole) < batch
+
+
+def test_epochs_and_seeds_differ() -> None:
+    orders = [sample_order(seed, epoch, 50) for seed in range(3) for epoch in range(3)]
+    assert len({tuple(order.tolist()) for order in orders}) == 9
+
+
+def test_position_of() -> None:
+    assert [position_of(step, 4, 3) for step in (0, 2, 3, 7)] == [(0, 0), (0, 8), (1, 0), (2, 4)]
+
+
+def test_a_batch_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(DataError, match=r"a batch of 11 images is larger than the data set \(10\).*--train.batch-size"):
+        steps_per_epoch(10, 11)

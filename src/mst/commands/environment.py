@@ -13,7 +13,7 @@ import torch
 
 import mst
 
-PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors")
+PACKAGES = ("torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors")
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
@@ -32,6 +32,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "precision": precision,
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
     }
 

@@ -22,5 +22,8 @@ def emit_json(result: Mapping[str, Any]) -> None:
 def emit(*parts: RenderableType) -> None:
     """Write text or tables."""
     console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
-    for part in parts:
-        console.print(part)
+    with console.capture() as captured:  # written below, so that a closed pipe is ours to handle
+        for part in parts:
+            console.print(part)
+    sys.stdout.write(captured.get())
+    sys.stdout.flush()

@@ -71,15 +71,13 @@ def estimate(setup: Setup) -> Estimate:
 
 def _measure(setup: Setup, state: TrainState, images: int) -> tuple[float, float]:
     """Return seconds and peak bytes of a step of `images`; the step before it warms up."""
-    config = setup.config.model_copy(
-        update={"train": setup.config.train.model_copy(update={"batch_size": images, "accumulate": 1})}
-    )
-    values = step_values(setup.plan, config, 0)
+    plan = setup.plan.model_copy(update={"batch_size": images})
+    values = step_values(plan, setup.config, 0)
     seconds = 0.0
     for _ in range(2):
         views = random_views(setup, images)
         started = time.perf_counter()
-        train_step(state, [views], values, config, dtype=setup.precision)
+        train_step(state, [views], values, setup.config, plan, dtype=setup.precision)
         seconds = time.perf_counter() - started
     return seconds, float(peak_memory(setup.device))
 

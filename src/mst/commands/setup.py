@@ -31,7 +31,7 @@ class Setup:
     """A checked run, ready to start.
 
     Attributes:
-        config: what was asked for, with the statistics for its number of channels.
+        config: what was asked for.
         plan: what follows from it.
         images: the training images.
         labelled: the labelled images for k-NN while training, or None.
@@ -76,10 +76,9 @@ def prepare(config: RunConfig) -> Setup:
     images = index_images(config.data.train, limit=config.data.limit)
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
-    views = config.views.model_copy(update={"mean": plan.mean, "std": plan.std})
     check_sample(images, channels=config.data.channels, patch_size=spec.patch_size)
     labelled = labelled_sets(config) if config.monitor.knn_data else None
-    return Setup(config.model_copy(update={"views": views}), plan, images, labelled, spec, device, precision, reason)
+    return Setup(config, plan, images, labelled, spec, device, precision, reason)
 
 
 def labelled_sets(config: RunConfig) -> LabelledSets:

@@ -82,7 +82,7 @@ def test_refuses_what_has_no_meaning(k: int, temperature: float, m: int) -> None
 
 def test_evaluate_finds_separable_classes_and_cuts_k(capsys: pytest.CaptureFixture[str]) -> None:
     backbone = FakeBackbone().train()
-    result = evaluate_knn(backbone, colour_sets(), ImageTransform((8, 8)), settings=QUIET)  # type: ignore[arg-type]
+    result = evaluate_knn(backbone, colour_sets(), ImageTransform((8, 8)), settings=QUIET)
     assert result.metrics["top1"] == result.metrics["top1_k20"] == 100.0
     assert result.metrics["top5"] == 100.0  # four classes
     assert result.protocol["neighbors"] == (10, 20, 40)
@@ -95,7 +95,7 @@ def test_evaluate_finds_separable_classes_and_cuts_k(capsys: pytest.CaptureFixtu
 
 def test_low_shot_uses_that_many_labels() -> None:
     protocol = KnnProtocol(neighbors=(1,), headline=1, labels=LowShot(train_per_class=2))
-    result = evaluate_knn(FakeBackbone(), colour_sets(), ImageTransform((8, 8)), protocol, settings=QUIET)  # type: ignore[arg-type]
+    result = evaluate_knn(FakeBackbone(), colour_sets(), ImageTransform((8, 8)), protocol, settings=QUIET)
     assert result.extra["train_images"] == 8
 
 
@@ -103,11 +103,11 @@ def test_shuffled_labels_give_chance() -> None:
     data = colour_sets(train=200, val=200)
     labels = data.val.labels[torch.randperm(200, generator=torch.Generator().manual_seed(0))]
     mixed = LabelledSets(data.classes, data.train, type(data.val)(data.val.names, labels, data.val.read))
-    result = evaluate_knn(FakeBackbone(), mixed, ImageTransform((8, 8)), settings=QUIET)  # type: ignore[arg-type]
+    result = evaluate_knn(FakeBackbone(), mixed, ImageTransform((8, 8)), settings=QUIET)
     assert 10 < result.metrics["top1"] < 40
 
 
 @pytest.mark.parametrize("arguments", [{"neighbors": ()}, {"neighbors": (0,)}, {"headline": 7}, {"temperature": 0.0}])
 def test_protocol_refuses(arguments: dict[str, object]) -> None:
     with pytest.raises(UsageError):
-        KnnProtocol(**arguments)  # type: ignore[arg-type]
+        KnnProtocol(**arguments)

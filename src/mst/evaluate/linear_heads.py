@@ -55,9 +55,10 @@ class LinearHeads:
     def ranks(self, x: Tensor, y: Tensor, *, chunk: int = 4096) -> Tensor:
         """Return how many classes each classifier places before the true one [R, n] for features [n, D]."""
         device = self.weight.device
-        parts = []
+        ranks = torch.empty(len(self.rates), len(x), dtype=torch.int64)
         for start in range(0, len(x), chunk):
             scores = self.logits(x[start : start + chunk].to(device))  # [B,R,C]
             labels = y[start : start + chunk].to(device)[:, None].expand(-1, scores.shape[1])  # [B,R]
-            parts.append(rank_of_label(scores.flatten(0, 1), labels.flatten()).view_as(labels).T)
-        return torch.cat(parts, 1).cpu()
+            found = rank_of_label(scores.flatten(0, 1), labels.flatten())  # [B*R]
+            ranks[:, start : start + chunk] = found.view_as(labels).T
+        return ranks

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -199,10 +201,28 @@ def test_the_exception_is_one_line_and_travels() -> None:
     assert (again.path, again.reason) == (error.path, error.reason)
 
 
-def test_warning_filters_are_left_alone(tmp_path: Path) -> None:
+def test_many_threads_decode_at_once_and_leave_the_warning_filters_alone(tmp_path: Path) -> None:
     before = list(warnings.filters)
-    decode_image(write(tmp_path / "a.png", RGB, "PNG"))
+    path = write(tmp_path / "a.png", RGB, "PNG")
+    with ThreadPoolExecutor(8) as pool:
+        assert all(torch.equal(image, pixels(RGB)) for image in pool.map(decode_image, [path] * 200))
     assert list(warnings.filters) == before
+
+
+def test_remarks_of_pillow_are_not_heard(tmp_path: Path) -> None:
+    data = bytearray(encoded(RGB, "TIFF"))
+    data[4:8] = struct.pack("<I", len(data))  # a second directory, with a broken entry count, at the end
+    path = tmp_path / "a.tif"
+    path.write_bytes(data)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        decode_or_refuse(path)
+        for seed in range(200):
+            path.write_bytes(
+                damaged(encoded(RGB, "TIFF", compression="tiff_lzw"), "bit_flipped", np.random.default_rng(seed))
+            )
+            decode_or_refuse(path)
+    assert not heard
 
 
 def test_damaged_exif_still_gives_the_pixels(tmp_path: Path) -> None:

@@ -22,6 +22,9 @@ from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError, RunFailure, UsageError
 from mst.runtime.seeding import generator
 
+# Python >= 3.12 remarks on every fork of a process with threads; the children here touch none of their locks.
+pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+
 
 def crop(image: Tensor, draws: torch.Generator) -> tuple[Tensor, ...]:
     """A random 8x8 window and the draw itself."""

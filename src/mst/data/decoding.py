@@ -7,9 +7,11 @@ is called directly because `torchvision.io` warns of its own removal; where the 
 from __future__ import annotations
 
 import io
+import re
 import threading
 import warnings
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +30,33 @@ FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
 _READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
-_PILLOW = threading.Lock()  # one decoder at a time inside `warnings.catch_warnings`, which is not made for threads
+
+
+class _QuietPillow:
+    """Keeps Pillow from warning about damaged metadata while any thread decodes.
+
+    One narrow filter is put in and taken out again; `warnings.catch_warnings` would swap the state of all threads.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            self._users += 1
+            warnings.filterwarnings("ignore", module=r"PIL\.")  # does nothing where it is the first filter already
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._users -= 1
+            if not self._users:
+                filters = cast("list[object]", warnings.filters)
+                filters[:] = [entry for entry in filters if entry != _PILLOW_FILTER]
+
+
+_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filterwarnings` writes it
+_quiet_pillow = _QuietPillow()
 
 
 class UnreadableImage(DataError):
@@ -119,13 +147,11 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
 
 def _decode_with_pillow(data: bytearray, channels: int) -> Tensor:
     """Decode anything in `FORMATS`; errors are Pillow's, and its remarks about damaged metadata stay unsaid."""
-    with _PILLOW, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module=r"PIL\.")
-        with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise ValueError(f"claims {image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded")
-            # [H, W] or [H, W, channels]
-            pixels = _grey_or_rgb(_upright(image), channels) if channels in {1, 3} else _bands(image, channels)
+    with _quiet_pillow, Image.open(io.BytesIO(data), formats=FORMATS) as image:
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(f"claims {image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded")
+        # [H, W] or [H, W, channels]
+        pixels = _grey_or_rgb(_upright(image), channels) if channels in {1, 3} else _bands(image, channels)
     planes = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)  # [C, H, W]
     return torch.from_numpy(np.array(planes, dtype=np.uint8, order="C"))  # a writable copy
 

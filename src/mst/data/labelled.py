@@ -59,8 +59,8 @@ class LabelledFolder:
         unknown = sorted(set(_classes(val)) - set(self.classes))
         if unknown:
             raise DataError(
-                f"{val} has {len(unknown)} class{'es' * (len(unknown) > 1)} that {train} lacks: {', '.join(unknown[:5])}"
-                f"{', ...' if len(unknown) > 5 else ''}"
+                f"{val} has {len(unknown)} class{'es' * (len(unknown) > 1)} that {train} lacks:"
+                f" {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}"
             )
         self.train = _labelled(train, self.classes, self.classes)
         self.val = _labelled(val, _classes(val), self.classes)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import signal
 import sys
 import threading
 import time
@@ -200,11 +201,13 @@ _worker_reader: SampleReader | None = None  # in a worker process only: what it 
 
 
 def _begin_worker(reader: SampleReader) -> None:
-    """Set a worker process up: one compute thread, no share in Ctrl-C, and an end when the parent ends."""
+    """Set a worker process up: one compute thread, no share in the run's signals, and an end when the parent ends."""
     global _worker_reader  # noqa: PLW0603  (an executor gives its workers no other place)
     _worker_reader = reader
     torch.set_num_threads(1)
-    os.setpgid(0, 0)  # signals sent to the run's process group are the run's to handle
+    os.setpgid(0, 0)  # signals sent to the run's process group (Ctrl-C) are the run's to handle
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler: the executor must be able to end it
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

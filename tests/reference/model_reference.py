@@ -42,6 +42,17 @@ def vit_received_importance(model: VisionTransformer, images: Tensor) -> Tensor:
     return last_attention(model, caught[0])[:, :, prefix:, prefix:].mean(dim=(1, 2))
 
 
+def full_attention(model: nn.Module, attention: nn.Module, images: Tensor) -> Tensor:
+    """What timm itself, with fused attention off, multiplies the values with in one layer of a plain forward."""
+    caught: list[Tensor] = []
+    handle = attention.attn_drop.register_forward_pre_hook(lambda _, args: caught.append(args[0]))
+    fused, attention.fused_attn = getattr(attention, "fused_attn", False), False
+    model.forward_features(images)
+    attention.fused_attn = fused
+    handle.remove()
+    return caught[0]
+
+
 def vit_masked_features(model: VisionTransformer, images: Tensor, mask: Tensor, mask_token: Tensor) -> Tensor:
     """Final tokens [B, T, D] where, image by image, hidden patch embeddings are overwritten before the positions."""
     outputs = []

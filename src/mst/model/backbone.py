@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +78,9 @@ class Backbone(nn.Module, ABC):
         metadata: what the file it was loaded from says (mean, std, ...); empty when it was built anew.
     """
 
+    ANY_SIZE: ClassVar[dict[str, Any]] = {"dynamic_img_size": True}
+    """What makes timm's constructor accept other image sizes later; changes no weight."""
+
     model: Any
     metadata: dict[str, Any]
 
@@ -89,6 +92,26 @@ class Backbone(nn.Module, ABC):
         self.patch_size = spec.patch_size
         self.mask_token = nn.Parameter(torch.zeros(mask_dim))
         self.metadata = {}
+
+    @classmethod
+    def timm_arguments(cls, spec: BackboneSpec) -> dict[str, Any]:
+        """Return the keyword arguments with which `timm.create_model(spec.name, ...)` makes the same network.
+
+        Raises:
+            UsageError: this family cannot be built so.
+        """
+        chosen = {
+            "patch_size": spec.patch_size,
+            "embed_dim": spec.embed_dim,
+            "depth": spec.depth,
+            "num_heads": spec.num_heads,
+        }
+        return {**cls.common_arguments(spec), **{key: value for key, value in chosen.items() if value is not None}}
+
+    @staticmethod
+    def common_arguments(spec: BackboneSpec) -> dict[str, Any]:
+        """Return the arguments that all families share; there is no classifier."""
+        return {"img_size": spec.image_size, "in_chans": spec.channels, "num_classes": 0}
 
     @abstractmethod
     def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:

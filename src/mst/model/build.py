@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable
 from typing import Any
 
 import timm
@@ -12,11 +11,16 @@ import torch
 from mst.config.schema import ModelConfig
 from mst.errors import UsageError
 from mst.model.backbone import Backbone, BackboneSpec, check_image_size
+from mst.model.eva import EvaBackbone
+from mst.model.swin import CELL, SwinBackbone
 from mst.model.vit import VitBackbone
 
-FAMILIES: dict[str, Callable[[BackboneSpec, Any], Backbone]] = {
+FAMILIES: dict[str, type[VitBackbone | EvaBackbone | SwinBackbone]] = {
     "vision_transformer": VitBackbone,
     "deit": VitBackbone,
+    "eva": EvaBackbone,
+    "swin_transformer": SwinBackbone,
+    "swin_transformer_v2": SwinBackbone,
 }
 """timm modules whose models this package can read, with their adapters."""
 
@@ -62,27 +66,23 @@ def build_backbone(spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0)
     Raises:
         UsageError: a network that this package cannot read.
     """
-    with torch.random.fork_rng(devices=[]):
-        model = timm.create_model(spec.name, dynamic_img_size=True, drop_path_rate=drop_path, **timm_arguments(spec))
-    backbone = FAMILIES[_family(spec.name)](spec, model)
+    adapter = FAMILIES[_family(spec.name)]
+    arguments = adapter.timm_arguments(spec)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            model: Any = timm.create_model(spec.name, drop_path_rate=drop_path, **adapter.ANY_SIZE, **arguments)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UsageError(
+            f"timm cannot build {spec.name} with {arguments}: {str(error) or 'sizes do not fit'}"
+        ) from error
+    backbone = adapter(spec, model)
     backbone.init_weights(seed)
     return backbone
 
 
 def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
     """Return the keyword arguments with which `timm.create_model(spec.name, ...)` makes the same network."""
-    chosen = {
-        "patch_size": spec.patch_size,
-        "embed_dim": spec.embed_dim,
-        "depth": spec.depth,
-        "num_heads": spec.num_heads,
-    }
-    return {
-        "img_size": spec.image_size,
-        "in_chans": spec.channels,
-        "num_classes": 0,
-        **{key: value for key, value in chosen.items() if value is not None},
-    }
+    return FAMILIES[_family(spec.name)].timm_arguments(spec)
 
 
 def _family(name: str) -> str:
@@ -110,4 +110,5 @@ def _own_sizes(name: str) -> tuple[int, int, int]:
     if height != width:
         raise UsageError(f"model.backbone {name!r} has {height}x{width} px patches: use a model with square patches")
     heads = next(layer.num_heads for layer in model.modules() if hasattr(layer, "num_heads"))
-    return int(height), int(model.embed_dim), int(heads)
+    cell = CELL if hasattr(model, "layers") else 1  # Swin: one token of the last stage
+    return int(height) * cell, int(model.embed_dim), int(heads)

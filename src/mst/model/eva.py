@@ -1,0 +1,55 @@
+"""Adapter over timm's `Eva`: transformers with rotary position embedding (DINOv3-style, EVA-02, RoPE-ViT, PE).
+
+Source: Heo et al. 2024 (rotary embedding for images), Siméoni et al. 2025 (DINOv3), Fang et al. 2023 (EVA-02). Hidden
+patches get the mask token before any absolute position embedding; the rotation tells the blocks where they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.layers.patch_embed import PatchEmbed
+from timm.layers.pos_embed_sincos import init_random_2d_freqs
+from timm.models.eva import Eva, EvaBlock
+from torch import Tensor
+
+from mst.errors import UsageError
+from mst.model.attention import attend
+from mst.model.backbone import BackboneSpec, seeded
+from mst.model.sequence import Ropes, SequenceBackbone
+
+
+class EvaBackbone(SequenceBackbone):
+    """An `Eva` with pre-norm blocks and a plain patch embedding; the rotation is made for each image size."""
+
+    def __init__(self, spec: BackboneSpec, model: Eva) -> None:
+        if type(model.blocks[-1]) is not EvaBlock or type(model.patch_embed) is not PatchEmbed:
+            raise UsageError(f"{spec.name} has blocks that this package cannot read: use for example vit_*_dinov3")
+        super().__init__(spec, model, embed_dim=model.embed_dim, mask_dim=model.embed_dim)
+
+    def init_weights(self, seed: int = 0) -> None:
+        """See `Backbone.init_weights`; learned rotations start in random directions, which timm draws only once."""
+        super().init_weights(seed)
+        if self.model.rope_mixed:
+            rope = self.model.rope
+            depth, heads, half = rope.freqs.shape[1:]  # freqs [2, depth, A, d/2]
+            with seeded(seed), torch.no_grad():
+                rope.freqs.copy_(init_random_2d_freqs(2 * half, depth, heads, rope.temperature))
+
+    def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Ropes]:
+        x, rope = self.model._pos_embed(self._patches(images, mask))  # [B, T, D]
+        count = len(self.model.blocks)
+        per_block = self.model.rope_mixed and rope is not None  # learned rotations, one per block
+        return self.model.norm_pre(x), list(rope) if per_block else [rope] * count
+
+    def _block(self, block: Any, x: Tensor, rope: Tensor | None) -> Tensor:
+        out: Tensor = block(x, rope=rope)
+        return out
+
+    def _block_with_importance(self, block: Any, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
+        prefix, has_cls = self.model.num_prefix_tokens, self.model.cls_token is not None
+        y, importance = attend(block.attn, block.norm1(x), rope, prefix=prefix, has_cls=has_cls)
+        x = x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
+        y = block.mlp(block.norm2(x))
+        return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y), importance

@@ -1,0 +1,232 @@
+"""Adapter over timm's `SwinTransformer` and `SwinTransformerV2`: windows in four stages, one token per 32 x 32 px.
+
+Source: Liu et al. 2021 (Swin), 2022 (Swin V2); masking at the last stage's cells follows Xie et al. 2022 (SimMIM).
+Differs from timm where a stage's map is no multiple of the window: padding comes before the shift and takes no part
+in attention, so a small crop is not diluted by zeros. At `spec.image_size` nothing is padded (see `window_side`) and
+the features are timm's.
+
+Letters (docs/algorithm.md): B images, A heads, N = h*w tokens, D embedding size; here also M = tokens of a window,
+n windows per image, and h' w' = the map of a stage.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import Any, ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
+from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
+from torch import Tensor
+
+from mst.errors import UsageError
+from mst.model.backbone import Backbone, BackboneSpec
+from mst.model.tokens import Tokens
+
+CELL = 8  # patch embeddings per side of a token of the last stage: three mergings by two
+MAX_LOGIT_SCALE = 100.0  # Swin V2, section 3.2: the temperature is not below 0.01
+BLOCKED = -100.0  # added to scores that must not count; timm's value
+
+
+class SwinBackbone(Backbone):
+    """A Swin of four stages. The global feature is the mean of the patch tokens.
+
+    Importance is the attention each token receives in the last block of the last stage, averaged over heads and over
+    the queries of the image; a query in another window gives nothing, padding neither gives nor takes. With one
+    window (224 px, window 7) it is the mean over that window's queries. Rows sum to one.
+    """
+
+    ANY_SIZE: ClassVar[dict[str, Any]] = {"strict_img_size": False}
+
+    def __init__(self, spec: BackboneSpec, model: SwinTransformer | SwinTransformerV2) -> None:
+        if len(model.layers) != 4:
+            raise UsageError(f"{spec.name} has {len(model.layers)} stages: use a Swin of four stages")
+        super().__init__(spec, model, embed_dim=model.num_features, mask_dim=model.embed_dim)
+
+    @classmethod
+    def timm_arguments(cls, spec: BackboneSpec) -> dict[str, Any]:
+        """See `Backbone.timm_arguments`; the patch embedding is an eighth of a token, the window fits the image."""
+        if spec.patch_size % CELL:
+            raise UsageError(f"model.patch_size {spec.patch_size} is not a multiple of {CELL}, as Swin needs: use 32")
+        own = re.search(r"window(?:\d+to)?(\d+)", spec.name)
+        if own is None:
+            raise UsageError(f"{spec.name} has windows of several sizes: use for example swin_tiny_patch4_window7_224")
+        cells = tuple(side // spec.patch_size for side in spec.image_size)
+        chosen = {
+            "embed_dim": spec.embed_dim,
+            "depths": (2, 2, spec.depth, 2) if spec.depth else None,
+            "num_heads": tuple(spec.num_heads * 2**stage for stage in range(4)) if spec.num_heads else None,
+        }
+        return {
+            **cls.common_arguments(spec),
+            "patch_size": spec.patch_size // CELL,
+            "window_size": tuple(window_side(side, int(own.group(1))) for side in cells),
+            **{key: value for key, value in chosen.items() if value is not None},
+        }
+
+    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
+        """See `Backbone.tokens`. A masked token hides its 8 x 8 patch embeddings."""
+        grid = self.grid(images)
+        x = self._before_last_stage(images, mask)  # [B, h, w, D]
+        *blocks, last = enumerate(self.model.layers[-1].blocks)
+        for index, block in blocks:
+            x, _ = _run(block, x, shifted=index % 2 == 1)
+        x, received = _run(last[1], x, shifted=last[0] % 2 == 1, importance=importance)
+        return self._read(x, grid, received)
+
+    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
+        """See `Backbone.intermediate`; at most the blocks of the last stage, which share the final norm's width."""
+        grid = self.grid(images)
+        x = self._before_last_stage(images, None)  # [B, h, w, D]
+        found = []
+        for index, block in enumerate(self.model.layers[-1].blocks):
+            x, _ = _run(block, x, shifted=index % 2 == 1)
+            found.append(self._read(x, grid, None))
+        return found[-layers:]
+
+    def _before_last_stage(self, images: Tensor, mask: Tensor | None) -> Tensor:
+        """Return the input of the last stage's first block [B, h, w, D]."""
+        x: Tensor = self.model.patch_embed(images)  # [B, 8h, 8w, D/8]
+        if mask is not None:
+            height, width = x.shape[1] // CELL, x.shape[2] // CELL
+            hidden = mask.view(-1, height, 1, width, 1).expand(-1, -1, CELL, -1, CELL)  # [B, h, 8, w, 8]
+            x = torch.where(hidden.reshape(*x.shape[:3], 1), self.mask_token.to(x.dtype), x)
+        *stages, last = self.model.layers
+        for stage in stages:
+            x = stage.downsample(x)
+            for index, block in enumerate(stage.blocks):
+                x, _ = _run(block, x, shifted=index % 2 == 1)
+        merged: Tensor = last.downsample(x)
+        return merged
+
+    def _read(self, x: Tensor, grid: tuple[int, int], importance: Tensor | None) -> Tokens:
+        x = self.model.norm(x)  # [B, h, w, D]
+        return Tokens(self.model.forward_head(x, pre_logits=True), x.flatten(1, 2), grid, importance)
+
+
+def window_side(cells: int, own: int) -> int:
+    """Return the window side nearest to the name's `own` that tiles every stage of an image `cells` tokens long.
+
+    The stages are `8, 4, 2, 1` times `cells` long; a stage shorter than the window is one window. 224 px (7 cells)
+    keeps 7; 128 px (4 cells) takes 8 instead of 7.
+    """
+    stages = [cells * 2**k for k in range(4)]
+    fitting = [side for side in range(1, 2 * own + cells) if all(s <= side or s % side == 0 for s in stages)]
+    return min(fitting, key=lambda side: (abs(side - own), side))
+
+
+def _run(block: Any, x: Tensor, *, shifted: bool, importance: bool = False) -> tuple[Tensor, Tensor | None]:
+    """Run one block on a map [B, h', w', D'] and return importance [B, h'*w'] if asked for."""
+    post_norm = isinstance(block, SwinTransformerV2Block)
+    y, received = _shifted_windows(block, x if post_norm else block.norm1(x), shifted, importance)
+    x = x + block.drop_path1(block.norm1(y) if post_norm else y)
+    if post_norm:
+        return x + block.drop_path2(block.norm2(block.mlp(x))), received
+    return x + block.drop_path2(block.mlp(block.norm2(x))), received
+
+
+def _shifted_windows(block: Any, x: Tensor, shifted: bool, importance: bool) -> tuple[Tensor, Tensor | None]:
+    """Attention inside (shifted) windows of a map [B, h', w', D']."""
+    height, width = x.shape[1:3]
+    window: tuple[int, int] = block.window_size
+    shift = [side // 2 if shifted and length > side else 0 for side, length in zip(window, x.shape[1:3], strict=True)]
+    pad_h, pad_w = (-length % side for side, length in zip(window, x.shape[1:3], strict=True))
+    if pad_h or pad_w:
+        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
+    if any(shift):
+        x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
+    padded = (height + pad_h, width + pad_w)
+    windows = window_partition(x, window).flatten(1, 2)  # [B*n, M, D']
+    labels = None
+    if any(shift) or pad_h or pad_w:
+        labels = window_labels((height, width), padded, window, (shift[0], shift[1]), x.device)  # [n, M]
+    received = None
+    if importance:
+        windows, received = attend_and_read(block.attn, windows, labels)  # [B*n, M, D'], [B*n, M]
+        received = _back(received.unsqueeze(-1), window, padded, shift)[:, :height, :width].flatten(1)  # [B, h'*w']
+        received = received / received.shape[1]
+    else:
+        blocked = None if labels is None else _blocked(labels)
+        windows = block.attn(windows, mask=blocked)  # [B*n, M, D']
+    return _back(windows, window, padded, shift)[:, :height, :width], received
+
+
+def _back(windows: Tensor, window: tuple[int, int], padded: tuple[int, int], shift: list[int]) -> Tensor:
+    """Put windows [B*n, M, D'] back into an unshifted map [B, h', w', D']."""
+    maps: Tensor = window_reverse(windows, window, padded[0], padded[1])
+    return torch.roll(maps, shifts=(shift[0], shift[1]), dims=(1, 2)) if any(shift) else maps
+
+
+def window_labels(
+    size: tuple[int, int],
+    padded: tuple[int, int],
+    window: tuple[int, int],
+    shift: tuple[int, int],
+    device: torch.device,
+) -> Tensor:
+    """Return a number per place of each window [n, M]: places see each other only where their numbers agree.
+
+    Negative marks padding. A shifted map has wrapped-around rows and columns in its last windows; these are another
+    piece of the image than their neighbours.
+    """
+    sides = []
+    for length, total, step in zip(size, padded, shift, strict=True):
+        place = torch.arange(total, device=device)
+        wrapped = (place >= total - step).long()  # 1 where the roll brought the start of the map
+        sides.append(torch.where((place + step) % total >= length, -10, wrapped))
+    labels = 2 * sides[0][:, None] + sides[1][None, :]  # [h', w'] 0..3, negative where either side is padding
+    windows: Tensor = window_partition(labels.clamp(min=-1)[None, :, :, None], window)  # [n, wh, ww, 1]
+    return windows.flatten(1)
+
+
+def attend_and_read(attention: Any, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Run a window attention and read what each key receives, summed over the queries, averaged over heads.
+
+    Args:
+        attention: timm's `WindowAttention` of Swin or Swin V2.
+        x: windows [B*n, M, D'].
+        labels: from `window_labels`, or None where every place sees every other.
+
+    Returns:
+        What `attention(x, mask)` returns [B*n, M, D'], and the sums [B*n, M], float32, detached, zero for padding.
+    """
+    scores, v = _scores(attention, x)  # [B*n, A, M, M] float32, [B*n, A, M, d]
+    if labels is not None:
+        repeats = len(x) // len(labels)
+        scores = scores + _blocked(labels).repeat(repeats, 1, 1).unsqueeze(1)
+    weights = scores.softmax(dim=-1)
+    received = weights.detach().mean(dim=1)  # [B*n, M, M]
+    if labels is not None:
+        real = (labels >= 0).repeat(repeats, 1)  # [B*n, M]
+        received = received * real.unsqueeze(2) * real.unsqueeze(1)
+    out = (attention.attn_drop(weights).type_as(v) @ v).transpose(1, 2).flatten(2)  # [B*n, M, D']
+    return attention.proj_drop(attention.proj(out)), received.sum(dim=1)
+
+
+def _scores(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return attention scores before the softmax [B*n, A, M, M], float32, and values [B*n, A, M, d]."""
+    bias = attention.qkv.bias
+    if getattr(attention, "q_bias", None) is not None:  # V2: a bias for queries and values only
+        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
+    qkv = F.linear(x, attention.qkv.weight, bias).reshape(*x.shape[:2], 3, attention.num_heads, -1)
+    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B*n, A, M, d]
+    with torch.autocast(x.device.type, enabled=False):
+        q, k = q.float(), k.float()
+        if hasattr(attention, "logit_scale"):  # V2: cosines with a learned temperature
+            scale = attention.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+            return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale + _bias_v2(attention), v
+        return q * attention.scale @ k.transpose(-2, -1) + attention._get_rel_pos_bias(), v
+
+
+def _bias_v2(attention: Any) -> Tensor:
+    """Return Swin V2's continuous position bias [A, M, M]."""
+    table = attention.cpb_mlp(attention.relative_coords_table).flatten(0, 2)  # [(2wh-1)(2ww-1), A]
+    bias: Tensor = table[attention.relative_position_index].permute(2, 0, 1)  # [A, M, M]
+    return 16 * torch.sigmoid(bias)
+
+
+def _blocked(labels: Tensor) -> Tensor:
+    """Return what to add to the scores [n, M, M]: zero where labels [n, M] agree, a large negative number elsewhere."""
+    return (labels.unsqueeze(1) != labels.unsqueeze(2)) * BLOCKED

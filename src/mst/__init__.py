@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mst.commands.embed import embed
     from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.export import export_backbone
     from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
     from mst.config.schema import RunConfig
@@ -26,6 +27,7 @@ __all__ = [
     "evaluate_knn",
     "evaluate_linear",
     "evaluate_segmentation",
+    "export_backbone",
     "load_backbone",
     "load_config",
     "load_recipe",
@@ -39,6 +41,7 @@ _HOMES = {
     "evaluate_knn": "mst.commands.evaluate",
     "evaluate_linear": "mst.commands.evaluate",
     "evaluate_segmentation": "mst.commands.evaluate",
+    "export_backbone": "mst.commands.export",
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",
     "load_recipe": "mst.commands.pretraining",

@@ -20,14 +20,14 @@ Options = TypeVar("Options")
 Words = dict[str, list[str]]
 
 
-def parse_arguments(argv: Sequence[str], options: Options, *, positional: str) -> tuple[Options, Words]:
+def parse_arguments(argv: Sequence[str], options: Options, *, positional: str | None) -> tuple[Options, Words]:
     """Sort words into the command's options and the settings to override.
 
     Args:
         argv: the words after the command.
         options: a frozen dataclass with the defaults: a `bool` is a flag without value, a `str` takes one word.
             A field named `settings` is left alone: it is there for `--help`.
-        positional: the field that takes the one word without a flag.
+        positional: the field that takes the one word without a flag; None = there is none.
 
     Returns:
         The options, and the words of each setting by its dotted key.
@@ -42,19 +42,29 @@ def parse_arguments(argv: Sequence[str], options: Options, *, positional: str) -
     current: str | None = None
     for token in _split_equals(argv):
         if token.startswith("--"):
+            _require_value(current, own, found)
             name = token[2:].replace("-", "_")
             current = _open_flag(name, own, positional, found, words)
         elif current in words and _has_room(current, words[current]):
             words[current].append(token)
         elif current in own and current not in found:
             found[current] = token
-        elif positional not in found:
+        elif positional is not None and positional not in found:
             found[positional] = token
         else:
-            raise UsageError(f"unexpected word {token}: expected one {positional} and then --section.key value")
-    if current in own and current not in found:
-        raise UsageError(f"{flag(current or '')} needs a value")
+            raise UsageError(f"unexpected word {token}: expected {_shape(positional)}")
+    _require_value(current, own, found)
     return replace(options, **found), words  # type: ignore[type-var]
+
+
+def _require_value(current: str | None, own: dict[str, Any], found: dict[str, Any]) -> None:
+    """Refuse an option that another flag, or the end, follows at once."""
+    if current is not None and current in own and current not in found:
+        raise UsageError(f"{flag(current)} needs a value")
+
+
+def _shape(positional: str | None) -> str:
+    return f"one {positional} and then --option value" if positional else "only --option value"
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:
@@ -62,7 +72,9 @@ def _split_equals(argv: Sequence[str]) -> list[str]:
     return [part for token in argv for part in (token.split("=", 1) if token.startswith("--") else [token])]
 
 
-def _open_flag(name: str, own: dict[str, Any], positional: str, found: dict[str, Any], words: Words) -> str | None:
+def _open_flag(
+    name: str, own: dict[str, Any], positional: str | None, found: dict[str, Any], words: Words
+) -> str | None:
     """Note a flag; return the key that the next words belong to."""
     if name in own and name != positional:
         if isinstance(own[name], bool):

@@ -1,0 +1,75 @@
+"""`mst export`: the backbone in a form that other tools load, checked against the original."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+
+from mst.commands.arguments import parse_arguments, show_help, wants_help
+from mst.commands.output import emit, emit_json
+from mst.errors import ConfigError, UsageError
+
+FORMATS = ("timm",)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """Write the backbone in a form that other tools load, and check it against the original."""
+
+    backbone: str = ""
+    """A run folder or a backbone file."""
+    out: str = ""
+    """New folder."""
+    format: str = "timm"
+    """timm: a folder for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if wants_help(argv):
+        return show_help(ExportOptions, "mst export")
+    options, words = parse_arguments(argv, ExportOptions(), positional=None)
+    if words:
+        raise UsageError("mst export takes --backbone, --format, --out and --json")
+    for name in ("backbone", "out"):
+        if not getattr(options, name):
+            raise UsageError(f"--{name} is missing: mst export --backbone RUN --format timm --out FOLDER")
+    result = export_backbone(options.backbone, options.out, form=options.format)
+    if options.json:
+        emit_json(result)
+    else:
+        emit(Text(f"{result['out']}: features differ by {result['difference']:.1e} of the largest"))
+        emit(Text(f'timm.create_model("local-dir:{result["out"]}", pretrained=True)'))
+    return 0
+
+
+def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm") -> dict[str, Any]:
+    """Export a backbone and measure that it gives the same features.
+
+    Args:
+        backbone: a run folder or a backbone file.
+        out: a new folder.
+        form: `timm`.
+
+    Returns:
+        format, out, and the measured relative `difference` of the features.
+
+    Raises:
+        UsageError: an unknown format, a folder that is in use, or no backbone.
+    """
+    if form not in FORMATS:
+        raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    folder = Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
+
+    from mst.export.timm_folder import export_timm  # needs torch
+    from mst.model.backbone_file import load_backbone
+
+    return {"format": form, "out": str(folder), "difference": export_timm(load_backbone(backbone), folder)}

@@ -1,0 +1,71 @@
+"""A backbone as a folder that timm itself can load, checked by loading it with timm and comparing features.
+
+The folder is what timm calls a local directory: `model.safetensors` and `config.json`, as on the Hugging Face hub.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import save
+
+from mst.errors import RunFailure
+from mst.model.backbone import Backbone
+from mst.model.build import timm_arguments
+from mst.runtime.files import write_atomic
+from mst.runtime.seeding import generator
+
+TOLERANCE = 1e-4
+"""Largest difference of a feature, relative to the largest feature; the same weights in the same code give 0."""
+
+
+def export_timm(backbone: Backbone, folder: Path) -> float:
+    """Write the backbone for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
+
+    Args:
+        backbone: in evaluation mode, on the CPU.
+        folder: made if it is not there.
+
+    Returns:
+        The largest difference between features of the backbone and of what timm loads, relative to the largest.
+
+    Raises:
+        RunFailure: the disk refused, or timm's network gives other features.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
+    write_atomic(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / "config.json", json.dumps(timm_config(backbone), indent=2) + "\n")
+    difference = relative_difference(backbone, folder)
+    if difference > TOLERANCE:
+        raise RunFailure(f"timm {timm.__version__} gives other features from {folder} (difference {difference:.2e})")
+    return difference
+
+
+def timm_config(backbone: Backbone) -> dict[str, Any]:
+    """Return timm's description of the network and of the images it takes."""
+    spec, metadata = backbone.spec, backbone.metadata
+    images = {"input_size": [spec.channels, *spec.image_size], "interpolation": "bicubic", "fixed_input_size": False}
+    statistics = {key: metadata[key] for key in ("mean", "std") if key in metadata}
+    network = {"num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head"}
+    return {
+        "architecture": spec.name,
+        "num_classes": 0,
+        "num_features": backbone.embed_dim,
+        "model_args": timm_arguments(spec) | {"dynamic_img_size": True},
+        "pretrained_cfg": images | statistics | network,
+    }
+
+
+@torch.no_grad()
+def relative_difference(backbone: Backbone, folder: Path) -> float:
+    """Load the folder with timm and compare the features of random images."""
+    spec = backbone.spec
+    loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+    images = torch.randn(2, spec.channels, *spec.image_size, generator=generator("export", spec.name))  # [2, C, H, W]
+    expected, found = backbone(images), loaded(images)  # [2, D]
+    return float((expected - found).abs().max() / expected.abs().max())

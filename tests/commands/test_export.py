@@ -1,0 +1,52 @@
+"""`mst export`: timm itself loads what was written, and finds the same features."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import mst
+from commands.calls import call
+from mst.config.schema import ModelConfig
+from mst.errors import RunFailure
+from mst.export import timm_folder
+from mst.model.backbone_file import save_backbone
+from mst.model.build import backbone_spec, build_backbone
+
+
+def backbone_file(folder: Path, channels: int = 3) -> Path:
+    config = ModelConfig(backbone="vit_tiny_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    spec = backbone_spec(config, image_size=(16, 24), channels=channels)
+    path = folder / "backbone.safetensors"
+    save_backbone(path, build_backbone(spec, seed=1), {"mean": [0.5] * channels, "std": [0.2] * channels})
+    return path
+
+
+@pytest.mark.parametrize("channels", [1, 3, 5])
+def test_timm_loads_the_folder(channels: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = backbone_file(tmp_path, channels)
+    answer = call(capsys, "export", "--backbone", path, "--out", tmp_path / "timm", "--json")
+    assert answer.status == 0, answer.err
+    assert json.loads(answer.out)["difference"] == 0.0
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    images = torch.randn(2, channels, 16, 24)
+    torch.testing.assert_close(loaded(images), mst.load_backbone(path)(images))
+    assert loaded.pretrained_cfg["mean"] == [0.5] * channels
+
+
+def test_the_table_says_how_to_load(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = backbone_file(tmp_path)
+    assert "timm.create_model" in call(capsys, "export", "--backbone", path, "--out", tmp_path / "timm").out
+    again = call(capsys, "export", "--backbone", path, "--out", tmp_path / "timm")
+    assert again.status == 2
+    assert "name a new one" in again.line
+
+
+def test_other_features_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_folder, "relative_difference", lambda *_: 0.5)
+    with pytest.raises(RunFailure, match="gives other features"):
+        mst.export_backbone(backbone_file(tmp_path), tmp_path / "timm")

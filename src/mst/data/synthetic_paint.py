@@ -121,8 +121,9 @@ class Painter:
     def _ramp(self, turns: float) -> Field:
         """Return a slope [H, W] through 0 in the middle that rises by one per shorter side."""
         y, x = self._axes()
-        across, down = (math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns))
-        return np.add(across * (x - x.mean()), down * (y - y.mean()))
+        across, down = math.cos(2 * math.pi * turns), math.sin(2 * math.pi * turns)
+        ramp: Field = across * (x - x.mean()) + down * (y - y.mean())
+        return ramp
 
     def _habit(self, share: float, own: int) -> int | None:
         """Return the pattern `own` in `share` of the draws, None (any pattern) in the others."""

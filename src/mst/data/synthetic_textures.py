@@ -94,7 +94,8 @@ def surface(y: Field, x: Field, draws: Sequence[float], pattern: int | None = No
     noise = _knot_weights(y) @ knots @ _knot_weights(x).T  # [h, w]
     first, second = _colours(draws[5:11])
     level = PATTERNS[pattern](u, v, noise)  # [h, w]
-    return first * (1 - level) + second * level
+    colours: Field = first * (1 - level) + second * level
+    return colours
 
 
 def _edge(wave: Field) -> Field:

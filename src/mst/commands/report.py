@@ -1,0 +1,43 @@
+"""`mst report`: one self-contained HTML page about a run, and its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from mst.commands.arguments import parse_arguments, show_help, wants_help
+from mst.commands.output import emit, emit_json
+from mst.errors import ConfigError, UsageError
+from mst.report.page import write_report
+from mst.runtime.rundir import open_run_dir
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """Write report.html and model_card.md into a run folder, from the files that lie in it."""
+
+    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")] = ""
+    """The run folder."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if wants_help(argv):
+        return show_help(ReportOptions, "mst report")
+    options, words = parse_arguments(argv, ReportOptions(), positional="path")
+    if words:
+        raise ConfigError(f"mst report has no settings such as --{next(iter(words))}: name a run folder only")
+    if not options.path:
+        raise UsageError("name a run folder: mst report RUN")
+    page = write_report(open_run_dir(Path(options.path)))
+    if options.json:
+        emit_json({"report": str(page), "model_card": str(page.parent / "model_card.md")})
+    else:
+        emit(f"report: {page}")
+    return 0

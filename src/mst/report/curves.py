@@ -1,0 +1,133 @@
+"""Which curves a report shows, and how to read each: from the rows of metrics.jsonl."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from mst.report.plots import Chart, Series
+from mst.report.reading import RunRecords
+
+
+@dataclass(frozen=True)
+class Group:
+    """Charts under one heading."""
+
+    title: str
+    charts: Sequence[Chart]
+    small: bool = False
+
+
+def chart_groups(records: RunRecords) -> list[Group]:
+    """Return the groups of charts for which there are numbers."""
+    groups = [
+        Group("Learning", [_knn(records), _losses(records), _restoration(records), _psnr(records)]),
+        Group("Health", [_entropy(records), _rank(records), _spread(records), _gradient(records)]),
+        Group("Schedules", _schedules(records), small=True),
+        Group("Throughput", [_speed(records), _waiting(records)]),
+    ]
+    kept = [replace(group, charts=[chart for chart in group.charts if chart.series]) for group in groups]
+    return [group for group in kept if group.charts]
+
+
+def _series(records: RunRecords, names: dict[str, str], unit: str = "") -> list[Series]:
+    """Return a curve for each key that has at least two points."""
+    columns = {name: records.column(key) for key, name in names.items()}
+    return [Series(name, points, unit) for name, points in columns.items() if len(points) > 1]
+
+
+def _knn(records: RunRecords) -> Chart:
+    column = records.column("knn_top1")
+    reference = ("untrained", column[0][1]) if column and column[0][0] == 0 else None
+    return Chart(
+        "k-NN accuracy while training",
+        "Share of validation images whose nearest training images have their class, in percent. "
+        "Labels are used to measure, never to learn.",
+        _series(records, {"knn_top1": "top-1"}, " %"),
+        reference,
+    )
+
+
+def _losses(records: RunRecords) -> Chart:
+    """Total and self-distillation; one curve where they are the same."""
+    total, own = records.column("loss"), records.column("self_distillation")
+    names = {"loss": "total", "self_distillation": "self-distillation"}
+    if total == own:
+        names = {"loss": "self-distillation"}
+    return Chart(
+        "Loss",
+        "Cross-entropy between teacher and student, and the total with restoration. It may rise early on, "
+        "while the teacher becomes more certain.",
+        _series(records, names),
+    )
+
+
+def _restoration(records: RunRecords) -> Chart:
+    return Chart(
+        "Restoration loss",
+        "Mean absolute difference between the restored and the given view, in normalised pixels.",
+        _series(records, {"restoration": "L1"}) if records.setting("objective", "restoration_weight", 1) else [],
+    )
+
+
+def _psnr(records: RunRecords) -> Chart:
+    return Chart(
+        "Restoration quality",
+        "PSNR in decibels, hidden and visible patches apart: hidden ones must be inferred from the others.",
+        _series(records, {"psnr_masked": "hidden", "psnr_visible": "visible"}, " dB"),
+    )
+
+
+def _entropy(records: RunRecords) -> Chart:
+    limit = records.last("max_entropy")
+    return Chart(
+        "Entropy of the teacher",
+        "Single outputs should be certain (low), their mean over images diverse (high). Both at ln K, "
+        "or both the same, is collapse.",
+        _series(records, {"teacher_entropy": "one image", "marginal_entropy": "mean of images"}),
+        None if limit is None else ("ln K", limit),
+    )
+
+
+def _rank(records: RunRecords) -> Chart:
+    return Chart(
+        "RankMe",
+        "Effective number of dimensions that the features use; it rises as images become distinguishable.",
+        _series(records, {"rankme": "RankMe"}),
+    )
+
+
+def _spread(records: RunRecords) -> Chart:
+    return Chart(
+        "Spread of the features",
+        "Standard deviation of unit-length features, times √D: 1 is spread evenly, 0 is collapse.",
+        _series(records, {"feature_std": "deviation"}),
+    )
+
+
+def _gradient(records: RunRecords) -> Chart:
+    return Chart("Gradient norm", "Over all parameters, before clipping.", _series(records, {"grad_norm": "norm"}))
+
+
+def _schedules(records: RunRecords) -> list[Chart]:
+    names = {
+        "lr": ("Learning rate", "Linear warm-up, then cosine."),
+        "teacher_momentum": ("Teacher momentum", "Share of the teacher that each step keeps."),
+        "teacher_temp": ("Teacher temperature", "Lower is sharper."),
+        "weight_decay": ("Weight decay", "Cosine."),
+    }
+    return [Chart(title, note, _series(records, {key: title.lower()})) for key, (title, note) in names.items()]
+
+
+def _speed(records: RunRecords) -> Chart:
+    note = "Training images, all their crops included."
+    return Chart("Images per second", note, _series(records, {"images_per_second": "images/s"}))
+
+
+def _waiting(records: RunRecords) -> Chart:
+    return Chart(
+        "Waiting for data",
+        "Share of the time in which the networks had no batch: above a few percent, add workers.",
+        _series(records, {"data_wait": "waiting"}),
+        percent=True,
+    )

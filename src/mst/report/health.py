@@ -1,0 +1,97 @@
+"""What a reader should worry about: each check of a run is one sentence, good or bad."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mst.report.reading import RunRecords
+from mst.report.results import Comparison
+
+UNIFORM_SHARE = 0.98
+CONSTANT_SHARE = 0.01
+FLAT_STD = 0.05
+LONG_WAIT = 0.2
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding."""
+
+    good: bool
+    text: str
+
+
+def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
+    """Return what can be said about the run, warnings first."""
+    found = [
+        *_length(records),
+        *_collapse(records),
+        *_bad_steps(records),
+        *_files(records),
+        *_waiting(records),
+        *_gain(results),
+    ]
+    return sorted(found, key=lambda check: check.good)
+
+
+def _length(records: RunRecords) -> Iterator[Check]:
+    total, done = records.plan.get("total_steps"), records.last("lr") and max(row["step"] for row in records.metrics)
+    if not records.metrics:
+        yield Check(False, "There are no metrics: the run has not started, or was stopped before its first row.")
+    elif total and done and done < total:
+        yield Check(False, f"The run is not finished: step {done} of {total} (go on with mst pretrain --resume).")
+
+
+def _collapse(records: RunRecords) -> Iterator[Check]:
+    entropy, marginal, limit, spread = (
+        records.last(key) for key in ("teacher_entropy", "marginal_entropy", "max_entropy", "feature_std")
+    )
+    if entropy is not None and marginal is not None and limit:
+        if entropy > UNIFORM_SHARE * limit:
+            yield Check(
+                False, "Collapse: the teacher's output is uniform (entropy at ln K). Lower objective.teacher-temp."
+            )
+        elif marginal - entropy < CONSTANT_SHARE * limit:
+            yield Check(
+                False,
+                "Collapse: the teacher gives every image the same output. Raise objective.center-momentum or "
+                "objective.teacher-temp.",
+            )
+        else:
+            used = marginal / limit
+            yield Check(True, f"No collapse: single outputs are certain, together they use {used:.0%} of ln K.")
+    if spread is not None and spread < FLAT_STD:
+        yield Check(False, f"The features hardly differ between images (spread {spread:.3f}).")
+
+
+def _bad_steps(records: RunRecords) -> Iterator[Check]:
+    bad = records.last("bad_steps")
+    if bad is not None:
+        text = (
+            "Every step was finite." if not bad else f"{bad:.0f} steps with a non-finite loss or gradient were skipped."
+        )
+        yield Check(not bad, text)
+
+
+def _files(records: RunRecords) -> Iterator[Check]:
+    if records.unreadable:
+        listing = "unreadable.txt lists them"
+        yield Check(False, f"{len(records.unreadable)} files could not be decoded and were replaced; {listing}.")
+    elif records.metrics:
+        yield Check(True, "Every image could be decoded.")
+
+
+def _waiting(records: RunRecords) -> Iterator[Check]:
+    shares = [value for _, value in records.column("data_wait")]
+    if shares:
+        mean = sum(shares) / len(shares)
+        good = mean < LONG_WAIT
+        advice = "" if good else " Add workers (runtime.workers) or use faster storage."
+        yield Check(good, f"The networks waited for data {mean:.0%} of the time.{advice}")
+
+
+def _gain(results: list[Comparison]) -> Iterator[Check]:
+    for row in results:
+        if row.headline and row.change is not None and row.change <= 0:
+            yield Check(False, f"{row.task}, {row.metric}: training did not improve on the untrained network.")

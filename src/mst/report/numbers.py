@@ -1,0 +1,43 @@
+"""Numbers as a person reads them."""
+
+from __future__ import annotations
+
+NONE, TIMES, MINUS = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def short(value: object) -> str:
+    """Write any value shortly: four digits of a float, thousands apart, lists side by side."""
+    if value is None:
+        return NONE
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\N{NARROW NO-BREAK SPACE}")
+    if isinstance(value, float):
+        return short(int(value)) if value.is_integer() and abs(value) < 1e9 else f"{value:.4g}"
+    if isinstance(value, list | tuple):
+        return f" {TIMES} ".join(map(short, value)) if value else NONE
+    return str(value)
+
+
+def duration(seconds: float | None) -> str:
+    """Write a time span with its two largest units."""
+    if seconds is None:
+        return NONE
+    whole = round(seconds)
+    for unit, (large, small) in ((DAY, ("d", "h")), (HOUR, ("h", "min")), (MINUTE, ("min", "s"))):
+        if whole >= unit:
+            smaller = {DAY: HOUR, HOUR: MINUTE, MINUTE: 1}[unit]
+            return f"{whole // unit} {large} {whole % unit // smaller} {small}"
+    return f"{whole} s"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """Write a number that is in percent already."""
+    return NONE if value is None else f"{value:.{digits}f}"
+
+
+def signed(value: float | None, digits: int = 1) -> str:
+    """Write a difference with its sign; minus as a minus."""
+    return NONE if value is None else f"{value:+.{digits}f}".replace("-", MINUS)

@@ -1,0 +1,69 @@
+"""Pictures as data URIs, small enough for a page that carries them itself."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+LARGE = 400_000  # bytes: above this a picture is shrunk and compressed
+LONGEST = 1400  # pixels
+SHOWN = 4
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One picture of the page: its caption, its data URI, and the titles of its columns."""
+
+    caption: str
+    uri: str
+    columns: Sequence[str]
+
+
+def pictures(paths: Sequence[Path], columns: Sequence[str]) -> list[Picture]:
+    """Return the first, the last and some between; files that are no pictures are left out."""
+    found = []
+    for path in spread(paths, SHOWN):
+        try:
+            found.append(Picture(caption(path), data_uri(path), columns))
+        except OSError:
+            continue
+    return found
+
+
+def spread(paths: Sequence[Path], count: int) -> list[Path]:
+    """Return at most `count` of the paths, evenly spaced, the first and the last among them."""
+    if len(paths) <= count:
+        return list(paths)
+    return [paths[round(index * (len(paths) - 1) / (count - 1))] for index in range(count)]
+
+
+def caption(path: Path) -> str:
+    """`step_0000400.png` -> `step 400`; any other name as it is."""
+    match = re.fullmatch(r"step_(\d+)", path.stem)
+    if not match:
+        return path.stem.replace("_", " ")
+    step = int(match[1])
+    return f"step {step}" if step else "untrained"
+
+
+def data_uri(path: Path) -> str:
+    """Return a PNG as it is, or as WebP of moderate size if it is large.
+
+    Raises:
+        OSError: no picture.
+    """
+    content = path.read_bytes()
+    with Image.open(io.BytesIO(content)) as image:
+        if len(content) <= LARGE:
+            return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+        shrunk = image.convert("RGB")
+        shrunk.thumbnail((LONGEST, LONGEST))
+        buffer = io.BytesIO()
+        shrunk.save(buffer, format="WEBP", quality=82)
+    return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,106 @@
+"""Results side by side: what the untrained and the trained backbone score under the same protocol."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from mst.report.reading import Row, is_number
+
+TASKS = {
+    "knn": "k-NN classification",
+    "linear": "Linear probe",
+    "patch_segmentation": "Segmentation from patch tokens",
+    "detection": "Detection",
+    "objectness": "Objects from attention",
+}
+HEADLINES = {
+    "knn": ("top1",),
+    "linear": ("top1",),
+    "patch_segmentation": ("miou", "aacc"),
+    "detection": ("ap_box", "ap_mask"),
+}
+METRICS = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "miou": "mean IoU",
+    "macc": "mean class accuracy",
+    "aacc": "pixel accuracy",
+    "ap_box": "box AP",
+    "ap_mask": "mask AP",
+    "top1_best_on_val": "top-1, rate chosen on validation",
+}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One metric of one task.
+
+    Attributes:
+        task: its title.
+        metric: its title.
+        before: of the untrained backbone, percent; None = not measured.
+        after: of the trained backbone; None = not measured.
+        headline: whether it is among the task's main numbers.
+        images: validation images, where known.
+    """
+
+    task: str
+    metric: str
+    before: float | None
+    after: float | None
+    headline: bool
+    images: int | None
+
+    @property
+    def change(self) -> float | None:
+        """Points gained."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+def comparisons(results: Sequence[Row]) -> list[Comparison]:
+    """Pair untrained and trained rows of the same task and protocol; of repeated evaluations the last counts."""
+    pairs: dict[tuple[str, str], dict[bool, Row]] = {}
+    for row in results:
+        if isinstance(row.get("metrics"), Mapping):
+            key = (str(row.get("task", "")), json.dumps(row.get("protocol"), sort_keys=True))
+            pairs.setdefault(key, {})[is_untrained(row)] = row
+    return [row for (task, _), pair in pairs.items() for row in _compare(task, pair)]
+
+
+def is_untrained(row: Row) -> bool:
+    """Whether a result is that of fresh weights."""
+    return str(row.get("backbone", "")).startswith("random")
+
+
+def _compare(task: str, pair: Mapping[bool, Row]) -> list[Comparison]:
+    before, after = (_metrics(pair.get(untrained)) for untrained in (True, False))
+    headlines = HEADLINES.get(task, ())
+    extra = next(iter(pair.values())).get("extra")
+    images = extra.get("val_images") if isinstance(extra, Mapping) else None
+    names = sorted(dict.fromkeys([*after, *before]), key=lambda name: name not in headlines)
+    return [
+        Comparison(
+            TASKS.get(task, task.replace("_", " ")),
+            _metric_title(name),
+            before.get(name),
+            after.get(name),
+            name in headlines or not headlines,
+            images,
+        )
+        for name in names
+    ]
+
+
+def _metrics(row: Row | None) -> dict[str, Any]:
+    return {name: value for name, value in row["metrics"].items() if is_number(value)} if row else {}
+
+
+def _metric_title(name: str) -> str:
+    """`top1_k10` -> `top-1, k = 10`."""
+    base, separator, neighbors = name.rpartition("_k")
+    if separator and neighbors.isdigit():
+        return f"{METRICS.get(base, base)}, k = {neighbors}"
+    return METRICS.get(name, name.replace("_", " "))

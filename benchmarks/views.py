@@ -19,9 +19,9 @@ import torchvision
 from PIL import Image, ImageFilter, ImageOps
 from torch import Tensor
 from torchvision import transforms
-from torchvision.io import ImageReadMode
 
 from mst.config.schema import ViewsConfig
+from mst.data.decoding import decode_image
 from mst.views.multicrop import MultiCrop
 from mst.views.normalise import normalise
 
@@ -40,7 +40,7 @@ def photograph(seed: int, height: int, width: int) -> Image.Image:
             Image.fromarray(noise[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
             for c in range(3)
         ]
-        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1) * 2.0 ** (octave - 1.5)
+        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1) * 2.0 ** (0.75 * octave)
     pixels -= pixels.mean()
     return Image.fromarray((128 + 55 * pixels / pixels.std()).clip(0, 255).astype(np.uint8))
 
@@ -90,12 +90,6 @@ def pil_recipe(config: ViewsConfig) -> Callable[[Path], list[Tensor]]:
     return run
 
 
-def decode(path: Path) -> Tensor:
-    """Decode a JPEG to uint8 [3, H, W]."""
-    image: Tensor = torchvision.io.decode_jpeg(torchvision.io.read_file(str(path)), mode=ImageReadMode.RGB)
-    return image
-
-
 def crop_all(multicrop: MultiCrop, images: list[Tensor], batch: int, *, normalised: bool = True) -> int:
     """Make the crops of all images, `batch` images per call, normalise them, and return the number of images."""
     for start in range(0, len(images), batch):
@@ -129,14 +123,15 @@ def rates(runs: dict[str, Callable[[], object]], images: int, repetitions: int) 
 def large(paths: list[Path], repetitions: int) -> dict[str, dict[str, float]]:
     """Measure 2+8 crops of JPEG files, decoding and normalising included."""
     recipe, multicrop = pil_recipe(LARGE), MultiCrop(LARGE, channels=3)
-    decoded = [decode(path) for path in paths]
+    decoded = [decode_image(path, channels=3) for path in paths]
     runs: dict[str, Callable[[], object]] = {
         "pil recipe": lambda: [recipe(path) for path in paths],
-        "mst": lambda: [crop_all(multicrop, [decode(path)], 1) for path in paths],
+        "mst": lambda: [crop_all(multicrop, [decode_image(path, channels=3)], 1) for path in paths],
         "mst, batches of 8": lambda: [
-            crop_all(multicrop, [decode(path) for path in paths[i : i + 8]], 8) for i in range(0, len(paths), 8)
+            crop_all(multicrop, [decode_image(path, channels=3) for path in paths[i : i + 8]], 8)
+            for i in range(0, len(paths), 8)
         ],
-        "decoding only": lambda: [decode(path) for path in paths],
+        "decoding only": lambda: [decode_image(path, channels=3) for path in paths],
         "mst, views only": lambda: crop_all(multicrop, decoded, 1, normalised=False),
     }
     return rates(runs, len(paths), repetitions)
@@ -170,7 +165,7 @@ def main() -> None:
             paths = photograph_files(Path(folder), arguments.limit)
         if arguments.small_images:
             files = sorted(p for p in arguments.small_images.rglob("*") if p.suffix.lower() in {".png", ".jpg"})[:1024]
-            little = [torchvision.io.decode_image(str(p), mode=ImageReadMode.RGB) for p in files]
+            little = [decode_image(p, channels=3) for p in files]
         else:
             little = [
                 torch.from_numpy(np.array(photograph(i, 32, 32))).permute(2, 0, 1).contiguous() for i in range(1024)

@@ -69,11 +69,10 @@ def adjust_hue(planes: Tensor, factor: Tensor) -> None:
     side = torch.empty_like(planes)
     for i in range(3):
         torch.sub(planes[i - 2], planes[i - 1], out=side[i])
-    side.mul_(factor)
-    shift = chroma * (factor.abs() * 6)  # [n, h, w] 0..3c
-    distance.add_(torch.copysign(shift, side, out=side)).abs_()  # 0..6c; beyond 3c it comes back from the other side
-    distance.sub_(chroma * 3).abs_().add_(largest.sub(chroma, alpha=2))  # max + c - the distance within 0..3c
-    torch.clamp(distance, least, largest, out=planes)
+    torch.copysign(distance, side, out=distance)  # -3c..3c
+    distance.add_(chroma * (factor * 6)).abs_()  # 0..6c; beyond 3c it comes back from the other side
+    distance.sub_(chroma * 3).abs_().add_(largest.sub_(chroma, alpha=2))  # max + c - the distance within 0..3c
+    torch.clamp(distance, least, chroma.add_(least), out=planes)
 
 
 def turn_grey(planes: Tensor) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -45,11 +46,11 @@ def blur_weights(sigma: Floats, limit: int) -> Tensor:
     A kernel reaches three standard deviations, at least one pixel and less than `limit` (the crop's shorter side, which
     reflection at the border asks for). R is the largest reach among the n; taps beyond a kernel's own reach are 0.
     """
-    reach = torch.from_numpy(sigma).mul(3).round().clamp(min=1, max=limit - 1)  # [n]
-    taps = torch.arange(int(reach.max()) + 1, dtype=torch.float64)  # [R + 1]
-    weights = torch.exp(-0.5 * (taps / torch.from_numpy(sigma)[:, None]) ** 2)  # [n, R + 1]
-    weights *= taps <= reach[:, None]
-    return (weights / (weights[:, :1] + 2 * weights[:, 1:].sum(1, keepdim=True))).float()
+    reach = np.clip(np.round(3 * sigma), 1, limit - 1)  # [n]
+    taps = np.arange(int(reach.max()) + 1)  # [R + 1]
+    weights = np.exp(-0.5 * (taps / sigma[:, None]) ** 2) * (taps <= reach[:, None])  # [n, R + 1]
+    total = 2 * weights.cumsum(1)[:, -1:] - 1  # one by one, as zeros behind must not change it; the centre is 1
+    return torch.from_numpy((weights / total).astype(np.float32))
 
 
 def blur(planes: Tensor, sigma: Floats) -> None:

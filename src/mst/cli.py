@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import mst
-from mst.errors import MstError, UsageError
+from mst.errors import Interrupted, MstError, UsageError
 
 COMMANDS = {
     "quickstart": "embedded data, minutes on two CPU cores, ends with report.html",
@@ -50,10 +50,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
+    except Interrupted as stop:
+        return _say(str(stop), stop.exit_code)
     except MstError as error:
         return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
-        return _fail("interrupted", INTERRUPTED)
+        return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; give the interpreter a stdout that it can still flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -97,8 +99,13 @@ def _nearest_command(word: str) -> str:
 
 
 def _fail(message: str, status: int) -> int:
+    """Write one line about an error to stderr."""
+    return _say(f"error: {message}", status)
+
+
+def _say(message: str, status: int) -> int:
     """Write one line to stderr."""
-    sys.stderr.write("mst: error: " + " ".join(message.split()) + "\n")
+    sys.stderr.write(f"mst: {' '.join(message.split())}\n")
     return status
 
 

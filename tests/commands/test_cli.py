@@ -116,8 +116,8 @@ def test_wrong_calls(words: list[str], part: str, capsys: pytest.CaptureFixture[
     ("error", "status", "text"),
     [
         (RunFailure("disk full"), 1, "mst: error: disk full"),
-        (Interrupted("saved", 15), 143, "mst: error: saved"),
-        (KeyboardInterrupt(), 130, "mst: error: interrupted"),
+        (Interrupted("saved", 15), 143, "mst: saved"),
+        (KeyboardInterrupt(), 130, "mst: interrupted"),
     ],
 )
 def test_statuses(
@@ -132,7 +132,7 @@ def test_statuses(
 
     monkeypatch.setattr(cli, "_dispatch", fails)
     answer = call(capsys, "recipes")
-    assert (answer.status, answer.line) == (status, text)
+    assert (answer.status, answer.err) == (status, f"{text}\n")
 
 
 def test_a_bug_is_one_line_and_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -19,8 +20,8 @@ from mst.train.step import train_step
 from mst.views.multicrop import MultiCrop
 from mst.views.record import Views
 
-PROBE_IMAGES = {"cpu": (2, 8), "cuda": (8, 32)}
-"""Images in the small and in the large probe step; both are cut to one pass of the run."""
+FIRST_IMAGES, GROWTH, LONG_ENOUGH = 2, 4, 1.0
+"""Images in the first probe step; how many times more in the next, until a step takes this many seconds."""
 AUGMENTED_IMAGES = 8
 
 
@@ -44,18 +45,13 @@ class Estimate:
 
 
 def estimate(setup: Setup) -> Estimate:
-    """Run two small and two larger steps and draw the line through them to the run's batch.
+    """Run steps of growing size, up to one pass of the run, and draw the line through the last two to its batch.
 
     Raises:
         RunFailure: not even the probe fits into memory.
     """
-    plan, device = setup.plan, setup.device
-    sizes = [min(size, plan.batch_size_per_pass) for size in PROBE_IMAGES[device.type]]
-    try:
-        state = new_state(setup.build_pair(), setup.config, plan)
-        points = [(size, *_measure(setup, state, size)) for size in sorted(set(sizes))]
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunFailure(f"{max(sizes)} images do not fit into memory: use smaller crops or a smaller model") from error
+    plan = setup.plan
+    points = list(_points(setup))[-2:]
     step_seconds = _line([(size, seconds) for size, seconds, _ in points], plan.batch_size)
     memory = _line([(size, memory) for size, _, memory in points], plan.batch_size_per_pass)
     data_rate = _data_rate(setup)
@@ -67,6 +63,23 @@ def estimate(setup: Setup) -> Estimate:
         total_seconds=plan.total_steps * plan.batch_size / rate,
         memory_bytes=round(memory),
     )
+
+
+def _points(setup: Setup) -> Iterator[tuple[int, float, float]]:
+    """Yield (images, seconds, peak bytes) of steps of growing size."""
+    limit, size = setup.plan.batch_size_per_pass, min(FIRST_IMAGES, setup.plan.batch_size_per_pass)
+    try:
+        state = new_state(setup.build_pair(), setup.config, setup.plan)
+        while True:
+            seconds, memory = _measure(setup, state, size)
+            yield size, seconds, memory
+            if size == limit or seconds > LONG_ENOUGH:
+                return
+            size = min(GROWTH * size, limit)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunFailure(
+            f"a pass of {size} images does not fit into memory: raise --train.accumulate, or use smaller crops"
+        ) from error
 
 
 def _measure(setup: Setup, state: TrainState, images: int) -> tuple[float, float]:
@@ -103,10 +116,10 @@ def peak_memory(device: torch.device) -> int:
 
 
 def _line(points: list[tuple[int, float]], at: int) -> float:
-    """Continue the line through the first and the last point to `at`; more images never take less."""
-    (small, low), (large, high) = points[0], points[-1]
-    if large == small or high <= low:
-        return high * max(1.0, at / large) if large == small and at > large else high
+    """Continue the line through two points to `at`, or the line from the origin through one; it never falls."""
+    (small, low), (large, high) = (points[0], points[-1]) if len(points) > 1 else ((0, 0.0), points[0])
+    if high <= low:
+        return high
     return low + (high - low) / (large - small) * (at - small)
 
 

@@ -20,7 +20,7 @@ LONGEST_TEACHER_MEMORY = 0.02
 SHORTEST_TEACHER_MEMORY = 10
 """Steps: a faster teacher is the student."""
 SAFE_TEACHER_TEMP, LATE_TEACHER_TEMP = 0.04, 0.07
-LONG_RUN_EPOCHS = 100
+LONG_RUN_STEPS = 50_000
 TEACHER_TEMP_WARMUP_EPOCHS, TEACHER_TEMP_WARMUP_SHARE = 30.0, 0.3
 WARMUP_EPOCHS, WARMUP_SHARE = 10.0, 0.1
 FREEZE_EPOCHS, FREEZE_SHARE = 1.0, 0.03
@@ -164,12 +164,12 @@ def _teacher_temperature(
     final = objective.teacher_temp
     if final is not None:
         reasons["teacher_temp"] = "set by --objective.teacher-temp"
-    elif epochs >= LONG_RUN_EPOCHS:
+    elif total_steps >= LONG_RUN_STEPS:
         final = LATE_TEACHER_TEMP
-        reasons["teacher_temp"] = f"DINO's value after warm-up, for runs of {LONG_RUN_EPOCHS} epochs or more"
+        reasons["teacher_temp"] = f"DINO's value after a warm-up, for runs of {LONG_RUN_STEPS} steps or more"
     else:
         final = SAFE_TEACHER_TEMP
-        reasons["teacher_temp"] = f"DINO's safe value: higher ones need a warm-up longer than {epochs:g} epochs allow"
+        reasons["teacher_temp"] = f"DINO's safe value: a higher one needs a long warm-up, hence {LONG_RUN_STEPS} steps"
     start = objective.teacher_temp_start
     if start is None:
         start = min(SAFE_TEACHER_TEMP, final)

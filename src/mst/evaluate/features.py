@@ -6,11 +6,11 @@ Letters: B images, n images of a set, D features.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -205,3 +205,13 @@ def extract_features(
         warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
     names = tuple(images.names[index] for index in kept)
     return Features(rows[: len(kept)], images.labels[kept], names, tuple(kept), tuple(unreadable))
+
+
+def counts(train: Features, val: Features, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what a result says about its data: numbers of images and classes, and the images left out."""
+    return {
+        "train_images": len(train.labels),
+        "val_images": len(val.labels),
+        "classes": len(classes),
+        "unreadable": [*train.unreadable, *val.unreadable],
+    }

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.evaluate.features import Features, FeatureSettings, cls_features, extract_features
+from mst.evaluate.features import Features, FeatureSettings, cls_features, counts, extract_features
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.protocol import ImageTransform, LowShot
@@ -187,11 +187,5 @@ def evaluate_knn(
         metrics={**headline, **metrics},
         protocol={**asdict(used), "transform": asdict(transform), "precision": settings.precision},
         seed=seed,
-        extra={
-            "train_images": limit,
-            "val_images": len(val.labels),
-            "classes": len(data.classes),
-            "unreadable": [*train.unreadable, *val.unreadable],
-            "notes": notes,
-        },
+        extra={**counts(train, val, data.classes), "notes": notes},
     )

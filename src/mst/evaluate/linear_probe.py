@@ -21,6 +21,7 @@ from mst.evaluate.features import (
     FeatureFunction,
     Features,
     FeatureSettings,
+    counts,
     device_of,
     extract_features,
     forward_batch,
@@ -250,24 +251,13 @@ def evaluate_linear(
     on_val = full.ranks(val.features, val.labels)  # [R,n]
     on_held_out = partial.ranks(train.features[held_out], train.labels[held_out])  # [R,h]
     metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out)
+    used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
     return Result(
         task="linear",
         metrics=metrics,
-        protocol={
-            **asdict(protocol),
-            "blocks": train.features.shape[1] // backbone.embed_dim,
-            "transform": asdict(transform),
-            "precision": settings.precision,
-        },
+        protocol={**asdict(protocol), **used, "precision": settings.precision},
         seed=seed,
-        extra={
-            "train_images": len(train.labels),
-            "val_images": len(val.labels),
-            "classes": len(data.classes),
-            "unreadable": [*train.unreadable, *val.unreadable],
-            "lr": lr,
-            "rates": rates,
-        },
+        extra={**counts(train, val, data.classes), "lr": lr, "rates": rates},
     )
 
 

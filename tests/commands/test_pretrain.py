@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 import mst
 from commands.calls import call, image_folder, labelled_folder
+from mst.checkpoint import store
 from mst.runtime.results import read_jsonl
 
 QUICK = ("--monitor.tensorboard", "false", "--runtime.precision", "fp32", "--runtime.workers", "0")
@@ -251,3 +254,23 @@ def test_too_many_unreadable_files_end_the_run(tmp_path: Path, capsys: pytest.Ca
     assert answer.status == 2
     assert "unreadable" in answer.err.splitlines()[-1]
     assert "--data.max-unreadable-share" in answer.err.splitlines()[-1]
+
+
+def test_full_disk_leaves_the_last_checkpoint(
+    images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write, run = store.write_folder, tmp_path / "run"
+
+    def full(folder: Path, step: int, *rest: Any) -> None:
+        if step == 3:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(folder, step, *rest)
+
+    words = ("--data.train", images, "--out", run, "--checkpoint.every-steps", "1", *QUICK)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(store, "write_folder", full)
+        answer = call(capsys, "pretrain", "debug", *words)
+    assert answer.status == 1
+    assert "No space left on device; the checkpoint of step 2 is intact" in answer.err.splitlines()[-1]
+    assert call(capsys, "pretrain", "--resume", run).status == 0
+    assert (run / "backbone.safetensors").read_bytes() == (finished / "backbone.safetensors").read_bytes()

@@ -40,7 +40,7 @@ def photograph(seed: int, height: int, width: int) -> Image.Image:
             Image.fromarray(noise[..., c].astype(np.float32)).resize((width, height), Image.Resampling.BICUBIC)
             for c in range(3)
         ]
-        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1) * 2.0 ** (0.75 * octave)
+        pixels += np.stack([np.asarray(layer) for layer in layers], axis=-1) * 2.0 ** (0.35 * octave)
     pixels -= pixels.mean()
     return Image.fromarray((128 + 55 * pixels / pixels.std()).clip(0, 255).astype(np.uint8))
 

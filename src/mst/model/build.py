@@ -10,7 +10,7 @@ import torch
 
 from mst.config.schema import ModelConfig
 from mst.errors import UsageError
-from mst.model.backbone import Backbone, BackboneSpec, check_image_size
+from mst.model.backbone import Backbone, BackboneSpec, LinearInit, check_image_size
 from mst.model.eva import EvaBackbone
 from mst.model.swin import CELL, SwinBackbone
 from mst.model.vit import VitBackbone
@@ -55,13 +55,16 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
     return spec
 
 
-def build_backbone(spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0) -> Backbone:
+def build_backbone(
+    spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0, init: LinearInit = "trunc_normal"
+) -> Backbone:
     """Build a backbone and initialise it from `seed`; the process's random state is left alone.
 
     Args:
         spec: from `backbone_spec` or a backbone file.
         drop_path: stochastic depth rate of the last block, linear from zero at the first.
         seed: of the weights.
+        init: of the linear layers, see `Backbone.init_weights`.
 
     Raises:
         UsageError: a network that this package cannot read.
@@ -76,7 +79,7 @@ def build_backbone(spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0)
             f"timm cannot build {spec.name} with {arguments}: {str(error) or 'sizes do not fit'}"
         ) from error
     backbone = adapter(spec, model)
-    backbone.init_weights(seed)
+    backbone.init_weights(seed, init)
     return backbone
 
 

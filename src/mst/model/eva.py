@@ -16,7 +16,7 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.model.attention import attend
-from mst.model.backbone import BackboneSpec, seeded
+from mst.model.backbone import BackboneSpec, LinearInit, seeded
 from mst.model.sequence import Ropes, SequenceBackbone
 
 
@@ -28,9 +28,9 @@ class EvaBackbone(SequenceBackbone):
             raise UsageError(f"{spec.name} has blocks that this package cannot read: use for example vit_*_dinov3")
         super().__init__(spec, model, embed_dim=model.embed_dim, mask_dim=model.embed_dim)
 
-    def init_weights(self, seed: int = 0) -> None:
+    def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
         """See `Backbone.init_weights`; learned rotations start in random directions, which timm draws only once."""
-        super().init_weights(seed)
+        super().init_weights(seed, linear)
         if self.model.rope_mixed:
             rope = self.model.rope
             depth, heads, half = rope.freqs.shape[1:]  # freqs [2, depth, A, d/2]

@@ -77,7 +77,7 @@ def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration:
     """
     spec = backbone_spec(model, image_size=plan.global_size, channels=channels)
     student, teacher = (
-        _branch(build_backbone(spec, drop_path=drop_path, seed=seed), model, plan.prototypes, seed + 1)
+        _branch(build_backbone(spec, drop_path=drop_path, seed=seed, init=model.init), model, plan.prototypes, seed + 1)
         for drop_path in (model.drop_path, 0.0)
     )
     teacher.load_state_dict(student.state_dict())

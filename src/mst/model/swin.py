@@ -2,8 +2,8 @@
 
 Source: Liu et al. 2021 (Swin), 2022 (Swin V2); masking at the last stage's cells follows Xie et al. 2022 (SimMIM).
 Differs from timm where a stage's map is no multiple of the window: padding comes before the shift and takes no part
-in attention, so a small crop is not diluted by zeros. At `spec.image_size` nothing is padded (see `window_side`) and
-the features are timm's.
+in attention, and a map shorter than the window is not padded, so that a small crop is not diluted by zeros. At
+`spec.image_size` nothing is padded (see `window_side`) and the features are timm's.
 
 Letters (docs/algorithm.md): B images, A heads, N = h*w tokens, D embedding size; here also M = tokens of a window,
 n windows per image, and h' w' = the map of a stage.
@@ -128,35 +128,31 @@ def _run(block: Any, x: Tensor, *, shifted: bool, importance: bool = False) -> t
 
 
 def _shifted_windows(block: Any, x: Tensor, shifted: bool, importance: bool) -> tuple[Tensor, Tensor | None]:
-    """Attention inside (shifted) windows of a map [B, h', w', D']."""
+    """Attention inside (shifted) windows of a map [B, h', w', D']; a map shorter than the window is one window."""
     height, width = x.shape[1:3]
-    window: tuple[int, int] = block.window_size
-    shift = [side // 2 if shifted and length > side else 0 for side, length in zip(window, x.shape[1:3], strict=True)]
-    pad_h, pad_w = (-length % side for side, length in zip(window, x.shape[1:3], strict=True))
+    wh, ww = (min(side, length) for side, length in zip(block.window_size, (height, width), strict=True))
+    shift = (wh // 2 if shifted and height > wh else 0, ww // 2 if shifted and width > ww else 0)
+    pad_h, pad_w = -height % wh, -width % ww
+    padded = (height + pad_h, width + pad_w)
     if pad_h or pad_w:
         x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
     if any(shift):
         x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
-    padded = (height + pad_h, width + pad_w)
-    windows = window_partition(x, window).flatten(1, 2)  # [B*n, M, D']
     labels = None
     if any(shift) or pad_h or pad_w:
-        labels = window_labels((height, width), padded, window, (shift[0], shift[1]), x.device)  # [n, M]
-    received = None
-    if importance:
-        windows, received = attend_and_read(block.attn, windows, labels)  # [B*n, M, D'], [B*n, M]
-        received = _back(received.unsqueeze(-1), window, padded, shift)[:, :height, :width].flatten(1)  # [B, h'*w']
+        labels = window_labels((height, width), padded, (wh, ww), shift, x.device)  # [n, M]
+    windows = window_partition(x, (wh, ww)).flatten(1, 2)  # [B*n, M, D']
+    windows, received = attend_in_windows(block.attn, windows, (wh, ww), labels, importance)
+    if received is not None:
+        received = _back(received.unsqueeze(-1), (wh, ww), padded, shift)[:, :height, :width].flatten(1)  # [B, h'*w']
         received = received / received.shape[1]
-    else:
-        blocked = None if labels is None else _blocked(labels)
-        windows = block.attn(windows, mask=blocked)  # [B*n, M, D']
-    return _back(windows, window, padded, shift)[:, :height, :width], received
+    return _back(windows, (wh, ww), padded, shift)[:, :height, :width], received
 
 
-def _back(windows: Tensor, window: tuple[int, int], padded: tuple[int, int], shift: list[int]) -> Tensor:
+def _back(windows: Tensor, window: tuple[int, int], padded: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """Put windows [B*n, M, D'] back into an unshifted map [B, h', w', D']."""
     maps: Tensor = window_reverse(windows, window, padded[0], padded[1])
-    return torch.roll(maps, shifts=(shift[0], shift[1]), dims=(1, 2)) if any(shift) else maps
+    return torch.roll(maps, shifts=shift, dims=(1, 2)) if any(shift) else maps
 
 
 def window_labels(
@@ -181,52 +177,65 @@ def window_labels(
     return windows.flatten(1)
 
 
-def attend_and_read(attention: Any, x: Tensor, labels: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Run a window attention and read what each key receives, summed over the queries, averaged over heads.
+def attend_in_windows(
+    attention: Any, x: Tensor, window: tuple[int, int], labels: Tensor | None, importance: bool
+) -> tuple[Tensor, Tensor | None]:
+    """Run a window attention.
 
     Args:
         attention: timm's `WindowAttention` of Swin or Swin V2.
         x: windows [B*n, M, D'].
+        window: sides of these windows, not above the attention's own; M is their product.
         labels: from `window_labels`, or None where every place sees every other.
+        importance: also read what each key receives.
 
     Returns:
-        What `attention(x, mask)` returns [B*n, M, D'], and the sums [B*n, M], float32, detached, zero for padding.
+        The new windows [B*n, M, D'], and what each key receives, summed over the queries and averaged over heads
+        [B*n, M], float32, detached, zero for padding; or None.
     """
-    scores, v = _scores(attention, x)  # [B*n, A, M, M] float32, [B*n, A, M, d]
+    q, k, v = _queries_keys_values(attention, x)  # each [B*n, A, M, d]
+    bias = _position_bias(attention, window)  # [A, M, M]
     if labels is not None:
-        repeats = len(x) // len(labels)
-        scores = scores + _blocked(labels).repeat(repeats, 1, 1).unsqueeze(1)
-    weights = scores.softmax(dim=-1)
-    received = weights.detach().mean(dim=1)  # [B*n, M, M]
-    if labels is not None:
-        real = (labels >= 0).repeat(repeats, 1)  # [B*n, M]
-        received = received * real.unsqueeze(2) * real.unsqueeze(1)
-    out = (attention.attn_drop(weights).type_as(v) @ v).transpose(1, 2).flatten(2)  # [B*n, M, D']
-    return attention.proj_drop(attention.proj(out)), received.sum(dim=1)
+        bias = bias + ((labels.unsqueeze(1) != labels.unsqueeze(2)) * BLOCKED).unsqueeze(1)  # [n, A, M, M]
+        bias = bias.repeat(len(x) // len(labels), 1, 1, 1)  # [B*n, A, M, M]
+    received = None
+    if importance:
+        received = _received(q.detach(), k.detach(), bias.detach(), labels)
+    dropout = attention.attn_drop.p if attention.training else 0.0
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.type_as(q), dropout_p=dropout, scale=1.0)
+    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2))), received
 
 
-def _scores(attention: Any, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return attention scores before the softmax [B*n, A, M, M], float32, and values [B*n, A, M, d]."""
+def _received(q: Tensor, k: Tensor, bias: Tensor, labels: Tensor | None) -> Tensor:
+    """Return what each key receives from all queries of its window, averaged over heads [B*n, M], float32."""
+    with torch.autocast(q.device.type, enabled=False):
+        weights = (q.float() @ k.float().transpose(-2, -1) + bias).softmax(dim=-1).mean(dim=1)  # [B*n, M, M]
+    if labels is not None:
+        real = (labels >= 0).repeat(len(q) // len(labels), 1)  # [B*n, M]
+        weights = weights * real.unsqueeze(2) * real.unsqueeze(1)
+    return weights.sum(dim=1)
+
+
+def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return queries with their scale, keys and values [B*n, A, M, d] of windows [B*n, M, D']."""
     bias = attention.qkv.bias
     if getattr(attention, "q_bias", None) is not None:  # V2: a bias for queries and values only
         bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
     qkv = F.linear(x, attention.qkv.weight, bias).reshape(*x.shape[:2], 3, attention.num_heads, -1)
     q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B*n, A, M, d]
-    with torch.autocast(x.device.type, enabled=False):
-        q, k = q.float(), k.float()
-        if hasattr(attention, "logit_scale"):  # V2: cosines with a learned temperature
-            scale = attention.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
-            return F.normalize(q, dim=-1) @ F.normalize(k, dim=-1).transpose(-2, -1) * scale + _bias_v2(attention), v
-        return q * attention.scale @ k.transpose(-2, -1) + attention._get_rel_pos_bias(), v
+    if hasattr(attention, "logit_scale"):  # V2: cosines with a learned temperature
+        scale = attention.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()  # [A, 1, 1]
+        return (F.normalize(q.float(), dim=-1) * scale).type_as(v), F.normalize(k.float(), dim=-1).type_as(v), v
+    return q * attention.scale, k, v
 
 
-def _bias_v2(attention: Any) -> Tensor:
-    """Return Swin V2's continuous position bias [A, M, M]."""
-    table = attention.cpb_mlp(attention.relative_coords_table).flatten(0, 2)  # [(2wh-1)(2ww-1), A]
-    bias: Tensor = table[attention.relative_position_index].permute(2, 0, 1)  # [A, M, M]
-    return 16 * torch.sigmoid(bias)
-
-
-def _blocked(labels: Tensor) -> Tensor:
-    """Return what to add to the scores [n, M, M]: zero where labels [n, M] agree, a large negative number elsewhere."""
-    return (labels.unsqueeze(1) != labels.unsqueeze(2)) * BLOCKED
+def _position_bias(attention: Any, window: tuple[int, int]) -> Tensor:
+    """Return the position bias [A, M, M] of windows that may be smaller than the attention's own."""
+    (wh, ww), own = window, attention.window_size
+    index = attention.relative_position_index.view(*own, *own)[:wh, :ww, :wh, :ww].reshape(wh * ww, wh * ww)
+    if hasattr(attention, "cpb_mlp"):  # V2: continuous, section 3.3
+        table = 16 * torch.sigmoid(attention.cpb_mlp(attention.relative_coords_table).flatten(0, 2))
+    else:
+        table = attention.relative_position_bias_table  # [(2wh-1)(2ww-1), A]
+    bias: Tensor = table[index].permute(2, 0, 1)
+    return bias

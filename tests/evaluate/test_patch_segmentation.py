@@ -13,10 +13,16 @@ from PIL import Image
 from torch import Tensor
 
 from evaluate.fakes import FakeBackbone
+from mst.data.synthetic import SceneSet
 from mst.errors import DataError, MstError, UsageError
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.patch_segmentation import SegmentationProtocol, evaluate_patch_segmentation, fitting_size
-from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet, segmentation_folder
+from mst.evaluate.segmentation_data import (
+    SegmentationData,
+    SegmentationSet,
+    scene_segmentation,
+    segmentation_folder,
+)
 
 QUIET = FeatureSettings(forward_batch=3, workers=2, precision="fp32", progress=False)
 SHORT = SegmentationProtocol(steps=80, batch_size=4, lr=0.05, loss_stride=2)
@@ -61,6 +67,16 @@ def test_images_of_several_sizes_are_scored_at_their_own() -> None:
     )
     result = evaluate_patch_segmentation(FakeBackbone(), data, SHORT, settings=QUIET)
     assert result.metrics["aacc"] > 85
+
+
+def test_scenes() -> None:
+    data = scene_segmentation(SceneSet(0, 4, 32), SceneSet(0, 3, 32, start=4))
+    image, mask = data.val.read(0)
+    assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
+    assert (mask.shape, mask.dtype) == ((32, 32), torch.int64)
+    assert data.classes[0] == "background"
+    result = evaluate_patch_segmentation(FakeBackbone(), data, SHORT, settings=QUIET)
+    assert 0 < result.metrics["miou"] < 100
 
 
 def test_more_steps_than_images_and_one_image() -> None:

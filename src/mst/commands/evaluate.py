@@ -281,6 +281,8 @@ def _show(result: Result, *, json: bool) -> int:
         for row in result.extra["per_class"]:
             classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
         emit(classes)
+    if "lr" in result.extra:
+        emit(f"learning rate {result.extra['lr']:g} of {', '.join(f'{lr:g}' for lr in result.protocol['lrs'])}")
     counts = f"{result.extra['train_images']} training and {result.extra['val_images']} validation images"
     left_out = len(result.extra.get("unreadable", []))
     emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.evaluate.features import Features, FeatureSettings, cls_features, counts, extract_features
+from mst.evaluate.features import Features, FeatureSettings, cls_features, counts, device_of, extract_features
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.protocol import ImageTransform, LowShot
@@ -130,14 +130,23 @@ def vote(similarity: Tensor, labels: Tensor, temperature: float, num_classes: in
 
 
 def knn_accuracy(
-    train: Features, val: Features, *, neighbors: Sequence[int], temperature: float, num_classes: int
+    train: Features,
+    val: Features,
+    *,
+    neighbors: Sequence[int],
+    temperature: float,
+    num_classes: int,
+    device: torch.device,
 ) -> dict[str, float]:
-    """Return `top1_k{k}` and `top5_k{k}` in percent for every k; neighbours are searched once, for the largest."""
+    """Return `top1_k{k}` and `top5_k{k}` in percent for every k; neighbours are searched once, for the largest.
+
+    The products run on `device`, which holds one chunk of each side at a time.
+    """
     ranks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
     for start in range(0, len(val.labels), 1024):
-        queries, labels = val.features[start : start + 1024], val.labels[start : start + 1024]
+        queries, labels = val.features[start : start + 1024].to(device), val.labels[start : start + 1024].to(device)
         similarity, index = nearest_neighbors(train.features, queries, max(neighbors), train_chunk=16384)
-        votes = train.labels[index]
+        votes = train.labels[index.cpu()].to(device)  # [B,k]
         for k in neighbors:
             scores = vote(similarity[:, :k], votes[:, :k], temperature, num_classes)
             ranks[k].append(rank_of_label(scores, labels))
@@ -179,7 +188,12 @@ def evaluate_knn(
         headline=min(protocol.headline, limit),
     )
     metrics = knn_accuracy(
-        train, val, neighbors=used.neighbors, temperature=used.temperature, num_classes=len(data.classes)
+        train,
+        val,
+        neighbors=used.neighbors,
+        temperature=used.temperature,
+        num_classes=len(data.classes),
+        device=device_of(backbone),
     )
     headline = {f"top{top}": metrics[f"top{top}_k{used.headline}"] for top in (1, 5)}
     return Result(

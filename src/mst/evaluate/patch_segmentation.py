@@ -51,7 +51,7 @@ class SegmentationProtocol:
     size: tuple[int, int] | None = None
     steps: int = 1000
     batch_size: int = 16
-    lr: float = 3e-3
+    lr: float = 1e-2
     weight_decay: float = 1e-4
     loss_stride: int = 4
 
@@ -61,7 +61,7 @@ class SegmentationProtocol:
 
 
 class PatchMaps(NamedTuple):
-    """Standardisable patch tokens of a set, float16 to halve the memory, and the masks they are trained on.
+    """Patch tokens of a set, float16 to halve the memory, and the masks they are trained on.
 
     Attributes:
         tokens: [n, D, h, w].

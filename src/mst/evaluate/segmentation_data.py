@@ -16,6 +16,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mst.data.decoding import decode_image
+from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
@@ -59,6 +60,19 @@ class SegmentationData:
     train: SegmentationSet
     val: SegmentationSet
     ignore_index: int | None = None
+
+
+def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
+    """Return synthetic scenes with their semantic maps; class 0 is the background."""
+
+    def pairs(scenes: SceneSet) -> SegmentationSet:
+        def read(index: int) -> tuple[Tensor, Tensor]:
+            scene = scenes[index]
+            return torch.from_numpy(scene.image), torch.from_numpy(scene.semantic_map).long()
+
+        return SegmentationSet(tuple(f"scene {scenes.start + index}" for index in range(len(scenes))), read)
+
+    return SegmentationData(("background", *CLASSES), pairs(train), pairs(val))
 
 
 def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:

@@ -100,7 +100,7 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str) -> 
     sections, dtype = VARIANTS[name]
     config = tiny_config(**sections)
     whole = train(tmp_path / "whole", config, dtype=dtype)
-    for step in (1, 3, 6):
+    for step in (1, 3, 6) if name == "plain" else (3,):
         root = tmp_path / f"killed{step}"
         with pytest.raises(MemoryError):
             train(root, config, batches=killed_before(step, config), dtype=dtype)

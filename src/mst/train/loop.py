@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import itertools
+import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +14,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-import mst
 from mst.checkpoint.compare import refuse_changed_settings
 from mst.checkpoint.store import CheckpointStore
 from mst.config.schema import RunConfig, RunPlan
@@ -193,7 +193,7 @@ class _Session:
         info = {
             "config": self.config.model_dump(mode="json"),
             "plan": _plan_values(self.plan),
-            "versions": {"mst": mst.__version__, "torch": torch.__version__},
+            "environment": _environment(self.run),
         }
         self.store.save(self.state.step, self.state.state_dicts(), info)
 
@@ -204,7 +204,6 @@ class _Session:
             "step": self.state.step,
             "mean": list(self.plan.mean),
             "std": list(self.plan.std),
-            "mst": mst.__version__,
         }
         save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)
 
@@ -328,6 +327,14 @@ class _Session:
 def _plan_values(plan: RunPlan) -> dict[str, Any]:
     """Return the plan without the reasons, which are prose."""
     return plan.model_dump(mode="json", exclude={"reasons"})
+
+
+def _environment(run: RunDir) -> dict[str, Any]:
+    """Return the versions and the commit that the run folder says it runs with; torch's version without such a file."""
+    if not run.environment.exists():
+        return {"torch": torch.__version__}
+    environment: dict[str, Any] = json.loads(run.environment.read_text(encoding="utf-8"))
+    return environment
 
 
 @contextmanager

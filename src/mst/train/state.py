@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mst.config.schema import RunConfig, RunPlan
@@ -35,6 +35,8 @@ class TrainState:
         bad_steps: steps skipped because something was not finite.
         bad_streak: how many of them in succession, up to now.
         seconds: time spent training, over all sittings.
+        parameters: all that learns (not saved: part of student and decoder).
+        buffers: running statistics of the networks (not saved either).
     """
 
     pair: Pair
@@ -47,6 +49,13 @@ class TrainState:
     bad_steps: int = 0
     bad_streak: int = 0
     seconds: float = 0.0
+    parameters: list[nn.Parameter] = field(init=False)
+    buffers: list[Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
+        self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+        self.buffers = list(self.pair.buffers())
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """Return the parts of a checkpoint by name; tensors are the live ones, not copies."""

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from mst.config.schema import RunConfig, RunPlan
-from mst.model.pair import Pair, ema_update
+from mst.model.pair import ema_update
 from mst.objective.dino import mean_over_processes, updated_center
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
 from mst.runtime.seeding import derive_seed, generator
-from mst.train.optimizer import clip_per_tensor_, set_step_values, trained_parameters
+from mst.train.optimizer import clip_per_tensor_, set_step_values
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
 from mst.views.record import Views
@@ -82,8 +82,7 @@ def train_step(
     """
     pair, device = state.pair, state.center.device
     objective = ObjectiveValues.from_config(config.objective, teacher_temp=values.teacher_temp)
-    parameters = [parameter for _, parameter in trained_parameters(pair)]
-    buffers = [buffer.clone() for buffer in pair.buffers()]
+    buffers = [buffer.clone() for buffer in state.buffers]
     sums = _BatchSums(
         plan.batch_size, losses=torch.zeros(3, device=device), logits=torch.zeros_like(state.center)[None]
     )
@@ -106,10 +105,11 @@ def train_step(
 
     if values.freeze_last_layer:
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
-    norms = clip_per_tensor_(parameters, config.optimizer.clip)
+    norms = clip_per_tensor_(state.parameters, config.optimizer.clip)
     report = sums.report(norms)
     if report.skipped:
-        _restore_buffers(pair, buffers)
+        for buffer, before in zip(state.buffers, buffers, strict=True):
+            buffer.copy_(before)
         return report
 
     set_step_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
@@ -174,9 +174,3 @@ def _forget_gradients(*parameters: nn.Parameter) -> None:
     """Leave parameters out of this optimizer step, weight decay included."""
     for parameter in parameters:
         parameter.grad = None
-
-
-def _restore_buffers(pair: Pair, buffers: list[Tensor]) -> None:
-    """Undo what a forward pass in training mode did to running statistics."""
-    for buffer, before in zip(pair.buffers(), buffers, strict=True):
-        buffer.copy_(before)

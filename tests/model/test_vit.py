@@ -6,6 +6,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 from mst.errors import UsageError
 from mst.model.backbone import BackboneSpec
+from mst.model.build import build_backbone
 from mst.model.vit import VitBackbone
 from reference.model_reference import vit_cls_importance, vit_masked_features, vit_received_importance
 
@@ -85,3 +86,11 @@ def test_position_embedding_of_another_grid_takes_gradients() -> None:
 def test_wrong_images(shape: tuple[int, ...], said: str) -> None:
     with pytest.raises(UsageError, match=said):
         build()(torch.zeros(shape))
+
+
+def test_xavier_initialisation_follows_the_fans() -> None:
+    spec = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 8, embed_dim=32, depth=1, num_heads=2)
+    default, xavier = build_backbone(spec), build_backbone(spec, init="xavier_uniform")
+    fc1, bound = xavier.model.blocks[0].mlp.fc1.weight, (6 / (32 + 128)) ** 0.5
+    assert default.model.blocks[0].mlp.fc1.weight.std() < 0.03
+    assert 0.9 * bound < fc1.abs().max() <= bound

@@ -53,6 +53,15 @@ def test_logits_are_cosines_in_float32_whatever_the_compute_type() -> None:
     torch.testing.assert_close(logits, exact, atol=0.03, rtol=0.05)
 
 
+@pytest.mark.parametrize(("backend", "kind"), [("nccl", torch.nn.SyncBatchNorm), ("gloo", torch.nn.BatchNorm1d)])
+def test_batch_norm_is_synchronised_where_torch_can(
+    monkeypatch: pytest.MonkeyPatch, backend: str, kind: type[torch.nn.Module]
+) -> None:
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: backend)
+    assert type(build("batch").mlp[1]) is kind
+
+
 def test_frozen_gain_is_no_trained_parameter() -> None:
     assert not build(freeze_gain=True).gain.requires_grad
     assert build(freeze_gain=False).gain.requires_grad

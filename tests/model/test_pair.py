@@ -47,6 +47,24 @@ def test_branch_gives_tokens_logits_and_reconstruction() -> None:
     assert pair.decoder(tokens.patches, tokens.grid).shape == images.shape
 
 
+@pytest.mark.parametrize(
+    "name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256", "vit_small_patch16_dinov3"]
+)
+def test_other_families_restore_images_of_their_own_size(name: str) -> None:
+    plan = RunPlan.model_construct(prototypes=20, global_size=(32, 64))
+    patch_size = 16 if name.startswith("vit") else 32
+    settings = {"backbone": name, "patch_size": patch_size, "embed_dim": 16, "num_heads": 1, "norm_last_layer": False}
+    pair = build_pair(MODEL.model_copy(update=settings), plan, channels=1, restoration=True, seed=0)
+    images = torch.randn(2, 1, 32, 64)
+    tokens, _ = pair.teacher(images, importance=True)
+    tokens, logits = pair.student(images, tokens.importance <= tokens.importance.median())
+    reconstruction = pair.decoder(tokens.patches, tokens.grid)
+    assert reconstruction.shape == images.shape
+    (reconstruction.square().mean() + logits.square().mean()).backward()
+    assert all(p.grad is not None for p in [*pair.student.parameters(), *pair.decoder.parameters()])
+    assert all(p.grad is None for p in pair.teacher.parameters())
+
+
 def test_stochastic_depth_is_the_students() -> None:
     pair = build(drop_path=0.5).train()
     images = torch.randn(8, 3, 24, 32)

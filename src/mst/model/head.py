@@ -23,7 +23,8 @@ class ProjectionHead(nn.Module):
         bottleneck: width of the normalised vector.
         prototypes: K.
         norm: "batch" puts a BatchNorm after each hidden linear layer, synchronised across processes when
-            torch.distributed is initialised. The teacher's head then stays in training mode: it uses its own batch's
+            torch.distributed is initialised on accelerators (torch has no synchronised form for gloo on CPUs: there
+            each process uses its own statistics). The teacher's head then stays in training mode: it uses its own batch's
             statistics, as the student does (`mst.model.pair.Pair` sees to it).
         freeze_gain: keep the prototypes' lengths at one (DINO's `norm_last_layer`).
 
@@ -74,6 +75,6 @@ class ProjectionHead(nn.Module):
 def _norm(kind: str, width: int) -> nn.Module:
     if kind == "none":
         return nn.Identity()
-    if dist.is_available() and dist.is_initialized():
+    if dist.is_available() and dist.is_initialized() and dist.get_backend() != "gloo":
         return nn.SyncBatchNorm(width)
     return nn.BatchNorm1d(width)

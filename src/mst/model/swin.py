@@ -201,8 +201,8 @@ def attend_in_windows(
     received = None
     if importance:
         received = _received(q.detach(), k.detach(), bias.detach(), labels)
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=bias.type_as(q), dropout_p=dropout, scale=1.0)
+    weights = attention.attn_drop((q @ k.transpose(-2, -1) + bias).softmax(dim=-1))  # [B*n, A, M, M], M is small
+    out = weights.type_as(v) @ v  # [B*n, A, M, d]
     return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2))), received
 
 

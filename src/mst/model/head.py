@@ -24,8 +24,8 @@ class ProjectionHead(nn.Module):
         prototypes: K.
         norm: "batch" puts a BatchNorm after each hidden linear layer, synchronised across processes when
             torch.distributed is initialised on accelerators (torch has no synchronised form for gloo on CPUs: there
-            each process uses its own statistics). The teacher's head then stays in training mode: it uses its own batch's
-            statistics, as the student does (`mst.model.pair.Pair` sees to it).
+            each process uses its own statistics). The teacher's head then stays in training mode: it uses its own
+            batch's statistics, as the student does (`mst.model.pair.Pair` sees to it).
         freeze_gain: keep the prototypes' lengths at one (DINO's `norm_last_layer`).
 
     Attributes:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import zlib
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +15,19 @@ from PIL import Image
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage, decode_image
+
+
+def by_sample(
+    transform: Callable[[Tensor, torch.Generator], tuple[Tensor, ...]],
+) -> Callable[[Sequence[Tensor], Sequence[torch.Generator]], tuple[Tensor, ...]]:
+    """Apply a transform of one image to several, and stack what it gives."""
+
+    @functools.wraps(transform)
+    def transform_all(images: Sequence[Tensor], draws: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+        samples = [transform(image, draw) for image, draw in zip(images, draws, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*samples, strict=True))
+
+    return transform_all
 
 
 def texture(seed: int = 0, height: int = 40, width: int = 56) -> Image.Image:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from data.pictures import damaged, decode_or_refuse
+from data.pictures import by_sample, damaged, decode_or_refuse
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError
@@ -45,6 +45,7 @@ def copies(tmp_path_factory: pytest.TempPathFactory) -> dict[Path, str]:
     return result
 
 
+@by_sample
 def small(image: Tensor, draws: torch.Generator) -> tuple[Tensor, ...]:
     return (F.interpolate(image[None].float(), (32, 32)).byte()[0],)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -115,7 +115,7 @@ def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
     data = setup.config.data
     return BatchLoader(
         setup.images,
-        MultiCrop(setup.config.views, channels=data.channels),
+        partial(stacked_crops, MultiCrop(setup.config.views, channels=data.channels)),
         batch_size=setup.plan.batch_size,
         seed=setup.config.runtime.seed,
         total_steps=setup.plan.total_steps,
@@ -152,6 +152,14 @@ def train(setup: Setup, state: TrainState, loader: BatchLoader, run: RunDir) -> 
             f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
             f"start anew with --train.accumulate {2 * setup.config.train.accumulate}"
         ) from error
+
+
+def stacked_crops(
+    multicrop: MultiCrop, images: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Return the crops by sample, as the loader stacks them: [b, G, C, H, W] and [b, L, C, h, w]."""
+    crops = multicrop.batch(images, generators)
+    return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1)
 
 
 def as_views(batch: StackedBatch) -> Views:

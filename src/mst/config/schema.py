@@ -99,7 +99,7 @@ class ModelConfig(Section):
     drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
     """Stochastic depth rate of the last block (linear from 0 at the first), student only."""
     init: Literal["trunc_normal", "xavier_uniform"] = "trunc_normal"
-    """Initialisation of the backbone's linear layers: deviation 0.02 (DINO), or by fan (narrow networks start faster)."""
+    """Start of the backbone's linear layers: deviation 0.02 (DINO), or by fan (narrow networks learn sooner)."""
     prototypes: Annotated[int, Field(ge=2)] | None = None
     """Outputs K of the projection head; None = derived from the data set's size."""
     head_hidden: Count = 2048

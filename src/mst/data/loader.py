@@ -28,7 +28,7 @@ from mst.data.sources import ImageIndex
 from mst.data.unreadable import UnreadableFiles
 from mst.errors import RunFailure, UsageError
 
-LARGEST_CHUNK = 32
+LARGEST_CHUNK = 64
 BATCHES_AHEAD = 2
 
 

@@ -7,7 +7,7 @@ may share the work in any way.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -21,10 +21,11 @@ from mst.data.sources import ImageIndex
 from mst.errors import DataError
 from mst.runtime.seeding import generator
 
-Transform = Callable[[Tensor, torch.Generator], tuple[Tensor, ...]]
-"""(image uint8 [C, H, W], the sample's generator) -> tensors whose shapes are the same for every image.
+Transform = Callable[[Sequence[Tensor], Sequence[torch.Generator]], tuple[Tensor, ...]]
+"""(b images uint8 [C, H, W] of any sizes, each sample's generator) -> tensors stacked by sample, each [b, ...].
 
-It must not write into the image, which may be kept for the next epoch.
+What it makes of a sample must not depend on the samples beside it, and it must not write into an image, which may be
+kept for the next epoch.
 """
 
 MOST_IN_A_ROW = 64
@@ -75,7 +76,7 @@ class SampleReader:
 
     Attributes:
         index: all images.
-        transform: applied to each decoded image.
+        transform: applied to the decoded images of a chunk.
         channels: of the decoded images.
         seed: of the order and of each sample's generator.
         cache: None = decode every time.
@@ -95,15 +96,15 @@ class SampleReader:
             DataError: `MOST_IN_A_ROW` files in a row, or all there are, cannot be read.
         """
         order = self._epoch_order(epoch)
-        samples: list[tuple[Tensor, ...]] = []
+        images: list[Tensor] = []
         indices: list[int] = []
         read: list[int] = []
         unreadable: list[tuple[int, str]] = []
         for position in range(first, first + count):
-            image = self._image_at(order, position, read, unreadable)
-            samples.append(self.transform(image, generator(self.seed, epoch, position)))
+            images.append(self._image_at(order, position, read, unreadable))
             indices.append(read[-1])
-        tensors = tuple(torch.stack(parts) for parts in zip(*samples, strict=True))  # each [count, ...]
+        generators = [generator(self.seed, epoch, position) for position in range(first, first + count)]
+        tensors = self.transform(images, generators)  # each [count, ...]
         return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)
 
     def _image_at(self, order: Tensor, position: int, read: list[int], unreadable: list[tuple[int, str]]) -> Tensor:

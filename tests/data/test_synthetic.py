@@ -10,7 +10,7 @@ from PIL import Image
 
 from mst.data.synthetic import CLASSES, SceneSet, make_scene, write_scene_folder
 from mst.data.synthetic_shapes import SHAPES
-from mst.data.synthetic_textures import PATTERNS, surface
+from mst.data.synthetic_textures import PATTERNS, Habit, surface
 from mst.errors import UsageError
 
 SIZES = [64, (48, 80), (33, 17), 16]
@@ -80,7 +80,7 @@ def test_a_surface_stays_in_range(pattern: int) -> None:
     draws = np.random.default_rng(0)
     axis = np.linspace(0, 1, 40, dtype=np.float32)
     for _ in range(5):
-        colours = surface(axis[:, None], axis[None, :], draws.random(48), pattern)
+        colours = surface(axis[:, None], axis[None, :], draws.random(48), Habit(pattern, 0.5))
         assert colours.shape == (3, 40, 40)
         assert colours.min() > -0.1
         assert colours.max() < 1.1

@@ -9,13 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mst.data.synthetic_shapes import SHAPES, Field
-from mst.data.synthetic_textures import DRAWS, PATTERNS, surface
+from mst.data.synthetic_textures import DRAWS, Habit, habit_of, surface
 
 _OUTLINES = tuple(SHAPES.values())
-_OWN_PATTERN = 0.8  # how often an object wears its class's pattern rather than any
-_OWN_TINT = 0.4  # how often it has its class's tint
-_OWN_HABITAT = 0.5  # how often the background has its class's pattern rather than any
-_OWN_AIR = 0.3  # how often the background has its class's tint
+_OWN_PATTERN = 0.9  # how often an object wears its class's pattern rather than any
+_OWN_TINT = 0.6  # how often it has its class's tint
+_OWN_HABITAT = 0.6  # how often the background has its class's pattern rather than any
+_OWN_AIR = 0.5  # how often the background has its class's tint
 _LIT = 0.6  # how often the objects are lighter than the background rather than darker
 _MAX_STROKES = 3  # clutter without a label
 
@@ -79,7 +79,7 @@ class Painter:
 
     def paint_object(self, number: int, label: int, pose: Pose) -> None:
         """Paint one object of class `label` and claim its pixels for `number`."""
-        numbers, pattern = self.draws(DRAWS), self._habit(_OWN_PATTERN, label)
+        numbers, habit = self.draws(DRAWS), self._habit(_OWN_PATTERN, label)
         tinted, hue = self.draws(2)
         rows, columns = self._window(pose.y, pose.radius, self.height), self._window(pose.x, pose.radius, self.width)
         y, x = self._axes()
@@ -92,7 +92,7 @@ class Painter:
         own_y = (cos * (y - pose.y) - sin * (x - pose.x)) * stretch  # [h, w]
         depth = _OUTLINES[label](own_x, own_y) * -(pose.radius * self.side)  # [h, w], pixels inside the outline
         alpha = np.clip(depth + 0.5, 0, 1)  # [h, w]
-        paint = surface(y, x, numbers, pattern)  # [3, h, w]
+        paint = surface(y, x, numbers, habit)  # [3, h, w]
         if tinted < _OWN_TINT:
             _tint(paint, 0.1 * label + 0.15 * (hue - 0.5))
         paint += (float(self.lit) - paint) * 0.25
@@ -125,9 +125,9 @@ class Painter:
         ramp: Field = across * (x - x.mean()) + down * (y - y.mean())
         return ramp
 
-    def _habit(self, share: float, own: int) -> int | None:
-        """Return the pattern `own` in `share` of the draws, None (any pattern) in the others."""
-        return own % len(PATTERNS) if self.draw() < share else None
+    def _habit(self, share: float, number: int) -> Habit | None:
+        """Return a habit in `share` of the draws, None (any look) in the others."""
+        return habit_of(number) if self.draw() < share else None
 
     def _paint_stroke(self) -> None:
         """A straight or bent stroke of one colour."""

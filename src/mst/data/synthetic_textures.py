@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -73,21 +74,35 @@ PATTERNS: tuple[Callable[[Field, Field, Field], Field], ...] = (
 )  # fmt: skip
 
 
-def surface(y: Field, x: Field, draws: Sequence[float], pattern: int | None = None) -> Field:
+@dataclass(frozen=True)
+class Habit:
+    """The look that belongs to a class: which of `PATTERNS`, and how fine it is, from 0 (coarse) to 1."""
+
+    pattern: int
+    pitch: float
+
+
+def habit_of(number: int) -> Habit:
+    """Return the habit of a class; neighbours differ in pattern and in pitch."""
+    return Habit(number % len(PATTERNS), (number * 3 % len(PATTERNS)) / (len(PATTERNS) - 1))
+
+
+def surface(y: Field, x: Field, draws: Sequence[float], habit: Habit | None = None) -> Field:
     """Paint one surface.
 
     Args:
         y: rows in the scene, float32 [h, 1], 1 = the scene's shorter side.
         x: columns in the scene, float32 [1, w], same unit.
         draws: `DRAWS` uniform numbers that decide everything.
-        pattern: which of `PATTERNS`; None = the draws decide.
+        habit: pattern and, within a tenth, pitch; None = the draws decide.
 
     Returns:
         Colours, float32 [3, h, w], about in [0, 1].
     """
-    if pattern is None:
-        pattern = int(draws[0] * len(PATTERNS))
-    angle, scale = 2 * math.pi * draws[1], 2 * math.pi * 3 ** (1 + draws[2])  # 3 to 9 periods per side
+    pattern, pitch = int(draws[0] * len(PATTERNS)), draws[2]
+    if habit is not None:
+        pattern, pitch = habit.pattern, habit.pitch + 0.2 * (draws[2] - 0.5)
+    angle, scale = 2 * math.pi * draws[1], 2 * math.pi * 3 ** (1 + pitch)  # 3 to 9 periods per side
     u = scale * (math.cos(angle) * x + math.sin(angle) * y) + 2 * math.pi * draws[3]  # [h, w]
     v = scale * (math.cos(angle) * y - math.sin(angle) * x) + 2 * math.pi * draws[4]  # [h, w]
     knots = np.asarray(draws[12:], dtype=np.float32).reshape(_KNOTS, _KNOTS)

@@ -8,11 +8,13 @@ from mst.config.keys import suggestion
 from mst.config.load import load_config
 from mst.config.schema import RunConfig
 from mst.errors import ConfigError
-from mst.recipes import cifar10, debug, imagenet, imagenette, own_images
+from mst.recipes import cifar10, debug, imagenet, imagenette, own_images, quickstart
 from mst.recipes.record import Recipe
 
 RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe for family in (own_images, debug, cifar10, imagenette, imagenet) for recipe in family.RECIPES
+    recipe.name: recipe
+    for family in (quickstart, own_images, debug, cifar10, imagenette, imagenet)
+    for recipe in family.RECIPES
 }
 """Every recipe by name, in the order of the list."""
 

@@ -1,0 +1,49 @@
+"""The embedded data in minutes on two CPU cores: designed for optimizer steps per minute."""
+
+from __future__ import annotations
+
+from mst.config.schema import (
+    CheckpointConfig,
+    ModelConfig,
+    MonitorConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RunConfig,
+    TrainConfig,
+    ViewsConfig,
+)
+from mst.recipes.record import Recipe
+
+QUICKSTART = Recipe(
+    name="quickstart",
+    summary="embedded synthetic scenes, 48 px, a small ViT, minutes on two CPU cores",
+    paper_row="none",
+    command="mst quickstart --out runs/quickstart",
+    hardware="two CPU cores",
+    time="not measured yet",
+    expected="not measured yet",
+    note="`mst quickstart` makes the scenes, runs this and evaluates it.",
+    config=RunConfig(
+        recipe="quickstart",
+        views=ViewsConfig(global_size=48, local_size=24, local_crops=4, local_scale=(0.15, 0.4), blur=(0.5, 0.1, 0.0)),
+        model=ModelConfig(
+            backbone="vit_tiny_patch16_224",
+            patch_size=8,
+            embed_dim=128,
+            depth=3,
+            num_heads=4,
+            drop_path=0.0,
+            prototypes=1024,
+            head_hidden=512,
+            head_bottleneck=128,
+            head_norm="batch",
+        ),
+        objective=ObjectiveConfig(teacher_temp=0.04, teacher_momentum=0.97),
+        optimizer=OptimizerConfig(lr=1e-3),
+        train=TrainConfig(batch_size=64, epochs=8),
+        checkpoint=CheckpointConfig(every_steps=100, keep=1),
+        monitor=MonitorConfig(every_steps=10, knn_every_steps=100, tensorboard=False),
+    ),
+)
+
+RECIPES = (QUICKSTART,)

@@ -1,0 +1,87 @@
+"""`mst quickstart` from end to end, tiny: the data, the run, the results of both networks, the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mst.cli import main
+from mst.commands import quickstart as command
+from mst.config.load import override
+from mst.recipes import RECIPES
+from mst.runtime.results import read_jsonl
+from mst.runtime.rundir import RunDir
+
+TINY = override(
+    RECIPES["quickstart"].config,
+    {
+        "views.global_size": 32,
+        "views.local_size": 16,
+        "views.local_crops": 1,
+        "model.embed_dim": 32,
+        "model.depth": 1,
+        "model.num_heads": 2,
+        "model.prototypes": 16,
+        "model.head_hidden": 16,
+        "model.head_bottleneck": 8,
+        "train.batch_size": 8,
+        "train.epochs": 1,
+        "monitor.every_steps": 1,
+    },
+)
+SCENES = {"train": 40, "val": 20}
+
+
+def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
+    done = command.quickstart(tmp_path / "run", config=TINY, scenes=SCENES)
+    run = RunDir(tmp_path / "run")
+    assert done.report == run.report
+    page = run.report.read_text(encoding="utf-8")
+    assert all(task in page for task in ("k-NN classification", "Linear probe", "Segmentation from patch tokens"))
+    assert run.backbone.exists()
+    assert len(list((run.root / "data" / "train").rglob("*.png"))) == 40
+    rows = read_jsonl(run.results)
+    assert [row["task"] for row in rows] == ["knn", "linear", "patch_segmentation"] * 2
+    assert [row["backbone"].startswith("random:") for row in rows] == [True] * 3 + [False] * 3
+    assert {row["extra"]["val_images"] for row in rows} == {20}
+    assert set(done.before) == set(done.after) == set(command.TITLES)
+
+
+def test_the_untrained_network_is_the_one_that_training_started_from(tmp_path: Path) -> None:
+    command.quickstart(tmp_path / "run", config=TINY, scenes=SCENES)
+    run = RunDir(tmp_path / "run")
+    first = next(row for row in read_jsonl(run.metrics) if row["step"] == 0)
+    untrained = read_jsonl(run.results)[0]
+    assert untrained["metrics"][f"top1_k{first['knn_k']}"] == pytest.approx(first["knn_top1"])
+
+
+def test_the_command_ends_with_what_to_do_next(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = command.Quickstart(tmp_path, tmp_path / "report.html", *(dict.fromkeys(command.TITLES, 1.0),) * 2, 61.0)
+    monkeypatch.setattr(command, "quickstart", lambda out, *, overwrite: done)
+    assert main(["quickstart", "--out", str(tmp_path)]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert main(["quickstart", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["after"] == dict(done.after)
+
+
+def test_bad_use_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    for words, expected in (
+        (["--out", str(tmp_path)], "is not empty"),
+        (["--train.epochs", "3"], "unknown option"),
+        (["--overwrit"], "unknown option"),
+    ):
+        assert main(["quickstart", *words]) == 2
+        error = capsys.readouterr().err
+        assert expected in error
+        assert error.count("\n") == 1
+
+
+def test_the_recipe_fits_the_promise() -> None:
+    recipe = RECIPES["quickstart"]
+    assert recipe.config.objective.strategy == "attention_low"
+    assert recipe.config.objective.restoration_weight > 0

@@ -94,3 +94,14 @@ def test_xavier_initialisation_follows_the_fans() -> None:
     fc1, bound = xavier.model.blocks[0].mlp.fc1.weight, (6 / (32 + 128)) ** 0.5
     assert default.model.blocks[0].mlp.fc1.weight.std() < 0.03
     assert 0.9 * bound < fc1.abs().max() <= bound
+
+
+@pytest.mark.parametrize("limit", [0, 1024])
+def test_both_attention_kernels_give_the_same_tokens(monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    images = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    backbone = build_backbone(BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 8, embed_dim=32, depth=2, num_heads=2))
+    expected = backbone.tokens(images)
+    monkeypatch.setattr("mst.model.attention.EXPLICIT_TOKENS", limit)
+    found = backbone.tokens(images)
+    assert all(block.attn.fused_attn == (limit == 0) for block in backbone.model.blocks)
+    torch.testing.assert_close(found, expected)

@@ -6,6 +6,7 @@ Letters (docs/algorithm.md): B images, A heads, T = prefix + N tokens, N patch t
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -14,6 +15,16 @@ from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
 QUERY_CHUNK = 64  # queries whose attention over all keys is in memory at once, where there is no CLS token
+EXPLICIT_TOKENS = 1024
+"""Longest sequence whose attention is computed as plain matrix products on a CPU: there torch's fused kernel takes two
+to seven times as long forward and backward (benchmarks/README.md), and above this the T x T matrices grow too large."""
+
+
+def choose_kernel(blocks: Iterable[Any], x: Tensor) -> None:
+    """Set timm's own switch in each block for the input x [B, T, D]: fused attention, or plain matrix products."""
+    fused = x.device.type != "cpu" or x.shape[1] > EXPLICIT_TOKENS
+    for block in blocks:
+        block.attn.fused_attn = fused
 
 
 def attend(attention: Any, x: Tensor, rope: Tensor | None, *, prefix: int, has_cls: bool) -> tuple[Tensor, Tensor]:
@@ -34,8 +45,11 @@ def attend(attention: Any, x: Tensor, rope: Tensor | None, *, prefix: int, has_c
         importance = cls_attention(q, k, attention.scale)[:, prefix:]  # [B, N]
     else:
         importance = received_attention(q[:, :, prefix:], k, attention.scale)[:, prefix:]  # [B, N]
-    dropout = attention.attn_drop.p if attention.training else 0.0
-    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attention.scale)  # [B, A, T, d]
+    if attention.fused_attn:
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, scale=attention.scale)  # [B, A, T, d]
+    else:
+        out = attention.attn_drop((q * attention.scale @ k.transpose(-2, -1)).softmax(dim=-1)) @ v  # [B, A, T, d]
     out = attention.norm(out.transpose(1, 2).flatten(2))  # [B, T, A*d]
     if getattr(attention, "gate", None) is not None:
         out = out * attention.gate(x).sigmoid()

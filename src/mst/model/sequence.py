@@ -10,6 +10,7 @@ from abc import abstractmethod
 import torch
 from torch import Tensor, nn
 
+from mst.model.attention import choose_kernel
 from mst.model.backbone import Backbone
 from mst.model.tokens import Tokens
 
@@ -29,6 +30,7 @@ class SequenceBackbone(Backbone):
         """See `Backbone.tokens`."""
         grid = self.grid(images)
         x, ropes = self._embed(images, mask)  # [B, T, D]
+        choose_kernel(self.model.blocks, x)
         *blocks, last = self.model.blocks
         for block, rope in zip(blocks, ropes, strict=False):
             x = self._block(block, x, rope)
@@ -43,6 +45,7 @@ class SequenceBackbone(Backbone):
         """See `Backbone.intermediate`."""
         grid = self.grid(images)
         x, ropes = self._embed(images, None)
+        choose_kernel(self.model.blocks, x)
         first = len(self.model.blocks) - layers
         found = []
         for index, (block, rope) in enumerate(zip(self.model.blocks, ropes, strict=True)):

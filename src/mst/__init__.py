@@ -6,7 +6,12 @@ The names below are the Python API. They are imported on first use, so `import m
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# torch's compute threads spin while they wait, which starves the loader and everything else on the machine: a step on
+# two busy cores took twelve times as long (benchmarks/README.md). This must be set before torch is first imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from mst.commands.embed import embed

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mst.config.load import override
 from mst.config.schema import RunConfig
+
+DINO_CHANGES: dict[str, object] = {"objective.strategy": "none", "objective.restoration_weight": 0.0}
+"""What turns MST into DINO: nothing is hidden, nothing is restored."""
 
 
 @dataclass(frozen=True)
@@ -41,5 +45,4 @@ def named(config: RunConfig, name: str) -> RunConfig:
 
 def without_mst(config: RunConfig) -> RunConfig:
     """Return the DINO twin: the same run with strategy `none` and no restoration."""
-    objective = config.objective.model_copy(update={"strategy": "none", "restoration_weight": 0.0})
-    return config.model_copy(update={"objective": objective})
+    return override(config, DINO_CHANGES)

@@ -13,10 +13,10 @@ from mst.config.schema import (
 )
 from mst.recipes.record import Recipe, named, without_mst
 
-# Designed for optimizer steps per minute; every tuned number of this family is here, the two recipes below differ in the
-# objective only. What made the difference (k-NN after the same number of steps): BatchNorm in the head +4 points,
-# linear layers started by fan instead of deviation 0.02 (made for wider networks) +2, patch 4 over patch 8 +1; a teacher
-# that stays quick to the end (momentum 0.97 -> 0.99), since a run this short would leave it at its start.
+# Designed for optimizer steps per minute. Every tuned number of this family is here; the two recipes below differ in
+# the objective only. What made the difference (k-NN after the same number of steps): BatchNorm in the head (+4 points),
+# linear layers started by fan instead of a deviation of 0.02, which is made for wider networks (+2), patch 4 instead
+# of 8 (+1), and a teacher that stays quick to the end (momentum 0.97 -> 0.99): so short a run would leave it behind.
 CONFIG = RunConfig(
     views=ViewsConfig(
         global_size=32,

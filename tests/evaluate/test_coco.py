@@ -1,0 +1,172 @@
+"""The COCO reader: equal to pycocotools on every form of mask, and each kind of bad record named."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from pycocotools import mask as pycoco
+
+from evaluate.coco_folders import coco_content, write_coco
+from mst.errors import DataError
+from mst.evaluate.coco import coco_json, find_coco, read_coco
+from mst.evaluate.coco_masks import BadMask, RunLengths, decode_counts, mask_of, read_segmentation, run_lengths_of
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(1, 40), width=st.integers(1, 40), seed=st.integers(0, 999), share=st.floats(0, 1))
+def test_run_lengths_are_those_of_pycocotools(height: int, width: int, seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((height, width)) < share
+    compressed = pycoco.encode(np.asfortranarray(mask.astype(np.uint8)))
+    text = compressed["counts"].decode()
+    runs = run_lengths_of(mask)
+    assert decode_counts(text).tolist() == runs.counts.tolist()
+    assert runs.counts.sum() == height * width
+    for counts in (text, runs.counts.tolist()):
+        segmentation = read_segmentation({"size": [height, width], "counts": counts}, (height, width))
+        np.testing.assert_array_equal(mask_of(segmentation), mask)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_polygons_are_filled_as_pycocotools_fills_them() -> None:
+    draw = np.random.default_rng(0)
+    for points in (3, 4, 7, 20):
+        polygons = [(draw.random(2 * points) * np.tile([50, 30], points)).tolist() for _ in range(2)]
+        expected = pycoco.decode(pycoco.merge(pycoco.frPyObjects(polygons, 30, 50)))
+        np.testing.assert_array_equal(mask_of(read_segmentation(polygons, (30, 50))), expected)
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=st.text(st.characters(min_codepoint=40, max_codepoint=115), max_size=12))
+def test_damaged_run_lengths_never_become_a_mask_of_another_size(text: str) -> None:
+    try:
+        segmentation = read_segmentation({"size": [3, 4], "counts": text}, (3, 4))
+    except BadMask:
+        return
+    assert isinstance(segmentation, RunLengths)
+    assert mask_of(segmentation).shape == (3, 4)
+
+
+def test_reads_what_the_file_says(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    coco = read_coco(*find_coco(tmp_path, "train"))
+    assert (coco.classes, coco.category_ids) == (("box", "disc"), (3, 7))
+    assert [len(image.objects) for image in coco.images] == [2, 1, 0]
+    first = coco.images[0].objects[0]
+    assert (first.label, first.box, first.crowd) == (1, (4.0, 2.0, 14.0, 10.0), False)
+    assert mask_of(first.segmentation).sum() == 80
+    assert coco.images[0].objects[1].crowd
+    assert coco.images[0].read().shape == (3, 24, 32)
+    again = coco_json(coco)
+    assert again["annotations"][0]["bbox"] == [4.0, 2.0, 10.0, 8.0]
+    assert len(again["annotations"]) == 3
+
+
+def test_finds_common_layouts(tmp_path: Path) -> None:
+    write_coco(tmp_path / "a")
+    file, images = find_coco(tmp_path / "a" / "annotations" / "instances_train.json", "val")
+    assert (file.name, images.name) == ("instances_train.json", "images")
+    official = tmp_path / "b"
+    (official / "annotations").mkdir(parents=True)
+    (official / "val2017").mkdir()
+    (official / "annotations" / "instances_val2017.json").write_text("{}")
+    assert find_coco(official, "val") == (official / "annotations/instances_val2017.json", official / "val2017")
+    with pytest.raises(DataError, match=r"no COCO annotations at .*instances_train\.json"):
+        find_coco(official, "train")
+
+
+def test_objects_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [4, 2, 10, 0]
+    content["annotations"][2]["area"] = 0
+    coco = read_coco(*find_coco(write_coco(tmp_path, content), "train"))
+    assert coco.without_area == ("annotation 11 of a.png", "annotation 13 of b.png")
+    assert [len(image.objects) for image in coco.images] == [1, 0, 0]
+
+
+def _set(part: str, index: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
+    return lambda content: content[part][index].__setitem__(key, value)
+
+
+BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
+    "missing image": (_set("images", 1, "file_name", "gone.png"), r"image 2: there is no .*gone\.png"),
+    "image twice": (_set("images", 1, "id", 1), r"image record 1: id 1 occurs twice"),
+    "image without size": (_set("images", 0, "height", "24"), r"image record 0: needs id, height and width"),
+    "image of size 0": (_set("images", 0, "height", 0), r"image record 0: needs id, height and width"),
+    "box outside": (_set("annotations", 0, "bbox", [30, 2, 10, 8]), r"annotation 11 of a\.png: bbox .* outside"),
+    "box negative": (_set("annotations", 0, "bbox", [4, 2, -1, 8]), r"annotation 11 of a\.png: bbox .* negative"),
+    "box not a number": (_set("annotations", 0, "bbox", [4, 2, float("nan"), 8]), r"must be four numbers"),
+    "box too short": (_set("annotations", 0, "bbox", [4, 2]), r"must be four numbers"),
+    "unknown category": (_set("annotations", 2, "category_id", 5), r"annotation 13 of b\.png: category_id 5"),
+    "unknown image": (_set("annotations", 2, "image_id", 99), r"annotation 13: image_id 99"),
+    "annotation twice": (_set("annotations", 2, "id", 11), r"annotation 11: occurs twice"),
+    "annotation without id": (_set("annotations", 2, "id", None), r"annotation record 2: has no id"),
+    "run lengths of another size": (
+        _set("annotations", 1, "segmentation", {"size": [32, 24], "counts": [768]}),
+        r"annotation 12 of a\.png: run lengths are of size \[32, 24\], the image is \[24, 32\]",
+    ),
+    "run lengths too short": (
+        _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": [700, 60]}),
+        r"run lengths cover 760 pixels, the image 24x32 has 768",
+    ),
+    "run lengths negative": (
+        _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": [-2, 770]}),
+        r"a run of 770 is longer than the image's 768 pixels",
+    ),
+    "run lengths damaged": (
+        _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": "oo"}),
+        r"end in the middle of a number",
+    ),
+    "polygon of two points": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5]]), r"at least three points"),
+    "polygon outside": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5, 90, 2]]), r"x 1\.\.90 of 0\.\.32"),
+    "no mask": (_set("annotations", 0, "segmentation", []), r"segmentation must be polygons or run lengths, not \[\]"),
+    "image in a list": (_set("annotations", 2, "image_id", [1]), r"annotation 13: image_id \[1\]"),
+    "category in a list": (_set("annotations", 2, "category_id", [3]), r"category_id \[3\] is not among"),
+    "crowd of two": (_set("annotations", 0, "iscrowd", 2), r"iscrowd 2 must be 0 or 1"),
+    "area of text": (_set("annotations", 0, "area", "big"), r"area 'big' must be a number"),
+    "category twice": (_set("categories", 1, "id", 7), r"category .* needs an id of its own"),
+    "no categories": (lambda content: content["categories"].clear(), r"has no categories"),
+    "no images": (lambda content: (content["images"].clear(), content["annotations"].clear()), r"has no images"),
+    "no annotations": (lambda content: content.pop("annotations"), r"is not COCO JSON, it has no list 'annotations'"),
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_bad_records_are_named(tmp_path: Path, what: str) -> None:
+    spoil, message = BAD[what]
+    content = copy.deepcopy(coco_content())
+    spoil(content)
+    write_coco(tmp_path, content)
+    with pytest.raises(DataError, match=message) as caught:
+        read_coco(*find_coco(tmp_path, "train"))
+    assert "instances_train.json" in str(caught.value)
+
+
+def test_all_bad_records_are_counted(tmp_path: Path) -> None:
+    content = coco_content()
+    for record in content["annotations"]:
+        record["category_id"] = 1
+    with pytest.raises(DataError, match=r"3 bad records, the first: annotation 11 of a\.png"):
+        read_coco(*find_coco(write_coco(tmp_path, content), "train"))
+
+
+def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    Image.new("RGB", (5, 6)).save(tmp_path / "images" / "a.png")
+    file, images = find_coco(tmp_path, "train")
+    with pytest.raises(DataError, match=r"a\.png: the image is 6x5, its annotations say 24x32"):
+        read_coco(file, images).images[0].read()
+    file.write_text("{")
+    with pytest.raises(DataError, match="cannot be read as JSON"):
+        read_coco(file, images)
+    file.write_text(json.dumps([]))
+    with pytest.raises(DataError, match="is not COCO JSON"):
+        read_coco(file, images)

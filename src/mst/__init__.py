@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from mst.commands.embed import embed
     from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.evaluate_objectness import evaluate_objectness
     from mst.commands.export import export_backbone
     from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
@@ -31,6 +32,7 @@ __all__ = [
     "embed",
     "evaluate_knn",
     "evaluate_linear",
+    "evaluate_objectness",
     "evaluate_segmentation",
     "export_backbone",
     "load_backbone",
@@ -45,6 +47,7 @@ _HOMES = {
     "embed": "mst.commands.embed",
     "evaluate_knn": "mst.commands.evaluate",
     "evaluate_linear": "mst.commands.evaluate",
+    "evaluate_objectness": "mst.commands.evaluate_objectness",
     "evaluate_segmentation": "mst.commands.evaluate",
     "export_backbone": "mst.commands.export",
     "load_backbone": "mst.model.backbone_file",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -18,7 +19,7 @@ COMMANDS = {
     "recipes": "list the recipes, or print one complete",
     "plan": "what a run will do: derived values with reasons, steps, time and memory",
     "pretrain": "train a backbone on unlabelled images",
-    "evaluate": "knn, linear or segmentation probe of a frozen backbone",
+    "evaluate": "knn, linear, segmentation or objectness of a frozen backbone",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
     "report": "one self-contained HTML page about a run",
@@ -34,6 +35,17 @@ EXAMPLES = """\
   mst evaluate knn --backbone runs/mine --data LABELLED
 """
 
+DISK_REFUSES = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.EIO,
+    errno.EMFILE,
+}
+"""Errors of the file system that are nobody's bug."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
 
@@ -50,18 +62,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         return _dispatch(words)
-    except Interrupted as stop:
-        return _say(str(stop), stop.exit_code)
-    except MstError as error:
-        return _fail(str(error), error.exit_code)
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
     except BrokenPipeError:
         # Whoever read our output has gone; give the interpreter a stdout that it can still flush.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except Exception as error:  # the last resort: one line, and the whole story kept
-        return _report_bug(error)
+    except Exception as error:
+        return _explain(error)
 
 
 def _dispatch(words: list[str]) -> int:
@@ -96,6 +104,19 @@ def _nearest_command(word: str) -> str:
 
     close = difflib.get_close_matches(word, COMMANDS, n=1)
     return f"; did you mean {close[0]}?" if close else ""
+
+
+def _explain(error: Exception) -> int:
+    """Write one line about an error and return the exit status."""
+    match error:
+        case Interrupted():
+            return _say(str(error), error.exit_code)
+        case MstError():
+            return _fail(str(error), error.exit_code)
+        case OSError() if error.errno in DISK_REFUSES:
+            return _fail(f"{error.filename or 'cannot read or write'}: {error.strerror}", 1)
+        case _:  # the last resort: one line, and the whole story kept
+            return _report_bug(error)
 
 
 def _fail(message: str, status: int) -> int:

@@ -1,4 +1,4 @@
-"""`mst evaluate knn|linear|segmentation`, and the same as functions of the Python API."""
+"""`mst evaluate TASK`, and k-NN, linear and segmentation as functions of the Python API."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
-from rich.table import Table
-
-from mst.commands.output import emit, emit_json
+from mst.commands.evaluate_objectness import run_objectness
+from mst.commands.evaluation import Common, show
+from mst.commands.output import emit
 from mst.commands.subject import ImageOptions, Subject, load_subject
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
@@ -40,27 +40,6 @@ class Limits:
         for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
-
-
-@dataclass(frozen=True)
-class Common:
-    """The backbone and the data.
-
-    Attributes:
-        backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
-        data: the labelled folder.
-        out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
-        device: auto, cpu, cuda or cuda:N.
-        seed: of every random draw in the evaluation, and of the weights after `random:`.
-        json: one JSON object on stdout instead of a table.
-    """
-
-    backbone: str
-    data: str
-    out: str | None = None
-    device: str = "auto"
-    seed: int = 0
-    json: bool = False
 
 
 @dataclass(frozen=True)
@@ -229,7 +208,7 @@ def _run_knn(argv: Sequence[str]) -> int:
         device=a.device,
         seed=a.seed,
     )
-    return _show(result, json=a.json)
+    return show(result, json=a.json)
 
 
 def _run_linear(argv: Sequence[str]) -> int:
@@ -247,7 +226,7 @@ def _run_linear(argv: Sequence[str]) -> int:
         device=a.device,
         seed=a.seed,
     )
-    return _show(result, json=a.json)
+    return show(result, json=a.json)
 
 
 def _run_segmentation(argv: Sequence[str]) -> int:
@@ -257,37 +236,13 @@ def _run_segmentation(argv: Sequence[str]) -> int:
     result = evaluate_segmentation(
         a.backbone, a.data, protocol=a.protocol, settings=a.settings, out=a.out, device=a.device, seed=a.seed
     )
-    return _show(result, json=a.json)
+    return show(result, json=a.json)
 
 
 TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "knn": _run_knn,
     "linear": _run_linear,
     "segmentation": _run_segmentation,
+    "objectness": run_objectness,
 }
 """Word after `mst evaluate` -> what it does."""
-
-
-def _show(result: Result, *, json: bool) -> int:
-    if json:
-        emit_json(result.row())
-        return 0
-    table = Table(result.task, result.backbone, box=None, pad_edge=False)
-    for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.2f} %")
-    emit(table)
-    if result.extra.get("per_class"):
-        classes = Table("class", "IoU %", "accuracy %", box=None, pad_edge=False)
-        for row in result.extra["per_class"]:
-            classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
-        emit(classes)
-    if "lr" in result.extra:
-        emit(f"learning rate {result.extra['lr']:g} of {', '.join(f'{lr:g}' for lr in result.protocol['lrs'])}")
-    counts = f"{result.extra['train_images']} training and {result.extra['val_images']} validation images"
-    left_out = len(result.extra.get("unreadable", []))
-    emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
-    return 0
-
-
-def _percent(value: float | None) -> str:
-    return "absent" if value is None else f"{value:.2f}"

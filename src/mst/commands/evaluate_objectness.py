@@ -1,0 +1,129 @@
+"""`mst evaluate objectness`, and the same as a function of the Python API."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mst.commands.evaluation import Common, show
+from mst.commands.subject import Subject, load_subject
+from mst.commands.tyro_cli import parse_words
+from mst.data.synthetic import SceneSet
+from mst.errors import UsageError
+from mst.evaluate import objectness
+from mst.evaluate.coco import find_coco, read_coco
+from mst.evaluate.features import FeatureSettings
+from mst.evaluate.objectness import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
+from mst.evaluate.objectness_pictures import picture_writer
+from mst.model.backbone import Backbone
+from mst.runtime.results import Result
+
+SCENES = "scenes:"
+"""`--data scenes:200` are 200 synthetic scenes, drawn on the spot."""
+
+
+@dataclass(frozen=True)
+class ObjectOptions:
+    """Which objects, and whether to draw them.
+
+    Attributes:
+        split: part of a COCO folder: annotations/instances_SPLIT.json.
+        limit: at most this many images, spread evenly; None = all.
+        pictures: folder for a picture of each image and scores.jsonl; an earlier scores.jsonl there is replaced.
+        picture_limit: at most this many pictures.
+    """
+
+    split: str = "val"
+    limit: int | None = None
+    pictures: str | None = None
+    picture_limit: int = 50
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise UsageError(f"--limit {self.limit}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class ObjectnessArguments(Common):
+    """Objects found by importance alone, on a COCO folder, a COCO file, or `--data scenes:COUNT`."""
+
+    protocol: ObjectnessProtocol = field(default_factory=ObjectnessProtocol)
+    objects: ObjectOptions = field(default_factory=ObjectOptions)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+def evaluate_objectness(
+    backbone: str | Path | Backbone,
+    data: str | Path | ObjectSet,
+    *,
+    protocol: ObjectnessProtocol | None = None,
+    objects: ObjectOptions | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Score a backbone's importance against object masks and boxes; nothing is trained.
+
+    Args:
+        backbone: as for `evaluate_knn`.
+        data: a folder with `annotations/instances_<split>.json` and images, a COCO JSON file, `scenes:COUNT`, or a set
+            in memory.
+        protocol: share of the mass, size of the input.
+        objects: split, limit, pictures.
+        settings: compute type, how many unreadable images are tolerated.
+        out: as for `evaluate_knn`.
+        device: as for `evaluate_knn`.
+        seed: of the scenes, and of the weights after `random:`.
+
+    Returns:
+        `Result` with `jaccard`, `best_jaccard`, `corloc` and `jaccard_everything` in percent.
+
+    Raises:
+        UsageError: no such data, a record that does not fit, a backbone without importance, ...
+        MissingExtra: polygons need the extra `detection`.
+    """
+    options = objects or ObjectOptions()
+    subject = load_subject(backbone, device=device, seed=seed)
+    images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
+    mean, std = subject.mean_std
+    result = objectness.evaluate_objectness(
+        subject.backbone,
+        images.evenly(options.limit),
+        protocol,
+        mean=mean,
+        std=std,
+        settings=settings,
+        watch=picture_writer(Path(options.pictures), options.picture_limit) if options.pictures else None,
+    )
+    return subject.record(result, out)
+
+
+def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:
+    if not data.startswith(SCENES):
+        return coco_objects(read_coco(*find_coco(data, split)), channels=subject.channels)
+    count = data.removeprefix(SCENES)
+    if not count.isdecimal() or int(count) < 1:
+        raise UsageError(f"--data {data}: name a number of scenes, for example {SCENES}200")
+    if subject.channels != 3:
+        raise UsageError(f"--data {data}: scenes have 3 channels, this backbone takes {subject.channels}")
+    return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size))
+
+
+def run_objectness(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(ObjectnessArguments, argv, prog="mst evaluate objectness")
+    if a is None:
+        return 0
+    result = evaluate_objectness(
+        a.backbone,
+        a.data,
+        protocol=a.protocol,
+        objects=a.objects,
+        settings=a.settings,
+        out=a.out,
+        device=a.device,
+        seed=a.seed,
+    )
+    return show(result, json=a.json)

@@ -1,0 +1,61 @@
+"""What the tasks of `mst evaluate` share: the options every one has, and how a result is shown."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from rich.table import Table
+
+from mst.commands.output import emit, emit_json
+from mst.runtime.results import Result
+
+IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
+"""Keys of a result's extra, and what they count."""
+
+
+@dataclass(frozen=True)
+class Common:
+    """The backbone and the data.
+
+    Attributes:
+        backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
+        data: the labelled folder.
+        out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of every random draw in the evaluation, and of the weights after `random:`.
+        json: one JSON object on stdout instead of a table.
+    """
+
+    backbone: str
+    data: str
+    out: str | None = None
+    device: str = "auto"
+    seed: int = 0
+    json: bool = False
+
+
+def show(result: Result, *, json: bool) -> int:
+    """Print a result as a table, or as one JSON object; return the exit status."""
+    if json:
+        emit_json(result.row())
+        return 0
+    table = Table(result.task, result.backbone, box=None, pad_edge=False)
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.2f} %")
+    emit(table)
+    if result.extra.get("per_class"):
+        classes = Table("class", "IoU %", "accuracy %", box=None, pad_edge=False)
+        for row in result.extra["per_class"]:
+            classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
+        emit(classes)
+    if "lr" in result.extra:
+        emit(f"learning rate {result.extra['lr']:g} of {', '.join(f'{lr:g}' for lr in result.protocol['lrs'])}")
+    parts = [(key, word) for key, word in IMAGE_COUNTS.items() if key in result.extra]
+    counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"
+    left_out = len(result.extra.get("unreadable", []))
+    emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
+    return 0
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.2f}"

@@ -1,0 +1,345 @@
+"""Objects from attention alone, without training: thresholded importance against object masks and boxes.
+
+Source: the Jaccard of DINO (Caron et al. 2021, section 4.2.2 and appendix: the patches that hold 60 % of the
+attention's mass) and the CorLoc of LOST (Simeoni et al. 2021, section 4: the box of the largest connected component, right where
+its IoU with some object's box is at least 0.5). Differs from DINO: importance is the mean over heads (DINO takes the
+best head of each image), and the truth is the union of all objects of any class.
+Letters: N = h*w patch tokens, H W pixels, M objects.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from mst.data.decoding import UnreadableImage
+from mst.data.synthetic import SceneSet
+from mst.errors import DataError, UsageError
+from mst.evaluate.coco import CocoImage, CocoSet
+from mst.evaluate.coco_masks import mask_of
+from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
+from mst.evaluate.patch_segmentation import fitting_size, squash
+from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from mst.runtime.logging import warn
+from mst.runtime.results import Result
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
+
+Box = tuple[float, float, float, float]
+"""(x0, y0, x1, y1) in pixels, ends exclusive."""
+
+
+@dataclass(frozen=True)
+class ObjectnessProtocol:
+    """Settings of the objectness evaluation that change its numbers.
+
+    Attributes:
+        mass: share of the importance that the chosen patches hold.
+        size: (H, W) every image is resized to; None = its own, each side to the nearest multiple of the patch.
+        corloc_iou: a box is right from this IoU on.
+    """
+
+    mass: float = 0.6
+    size: tuple[int, int] | None = None
+    corloc_iou: float = 0.5
+
+    def __post_init__(self) -> None:
+        for name, value in (("--mass", self.mass), ("--corloc-iou", self.corloc_iou)):
+            if not 0.0 < value <= 1.0:
+                raise UsageError(f"{name} {value}: must be above 0 and at most 1")
+
+
+class ObjectImage(NamedTuple):
+    """One image and its objects.
+
+    Attributes:
+        image: uint8 [C, H, W].
+        masks: bool [M, H, W], one per object.
+        boxes: [M, 4].
+        ignored: bool [H, W], pixels of crowds, which count for nothing.
+    """
+
+    image: Tensor
+    masks: NDArray[np.bool_]
+    boxes: NDArray[np.float64]
+    ignored: NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class ObjectSet:
+    """Images with objects, read one at a time; `read` may raise `UnreadableImage`."""
+
+    title: str
+    names: tuple[str, ...]
+    read: Callable[[int], ObjectImage]
+    without_objects: int = 0
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        return len(self.names)
+
+    def evenly(self, limit: int | None) -> ObjectSet:
+        """Return at most `limit` of the images, spread evenly over the set; None = all."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = [index * len(self) // limit for index in range(limit)]
+        return ObjectSet(
+            self.title, tuple(self.names[i] for i in chosen), lambda i: self.read(chosen[i]), self.without_objects
+        )
+
+
+class ImageScore(NamedTuple):
+    """What one image's importance is worth.
+
+    Attributes:
+        name: of the image.
+        jaccard: IoU of the chosen patches with the union of the objects.
+        best_jaccard: IoU with the object that fits best.
+        box: around the largest connected component.
+        box_iou: the best IoU of that box with an object's box.
+        area: share of the image that was chosen.
+    """
+
+    name: str
+    jaccard: float
+    best_jaccard: float
+    box: Box
+    box_iou: float
+    area: float
+
+
+Watcher = Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]
+"""Called with each image, its importance [h, w], the chosen pixels [H, W] and the score: for pictures."""
+
+
+def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
+    """Return the images that have objects; crowds are no objects, their pixels are ignored."""
+    kept = [image for image in coco.images if any(not found.crowd for found in image.objects)]
+    if not kept:
+        raise DataError(f"{coco.file}: no image has an object")
+
+    def read(index: int) -> ObjectImage:
+        image = kept[index]
+        return ObjectImage(image.read(channels=channels), *_truth(image))
+
+    names = tuple(str(image.path) for image in kept)
+    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept))
+
+
+def _truth(image: CocoImage) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
+    objects = [found for found in image.objects if not found.crowd]
+    ignored = np.zeros(image.size, dtype=np.bool_)
+    for found in image.objects:
+        if found.crowd:
+            ignored |= mask_of(found.segmentation)
+    masks = np.stack([mask_of(found.segmentation) for found in objects])  # [M, H, W]
+    return masks, np.asarray([found.box for found in objects], dtype=np.float64), ignored
+
+
+def scene_objects(scenes: SceneSet) -> ObjectSet:
+    """Return synthetic scenes with all their objects, small ones included."""
+
+    def read(index: int) -> ObjectImage:
+        scene = scenes[index]
+        ignored = np.zeros(scene.image.shape[1:], dtype=np.bool_)
+        return ObjectImage(torch.from_numpy(scene.image), scene.instance_masks, scene.boxes.astype(np.float64), ignored)
+
+    title = f"scenes of seed {scenes.seed}, {scenes.start}..{scenes.start + len(scenes) - 1}, {scenes.size} px"
+    return ObjectSet(title, tuple(f"scene {scenes.start + i}" for i in range(len(scenes))), read)
+
+
+def evaluate_objectness(
+    backbone: Backbone,
+    objects: ObjectSet,
+    protocol: ObjectnessProtocol | None = None,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    settings: FeatureSettings | None = None,
+    watch: Watcher | None = None,
+) -> Result:
+    """Score the importance of every image against its objects; nothing is trained.
+
+    Returns:
+        Result with `jaccard`, `best_jaccard` and `corloc` in percent, means over images, and beside them
+        `jaccard_everything`: the Jaccard of choosing the whole image, the number to stay above.
+
+    Raises:
+        UsageError: a size that is no multiple of the patch, or no images.
+        DataError: an image does not fit its annotations, or too many are unreadable.
+    """
+    protocol, settings = protocol or ObjectnessProtocol(), settings or FeatureSettings()
+    if len(objects) == 0:
+        raise UsageError("objectness needs at least one image with an object")
+    size, patch = protocol.size, backbone.patch_size
+    if size is not None and (min(size) < patch or size[0] % patch or size[1] % patch):
+        raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
+    scores: list[ImageScore] = []
+    everything: list[float] = []
+    unreadable: list[str] = []
+    with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
+        for index, name in enumerate(objects.names):
+            try:
+                item = objects.read(index)
+            except UnreadableImage as problem:
+                unreadable.append(str(problem))
+            else:
+                transform = ImageTransform(size or fitting_size(item.image, patch), mean, std)
+                importance = importance_map(backbone, squash(item.image, transform), settings.precision)
+                chosen, score = score_image(name, importance, item, protocol.mass)
+                scores.append(score)
+                everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
+                if watch is not None:
+                    watch(item, importance, chosen, score)
+            advance(1)
+    _check_unreadable(unreadable, len(objects), settings.max_unreadable_share)
+    return Result(
+        task="objectness",
+        metrics={
+            "jaccard": _percent([score.jaccard for score in scores]),
+            "best_jaccard": _percent([score.best_jaccard for score in scores]),
+            "corloc": _percent([score.box_iou >= protocol.corloc_iou for score in scores]),
+            "jaccard_everything": _percent(everything),
+        },
+        protocol={
+            **asdict(protocol),
+            "size": list(size) if size else None,
+            "data": objects.title,
+            "mean": mean,
+            "std": std,
+            "precision": settings.precision,
+        },
+        extra={
+            "val_images": len(scores),
+            "without_objects": objects.without_objects,
+            "chosen_area": _percent([score.area for score in scores]),
+            "unreadable": unreadable,
+        },
+    )
+
+
+def _check_unreadable(unreadable: Sequence[str], count: int, share: float) -> None:
+    if len(unreadable) > share * count or len(unreadable) == count:
+        raise DataError(
+            f"{len(unreadable)} of {count} images cannot be read, at most {share:.0%} may be left out; "
+            f"the last: {unreadable[-1]}"
+        )
+    if unreadable:
+        warn(f"objectness: {len(unreadable)} of {count} images left out, the first: {unreadable[0]}")
+
+
+def _percent(values: Sequence[float | bool]) -> float:
+    return 100 * float(np.mean(values))
+
+
+def importance_map(backbone: Backbone, image: Tensor, precision: str) -> Tensor:
+    """Return the importance [h, w] of a normalised image [C, H, W], on the CPU.
+
+    Raises:
+        UsageError: this backbone has no importance.
+    """
+    grid: list[tuple[int, int]] = []
+
+    def function(network: Backbone, images: Tensor) -> Tensor:
+        tokens = network.tokens(images)
+        if tokens.importance is None:
+            raise UsageError(f"{network.spec.name} gives no importance: objectness needs attention over patches")
+        grid.append(tokens.grid)
+        return tokens.importance
+
+    importance = forward_batch(backbone, image[None], function, precision)  # type: ignore[arg-type]  # [1, N]
+    return importance[0].cpu().reshape(grid[0])
+
+
+def score_image(name: str, importance: Tensor, item: ObjectImage, mass: float) -> tuple[NDArray[np.bool_], ImageScore]:
+    """Return the chosen pixels [H, W] and what they are worth."""
+    height, width = item.image.shape[-2:]
+    patches = heaviest(importance, mass)  # [h, w]
+    chosen = to_pixels(patches, (height, width))
+    box = to_pixel_box(largest_component_box(patches), patches.shape, (height, width))
+    counted = ~item.ignored
+    seen, truths = chosen & counted, item.masks & counted  # [H, W], [M, H, W]
+    return chosen, ImageScore(
+        name=name,
+        jaccard=_iou(seen, _union(truths)),
+        best_jaccard=max(_iou(seen, truth) for truth in truths),
+        box=box,
+        box_iou=max(box_iou(box, (x0, y0, x1, y1)) for x0, y0, x1, y1 in item.boxes.tolist()),
+        area=float(chosen.mean()),
+    )
+
+
+def heaviest(importance: Tensor, mass: float) -> NDArray[np.bool_]:
+    """Return the fewest patches that hold at least `mass` of the importance [h, w]; of equals the earlier ones."""
+    flat = importance.flatten().double()
+    order = torch.argsort(flat, descending=True, stable=True)
+    total = flat[order].cumsum(0)  # [N]
+    reached = total >= mass * total[-1] * (1 - 1e-12)
+    count = int(reached.long().argmax()) + 1
+    chosen = torch.zeros(len(flat), dtype=torch.bool)
+    chosen[order[:count]] = True
+    return chosen.reshape(importance.shape).numpy()
+
+
+def to_pixels(patches: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return patches [h, w] enlarged to pixels (H, W), each pixel that of its nearest patch."""
+    maps = torch.from_numpy(patches)[None, None].float()
+    return F.interpolate(maps, size, mode="nearest-exact")[0, 0].numpy() > 0
+
+
+def largest_component_box(patches: NDArray[np.bool_]) -> tuple[int, int, int, int]:
+    """Return (x0, y0, x1, y1) in patches around the largest 4-connected component; of equals the topmost, then left.
+
+    At least one patch must be chosen.
+    """
+    height, width = patches.shape
+    unseen = patches.copy()
+    best: list[tuple[int, int]] = []
+    for start in zip(*np.nonzero(patches), strict=True):
+        if not unseen[start]:
+            continue
+        unseen[start] = False
+        component, position = [(int(start[0]), int(start[1]))], 0
+        while position < len(component):
+            y, x = component[position]
+            position += 1
+            for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
+                if 0 <= near[0] < height and 0 <= near[1] < width and unseen[near]:
+                    unseen[near] = False
+                    component.append(near)
+        if len(component) > len(best):
+            best = component
+    rows, columns = zip(*best, strict=True)
+    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
+
+
+def to_pixel_box(box: tuple[int, int, int, int], grid: Sequence[int], size: tuple[int, int]) -> Box:
+    """Return a box in patches of a grid (h, w) as a box in pixels of an image (H, W)."""
+    across, down = size[1] / grid[1], size[0] / grid[0]
+    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
+
+
+def box_iou(first: Box, second: Box) -> float:
+    """Return intersection over union of two boxes."""
+    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
+    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
+    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (first, second)]
+    return width * height / (sum(areas) - width * height)
+
+
+def _union(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Return the pixels [H, W] of any of the masks [M, H, W]."""
+    return np.asarray(np.any(masks, axis=0))
+
+
+def _iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+    union = int((first | second).sum())
+    return int((first & second).sum()) / union if union else 0.0

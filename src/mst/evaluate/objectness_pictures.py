@@ -1,0 +1,75 @@
+"""A picture for each image of the objectness evaluation: what the backbone looks at, and where the objects are."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from mst.errors import RunFailure, UsageError
+from mst.evaluate.objectness import ImageScore, ObjectImage
+from mst.runtime.results import append_jsonl
+
+TRUTH, FOUND = (60, 220, 90), (255, 190, 40)
+"""Colours of the objects' boxes and of the found box."""
+
+
+def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]:
+    """Return a function that writes `0000.png`, ... and a row of `scores.jsonl` for each image.
+
+    A picture has three panels: the image with the objects' boxes (green) and the found one (yellow), the importance,
+    and the chosen patches. Every image gets a row, the first `limit` get a picture.
+
+    Raises:
+        UsageError: `folder` is a file, or `limit` is below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"--picture-limit {limit}: must be at least 1")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--pictures {folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    scores = folder / "scores.jsonl"
+    scores.unlink(missing_ok=True)
+    count = 0
+
+    def write(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> None:
+        nonlocal count
+        try:
+            append_jsonl(scores, {"picture": f"{count:04d}.png" if count < limit else None, **score._asdict()})
+            if count < limit:
+                panels(item, importance, chosen, score).save(folder / f"{count:04d}.png")
+        except OSError as error:
+            raise RunFailure(f"cannot write pictures to {folder}: {error.strerror or error}") from error
+        count += 1
+
+    return write
+
+
+def panels(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> Image.Image:
+    """Return the three panels side by side."""
+    rgb = item.image if item.image.shape[0] == 3 else item.image[:1].expand(3, -1, -1)
+    pixels = rgb.permute(1, 2, 0).numpy()  # [H, W, 3]
+    height, width = pixels.shape[:2]
+    boxes = Image.fromarray(pixels).copy()
+    draw = ImageDraw.Draw(boxes)
+    for box in item.boxes.tolist():
+        draw.rectangle(_drawable(box), outline=TRUTH)
+    draw.rectangle(_drawable(list(score.box)), outline=FOUND, width=2)
+    heat = F.interpolate(importance[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+    heat = heat / heat.amax().clamp(min=1e-12)  # [H, W]
+    glow = torch.stack((heat, heat.square(), heat**4), -1).mul(255).byte().numpy()  # black, red, yellow, white
+    cut = np.where(chosen[..., None], pixels, pixels // 5)
+    sheet = Image.new("RGB", (3 * width + 8, height), "white")
+    for position, panel in enumerate((boxes, Image.fromarray(glow), Image.fromarray(cut))):
+        sheet.paste(panel, (position * (width + 4), 0))
+    return sheet
+
+
+def _drawable(box: list[float]) -> list[float]:
+    return [box[0], box[1], max(box[0], box[2] - 1), max(box[1], box[3] - 1)]

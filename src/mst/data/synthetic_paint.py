@@ -13,9 +13,9 @@ from mst.data.synthetic_textures import DRAWS, Habit, habit_of, surface
 
 _OUTLINES = tuple(SHAPES.values())
 _OWN_PATTERN = 0.9  # how often an object wears its class's pattern rather than any
-_OWN_TINT = 0.6  # how often it has its class's tint
+_OWN_TINT = 0.75  # how often it has its class's tint
 _OWN_HABITAT = 0.6  # how often the background has its class's pattern rather than any
-_OWN_AIR = 0.5  # how often the background has its class's tint
+_OWN_AIR = 0.65  # how often the background has its class's tint
 _LIT = 0.6  # how often the objects are lighter than the background rather than darker
 _MAX_STROKES = 3  # clutter without a label
 
@@ -105,7 +105,7 @@ class Painter:
         """Add one directed light, the exposure and the sensor's grain; return uint8 [3, H, W]."""
         angle, strength, exposure = self.draws(3)
         grain = self.rng.random(self.colours.shape, dtype=np.float32) - 0.5
-        lighted = self.colours * (0.8 + 0.35 * exposure + 0.7 * strength * self._ramp(angle)) + 0.06 * grain
+        lighted = self.colours * (0.5 + 0.8 * exposure + 1.0 * strength * self._ramp(angle)) + 0.06 * grain
         return (np.clip(lighted, 0, 1) * 255 + 0.5).astype(np.uint8)
 
     def _axes(self) -> tuple[Field, Field]:
@@ -140,6 +140,6 @@ class Painter:
 
 
 def _tint(paint: Field, hue: float) -> None:
-    """Pull colours [3, h, w] half of the way towards a hue (in turns), in place."""
+    """Pull colours [3, h, w] most of the way towards a hue (in turns), in place."""
     wheel = [0.5 + 0.4 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
-    paint += (np.asarray(wheel, dtype=np.float32).reshape(3, 1, 1) - paint) * 0.5
+    paint += (np.asarray(wheel, dtype=np.float32).reshape(3, 1, 1) - paint) * 0.6

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import timm
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mst.config.schema import ModelConfig
+from mst.export.timm_folder import export_timm
 from mst.model.backbone import Backbone
 from mst.model.build import backbone_spec, build_backbone, timm_arguments
 from reference.module_reference import fill_with_nan
@@ -63,6 +65,10 @@ CASES = {
     "swin-non-square": Case("swin_small_patch4_window7_224", (96, 160), (64, 32), embed_dim=8, num_heads=1),
     "swin-patch16": Case("swin_tiny_patch4_window7_224", (32, 32), (16, 48), 16, embed_dim=8, num_heads=1, channels=1),
     "swinv2": Case("swinv2_tiny_window8_256", (64, 64), (96, 32), embed_dim=8, num_heads=1),
+    "swinv2-non-square": Case("swinv2_small_window16_256", (64, 160), (32, 96), embed_dim=8, num_heads=1),
+    "pe-spatial": Case("vit_pe_spatial_tiny_patch16_512", (32, 32), (48, 32), num_heads=2),
+    "flexivit": Case("flexivit_small", (32, 32), (16, 48)),
+    "wide-stem": Case("vit_small_patch32_224", (64, 64), (32, 96)),
     "siglip": Case("vit_base_patch16_siglip_224", (32, 32), (48, 32)),
 }
 
@@ -107,6 +113,12 @@ class TestBackbone:
         model.load_state_dict(backbone.timm_state_dict(), strict=True)
         images = random_images(case, case.size)
         torch.testing.assert_close(backbone(images), model(images))
+
+    def test_exports_to_timm(self, case: Case, tmp_path: Path) -> None:
+        backbone = case.build(seed=3).eval()
+        assert export_timm(backbone, tmp_path / "timm") < 1e-5
+        loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+        assert loaded(random_images(case, case.other_size)).shape == (2, backbone.embed_dim)
 
     def test_images_do_not_mix(self, case: Case) -> None:
         backbone = case.build().eval()

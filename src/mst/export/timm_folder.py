@@ -15,7 +15,7 @@ from safetensors.torch import save
 
 from mst.errors import RunFailure
 from mst.model.backbone import Backbone
-from mst.model.build import timm_arguments
+from mst.model.build import any_size_arguments, timm_arguments
 from mst.runtime.files import write_atomic
 from mst.runtime.seeding import generator
 
@@ -56,7 +56,7 @@ def timm_config(backbone: Backbone) -> dict[str, Any]:
         "architecture": spec.name,
         "num_classes": 0,
         "num_features": backbone.embed_dim,
-        "model_args": timm_arguments(spec) | {"dynamic_img_size": True},
+        "model_args": timm_arguments(spec) | any_size_arguments(spec.name),
         "pretrained_cfg": images | statistics | network,
     }
 

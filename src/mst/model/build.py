@@ -88,6 +88,11 @@ def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
     return FAMILIES[_family(spec.name)].timm_arguments(spec)
 
 
+def any_size_arguments(name: str) -> dict[str, Any]:
+    """Return what makes timm's network of this name accept images of other sizes than the one it is built for."""
+    return FAMILIES[_family(name)].ANY_SIZE
+
+
 def _family(name: str) -> str:
     """Return the timm module of a model name."""
     for module in FAMILIES:

@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -162,6 +163,41 @@ def test_a_signal_finishes_the_step_and_saves(
     resumed = train(tmp_path / "run", config, resume=True)
     assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("signum", [None, signal.SIGTERM])
+def test_when_the_images_fail_what_was_learnt_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals | None
+) -> None:
+    """A signal to all processes at once kills the loader's first: that is the stop that was asked for."""
+    monkeypatch.setattr(loop, "SIGNAL_LAG", 0.3)
+    config = tiny_config(checkpoint={"every_steps": 100})
+
+    def failing() -> Iterator[Views]:
+        yield from itertools.islice(tiny_batches(config, tiny_plan(config, STEPS)), 3)
+        if signum is not None:
+            threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
+        raise RunFailure("a loader process died")
+
+    with pytest.raises(RunFailure if signum is None else Interrupted):
+        train(tmp_path / "run", config, batches=failing())
+    resumed = train(tmp_path / "run", config, resume=True)
+    assert resumed.step == STEPS
+    assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_images_that_fail_at_once_leave_a_run_to_start_again(tmp_path: Path) -> None:
+    config = tiny_config()
+
+    def failing() -> Iterator[Views]:
+        raise RunFailure("a loader process died")
+        yield
+
+    with pytest.raises(RunFailure, match="loader process"):
+        train(tmp_path, config, batches=failing())
+    assert train(tmp_path, config, resume=True).step == STEPS
+    assert [row["step"] for row in rows(tmp_path)].count(0) == 1
 
 
 def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:

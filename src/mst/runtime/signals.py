@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from types import FrameType, TracebackType
 from typing import Self
 
@@ -39,6 +40,13 @@ class GracefulStop:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+
+    def within(self, seconds: float) -> bool:
+        """Wait until a signal is noted, at most `seconds`; return whether one was."""
+        end = time.monotonic() + seconds
+        while self.signum is None and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.signum is not None
 
     def _handle(self, signum: int, frame: FrameType | None) -> None:
         if os.getpid() != self._owner:

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch import Tensor
 from mst.checkpoint.compare import refuse_changed_settings
 from mst.checkpoint.store import CheckpointStore
 from mst.config.schema import RunConfig, RunPlan
-from mst.errors import Interrupted, RunFailure
+from mst.errors import Interrupted, MstError, RunFailure
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
 from mst.objective.mst import ObjectiveValues
@@ -40,6 +40,8 @@ Evaluator = Callable[[Backbone], Mapping[str, float]]
 
 PREVIEWS = 8
 """Pictures over a run, besides the first and the last."""
+SIGNAL_LAG = 1.0
+"""Seconds that a signal to all processes of a run may reach its loader before it."""
 GRACE_SHARE = 0.1
 """Share of a run in which nothing counts as collapse; at least the warm-up."""
 ROW_KEYS = (
@@ -98,6 +100,7 @@ def fit(
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the step was finished and saved.
+        MstError: whatever `batches` raises; the steps before are saved.
         RunFailure: disk full, collapse (if so configured), too many bad steps in succession.
     """
     with _disk_errors(run), GracefulStop("finishing this step, then saving (Ctrl-C again: stop at once)") as stop:
@@ -109,14 +112,16 @@ def fit(
                 session.begin()
                 source = iter(batches)
                 while state.step < plan.total_steps:
-                    session.step(source)
+                    try:
+                        parts = session.parts(source)
+                    except MstError:
+                        session.keep()
+                        if not stop.within(SIGNAL_LAG):
+                            raise
+                    else:
+                        session.step(parts)
                     if stop.signum is not None and state.step < plan.total_steps:
-                        session.save()
-                        raise Interrupted(
-                            f"stopped at step {state.step} of {plan.total_steps}, all is saved: go on with "
-                            f"mst pretrain --resume {run.root}",
-                            stop.signum,
-                        )
+                        session.interrupt(stop.signum)
                 session.finish()
         finally:
             session.record.close()
@@ -142,7 +147,7 @@ class _Session:
         done = state.step if self.store.steps() else -1  # without a checkpoint even the rows of step 0 come again
         self.record = RunRecord(run, step=done, tensorboard=config.monitor.tensorboard)
         self.progress = TrainingProgress(step=state.step, total_steps=plan.total_steps)
-        self.throughput = Throughput()
+        self.throughput, self.waited = Throughput(), 0.0
         self.clock = time.perf_counter()
 
     def begin(self) -> None:
@@ -151,21 +156,28 @@ class _Session:
             self.evaluate()
             self.preview()
 
-    def step(self, source: Iterator[Views]) -> None:
+    def parts(self, source: Iterator[Views]) -> list[Views]:
+        """Take the parts of the next batch."""
+        started = time.perf_counter()
+        parts = list(itertools.islice(source, self.config.train.accumulate))
+        if len(parts) < self.config.train.accumulate:
+            raise ValueError(f"the batches ended at step {self.state.step} of {self.plan.total_steps}")
+        self.waited = time.perf_counter() - started
+        return parts
+
+    def step(self, parts: list[Views]) -> None:
         """Do one step and all that is due after it."""
         state, config, number = self.state, self.config, self.state.step + 1
         last = number == self.plan.total_steps
         row_due = number == 1 or last or number % config.monitor.every_steps == 0
 
         started = time.perf_counter()
-        parts = self._parts(source)
-        arrived = time.perf_counter()
         values = step_values(self.plan, config, state.step)
         report = train_step(
             state, self._on_device(parts), values, config, self.plan, dtype=self.dtype, statistics=row_due
         )
         state.step = number
-        self.throughput.add(images=len(report.indices), wait=arrived - started, busy=time.perf_counter() - arrived)
+        self.throughput.add(images=len(report.indices), wait=self.waited, busy=time.perf_counter() - started)
 
         self._count(report)
         self.progress.show(number, {"lr": values.lr, **report.scalars(), **self.throughput.row()})
@@ -197,6 +209,26 @@ class _Session:
         }
         self.store.save(self.state.step, self.state.state_dicts(), info)
 
+    def keep(self) -> None:
+        """Save what is learnt when the images fail."""
+        if self.state.step:
+            self.save()
+            logging.info(f"saved at step {self.state.step}: mst pretrain --resume {self.run.root} goes on from there")
+
+    def interrupt(self, signum: int) -> NoReturn:
+        """Save and stop, because a signal asked for it.
+
+        Raises:
+            Interrupted: always.
+        """
+        if self.state.step:
+            self.save()
+        raise Interrupted(
+            f"stopped at step {self.state.step} of {self.plan.total_steps}, all is saved: go on with "
+            f"mst pretrain --resume {self.run.root}",
+            signum,
+        )
+
     def export(self) -> None:
         """Write the teacher's backbone for use elsewhere."""
         metadata = {
@@ -227,13 +259,6 @@ class _Session:
             dtype=self.dtype,
         )
         save_preview(self.run.previews / f"step_{self.state.step:07d}.png", picture)
-
-    def _parts(self, source: Iterator[Views]) -> list[Views]:
-        """Take the parts of one batch."""
-        parts = list(itertools.islice(source, self.config.train.accumulate))
-        if len(parts) < self.config.train.accumulate:
-            raise ValueError(f"the batches ended at step {self.state.step} of {self.plan.total_steps}")
-        return parts
 
     def _on_device(self, parts: list[Views]) -> Iterator[Views]:
         """Yield normalised parts on the networks' device, one at a time."""

@@ -15,6 +15,7 @@ import mst
 from commands.calls import call, image_folder, labelled_folder
 from mst.checkpoint import store
 from mst.runtime.results import read_jsonl
+from runtime.holder import held_by_another
 
 QUICK = ("--monitor.tensorboard", "false", "--runtime.precision", "fp32", "--runtime.workers", "0")
 
@@ -123,6 +124,50 @@ def test_resume_with_the_whole_command_again(finished: Path, images: Path, capsy
     words = ("pretrain", "debug", "--data.train", images, "--resume", finished, "--monitor.tensorboard", "false")
     assert call(capsys, *words, "--runtime.precision", "fp32").status == 0
     assert "--runtime.precision" in call(capsys, *words).line
+
+
+def test_resume_from_another_working_directory_and_with_moved_images(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    image_folder(tmp_path / "bilder ü", 17)
+    monkeypatch.chdir(tmp_path)
+    words = ("pretrain", "debug", "--data.train", "bilder ü", "--out", "läufe/eins zwei")
+    assert call(capsys, *words, *QUICK).status == 0
+    run = tmp_path / "läufe" / "eins zwei"
+    assert mst.load_config(run / "config.json").data.train == (str(tmp_path / "bilder ü"),)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert call(capsys, "pretrain", "--resume", run).status == 0
+
+    (tmp_path / "bilder ü").rename(tmp_path / "moved")
+    assert "bilder ü does not exist" in call(capsys, "pretrain", "--resume", run).line
+    answer = call(capsys, "pretrain", "--resume", run, "--data.train", "../moved")
+    assert answer.status == 0, answer.err
+    assert f"images now come from {tmp_path / 'moved'}" in answer.err
+    assert call(capsys, "pretrain", "--resume", run).status == 0
+
+    image_folder(tmp_path / "moved" / "more", 3)
+    answer = call(capsys, "pretrain", "--resume", run)
+    assert answer.status == 2
+    assert "dataset_size 17 -> 20" in answer.err.splitlines()[-1]
+
+
+def test_run_folder_and_images_lie_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = image_folder(tmp_path / "run" / "images", 17)
+    (tmp_path / "run" / "config.json").write_text('{"recipe": "debug", "objective": {}}')
+    words = ("pretrain", "debug", "--data.train", images, "--overwrite", *QUICK)
+    assert "holds the images" in call(capsys, *words, "--out", tmp_path / "run").line
+    assert "pictures would become training images" in call(capsys, *words, "--out", images / "deep" / "run").line
+    assert len(list(images.rglob("*.*"))) == 17
+
+
+def test_one_process_in_a_run_folder(finished: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with held_by_another(finished) as other:
+        for words in (("--resume", finished), ("debug", "--data.train", images, "--out", finished, "--overwrite")):
+            answer = call(capsys, "pretrain", *words)
+            assert answer.status == 2
+            assert f"is in use by process {other.pid}" in answer.err.splitlines()[-1]
+    assert (finished / "backbone.safetensors").exists()
 
 
 def test_damaged_checkpoints(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,6 +10,7 @@ from mst.errors import CheckpointError
 
 FREE = (
     "recipe",
+    "data.train",
     "data.cache",
     "data.max_unreadable_share",
     "train.max_bad_steps",
@@ -21,6 +22,7 @@ FREE = (
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
 
+The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
 Another device or number of threads changes the last bits of a sum; all else continues exactly as it would have.
 """
 

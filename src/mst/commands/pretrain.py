@@ -13,10 +13,11 @@ from mst.checkpoint.compare import is_free
 from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
 from mst.commands.output import emit_json
 from mst.config.keys import flag
-from mst.config.load import changed_keys, flatten, load_config, override
+from mst.config.load import changed_keys, flatten, load_config, override, with_absolute_paths
 from mst.config.schema import RunConfig, Settings
 from mst.errors import UsageError
 from mst.recipes import base_config
+from mst.runtime import logging
 from mst.runtime.rundir import RunDir, open_run_dir
 
 
@@ -87,11 +88,13 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
     Raises:
         UsageError: names each setting that would change the result.
     """
-    stored = load_config(run.config)
-    asked = override(base_config(recipe) if recipe else stored, words)
+    stored = with_absolute_paths(load_config(run.config))
+    asked = with_absolute_paths(override(base_config(recipe) if recipe else stored, words))
     before, after = flatten(stored), flatten(asked)
     refused = [key for key in changed_keys(stored, asked) if not is_free(key)]
     if refused:
         changes = ", ".join(f"{flag(key)} (was {before[key]}, now {after[key]})" for key in refused)
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")
+    if asked.data.train != stored.data.train:
+        logging.info(f"images now come from {' '.join(asked.data.train)}, before from {' '.join(stored.data.train)}")
     return asked.model_copy(update={"recipe": stored.recipe})

@@ -15,11 +15,11 @@ from torch import Tensor
 from mst.commands.arguments import require_data
 from mst.commands.environment import describe_environment
 from mst.commands.setup import Setup, describe_setup, loader_workers, prepare
-from mst.config.load import dump_config, override
+from mst.config.load import dump_config, override, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.loader import BatchLoader, StackedBatch
-from mst.errors import RunFailure
+from mst.errors import RunFailure, UsageError
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.knn import KnnProtocol, evaluate_knn
@@ -28,6 +28,7 @@ from mst.model.backbone import Backbone
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.files import write_atomic
+from mst.runtime.lock import only_process_in
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
 from mst.train.loop import fit, restore
@@ -79,22 +80,54 @@ def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwr
         overwrite: replace the run that `out` holds.
 
     Raises:
-        UsageError: something is wrong with the settings or the images; nothing was written.
+        UsageError: something is wrong with the settings or the images, nothing was written; or another process is
+            at work in the folder.
         RunFailure: disk full, out of memory, collapse, too many bad steps.
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     require_data(config)
+    config = with_absolute_paths(config)
     run = open_run_dir(Path(out)) if resume else RunDir(Path(out))
     if not resume:
         check_new_run_dir(run.root, overwrite=overwrite)
+        check_apart(config, run)
     setup = prepare(config)
     logging.console.print(describe_setup(setup))
+    if not resume:
+        create_run_dir(run.root, overwrite=overwrite)
+    with only_process_in(run.root):
+        return carry_out(setup, run, resume=resume)
+
+
+def check_apart(config: RunConfig, run: RunDir) -> None:
+    """Refuse a new run whose folder and images lie one in the other.
+
+    Raises:
+        UsageError: `--overwrite` would delete the images, or the run's pictures would become training images.
+    """
+    root = run.root.resolve()
+    for source in map(Path, [*config.data.train, *filter(None, [config.monitor.knn_data])]):
+        if source.resolve().is_relative_to(root):
+            raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
+    for source in map(Path, config.data.train):
+        if source.is_dir() and root.is_relative_to(source.resolve()):
+            raise UsageError(
+                f"--out {run.root} lies in --data.train {source}, where the run's pictures would become training "
+                "images: name a folder outside"
+            )
+
+
+def carry_out(setup: Setup, run: RunDir, *, resume: bool) -> Run:
+    """Train in the run's folder, from its newest checkpoint or from the start.
+
+    Raises:
+        CheckpointError: nothing to resume from that fits the settings.
+        RunFailure, Interrupted: as `pretrain`.
+    """
     state = new_state(setup.build_pair(), setup.config, setup.plan)
     if resume:
         restore(state, setup.config, setup.plan, run)
-    else:
-        create_run_dir(run.root, overwrite=overwrite)
-        write_atomic(run.config, dump_config(config))  # first: it is what makes the folder a run
+    write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
     write_description(run, setup)
     with make_loader(setup, run, start_step=state.step) as loader:
         train(setup, state, loader, run)

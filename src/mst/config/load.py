@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,22 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
     return _checked(values, where=f"{path}: ")
+
+
+def with_absolute_paths(config: RunConfig) -> RunConfig:
+    """Return `config` with its data paths made absolute, so that a run can be resumed from any working directory."""
+    data, monitor = config.data, config.monitor
+    knn_data = None if monitor.knn_data is None else _absolute(monitor.knn_data)
+    return config.model_copy(
+        update={
+            "data": data.model_copy(update={"train": tuple(map(_absolute, data.train))}),
+            "monitor": monitor.model_copy(update={"knn_data": knn_data}),
+        }
+    )
+
+
+def _absolute(path: str) -> str:
+    return os.path.abspath(os.path.expanduser(path))
 
 
 def dump_config(config: RunConfig) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import UsageError
+from mst.runtime.lock import LOCK_NAME, only_process_in
 
 
 @dataclass(frozen=True)
@@ -81,30 +83,49 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
     Raises:
         UsageError: `path` is a file, holds something that is not a run, or holds a run and `overwrite` is false.
     """
-    run = RunDir(path)
     if path.exists() and not path.is_dir():
         raise UsageError(f"--out {path} is a file, not a folder: name a new folder")
-    if path.is_dir() and any(path.iterdir()):
-        if not run.exists():
+    if path.is_dir() and any(entry.name != LOCK_NAME for entry in path.iterdir()):
+        if not _was_written_here(RunDir(path)):
             raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")
         if not overwrite:
             raise UsageError(f"--out {path} already holds a run: use --resume {path}, --overwrite, or another folder")
+
+
+def _was_written_here(run: RunDir) -> bool:
+    """Whether config.json is a run's: other programs have files of that name, and `--overwrite` deletes the folder."""
+    try:
+        values = json.loads(run.config.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return False
+    except (OSError, ValueError):
+        return run.plan.exists()  # a damaged one
+    return isinstance(values, dict) and "recipe" in values and "objective" in values
 
 
 def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:
     """Make a new run folder; with `overwrite`, in place of the run that is there.
 
     Raises:
-        UsageError: as `check_new_run_dir`, or the folder cannot be made.
+        UsageError: as `check_new_run_dir`, another process is at work in the folder, or it cannot be made.
     """
     check_new_run_dir(path, overwrite=overwrite)
     try:
-        if path.exists():
-            shutil.rmtree(path)
         path.mkdir(parents=True, exist_ok=True)
+        with only_process_in(path):
+            _clear(path)
     except OSError as error:
         raise UsageError(f"cannot create --out {path}: {error.strerror}") from error
     return RunDir(path)
+
+
+def _clear(folder: Path) -> None:
+    """Delete what a folder holds, but for the lock; config.json last, so that a half-deleted run is still one."""
+    for entry in sorted(folder.iterdir(), key=lambda entry: entry.name == "config.json"):
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        elif entry.name != LOCK_NAME:
+            entry.unlink()
 
 
 def open_run_dir(path: Path) -> RunDir:

@@ -12,6 +12,7 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone
 from mst.model.build import build_backbone
 from mst.runtime.device import select_device
+from mst.runtime.logging import warn
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
 
@@ -88,7 +89,10 @@ class Subject:
         if folder is not None:
             if folder.exists() and not folder.is_dir():
                 raise UsageError(f"--out {folder} is a file: name a folder")
-            append_jsonl(RunDir(folder).results, named.row())
+            try:
+                append_jsonl(RunDir(folder).results, named.row())
+            except OSError as error:
+                warn(f"cannot write {RunDir(folder).results}: {error.strerror}; the result is only shown")
         return named
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,9 @@ def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
     description = path.with_suffix(".json")
     for file in (path, description):
         if not file.is_file():
-            raise CheckpointError(f"{file} does not exist: a backbone is a .safetensors and a .json file of one name")
+            raise CheckpointError(
+                f"{file} does not exist: give a run folder, or a .safetensors file with the .json of its name beside it"
+            )
     try:
         values = json.loads(description.read_text())
         if values["format"] != FORMAT:
@@ -98,5 +101,6 @@ def _replace(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         aside.replace(path)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this as well
+            aside.unlink(missing_ok=True)
         raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error

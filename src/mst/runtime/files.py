@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from mst.errors import RunFailure
@@ -24,7 +25,8 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         aside.replace(path)
         sync_folder(path.parent)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # a read-only disk refuses this as well
+            aside.unlink(missing_ok=True)
         raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error
 
 

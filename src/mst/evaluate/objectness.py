@@ -1,9 +1,9 @@
 """Objects from attention alone, without training: thresholded importance against object masks and boxes.
 
 Source: the Jaccard of DINO (Caron et al. 2021, section 4.2.2 and appendix: the patches that hold 60 % of the
-attention's mass) and the CorLoc of LOST (Simeoni et al. 2021, section 4: the box of the largest connected component, right where
-its IoU with some object's box is at least 0.5). Differs from DINO: importance is the mean over heads (DINO takes the
-best head of each image), and the truth is the union of all objects of any class.
+attention's mass) and the CorLoc of LOST (Simeoni et al. 2021, section 4: the box of the largest connected component,
+right where its IoU with some object's box is at least 0.5). Differs from DINO: importance is the mean over heads (DINO
+takes the best head of each image), and the truth is the union of all objects of any class.
 Letters: N = h*w patch tokens, H W pixels, M objects.
 """
 
@@ -182,25 +182,7 @@ def evaluate_objectness(
     size, patch = protocol.size, backbone.patch_size
     if size is not None and (min(size) < patch or size[0] % patch or size[1] % patch):
         raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
-    scores: list[ImageScore] = []
-    everything: list[float] = []
-    unreadable: list[str] = []
-    with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
-        for index, name in enumerate(objects.names):
-            try:
-                item = objects.read(index)
-            except UnreadableImage as problem:
-                unreadable.append(str(problem))
-            else:
-                transform = ImageTransform(size or fitting_size(item.image, patch), mean, std)
-                importance = importance_map(backbone, squash(item.image, transform), settings.precision)
-                chosen, score = score_image(name, importance, item, protocol.mass)
-                scores.append(score)
-                everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
-                if watch is not None:
-                    watch(item, importance, chosen, score)
-            advance(1)
-    _check_unreadable(unreadable, len(objects), settings.max_unreadable_share)
+    scores, everything, unreadable = _score_all(backbone, objects, protocol, mean, std, settings, watch)
     return Result(
         task="objectness",
         metrics={
@@ -224,6 +206,38 @@ def evaluate_objectness(
             "unreadable": unreadable,
         },
     )
+
+
+def _score_all(
+    backbone: Backbone,
+    objects: ObjectSet,
+    protocol: ObjectnessProtocol,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    settings: FeatureSettings,
+    watch: Watcher | None,
+) -> tuple[list[ImageScore], list[float], list[str]]:
+    """Return every image's score, what choosing the whole image would score, and the unreadable images."""
+    scores: list[ImageScore] = []
+    everything: list[float] = []
+    unreadable: list[str] = []
+    with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
+        for index, name in enumerate(objects.names):
+            try:
+                item = objects.read(index)
+            except UnreadableImage as problem:
+                unreadable.append(str(problem))
+            else:
+                transform = ImageTransform(protocol.size or fitting_size(item.image, backbone.patch_size), mean, std)
+                importance = importance_map(backbone, squash(item.image, transform), settings.precision)
+                chosen, score = score_image(name, importance, item, protocol.mass)
+                scores.append(score)
+                everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
+                if watch is not None:
+                    watch(item, importance, chosen, score)
+            advance(1)
+    _check_unreadable(unreadable, len(objects), settings.max_unreadable_share)
+    return scores, everything, unreadable
 
 
 def _check_unreadable(unreadable: Sequence[str], count: int, share: float) -> None:

@@ -22,6 +22,7 @@ COMMANDS = {
     "evaluate": "knn, linear, segmentation or objectness of a frozen backbone",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
+    "compare": "results of several runs in one table, with differences",
     "report": "one self-contained HTML page about a run",
     "inspect": "scan a folder of images: counts, sizes, modes, unreadable files",
 }

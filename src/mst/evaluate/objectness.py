@@ -182,7 +182,7 @@ def evaluate_objectness(
     size, patch = protocol.size, backbone.patch_size
     if size is not None and (min(size) < patch or size[0] % patch or size[1] % patch):
         raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
-    scores, everything, unreadable = _score_all(backbone, objects, protocol, mean, std, settings, watch)
+    scores, everything, unreadable = _score_all(backbone, objects, protocol, settings, mean=mean, std=std, watch=watch)
     return Result(
         task="objectness",
         metrics={
@@ -212,9 +212,10 @@ def _score_all(
     backbone: Backbone,
     objects: ObjectSet,
     protocol: ObjectnessProtocol,
+    settings: FeatureSettings,
+    *,
     mean: tuple[float, ...],
     std: tuple[float, ...],
-    settings: FeatureSettings,
     watch: Watcher | None,
 ) -> tuple[list[ImageScore], list[float], list[str]]:
     """Return every image's score, what choosing the whole image would score, and the unreadable images."""

@@ -21,6 +21,7 @@ HEADLINES = {
     "linear": ("top1",),
     "patch_segmentation": ("miou", "aacc"),
     "detection": ("ap_box", "ap_mask"),
+    "objectness": ("jaccard", "corloc"),
 }
 METRICS = {
     "top1": "top-1",
@@ -30,6 +31,8 @@ METRICS = {
     "aacc": "pixel accuracy",
     "ap_box": "box AP",
     "ap_mask": "mask AP",
+    "jaccard": "Jaccard",
+    "corloc": "CorLoc",
     "top1_best_on_val": "top-1, rate chosen on validation",
 }
 
@@ -84,7 +87,7 @@ def _compare(task: str, pair: Mapping[bool, Row]) -> list[Comparison]:
     return [
         Comparison(
             TASKS.get(task, task.replace("_", " ")),
-            _metric_title(name),
+            metric_title(name),
             before.get(name),
             after.get(name),
             name in headlines or not headlines,
@@ -98,7 +101,7 @@ def _metrics(row: Row | None) -> dict[str, Any]:
     return {name: value for name, value in row["metrics"].items() if is_number(value)} if row else {}
 
 
-def _metric_title(name: str) -> str:
+def metric_title(name: str) -> str:
     """`top1_k10` -> `top-1, k = 10`."""
     base, separator, neighbors = name.rpartition("_k")
     if separator and neighbors.isdigit():

@@ -1,0 +1,65 @@
+"""`mst compare RUN RUN ...`: the results of several runs in one table, with differences to the first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from rich.table import Table
+
+from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
+from mst.report.compare import ComparisonTable, Line, compare_results, plot_comparison
+
+
+@dataclass(frozen=True)
+class CompareArguments:
+    """Results of several runs in one table; a number in brackets is the difference to the first column.
+
+    Attributes:
+        runs: run folders or results.jsonl files.
+        all: every metric instead of each task's main ones.
+        plot: also draw the table as bars into this file (.png, .svg or .pdf).
+        json: one JSON object on stdout instead of a table.
+    """
+
+    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    all: bool = False
+    plot: str | None = None
+    json: bool = False
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(CompareArguments, argv, prog="mst compare")
+    if a is None:
+        return 0
+    if not a.runs:
+        raise UsageError("name runs to compare: mst compare RUN RUN ...")
+    table = compare_results([Path(name).expanduser() for name in a.runs], every_metric=a.all)
+    if a.plot:
+        plot_comparison(table, Path(a.plot))
+    if a.json:
+        emit_json(table.to_json())
+    else:
+        emit(_table(table))
+    return 0
+
+
+def _table(table: ComparisonTable) -> Table:
+    shown = Table("percent", box=None, pad_edge=False)
+    for column in table.columns:
+        shown.add_column(column, justify="right")
+    for line in table.lines:
+        shown.add_row(line.title, *(_cell(line, index) for index in range(len(table.columns))))
+    return shown
+
+
+def _cell(line: Line, index: int) -> str:
+    value, difference = line.values[index], line.differences[index]
+    if value is None:
+        return "-"
+    return f"{value:.2f}" if index == 0 or difference is None else f"{value:.2f} ({difference:+.2f})"

@@ -1,0 +1,199 @@
+"""Results of several runs side by side: one task under one protocol on a line, never two protocols on one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from matplotlib.figure import Figure
+
+from mst.errors import RunFailure, UsageError
+from mst.report.reading import Row, is_number
+from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
+from mst.runtime.results import read_jsonl
+
+COUNTS = ("train_images", "val_images", "classes")
+"""What a result's extra says of its data: rows that differ here are not the same measurement."""
+PLOTS = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One metric of one task under one protocol.
+
+    Attributes:
+        task: knn, linear, ...
+        metric: top1, ...
+        settings: what tells this protocol from the task's others in the comparison; empty where there is one.
+        values: one per column; None = not measured.
+    """
+
+    task: str
+    metric: str
+    settings: dict[str, Any]
+    values: tuple[float | None, ...]
+
+    @property
+    def title(self) -> str:
+        """Task, metric and settings as words."""
+        settings = ", ".join(f"{name} {_words(value)}" for name, value in self.settings.items())
+        return f"{TASKS.get(self.task, self.task)}, {metric_title(self.metric)}{f' ({settings})' if settings else ''}"
+
+    @property
+    def differences(self) -> tuple[float | None, ...]:
+        """Each value less the first column's."""
+        first = self.values[0]
+        return tuple(None if value is None or first is None else value - first for value in self.values)
+
+
+@dataclass(frozen=True)
+class ComparisonTable:
+    """All lines; the columns are runs, and their untrained networks where these were measured."""
+
+    columns: tuple[str, ...]
+    lines: tuple[Line, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as JSON types; differences are to the first column."""
+        lines = [
+            {
+                "task": line.task,
+                "metric": line.metric,
+                "settings": line.settings,
+                "values": list(line.values),
+                "differences": list(line.differences),
+            }
+            for line in self.lines
+        ]
+        return {"columns": list(self.columns), "lines": lines}
+
+
+def compare_results(runs: Sequence[Path], *, every_metric: bool = False) -> ComparisonTable:
+    """Return the last result of every task and protocol of each run.
+
+    Args:
+        runs: run folders, or results.jsonl files.
+        every_metric: all metrics instead of each task's main ones.
+
+    Raises:
+        UsageError: a run is not there or has no results, or the same one is named twice.
+    """
+    columns: dict[str, list[Row]] = {}
+    for name, path in zip(_names(runs), runs, strict=True):
+        rows = _rows(path)
+        for title, untrained in ((f"{name} (untrained)", True), (name, False)):
+            chosen = [row for row in rows if is_untrained(row) is untrained]
+            if chosen:
+                columns[title] = chosen
+    groups: dict[tuple[str, str], dict[str, Row]] = {}
+    for column, rows in columns.items():
+        for row in rows:
+            groups.setdefault((str(row.get("task", "")), json.dumps(_conditions(row), sort_keys=True)), {})[column] = (
+                row
+            )
+    lines = [
+        line for (task, _), rows in groups.items() for line in _lines(task, rows, groups, list(columns), every_metric)
+    ]
+    return ComparisonTable(tuple(columns), tuple(sorted(lines, key=lambda line: _order(line.task))))
+
+
+def _order(task: str) -> int:
+    return list(TASKS).index(task) if task in TASKS else len(TASKS)
+
+
+def _names(runs: Sequence[Path]) -> list[str]:
+    """Return a short name for each run: its folder's, or the whole path where two are alike."""
+    folders = [path.parent if path.is_file() else path for path in runs]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UsageError("the same run is named twice: name different runs")
+    short = [folder.resolve().name for folder in folders]
+    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+
+
+def _rows(path: Path) -> list[Row]:
+    file = path if path.is_file() else path / "results.jsonl"
+    if not path.exists():
+        raise UsageError(f"{path} does not exist: name run folders or results.jsonl files")
+    try:
+        rows: list[Row] = [
+            row for row in read_jsonl(file) if isinstance(row, Mapping) and isinstance(row.get("metrics"), Mapping)
+        ]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{file} cannot be read as results ({error})") from error
+    if not rows:
+        raise UsageError(f"{file} holds no results: run mst evaluate on it first")
+    return rows
+
+
+def _conditions(row: Row) -> dict[str, Any]:
+    """Return the protocol and the size of the data, flat: `a.b` for nested settings."""
+    extra = row.get("extra")
+    counts = {key: extra[key] for key in COUNTS if key in extra} if isinstance(extra, Mapping) else {}
+    return {**_flat(row.get("protocol")), **counts}
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        return {name: value} if name else {}
+    parts = [_flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
+    return {key: item for part in parts for key, item in part.items()}
+
+
+def _lines(
+    task: str,
+    rows: Mapping[str, Row],
+    groups: Mapping[tuple[str, str], Mapping[str, Row]],
+    columns: Sequence[str],
+    every_metric: bool,
+) -> list[Line]:
+    """Return the lines of one task under one protocol."""
+    alike = [_conditions(next(iter(other.values()))) for (name, _), other in groups.items() if name == task]
+    own = _conditions(next(iter(rows.values())))
+    settings = {key: value for key, value in own.items() if any(other.get(key) != value for other in alike)}
+    metrics = dict.fromkeys(name for row in rows.values() for name in row["metrics"])
+    main = HEADLINES.get(task)
+    shown = [name for name in metrics if every_metric or main is None or name in main]
+    return [Line(task, name, settings, tuple(_value(rows.get(column), name) for column in columns)) for name in shown]
+
+
+def _value(row: Row | None, metric: str) -> float | None:
+    value = row["metrics"].get(metric) if row else None
+    return float(value) if value is not None and is_number(value) else None
+
+
+def _words(value: Any) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def plot_comparison(table: ComparisonTable, path: Path) -> None:
+    """Draw a group of bars for each line, one bar per column.
+
+    Raises:
+        UsageError: an ending that is no picture format.
+        RunFailure: the file cannot be written.
+    """
+    if path.suffix not in PLOTS:
+        raise UsageError(f"--plot {path}: name a file that ends in {', '.join(PLOTS)}")
+    count, columns = len(table.lines), len(table.columns)
+    figure = Figure(figsize=(8, 1.2 + count * (0.25 + 0.22 * columns)), layout="constrained")
+    axes = figure.add_subplot()
+    height = 0.8 / columns
+    for index, column in enumerate(table.columns):
+        places = [position + (index - (columns - 1) / 2) * height for position in range(count)]
+        bars = axes.barh(places, [line.values[index] or 0.0 for line in table.lines], height * 0.92, label=column)
+        marks = ["" if line.values[index] is None else f"{line.values[index]:.1f}" for line in table.lines]
+        axes.bar_label(bars, marks, padding=3, fontsize=8)
+    axes.set_yticks(range(count), [line.title for line in table.lines], fontsize=9)
+    axes.invert_yaxis()
+    axes.margins(x=0.1)
+    axes.set_xlabel("percent")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside upper center", ncols=min(columns, 3), frameon=False, fontsize=9)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise RunFailure(f"cannot write {path}: {error.strerror or error}") from error

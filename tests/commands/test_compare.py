@@ -1,0 +1,79 @@
+"""`mst compare`: same protocols on one line, different ones apart, differences, plot, and mistakes as one line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from commands.calls import call
+from mst.report.compare import compare_results
+from mst.runtime.results import Result, append_jsonl
+
+
+def add(folder: Path, task: str, backbone: str = "run", val_images: int = 10, **metrics: Any) -> Path:
+    protocol = {"k": metrics.pop("k", 20), "transform": {"size": metrics.pop("size", [32, 32])}}
+    row = Result(task, metrics, protocol, backbone, extra={"val_images": val_images}).row()
+    append_jsonl(folder / "results.jsonl", row)
+    return folder
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> tuple[Path, Path]:
+    first = add(tmp_path / "a" / "first", "knn", top1=40.0, top5=60.0)
+    add(first, "knn", top1=50.0, top5=70.0)  # of repeated evaluations the last counts
+    add(first, "knn", "random:run", top1=30.0)
+    add(first, "patch_segmentation", miou=20.0, aacc=80.0, macc=30.0)
+    second = add(tmp_path / "second", "knn", top1=55.5, top5=75.0)
+    add(second, "detection", ap_box=12.5, ap_mask=10.0, ap_box_50=30.0)
+    add(second, "objectness", jaccard=31.0, corloc=22.0, size=[64, 64])
+    return first, second
+
+
+def test_table_and_differences(runs: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    answer = call(capsys, "compare", *runs, "--json")
+    assert answer.status == 0, answer.err
+    table = json.loads(answer.out)
+    assert table["columns"] == ["first (untrained)", "first", "second"]
+    lines = {(line["task"], line["metric"]): line for line in table["lines"]}
+    assert lines["knn", "top1"]["values"] == [30.0, 50.0, 55.5]
+    assert lines["knn", "top1"]["differences"] == [0.0, 20.0, 25.5]
+    assert lines["detection", "ap_box"]["values"] == [None, None, 12.5]
+    assert ("knn", "top5") not in lines
+    assert {task for task, _ in lines} == {"knn", "patch_segmentation", "detection", "objectness"}
+    answer = call(capsys, "compare", *runs)
+    assert "55.50 (+25.50)" in answer.out
+    assert "k-NN classification, top-1 " in answer.out
+
+
+def test_two_protocols_never_share_a_line(runs: tuple[Path, Path]) -> None:
+    first, second = runs
+    add(second, "patch_segmentation", miou=90.0, size=[64, 64])
+    add(second, "patch_segmentation", miou=95.0, val_images=11)
+    lines = [line for line in compare_results([first, second]).lines if line.metric == "miou"]
+    assert [line.values for line in lines] == [(None, 20.0, None), (None, None, 90.0), (None, None, 95.0)]
+    assert lines[1].settings == {"transform.size": [64, 64], "val_images": 10}
+    assert lines[1].title.endswith("mean IoU (transform.size 64 x 64, val_images 10)")
+
+
+def test_every_metric_and_a_plot(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    answer = call(capsys, "compare", *runs, "--all", "--json", "--plot", tmp_path / "new" / "bars.svg")
+    assert answer.status == 0, answer.err
+    assert "ap_box_50" in answer.out
+    assert "</svg>" in (tmp_path / "new" / "bars.svg").read_text()
+
+
+def test_mistakes(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "empty").mkdir()
+    for words, message in (
+        ([], "name runs to compare"),
+        ([tmp_path / "nowhere"], "does not exist: name run folders"),
+        ([tmp_path / "empty"], "holds no results: run mst evaluate"),
+        ([runs[0], runs[0] / "results.jsonl"], "the same run is named twice"),
+        ([runs[0], "--plot", "x.txt"], "name a file that ends in .png, .svg, .pdf"),
+        ([runs[0], "--jsn"], "unknown option --jsn; did you mean --json?"),
+    ):
+        answer = call(capsys, "compare", *words)
+        assert (answer.status, message in answer.line) == (2, True), answer.err

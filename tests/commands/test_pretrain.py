@@ -189,6 +189,26 @@ def test_damaged_checkpoints(images: Path, tmp_path: Path, capsys: pytest.Captur
     assert "damaged" in answer.err.splitlines()[-1]
 
 
+def test_start_from_another_run(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ("debug", "--data.train", images, "--init", finished, "--views.global-size", "32", "40", *QUICK)
+    answer = call(capsys, "pretrain", *words, "--out", run, "--schedule.freeze-backbone-epochs", "2")
+    assert answer.status == 0, answer.err
+    said = " ".join(answer.err.split())
+    assert "tensors matched (pos_embed resampled 4x4 -> 4x5), 0 missing, 0 unexpected" in said
+    assert "trained already" in json.loads((run / "plan.json").read_text())["reasons"]["lr"]
+    before, after = (mst.load_backbone(folder).timm_state_dict() for folder in (finished, run))
+    torch.testing.assert_close(before["blocks.1.mlp.fc1.weight"], after["blocks.1.mlp.fc1.weight"])
+    (run / "config.json").write_text((run / "config.json").read_text().replace(str(finished), "/gone"))
+    refused = call(capsys, "pretrain", "debug", "--data.train", images, "--init", "/gone", "--out", tmp_path / "b")
+    assert refused.status == 2
+    assert "/gone does not exist" in refused.err.splitlines()[-1]
+    assert not (tmp_path / "b").exists()
+    assert "holds the weights" in call(capsys, "pretrain", *words, "--out", finished, "--overwrite").line
+
+
 BAD_FOLDERS: dict[str, Callable[[Path], object]] = {
     "missing": lambda path: None,
     "empty": lambda path: path.mkdir(),
@@ -225,6 +245,7 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("pretrain debg --data.train IMAGES --out RUN", "did you mean debug?"),
         ("pretrain settings.json --data.train IMAGES --out RUN", "settings.json does not exist"),
         ("pretrain debug --out RUN", "--data.train is missing"),
+        ("pretrain debug --data.train= --out RUN", "--data.train is missing"),
         ("pretrain debug --data.train IMAGES", "--out is missing"),
         ("pretrain debug --data.train IMAGES --out", "--out needs a value"),
         ("pretrain debug IMAGES --out RUN", "unexpected word"),
@@ -235,6 +256,7 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ),
         ("pretrain debug --data.train IMAGES --out RUN --train.epochs=-1", "--train.epochs -1: must be"),
         ("pretrain debug --data.train IMAGES --out RUN --objective.strategy low", "one of none, attention_low, random"),
+        ("pretrain debug --data.train IMAGES --out RUN --objective.strategy randm", "did you mean random?"),
         ("pretrain debug --data.train IMAGES --out RUN --objective.mask_probability 2", "a number from 0 to 1"),
         ("pretrain debug --data.train IMAGES --out RUN --views.global-size 33", "use 32x32 or 40x40"),
         ("pretrain debug --data.train IMAGES --out RUN --views.local-size 16 20", "--views.local-size 16x20"),

@@ -118,3 +118,14 @@ def test_contradictions(settings: dict[str, object], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         derive(override(RunConfig(), {"train.batch_size": 10, **settings}), 100)
     assert part in str(caught.value)
+
+
+def test_trained_weights_get_a_low_rate_and_a_head_only_warm_up() -> None:
+    fresh, trained = plan(), plan(model__init_from="timm:deit_small_patch16_224")
+    assert trained.lr == pytest.approx(fresh.lr / 10)
+    assert "trained already" in trained.reasons["lr"]
+    assert (fresh.freeze_backbone_steps, trained.freeze_backbone_steps) == (0, trained.steps_per_epoch)
+    assert trained.freeze_backbone_steps <= 0.05 * trained.total_steps
+    chosen = plan(model__init_from="x", optimizer__lr=1e-3, schedule__freeze_backbone_epochs=2.0)
+    assert (chosen.lr, chosen.freeze_backbone_steps) == (1e-3, 2 * chosen.steps_per_epoch)
+    assert plan(model__init_from="x", train__batch_size=1).lr >= 1e-6

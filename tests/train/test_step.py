@@ -93,6 +93,18 @@ def test_a_frozen_last_layer_keeps_still_and_the_rest_moves() -> None:
     assert not torch.equal(before.mlp[0].weight, state.pair.student.head.mlp[0].weight)
 
 
+def test_a_frozen_backbone_keeps_still_and_head_decoder_and_mask_token_move() -> None:
+    config, plan, state, parts = prepared()
+    before = copy.deepcopy(state.pair)
+    step(state, parts, StepValues(**{**vars(VALUES), "freeze_backbone": True}), config, plan)
+    for name, parameter in state.pair.student.backbone.model.named_parameters():
+        assert torch.equal(parameter, before.student.backbone.model.get_parameter(name)), name
+    assert not torch.equal(before.student.backbone.mask_token, state.pair.student.backbone.mask_token)
+    assert not torch.equal(before.student.head.mlp[0].weight, state.pair.student.head.mlp[0].weight)
+    moved = zip(before.decoder.parameters(), state.pair.decoder.parameters(), strict=True)
+    assert any(not torch.equal(old, new) for old, new in moved)
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_a_bad_step_changes_nothing(where: str) -> None:
     config, plan, state, parts = prepared(model={"head_norm": "batch"}, train={"accumulate": 2})

@@ -18,6 +18,8 @@ from mst.errors import ConfigError, UsageError
 
 Options = TypeVar("Options")
 Words = dict[str, list[str]]
+SHORT = {"init": "model.init_from"}
+"""Settings that have a short flag as well."""
 
 
 def parse_arguments(argv: Sequence[str], options: Options, *, positional: str | None) -> tuple[Options, Words]:
@@ -82,6 +84,7 @@ def _open_flag(
             return None
         found.pop(name, None)
         return name
+    name = SHORT.get(name, name)
     settings = setting_fields()
     section, _, leaf = name.partition(".")
     negated = f"{section}.{leaf.removeprefix('no_')}"
@@ -124,5 +127,5 @@ def require_data(config: RunConfig) -> None:
     Raises:
         UsageError: --data.train is missing.
     """
-    if not config.data.train:
+    if not config.data.train or not all(config.data.train):  # "" would be the working directory
         raise UsageError("--data.train is missing: name a folder of images (searched at any depth) or a list of paths")

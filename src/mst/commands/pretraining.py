@@ -25,6 +25,7 @@ from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.knn import KnnProtocol, evaluate_knn
 from mst.evaluate.protocol import ImageTransform
 from mst.model.backbone import Backbone
+from mst.model.pair import Pair
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.files import write_atomic
@@ -93,22 +94,27 @@ def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwr
         check_apart(config, run)
     setup = prepare(config)
     logging.console.print(describe_setup(setup))
+    pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:
         create_run_dir(run.root, overwrite=overwrite)
     with only_process_in(run.root):
-        return carry_out(setup, run, resume=resume)
+        return carry_out(setup, pair, run, resume=resume)
 
 
 def check_apart(config: RunConfig, run: RunDir) -> None:
     """Refuse a new run whose folder and images lie one in the other.
 
     Raises:
-        UsageError: `--overwrite` would delete the images, or the run's pictures would become training images.
+        UsageError: `--overwrite` would delete the images or the weights to start from, or the run's pictures would
+            become training images.
     """
     root = run.root.resolve()
     for source in map(Path, [*config.data.train, *filter(None, [config.monitor.knn_data])]):
         if source.resolve().is_relative_to(root):
             raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
+    start = config.model.init_from
+    if start is not None and Path(start).resolve().is_relative_to(root):
+        raise UsageError(f"--out {run.root} holds the weights to start from, {start}: name another folder")
     for source in map(Path, config.data.train):
         if source.is_dir() and root.is_relative_to(source.resolve()):
             raise UsageError(
@@ -117,14 +123,14 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
             )
 
 
-def carry_out(setup: Setup, run: RunDir, *, resume: bool) -> Run:
+def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
     """Train in the run's folder, from its newest checkpoint or from the start.
 
     Raises:
         CheckpointError: nothing to resume from that fits the settings.
         RunFailure, Interrupted: as `pretrain`.
     """
-    state = new_state(setup.build_pair(), setup.config, setup.plan)
+    state = new_state(pair, setup.config, setup.plan)
     if resume:
         restore(state, setup.config, setup.plan, run)
     write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run

@@ -18,6 +18,8 @@ from mst.evaluate.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
 from mst.model.pair import Pair, build_pair
+from mst.model.start import start_from
+from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
 
 MOST_WORKERS = 16
@@ -50,8 +52,15 @@ class Setup:
     precision: torch.dtype
     precision_reason: str
 
-    def build_pair(self) -> Pair:
-        """Return student, teacher and decoder, initialised from the seed, on the device."""
+    def build_pair(self, *, resumed: bool = False) -> Pair:
+        """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
+
+        Args:
+            resumed: a checkpoint will replace all weights, so those of `model.init_from` are not looked for.
+
+        Raises:
+            CheckpointError: `model.init_from` holds no weights of this backbone.
+        """
         pair = build_pair(
             self.config.model,
             self.plan,
@@ -59,6 +68,9 @@ class Setup:
             restoration=self.config.objective.restoration_weight > 0,
             seed=self.config.runtime.seed,
         )
+        if self.config.model.init_from is not None and not resumed:
+            logging.info(str(start_from(pair.student.backbone, self.config.model.init_from)))
+            pair.teacher.load_state_dict(pair.student.state_dict())
         return pair.to(self.device)
 
 
@@ -160,13 +172,19 @@ def parameter_counts(pair: Pair) -> dict[str, int]:
 def describe_setup(setup: Setup) -> Table:
     """Return a table of what is going to run: derived values, each with its reason."""
     plan = setup.plan
-    table = Table("value", "", "why", title=f"{setup.config.recipe}: {plan.total_steps} steps", title_justify="left")
+    table = Table(
+        "value", "", "why", title=f"{setup.config.recipe}: {_counted(plan.total_steps, 'step')}", title_justify="left"
+    )
     table.add_row("device", device_name(setup.device), "")
     table.add_row("precision", *setup.precision_reason.split(": ", 1))
-    table.add_row("images", str(plan.dataset_size), f"{len(setup.config.data.train)} source(s)")
+    table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
     for key, reason in plan.reasons.items():
         table.add_row(key, format_value(getattr(plan, key)), reason)
     return table
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
 
 
 def format_value(value: object) -> str:

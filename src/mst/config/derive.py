@@ -24,6 +24,9 @@ LONG_RUN_STEPS = 50_000
 TEACHER_TEMP_WARMUP_EPOCHS, TEACHER_TEMP_WARMUP_SHARE = 30.0, 0.3
 WARMUP_EPOCHS, WARMUP_SHARE = 10.0, 0.1
 FREEZE_EPOCHS, FREEZE_SHARE = 1.0, 0.03
+CONTINUED_LR_SHARE = 0.1
+"""Of the usual learning rate, for weights that are trained already."""
+HEAD_ONLY_EPOCHS, HEAD_ONLY_SHARE = 1.0, 0.05
 
 
 def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan:
@@ -65,6 +68,7 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan
         teacher_temp_warmup_steps=temp_warmup,
         teacher_momentum=_teacher_momentum(config, total_steps, reasons),
         freeze_last_layer_steps=_freeze(config, steps_per_epoch, total_steps, reasons),
+        freeze_backbone_steps=_freeze_backbone(config, steps_per_epoch, total_steps, reasons),
         global_size=as_pair(config.views.global_size),
         local_size=as_pair(config.views.local_size),
         mean=mean,
@@ -132,8 +136,12 @@ def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:
     if optimizer.lr is not None:
         reasons["lr"] = "set by --optimizer.lr"
         return optimizer.lr
+    linear = optimizer.base_lr * batch / 256
     reasons["lr"] = f"linear rule: base_lr {optimizer.base_lr:g} * batch {batch} / 256"
-    return optimizer.base_lr * batch / 256
+    if config.model.init_from is None:
+        return linear
+    reasons["lr"] += f", times {CONTINUED_LR_SHARE:g}: the usual rate destroys weights that are trained already"
+    return max(CONTINUED_LR_SHARE * linear, optimizer.min_lr)
 
 
 def _prototypes(config: RunConfig, images: int, reasons: dict[str, str]) -> int:
@@ -233,6 +241,21 @@ def _freeze(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: 
         return min(round(asked * steps_per_epoch), total_steps)
     reasons["freeze_last_layer_steps"] = f"{FREEZE_EPOCHS:g} epoch (DINO), at most {FREEZE_SHARE:.0%} of the run"
     return min(round(FREEZE_EPOCHS * steps_per_epoch), round(FREEZE_SHARE * total_steps))
+
+
+def _freeze_backbone(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: dict[str, str]) -> int:
+    """With trained weights, one epoch for head and decoder alone: gradients through fresh ones are noise."""
+    asked = config.schedule.freeze_backbone_epochs
+    if asked is not None:
+        reasons["freeze_backbone_steps"] = "set by --schedule.freeze-backbone-epochs"
+        return min(round(asked * steps_per_epoch), total_steps)
+    if config.model.init_from is None:
+        return 0
+    reasons["freeze_backbone_steps"] = (
+        f"trained weights, fresh head: {HEAD_ONLY_EPOCHS:g} epoch for head and decoder alone, "
+        f"at most {HEAD_ONLY_SHARE:.0%} of the run"
+    )
+    return min(round(HEAD_ONLY_EPOCHS * steps_per_epoch), round(HEAD_ONLY_SHARE * total_steps))
 
 
 def _statistics(

@@ -65,7 +65,13 @@ def is_open_ended(field: FieldInfo) -> bool:
 
 def allowed(field: FieldInfo) -> str:
     """Return in words which values a setting may have: `a number from 0 to 1`, `one of auto, fp32, bf16`."""
-    return _describe(field.annotation, field.metadata)
+    return describe_type(field.annotation, field.metadata)
+
+
+def choices(annotation: Any) -> tuple[str, ...]:
+    """Return the words that a type allows; none where it is no choice of words."""
+    parts = (part for part in _alternatives(annotation) if get_origin(part) is Literal)
+    return tuple(str(choice) for part in parts for choice in get_args(part))
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:
@@ -73,21 +79,21 @@ def _alternatives(annotation: Any) -> tuple[Any, ...]:
     return get_args(annotation) if get_origin(annotation) in {Union, UnionType} else (annotation,)
 
 
-def _describe(annotation: Any, metadata: Iterable[Any] = ()) -> str:
-    """Describe one type, with the limits found in its metadata."""
+def describe_type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
+    """Return in words what a type allows, with the limits found in its metadata."""
     if get_origin(annotation) in {Union, UnionType}:
-        parts = [_describe(part) for part in get_args(annotation) if part is not NoneType]
+        parts = [describe_type(part) for part in get_args(annotation) if part is not NoneType]
         return " or ".join(parts) + (", or none" if NoneType in get_args(annotation) else "")
     if hasattr(annotation, "__metadata__"):  # Annotated[base, ...]
         limits = [item for extra in annotation.__metadata__ for item in getattr(extra, "metadata", [extra])]
-        return _describe(get_args(annotation)[0], limits)
+        return describe_type(get_args(annotation)[0], limits)
     if get_origin(annotation) is Literal:
         return "one of " + ", ".join(str(choice) for choice in get_args(annotation))
     if get_origin(annotation) is tuple:
         items = get_args(annotation)
         if items[-1] is Ellipsis:
-            return f"a list of values, each {_describe(items[0])}"
-        return f"{len(items)} values, each {_describe(items[0])}"
+            return f"a list of values, each {describe_type(items[0])}"
+        return f"{len(items)} values, each {describe_type(items[0])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "a text"}
     return words.get(annotation, str(annotation)) + _describe_limits(metadata)
 

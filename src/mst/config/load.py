@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from mst.config.keys import allowed, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
+from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.schema import RunConfig, Settings
 from mst.errors import ConfigError
 
@@ -69,12 +69,13 @@ def load_config(path: Path) -> RunConfig:
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:
-    """Return `config` with its data paths made absolute, so that a run can be resumed from any working directory."""
-    data, monitor = config.data, config.monitor
+    """Return `config` with its paths made absolute, so that a run can be resumed from any working directory."""
+    data, model, monitor = config.data, config.model, config.monitor
     knn_data = None if monitor.knn_data is None else _absolute(monitor.knn_data)
     return config.model_copy(
         update={
             "data": data.model_copy(update={"train": tuple(map(_absolute, data.train))}),
+            "model": model.model_copy(update={"init_from": _absolute_source(model.init_from)}),
             "monitor": monitor.model_copy(update={"knn_data": knn_data}),
         }
     )
@@ -82,6 +83,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_source(source: str | None) -> str | None:
+    return source if source is None or source.startswith("timm:") else _absolute(source)
 
 
 def dump_config(config: RunConfig) -> str:
@@ -136,7 +141,8 @@ def _one_line(error: ValidationError, values: dict[str, Any]) -> str:
     if key not in fields:
         return f"{key}: {first['msg']}, received {_show(first['input'])}"
     received = values[location[0]][location[1]]
-    return f"{flag(key)} {_show(received)}: must be {allowed(fields[key])}"
+    near = suggestion(_show(received), choices(fields[key].annotation))
+    return f"{flag(key)} {_show(received)}: must be {allowed(fields[key])}{near}"
 
 
 def _show(value: object) -> str:

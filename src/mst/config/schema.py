@@ -100,6 +100,8 @@ class ModelConfig(Section):
     """Stochastic depth rate of the last block (linear from 0 at the first), student only."""
     init: Literal["trunc_normal", "xavier_uniform"] = "trunc_normal"
     """Start of the backbone's linear layers: deviation 0.02 (DINO), or by fan (narrow networks learn sooner)."""
+    init_from: str | None = None
+    """Start from trained weights (also --init): a run folder, a file of weights under timm's names, or timm:NAME."""
     prototypes: Annotated[int, Field(ge=2)] | None = None
     """Outputs K of the projection head; None = derived from the data set's size."""
     head_hidden: Count = 2048
@@ -171,6 +173,8 @@ class ScheduleConfig(Section):
     """Epochs of linear learning-rate warm-up from 0; None = derived."""
     freeze_last_layer_epochs: NonNegative | None = None
     """Epochs in which the prototypes are not updated; None = derived."""
+    freeze_backbone_epochs: NonNegative | None = None
+    """Epochs in which only head, decoder and mask token learn; None = derived: 0 unless model.init_from is set."""
 
 
 class TrainConfig(Section):
@@ -267,6 +271,7 @@ class RunPlan(Section):
     teacher_temp_warmup_steps: int
     teacher_momentum: float
     freeze_last_layer_steps: int
+    freeze_backbone_steps: int = 0
     global_size: tuple[int, int]
     local_size: tuple[int, int]
     mean: tuple[float, ...]

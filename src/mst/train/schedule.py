@@ -21,6 +21,7 @@ class StepValues:
         teacher_temp: temperature of the teacher's softmax.
         teacher_momentum: EMA momentum of the teacher, higher = slower.
         freeze_last_layer: whether the prototypes keep still.
+        freeze_backbone: whether the backbone keeps still, all but its mask token.
     """
 
     lr: float
@@ -28,6 +29,7 @@ class StepValues:
     teacher_temp: float
     teacher_momentum: float
     freeze_last_layer: bool
+    freeze_backbone: bool = False
 
 
 def cosine(step: int, *, start: float, end: float, total_steps: int) -> float:
@@ -68,4 +70,5 @@ def step_values(plan: RunPlan, config: RunConfig, step: int) -> StepValues:
             step, start=plan.teacher_momentum, end=config.objective.teacher_momentum_end, total_steps=total
         ),
         freeze_last_layer=step < plan.freeze_last_layer_steps,
+        freeze_backbone=step < plan.freeze_backbone_steps,
     )

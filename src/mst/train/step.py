@@ -105,6 +105,8 @@ def train_step(
 
     if values.freeze_last_layer:
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
+    if values.freeze_backbone:
+        _forget_gradients(*pair.student.backbone.model.parameters())
     norms = clip_per_tensor_(state.parameters, config.optimizer.clip)
     report = sums.report(norms)
     if report.skipped:

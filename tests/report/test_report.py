@@ -262,6 +262,7 @@ def test_a_chart_is_bare_svg_in_the_pages_colours(points: int, small: bool) -> N
     assert svg.startswith("<svg")
     assert "var(--line-1)" in svg
     assert "var(--line-2)" in svg
+    assert "#ffffff" not in svg
     assert not re.search(r"#(0[12]){3}|#a[123]0000|font-family", svg)
     assert not re.search(r'<svg[^>]* (width|height)="', svg)
 

@@ -92,7 +92,8 @@ def _entropy(records: RunRecords) -> Chart:
 def _rank(records: RunRecords) -> Chart:
     return Chart(
         "RankMe",
-        "Effective number of dimensions that the features use; it rises as images become distinguishable.",
+        "Effective number of dimensions that the features use. It may fall at first; a late fall is a warning, "
+        "1 is collapse.",
         _series(records, {"rankme": "RankMe"}),
     )
 

@@ -60,6 +60,8 @@ def draw(chart: Chart, *, small: bool = False) -> str:
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": chart.title}):
         figure = Figure(figsize=SMALL_SIZE if small else SIZE, layout="constrained")
         axes = figure.add_subplot()
+        figure.patch.set_visible(False)
+        axes.patch.set_visible(False)
         for colour, series in zip(PALETTE, chart.series, strict=False):
             _curve(axes, series.points, colour)
         if chart.reference:
@@ -111,7 +113,6 @@ def themed(svg: str) -> str:
     svg = re.sub(r"; font-family: [^;\"]*", "", svg)
     svg = re.sub(r' id="(?!p)[^"]*"', "", svg)  # clip paths keep theirs, they are hashes of the title
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'<g>\s*<path d="M[^"]*" style="fill: #ffffff"/>\s*</g>', "", svg)  # the white ground
     for index, colour in enumerate(PALETTE):
         svg = svg.replace(colour, f"var(--line-{index + 1})")
     return svg.replace(INK, "var(--muted)").replace(GRID, "var(--hairline)")

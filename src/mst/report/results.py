@@ -33,7 +33,9 @@ METRICS = {
     "ap_mask": "mask AP",
     "jaccard": "Jaccard",
     "corloc": "CorLoc",
-    "top1_best_on_val": "top-1, rate chosen on validation",
+    "top1_best_on_val": "top-1, learning rate best on validation",
+    "top5_best_on_val": "top-5, learning rate best on validation",
+    "top1_held_out": "top-1 on the held-out part of train",
 }
 
 

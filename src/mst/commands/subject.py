@@ -119,6 +119,6 @@ def load_subject(backbone: str | Path | Backbone, *, device: str = "auto", seed:
     folder = file.parent if RunDir(file.parent).exists() else None
     if not fresh:
         return Subject(network.to(place), name, hashlib.sha256(file.read_bytes()).hexdigest(), folder)
-    untrained = build_backbone(network.spec, seed=seed).eval()
+    untrained = build_backbone(network.spec, seed=seed, init=network.metadata.get("init", "trunc_normal")).eval()
     untrained.metadata = network.metadata
     return Subject(untrained.to(place), name, "", folder)

@@ -236,6 +236,7 @@ class _Session:
             "step": self.state.step,
             "mean": list(self.plan.mean),
             "std": list(self.plan.std),
+            "init": self.config.model.init,
         }
         save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)
 

@@ -197,9 +197,17 @@ def test_bad_input_is_one_line(
         (["knn"], "mst evaluate knn needs --backbone and --data"),
         (["knn", "--backbone", "a"], "mst evaluate knn needs --data"),
         (["knn", "--backbone", "a", "--data", "b", "--neighbours", "3"], "unknown option --neighbours; .* --neighbors"),
-        (["knn", "--backbone", "a", "--data", "b", "--neighbors", "x"], "neighbors"),
+        (
+            ["knn", "--backbone", "a", "--data", "b", "--neighbors", "x"],
+            "neighbors x: must be a list of values, each a whole",
+        ),
+        (["knn", "--backbone", "a", "--data", "b", "--seed=one"], "--seed one: must be a whole number"),
+        (["knn", "--backbone", "a", "--data", "b", "--seed"], "--seed needs a value: a whole number"),
+        (["knn", "--backbone", "a", "--data", "b", "c"], "unexpected word"),
+        (["knn", "--backbone", "a", "--data", "b", "--size", "32"], "--size 32: must be 2 values, each a whole number"),
+        (["linear", "--backbone", "a", "--data", "b", "--mode", "cachd"], "one of cached, augmented; .* mean cached"),
         (["knn", "--backbone", "a", "--data", "b", "--temperature", "-1"], "temperature -1.0: must be above 0"),
-        (["knn", "--backbone", "a", "--data", "b", "--precision", "fp8"], "'fp32'"),
+        (["knn", "--backbone", "a", "--data", "b", "--precision", "fp8"], "fp8: must be one of auto, fp32, bf16"),
         (["knn", "--backbone", "a", "--data", "b", "--device", "tpu"], "use auto, cpu, cuda"),
         (["linear", "--backbone", "a", "--data", "b", "--train-share", "2"], "train-share 2.0: must be"),
         (["linear", "--backbone", "a", "--data", "b", "--train-limit", "0"], "train-limit 0: must be at least 1"),
@@ -225,6 +233,17 @@ def test_values_that_do_not_fit_the_backbone(words: list[str], message: str, run
     words = [word.format(file=run_folder / "config.json") for word in words]
     with pytest.raises(MstError, match=message):
         evaluate_command.run(["knn", "--backbone", str(run_folder), "--data", str(labelled), *words, *WORDS])
+
+
+def test_a_result_that_cannot_be_written_is_shown(
+    run_folder: Path, labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "results.jsonl").mkdir()
+    words = ["knn", "--backbone", str(run_folder), "--data", str(labelled), "--out", str(tmp_path), *WORDS]
+    assert evaluate_command.run(words) == 0
+    shown = capsys.readouterr()
+    assert "top1" in shown.out
+    assert f"cannot write {tmp_path / 'results.jsonl'}" in shown.err
 
 
 @pytest.mark.parametrize(("out", "message"), [("a.csv", r"ends in \.npz or \.npy"), (".npz", "npz")])

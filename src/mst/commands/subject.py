@@ -113,7 +113,7 @@ def load_subject(backbone: str | Path | Backbone, *, device: str = "auto", seed:
     name = str(backbone)
     fresh = name.startswith(RANDOM)
     path = Path(name.removeprefix(RANDOM)).expanduser()
-    place = select_device(device)
+    place = select_device(device, flag="--device")
     network = load_backbone(path)
     file = RunDir(path).backbone if path.is_dir() else path
     folder = file.parent if RunDir(file.parent).exists() else None

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import difflib
 import io
+import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import MISSING, Field, fields, is_dataclass
-from typing import Any, TypeVar
+from itertools import takewhile
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
+from mst.config.keys import choices, describe_type, suggestion
 from mst.errors import UsageError
 
 Arguments = TypeVar("Arguments")
@@ -29,7 +32,7 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
     Raises:
         UsageError: an unknown flag (the nearest is named), a missing or wrong value.
     """
-    own = {_flag(field.name): field for field in _leaves(kind)}
+    own = {_flag(field.name): field for field, _ in _leaves(kind)}
     words = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
     for word in words:
         plain = f"--{word[5:]}" if word.startswith("--no-") else word
@@ -47,17 +50,39 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
         sys.stdout.write(output.getvalue())
         if end.code in (0, None):
             return None
-        raise UsageError(_one_line(errors.getvalue())) from end
+        types = {_flag(field.name): hint for field, hint in _leaves(kind)}
+        raise UsageError(_explained(_one_line(errors.getvalue()), types, argv)) from end
 
 
-def _leaves(kind: Any) -> Iterator[Field[Any]]:
-    """Yield the fields of a dataclass, those of its groups in place of the groups."""
+def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:
+    """Yield the fields of a dataclass with their types, those of its groups in place of the groups."""
+    types = get_type_hints(kind)
     for field in fields(kind):
         group: Any = field.default_factory
         if is_dataclass(group):
             yield from _leaves(group)
         else:
-            yield field
+            yield field, types[field.name]
+
+
+def _explained(said: str, types: Mapping[str, Any], argv: Sequence[str]) -> str:
+    """Say what tyro said in this project's words: the option, the words received, what is allowed."""
+    found = re.search(r"--[a-z][a-z-]*", said)
+    if found is None or found[0] not in types:
+        return said.replace("Unrecognized options:", "unexpected word")
+    option, written = found[0], _split_equals(argv)
+    after = written[written.index(option) + 1 :] if option in written else []
+    words = list(takewhile(lambda word: not word.startswith("--"), after))
+    allowed = describe_type(types[option])
+    if not words:
+        return f"{option} needs a value: {allowed}"
+    return f"{option} {' '.join(words)}: must be {allowed}{suggestion(words[0], choices(types[option]))}"
+
+
+def _split_equals(argv: Sequence[str]) -> list[str]:
+    """Write `--key_name=value` as `--key-name value`."""
+    parts = (word.split("=", 1) if word.startswith("--") else [word] for word in argv)
+    return [part.replace("_", "-") if part.startswith("--") else part for found in parts for part in found]
 
 
 def _flag(name: str) -> str:

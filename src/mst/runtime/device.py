@@ -9,8 +9,8 @@ import torch
 from mst.errors import UsageError
 
 
-def select_device(name: str) -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`.
+def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is how the user gave it.
 
     Raises:
         UsageError: the name is unknown or the device is not there.
@@ -20,13 +20,11 @@ def select_device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise UsageError(f"--runtime.device {name}: use auto, cpu, cuda or cuda:N") from error
+        raise UsageError(f"{flag} {name}: use auto, cpu, cuda or cuda:N") from error
     if device.type not in {"cpu", "cuda"}:
-        raise UsageError(f"--runtime.device {name}: use auto, cpu, cuda or cuda:N")
+        raise UsageError(f"{flag} {name}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise UsageError(
-            f"--runtime.device {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto"
-        )
+        raise UsageError(f"{flag} {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
     return device
 
 

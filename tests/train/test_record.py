@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from mst.runtime import logging
 from mst.runtime.rundir import RunDir
 from mst.train.progress import TrainingProgress, clock, describe
 from mst.train.record import RunRecord, bad_steps_file, drop_rows
@@ -71,6 +74,16 @@ def test_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     assert lines[-1].startswith("step 3/3")
     assert "loss 1.250" in lines[-1]
     assert "100 img/s  wait 3%" in lines[-1]
+
+
+def test_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = io.StringIO()
+    monkeypatch.setattr(logging, "console", Console(file=screen, force_terminal=True, width=80, color_system=None))
+    with TrainingProgress(step=0, total_steps=195_000) as progress:
+        progress.show(100_000, NUMBERS)
+    assert "100000/195000" in screen.getvalue()
+    assert describe(NUMBERS) in screen.getvalue()
+    assert "…" not in screen.getvalue()
 
 
 def test_describe_and_clock() -> None:

@@ -133,7 +133,8 @@ def _scan(path: str, limit: int | None, workers: int) -> Iterator[ImageFacts]:
     images = index_images(path, limit=limit)
     with ThreadPoolExecutor(workers) as pool:
         opened = pool.map(image_facts, images)
-        yield from track(opened, total=len(images), description="images", console=console, transient=True)
+        hidden = not console.is_terminal
+        yield from track(opened, "images", total=len(images), console=console, transient=True, disable=hidden)
 
 
 def _statistics(facts: list[ImageFacts]) -> tuple[list[float], list[float]]:

@@ -158,8 +158,9 @@ def _load(images: ImageSet, transform: Callable[[Tensor], Tensor], index: int) -
 
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on the console that vanishes at its end; yields the function that advances it."""
+    """Show a bar on a terminal that vanishes at its end; yields the function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = shown and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
         task = bar.add_task(title, total=total)
         yield lambda count: bar.advance(task, count)

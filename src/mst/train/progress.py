@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
+from rich.console import RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from mst.runtime import logging
 
@@ -36,17 +38,25 @@ class Throughput:
         return {"images_per_second": self._images / seconds, "data_wait": self._wait / seconds}
 
 
+class _TwoLines(Progress):
+    """The bar with its times, and below it the numbers, so that both fit into 80 columns."""
+
+    def get_renderables(self) -> Iterable[RenderableType]:
+        yield self.make_tasks_table(self.tasks)
+        for task in self.tasks:
+            yield Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
+
+
 class TrainingProgress:
     """A context manager around the loop."""
 
     def __init__(self, *, step: int, total_steps: int) -> None:
         self._total = total_steps
         self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
-        self._bar = Progress(
+        self._bar = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[numbers]}"),
             TimeElapsedColumn(),
             TextColumn("eta"),
             TimeRemainingColumn(elapsed_when_finished=False),

@@ -16,6 +16,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if TYPE_CHECKING:
     from mst.commands.embed import embed
     from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.evaluate_detection import evaluate_detection
     from mst.commands.evaluate_objectness import evaluate_objectness
     from mst.commands.export import export_backbone
     from mst.commands.pretraining import Run, load_recipe, pretrain
@@ -30,6 +31,7 @@ __all__ = [
     "RunConfig",
     "__version__",
     "embed",
+    "evaluate_detection",
     "evaluate_knn",
     "evaluate_linear",
     "evaluate_objectness",
@@ -45,6 +47,7 @@ _HOMES = {
     "Run": "mst.commands.pretraining",
     "RunConfig": "mst.config.schema",
     "embed": "mst.commands.embed",
+    "evaluate_detection": "mst.commands.evaluate_detection",
     "evaluate_knn": "mst.commands.evaluate",
     "evaluate_linear": "mst.commands.evaluate",
     "evaluate_objectness": "mst.commands.evaluate_objectness",

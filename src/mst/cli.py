@@ -19,7 +19,7 @@ COMMANDS = {
     "recipes": "list the recipes, or print one complete",
     "plan": "what a run will do: derived values with reasons, steps, time and memory",
     "pretrain": "train a backbone on unlabelled images",
-    "evaluate": "knn, linear, segmentation or objectness of a frozen backbone",
+    "evaluate": "knn, linear, segmentation, detection or objectness of a backbone",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
     "compare": "results of several runs in one table, with differences",

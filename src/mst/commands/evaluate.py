@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from pathlib import Path
 
+from mst.commands.evaluate_detection import run_detection
 from mst.commands.evaluate_objectness import run_objectness
 from mst.commands.evaluation import Common, show
 from mst.commands.output import emit
@@ -243,6 +244,7 @@ TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "knn": _run_knn,
     "linear": _run_linear,
     "segmentation": _run_segmentation,
+    "detection": run_detection,
     "objectness": run_objectness,
 }
 """Word after `mst evaluate` -> what it does."""

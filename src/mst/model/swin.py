@@ -86,6 +86,19 @@ class SwinBackbone(Backbone):
             found.append(self._read(x, grid, None))
         return found[-layers:]
 
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the map after each stage [B, D', h', w'], 8, 4, 2 and 1 cells per token; the last through the norm."""
+        self.grid(images)
+        x: Tensor = self.model.patch_embed(images)  # [B, 8h, 8w, D/8]
+        maps = []
+        for stage in self.model.layers:
+            x = stage.downsample(x)
+            for index, block in enumerate(stage.blocks):
+                x, _ = _run(block, x, shifted=index % 2 == 1)
+            maps.append(x)
+        maps[-1] = self.model.norm(x)
+        return [stage.permute(0, 3, 1, 2) for stage in maps]
+
     def _before_last_stage(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Return the input of the last stage's first block [B, h, w, D]."""
         x: Tensor = self.model.patch_embed(images)  # [B, 8h, 8w, D/8]

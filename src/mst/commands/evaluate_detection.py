@@ -1,0 +1,151 @@
+"""`mst evaluate detection`, and the same as a function of the Python API."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mst.commands.evaluation import Common, show
+from mst.commands.subject import load_subject
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
+from mst.evaluate import detection
+from mst.evaluate.coco import CocoSet, find_coco, read_coco
+from mst.evaluate.detection import DetectionData, DetectionProtocol
+from mst.evaluate.detection_metrics import detection_records
+from mst.evaluate.detection_pictures import detection_writer
+from mst.evaluate.detection_training import Checkpointing, TrainingSettings
+from mst.evaluate.detector import DetectorShape
+from mst.evaluate.features import FeatureSettings
+from mst.model.backbone import Backbone
+from mst.runtime.files import write_atomic
+from mst.runtime.results import Result
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """Parts of the data, and what is written beside the row.
+
+    Attributes:
+        train_split: annotations/instances_SPLIT.json to learn from.
+        val_split: annotations/instances_SPLIT.json to score on.
+        train_limit: at most this many training images, the first ones; None = all.
+        val_limit: at most this many validation images, the first ones; None = all.
+        detections: JSON file for all detections in COCO's result format.
+        pictures: folder for a picture of each validation image: truth left, found right.
+        picture_limit: at most this many pictures.
+    """
+
+    train_split: str = "train"
+    val_split: str = "val"
+    train_limit: int | None = None
+    val_limit: int | None = None
+    detections: str | None = None
+    pictures: str | None = None
+    picture_limit: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: must be at least 1")
+        if self.detections and (Path(self.detections).is_dir() or Path(self.detections).suffix != ".json"):
+            raise UsageError(f"--detections {self.detections}: name a .json file")
+
+
+@dataclass(frozen=True)
+class DetectionArguments(Common):
+    """Mask R-CNN trained on a backbone, on a COCO folder; boxes and masks scored with COCO's metrics."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    shape: DetectorShape = field(default_factory=DetectorShape)
+    options: DetectionOptions = field(default_factory=DetectionOptions)
+    saving: Checkpointing = field(default_factory=Checkpointing)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+def evaluate_detection(
+    backbone: str | Path | Backbone,
+    data: str | Path | DetectionData,
+    *,
+    protocol: DetectionProtocol | None = None,
+    options: DetectionOptions | None = None,
+    saving: Checkpointing | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Train Mask R-CNN on a backbone and score it; the backbone itself stays as it is.
+
+    Args:
+        backbone: as for `evaluate_knn`.
+        data: a folder with `annotations/instances_train.json`, `annotations/instances_val.json` and images, or sets.
+        protocol: training and sizes.
+        options: splits, limits, files written beside the row.
+        saving: checkpoints of the training.
+        settings: compute type, progress.
+        out: as for `evaluate_knn`.
+        device: as for `evaluate_knn`.
+        seed: of the heads' weights, of all draws, and of the weights after `random:`.
+
+    Returns:
+        `Result` with `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent.
+
+    Raises:
+        UsageError: no such data, a record that does not fit, a patch size without a pyramid, ...
+        MissingExtra: the extra `detection` is not installed.
+    """
+    options = options or DetectionOptions()
+    subject = load_subject(backbone, device=device, seed=seed)
+    sets = data if isinstance(data, DetectionData) else _read(Path(data), options)
+    mean, std = subject.mean_std
+    watch = None
+    if options.pictures:
+        watch = detection_writer(Path(options.pictures), options.picture_limit, sets.val.classes)
+    result, found = detection.evaluate_detection(
+        subject.backbone,
+        sets,
+        protocol,
+        mean=mean,
+        std=std,
+        settings=settings,
+        saving=saving,
+        weights=subject.sha256 or subject.name,
+        seed=seed,
+        watch=watch,
+    )
+    if options.detections:
+        target = Path(options.detections)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(target, json.dumps(detection_records(found, sets.val, kind="both")))
+    return subject.record(result, out)
+
+
+def _read(data: Path, options: DetectionOptions) -> DetectionData:
+    train, val = (read_coco(*find_coco(data, split)) for split in (options.train_split, options.val_split))
+    return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
+
+
+def _first(coco: CocoSet, limit: int | None) -> CocoSet:
+    return CocoSet(coco.file, coco.classes, coco.category_ids, coco.images[:limit], coco.without_area)
+
+
+def run_detection(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(DetectionArguments, argv, prog="mst evaluate detection")
+    if a is None:
+        return 0
+    result = evaluate_detection(
+        a.backbone,
+        a.data,
+        protocol=DetectionProtocol(a.training, a.shape),
+        options=a.options,
+        saving=a.saving,
+        settings=a.settings,
+        out=a.out,
+        device=a.device,
+        seed=a.seed,
+    )
+    return show(result, json=a.json)

@@ -1,0 +1,182 @@
+"""Detection and instance masks: Mask R-CNN trained on a backbone, scored with COCO's metrics.
+
+Letters: B images, C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mst.data.decoding import UnreadableImage
+from mst.errors import DataError
+from mst.evaluate.coco import CocoImage, CocoSet
+from mst.evaluate.coco_masks import coco_mask_library
+from mst.evaluate.detection_metrics import Detection, coco_metrics
+from mst.evaluate.detection_training import (
+    Checkpointing,
+    TrainingSettings,
+    detector_optimizer,
+    drawn_from,
+    train_detector,
+    trainable_images,
+)
+from mst.evaluate.detector import DetectorShape, build_detector, detections_of
+from mst.evaluate.features import FeatureSettings, device_of, frozen, progress_bar
+from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
+from mst.evaluate.pyramid import Pyramid
+from mst.model.backbone import Backbone
+from mst.runtime.device import select_precision
+from mst.runtime.results import Result
+
+Watcher = Callable[[CocoImage, Tensor, list[Detection]], None]
+"""Called with each validation image, its pixels uint8 [C, H, W] and what was found: for pictures."""
+
+
+@dataclass(frozen=True)
+class DetectionProtocol:
+    """Settings of the detection evaluation that change its numbers."""
+
+    training: TrainingSettings = field(default_factory=TrainingSettings)
+    shape: DetectorShape = field(default_factory=DetectorShape)
+
+
+@dataclass(frozen=True)
+class DetectionData:
+    """A training and a validation set of the same classes."""
+
+    train: CocoSet
+    val: CocoSet
+
+    def __post_init__(self) -> None:
+        first, second = (dict(zip(s.category_ids, s.classes, strict=True)) for s in (self.train, self.val))
+        unlike = sorted(number for number in {*first, *second} if first.get(number) != second.get(number))
+        if unlike:
+            raise DataError(
+                f"{self.train.file} and {self.val.file} differ in {len(unlike)} categories, the first is id "
+                f"{unlike[0]}: {first.get(unlike[0], 'absent')} and {second.get(unlike[0], 'absent')}"
+            )
+
+
+def evaluate_detection(
+    backbone: Backbone,
+    data: DetectionData,
+    protocol: DetectionProtocol | None = None,
+    *,
+    mean: tuple[float, ...] = IMAGENET_MEAN,
+    std: tuple[float, ...] = IMAGENET_STD,
+    settings: FeatureSettings | None = None,
+    saving: Checkpointing | None = None,
+    weights: str = "",
+    seed: int = 0,
+    watch: Watcher | None = None,
+) -> tuple[Result, list[Detection]]:
+    """Train Mask R-CNN on a copy of the backbone and score it on the validation images.
+
+    Args:
+        backbone: stays as it is.
+        data: training and validation images.
+        protocol: training and sizes.
+        mean: normalisation of the images.
+        std: normalisation of the images.
+        settings: compute type of backbone and pyramid, progress.
+        saving: checkpoints of the training.
+        weights: hash of the backbone's file, so that a checkpoint of other weights is not resumed.
+        seed: of the heads' weights and of all draws.
+        watch: called with each validation image.
+
+    Returns:
+        Result with `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; and all detections.
+
+    Raises:
+        UsageError: the backbone's patches do not fit, or checkpoints are of another training.
+        MissingExtra: the extra `detection` is not installed.
+    """
+    coco_mask_library()  # before hours of training, not after
+    protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
+    images = trainable_images(data.train)
+    device = device_of(backbone)
+    detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
+    described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
+    identity = json.loads(json.dumps({**described, "weights": weights, "seed": seed, "images": len(images)}))
+    trained = train_detector(
+        detector,
+        detector_optimizer(detector, backbone, protocol.training),
+        images,
+        protocol.training,
+        device=device,
+        channels=backbone.spec.channels,
+        seed=seed,
+        saving=saving or Checkpointing(),
+        identity=identity,
+        progress=settings.progress,
+    )
+    found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
+    extra = {**_counts(data, len(images)), "detections": len(found), **trained}
+    return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
+
+
+def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:
+    files = [data.train.file.name, data.val.file.name]
+    return {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
+
+
+def _counts(data: DetectionData, train_images: int) -> dict[str, Any]:
+    return {
+        "train_images": train_images,
+        "val_images": len(data.val),
+        "classes": len(data.val.classes),
+        "without_area": [*data.train.without_area, *data.val.without_area],
+    }
+
+
+def _detector(
+    backbone: Backbone,
+    num_classes: int,
+    protocol: DetectionProtocol,
+    settings: FeatureSettings,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> nn.Module:
+    """Return the untrained detector on the backbone's device; its heads are drawn from `seed`."""
+    device = device_of(backbone)
+    compute, _ = select_precision(settings.precision, device)
+    shape = protocol.shape
+    with drawn_from(torch.device("cpu"), seed, "detector-weights"):
+        pyramid = Pyramid(
+            copy.deepcopy(backbone), channels=shape.channels, frozen=protocol.training.frozen, compute=compute
+        )
+        detector: nn.Module = build_detector(pyramid, num_classes, shape, mean=mean, std=std)
+    return detector.to(device)
+
+
+def detect(
+    detector: nn.Module, coco: CocoSet, *, channels: int, progress: bool = True, watch: Watcher | None = None
+) -> list[Detection]:
+    """Return what a detector finds in every image, at most 100 objects in each.
+
+    Raises:
+        DataError: an image cannot be read: leaving it out would change the numbers.
+    """
+    device = device_of(detector)
+    found: list[Detection] = []
+    with frozen(detector), progress_bar("detecting", len(coco), shown=progress) as advance:
+        for image in coco.images:
+            try:
+                pixels = image.read(channels=channels)
+            except UnreadableImage as problem:
+                raise DataError(f"a validation image cannot be read: {problem}") from problem
+            detections = detections_of(image, detector([pixels.to(device).float() / 255])[0])
+            if watch is not None:
+                watch(image, pixels, detections)
+            found += detections
+            advance(1)
+    return found

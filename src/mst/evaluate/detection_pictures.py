@@ -1,0 +1,84 @@
+"""A picture for each validation image: the annotated objects, and what the detector found."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from mst.errors import RunFailure, UsageError
+from mst.evaluate.coco import CocoImage
+from mst.evaluate.coco_masks import mask_of, read_segmentation
+from mst.evaluate.detection_metrics import Detection
+
+Shown = tuple[int, str, tuple[float, float, float, float], NDArray[np.bool_]]
+"""Label, caption, box and mask of an object."""
+
+
+def detection_writer(
+    folder: Path, limit: int, classes: Sequence[str], *, min_score: float = 0.5
+) -> Callable[[CocoImage, Tensor, list[Detection]], None]:
+    """Return a function that writes `<image>.png` for each of the first `limit` images: truth left, found right.
+
+    Raises:
+        UsageError: `folder` is a file, or `limit` is below 1.
+    """
+    if limit < 1:
+        raise UsageError(f"--picture-limit {limit}: must be at least 1")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"--pictures {folder} is a file: name a folder")
+    folder.mkdir(parents=True, exist_ok=True)
+    written: set[int] = set()
+
+    def write(image: CocoImage, pixels: Tensor, detections: list[Detection]) -> None:
+        if len(written) >= limit:
+            return
+        written.add(image.id)
+        truth: list[Shown] = [
+            (item.label, classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects
+        ]
+        found: list[Shown] = [
+            (item.label, f"{classes[item.label]} {item.score:.2f}", item.box, _mask(item.mask, image.size))
+            for item in detections
+            if item.score >= min_score
+        ]
+        left, right = (overlay(pixels, shown) for shown in (truth, found))
+        sheet = Image.new("RGB", (2 * left.width + 4, left.height), "white")
+        sheet.paste(left, (0, 0))
+        sheet.paste(right, (left.width + 4, 0))
+        try:
+            sheet.save(folder / f"{len(written) - 1:04d}-{image.path.stem}.png")
+        except OSError as error:
+            raise RunFailure(f"cannot write pictures to {folder}: {error.strerror or error}") from error
+
+    return write
+
+
+def _mask(mask: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
+    return mask_of(read_segmentation(mask, size))
+
+
+def overlay(pixels: Tensor, shown: Iterable[Shown]) -> Image.Image:
+    """Return an image uint8 [C, H, W] with masks, boxes and captions; each label has a colour of its own."""
+    rgb = pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
+    canvas = rgb.permute(1, 2, 0).numpy().astype(np.float32)  # [H, W, 3]
+    kept = list(shown)
+    for label, _, _, mask in kept:
+        canvas[mask] = 0.55 * canvas[mask] + 0.45 * np.asarray(_colour(label))
+    picture = Image.fromarray(canvas.astype(np.uint8))
+    draw = ImageDraw.Draw(picture)
+    for label, caption, (x0, y0, x1, y1), _ in kept:
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour(label), width=2)
+        draw.text((x0 + 3, y0 + 1), caption, fill="white", stroke_width=1, stroke_fill="black")
+    return picture
+
+
+def _colour(label: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1.0)
+    return round(255 * red), round(255 * green), round(255 * blue)

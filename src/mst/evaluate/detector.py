@@ -1,0 +1,120 @@
+"""Mask R-CNN on a pyramid, and what it is trained on and what it finds in COCO's terms.
+
+Source: He et al. 2017 as torchvision implements it, with its defaults; only widths, image sizes and the smallest anchor
+can be chosen. Letters: B images, C channels, H W pixels, M objects of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.rpn import AnchorGenerator
+
+from mst.errors import UsageError
+from mst.evaluate.coco import CocoImage
+from mst.evaluate.coco_masks import mask_of
+from mst.evaluate.detection_metrics import Detection, encode_mask
+
+LEVELS = 5
+"""Four levels of the pyramid and the pooled one."""
+POOLED = 7
+"""Cells per side that torchvision's box head sees of an object."""
+
+
+@dataclass(frozen=True)
+class DetectorShape:
+    """Sizes of the detector and its images.
+
+    Attributes:
+        short_sides: the short side is resized to one of these, drawn anew for each training image; the last in tests.
+        long_side: at most this; wins over the short side.
+        channels: of the pyramid and the mask head.
+        head_dim: width of the box head.
+        anchor_size: pixels of the smallest anchor, doubled from level to level.
+    """
+
+    short_sides: tuple[int, ...] = (480, 512, 544, 576, 608, 640, 672, 704, 736, 768, 800)
+    long_side: int = 1333
+    channels: int = 256
+    head_dim: int = 1024
+    anchor_size: int = 32
+
+    def __post_init__(self) -> None:
+        if not self.short_sides or min(*self.short_sides, self.long_side) < 32:
+            raise UsageError(f"--short-sides {self.short_sides} and --long-side {self.long_side}: at least 32 pixels")
+        if min(self.channels, self.head_dim, self.anchor_size) < 1:
+            raise UsageError("--channels, --head-dim and --anchor-size must be at least 1")
+
+
+def build_detector(
+    pyramid: nn.Module,
+    num_classes: int,
+    shape: DetectorShape,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+) -> MaskRCNN:
+    """Return torchvision's Mask R-CNN over a pyramid with `out_channels` and levels "0" to "3" and "pool".
+
+    It takes images in [0, 1] and normalises, resizes and pads them (to multiples of 32) itself. Label 0 is the
+    background. Weights are torchvision's own initialisation from the process's random state.
+    """
+    channels = shape.channels
+    hidden = 256 if channels >= 256 else channels
+    return MaskRCNN(
+        pyramid,
+        min_size=shape.short_sides,
+        max_size=shape.long_side,
+        image_mean=list(mean),
+        image_std=list(std),
+        rpn_anchor_generator=AnchorGenerator(
+            tuple((shape.anchor_size * 2**level,) for level in range(LEVELS)), ((0.5, 1.0, 2.0),) * LEVELS
+        ),
+        box_head=TwoMLPHead(channels * POOLED**2, shape.head_dim),
+        box_predictor=FastRCNNPredictor(shape.head_dim, num_classes + 1),
+        mask_head=MaskRCNNHeads(channels, (hidden,) * 4, 1),
+        mask_predictor=MaskRCNNPredictor(hidden, hidden, num_classes + 1),
+    )
+
+
+def training_target(image: CocoImage) -> dict[str, Tensor]:
+    """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W]; no crowds."""
+    height, width = image.size
+    limits = torch.tensor([width, height, width, height], dtype=torch.float32)
+    boxes, labels, masks = [], [], []
+    for found in image.objects:
+        box = torch.minimum(torch.tensor(found.box).clamp(min=0), limits)
+        if found.crowd or not bool((box[2:] > box[:2]).all()):
+            continue
+        boxes.append(box)
+        labels.append(found.label + 1)
+        masks.append(torch.from_numpy(mask_of(found.segmentation).copy()))
+    return {
+        "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4),
+        "labels": torch.tensor(labels, dtype=torch.int64),
+        "masks": torch.stack(masks).to(torch.uint8) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
+    }
+
+
+def flipped(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return an image [C, H, W] and its target mirrored left to right."""
+    boxes, width = target["boxes"], image.shape[-1]
+    mirrored = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1)
+    return image.flip(-1), {**target, "boxes": mirrored, "masks": target["masks"].flip(-1)}
+
+
+def detections_of(image: CocoImage, output: dict[str, Any]) -> list[Detection]:
+    """Return what torchvision's detector found in one image; a mask is where its probability is above one half."""
+    boxes, labels, scores = (output[key].cpu().tolist() for key in ("boxes", "labels", "scores"))
+    masks = output["masks"][:, 0] > 0.5  # [M, H, W]
+    return [
+        Detection(image.id, label - 1, score, (box[0], box[1], box[2], box[3]), encode_mask(mask))
+        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
+    ]

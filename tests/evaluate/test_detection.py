@@ -1,0 +1,292 @@
+"""Mask R-CNN on this package's backbones: equal to torchvision, learns, resumes exactly, says what is wrong."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torchvision.models.detection import MaskRCNN
+from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
+
+from evaluate.coco_folders import coco_content, write_coco
+from mst.errors import CheckpointError, DataError, Interrupted, MstError, UsageError
+from mst.evaluate import detection_training
+from mst.evaluate.coco import CocoSet, find_coco, read_coco
+from mst.evaluate.detection import DetectionData, DetectionProtocol, evaluate_detection
+from mst.evaluate.detection_training import (
+    Checkpointing,
+    TrainingSettings,
+    batch_positions,
+    detector_optimizer,
+    layer_of,
+    learning_rate,
+    trainable_images,
+)
+from mst.evaluate.detector import DetectorShape, build_detector, detections_of, flipped, training_target
+from mst.evaluate.features import FeatureSettings
+from mst.evaluate.pyramid import Pyramid
+from mst.model.backbone import Backbone, BackboneSpec
+from mst.model.build import build_backbone
+
+QUIET = FeatureSettings(precision="fp32", progress=False)
+TINY = DetectorShape(short_sides=(48, 64), long_side=96, channels=16, head_dim=32, anchor_size=8)
+SHORT = DetectionProtocol(TrainingSettings(epochs=2, batch_size=1, lr=1e-3, warmup_steps=1), TINY)
+VIT = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
+SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=16, depth=1, num_heads=1)
+
+
+@pytest.fixture(scope="module")
+def coco(tmp_path_factory: pytest.TempPathFactory) -> CocoSet:
+    return read_coco(*find_coco(write_coco(tmp_path_factory.mktemp("coco")), "train"))
+
+
+def vit() -> Backbone:
+    return build_backbone(VIT, seed=1).eval()
+
+
+@pytest.mark.parametrize("spec", [VIT, dataclasses.replace(VIT, patch_size=8), SWIN], ids=["16", "8", "swin"])
+def test_pyramid_has_the_strides_and_trains(spec: BackboneSpec) -> None:
+    pyramid = Pyramid(build_backbone(spec, seed=0), channels=8, frozen=False, compute=torch.float32)
+    levels = pyramid(torch.randn(2, 3, 64, 96))
+    assert {name: tuple(level.shape) for name, level in levels.items()} == {
+        name: (2, 8, 64 // stride, 96 // stride)
+        for name, stride in zip(["0", "1", "2", "3"], (4, 8, 16, 32), strict=True)
+    } | {"pool": (2, 8, 1, 2)}
+    torch.stack([level.square().sum() for level in levels.values()]).sum().backward()
+    missing = [n for n, p in pyramid.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+
+
+def test_swin_stages_end_in_its_tokens() -> None:
+    backbone = build_backbone(SWIN, seed=0).eval()
+    images = torch.randn(2, 3, 64, 96)
+    stages: list[Tensor] = backbone.stages(images)  # type: ignore[operator]
+    assert [stage.shape[1] for stage in stages] == [16, 32, 64, 128]
+    tokens = backbone.tokens(images, importance=False)
+    torch.testing.assert_close(stages[-1].flatten(2).transpose(1, 2), tokens.patches)
+
+
+def test_a_frozen_backbone_gets_no_gradient_and_stays_in_evaluation_mode() -> None:
+    pyramid = Pyramid(vit(), channels=8, frozen=True, compute=torch.bfloat16).train()
+    assert not pyramid.backbone.training
+    levels = pyramid(torch.randn(1, 3, 32, 32))
+    assert all(level.dtype == torch.float32 for level in levels.values())
+    levels["0"].sum().backward()
+    assert all(p.grad is None for p in pyramid.backbone.parameters())
+    assert pyramid.levels.levels[0][0].weight.grad is not None
+
+
+def test_losses_and_boxes_are_torchvisions_own() -> None:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        features = resnet_fpn_backbone(backbone_name="resnet18", weights=None)
+        theirs = MaskRCNN(features, 3, min_size=64, max_size=96, image_mean=[0.4] * 3, image_std=[0.2] * 3)
+        shape = DetectorShape(short_sides=(64,), long_side=96)
+        ours = build_detector(copy.deepcopy(features), 2, shape, mean=[0.4] * 3, std=[0.2] * 3)
+        ours.load_state_dict(theirs.state_dict())
+        image, mask = torch.rand(3, 40, 60), torch.zeros(1, 40, 60, dtype=torch.uint8)
+        mask[0, 10:30, 20:50] = 1
+        target = {"boxes": torch.tensor([[20.0, 10, 50, 30]]), "labels": torch.tensor([2]), "masks": mask}
+        found: list[Any] = []
+        for model in (theirs, ours):
+            torch.default_generator.manual_seed(1)
+            losses = model.train()([image], [target])
+            with torch.no_grad():
+                model.roi_heads.score_thresh = 0.0
+                found.append((losses, model.eval()([image])[0]))
+    torch.testing.assert_close(found[0][0], found[1][0], rtol=0, atol=0)
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=0, atol=0)
+    assert len(found[0][1]["boxes"])
+
+
+def test_targets_and_mirroring(coco: CocoSet) -> None:
+    target = training_target(coco.images[0])  # a disc, and a crowd that is no target
+    assert target["boxes"].tolist() == [[4, 2, 14, 10]]
+    assert target["labels"].tolist() == [2]
+    empty = training_target(coco.images[2])
+    assert (empty["boxes"].shape, empty["masks"].shape) == ((0, 4), (0, 24, 32))
+    image = coco.images[0].read()
+    mirrored, turned = flipped(image, target)
+    x0, y0, x1, y1 = turned["boxes"][0].int().tolist()
+    assert turned["masks"][0, y0:y1, x0:x1].all()
+    assert turned["masks"].sum() == target["masks"].sum()
+    assert (mirrored[:, y0:y1, x0:x1] == 220).all()
+    again, back = flipped(mirrored, turned)
+    assert torch.equal(again, image)
+    assert torch.equal(back["boxes"], target["boxes"])
+
+
+def test_detections_are_in_the_images_own_pixels(coco: CocoSet) -> None:
+    mask = torch.zeros(1, 1, 24, 32)
+    mask[0, 0, 2:10, 4:14] = 0.9
+    output = {"boxes": torch.tensor([[4.0, 2, 14, 10]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
+    found = detections_of(coco.images[0], {**output, "masks": mask})
+    assert found[0][:4] == (1, 1, 0.5, (4, 2, 14, 10))
+    assert found[0].mask["size"] == [24, 32]
+
+
+def test_layers_and_their_rates() -> None:
+    names = {
+        "backbone.backbone.model.pos_embed": 0,
+        "backbone.backbone.model.patch_embed.proj.weight": 0,
+        "backbone.backbone.model.blocks.0.norm1.weight": 1,
+        "backbone.backbone.model.blocks.1.norm1.weight": 2,
+        "backbone.backbone.model.norm.weight": 3,
+        "backbone.levels.levels.0.0.weight": 3,
+        "roi_heads.box_head.fc6.weight": 3,
+    }
+    assert {name: layer_of(name, [2]) for name in names} == names
+    assert layer_of("backbone.backbone.model.layers.2.blocks.0.attn.qkv.weight", [2, 2, 6, 2]) == 5
+    assert layer_of("backbone.backbone.model.layers.2.downsample.norm.weight", [2, 2, 6, 2]) == 5
+    backbone = vit()
+    pyramid = Pyramid(backbone, channels=16, frozen=False, compute=torch.float32)
+    detector = build_detector(pyramid, 2, TINY, mean=[0.5] * 3, std=[0.5] * 3)
+    optimizer = detector_optimizer(detector, backbone, TrainingSettings(layer_decay=0.5))
+    assert sorted({group["scale"] for group in optimizer.param_groups}) == [0.125, 0.25, 0.5, 1.0]
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    assert held == {id(p) for p in detector.parameters() if p.requires_grad}
+    assert all(p.ndim > 1 for group in optimizer.param_groups if group["weight_decay"] for p in group["params"])
+
+
+def test_schedule_and_order() -> None:
+    settings = TrainingSettings(lr=1.0, warmup_steps=4)
+    rates = [learning_rate(step, 60, settings) for step in range(60)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert (rates[39], rates[40], rates[54], rates[55]) == (
+        1.0,
+        pytest.approx(0.1),
+        pytest.approx(0.1),
+        pytest.approx(0.01),
+    )
+    epoch = [index for step in range(5) for index, _ in batch_positions(step, 10, 2, seed=3)]
+    assert sorted(epoch) == list(range(10))
+    assert epoch != [index for step in range(5, 10) for index, _ in batch_positions(step, 10, 2, seed=3)]
+
+
+def data_of(coco: CocoSet) -> DetectionData:
+    return DetectionData(coco, coco)
+
+
+def test_the_backbone_stays_as_it_is_and_runs_repeat(coco: CocoSet) -> None:
+    backbone = vit()
+    before = copy.deepcopy(backbone.state_dict())
+    result, found = evaluate_detection(backbone, data_of(coco), SHORT, settings=QUIET)
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(p.requires_grad for p in backbone.parameters())
+    assert result.extra["steps"] == 4
+    assert result.extra["skipped_steps"] == 0
+    assert {"ap_box", "ap50_box", "ap_mask"} <= set(result.metrics)
+    again, also = evaluate_detection(backbone, data_of(coco), SHORT, settings=QUIET)
+    assert (again, also) == (result, found)
+
+
+def test_an_interrupted_training_resumes_exactly(
+    coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, found = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET)
+    saving = Checkpointing(str(tmp_path / "checkpoints"), 1)
+    own = detection_training._train_step
+    calls: list[int] = []
+
+    def killed(*arguments: Any) -> float | None:
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return own(*arguments)
+
+    monkeypatch.setattr(detection_training, "_train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
+    monkeypatch.setattr(detection_training, "_train_step", own)
+    resumed, also = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
+    assert (resumed, also) == (whole, found)
+    other = dataclasses.replace(SHORT, training=dataclasses.replace(SHORT.training, lr=0.5))
+    with pytest.raises(UsageError, match="holds a training with other lr: name another folder"):
+        evaluate_detection(vit(), data_of(coco), other, settings=QUIET, saving=saving)
+
+
+def test_a_signal_saves_and_says_how_to_go_on(coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = detection_training._train_step
+
+    def signalled(*arguments: Any) -> float | None:
+        import signal
+
+        signal.raise_signal(signal.SIGTERM)
+        return own(*arguments)
+
+    monkeypatch.setattr(detection_training, "_train_step", signalled)
+    saving = Checkpointing(str(tmp_path / "c"), 100)
+    with pytest.raises(Interrupted, match="stopped after step 1 of 4; the same command resumes"):
+        evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
+    assert (tmp_path / "c" / "step_1").is_dir()
+
+
+def test_bad_steps_are_skipped_and_too_many_end_it(coco: CocoSet, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Bad(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(2))
+
+        def forward(self, images: list[Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+            return {"loss": self.weight.sum() * math.nan}
+
+    model = Bad()
+    optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "scale": 1.0}])
+    settings = TrainingSettings(epochs=20, batch_size=1)
+    with pytest.raises(MstError, match="10 steps in a row without a finite loss"):
+        detection_training.train_detector(
+            model,
+            optimizer,
+            trainable_images(coco),
+            settings,
+            device=torch.device("cpu"),
+            channels=3,
+            seed=0,
+            saving=Checkpointing(),
+            identity={},
+            progress=False,
+        )
+    assert torch.equal(model.weight, torch.ones(2))
+
+
+def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
+    odd = build_backbone(dataclasses.replace(VIT, patch_size=14, image_size=(28, 28)), seed=0)
+    with pytest.raises(UsageError, match="tokens of 14 px: detection needs patches of 4, 8, 16 or 32"):
+        evaluate_detection(odd, data_of(coco), SHORT, settings=QUIET)
+    other = dataclasses.replace(coco, classes=("box", "ring"))
+    with pytest.raises(DataError, match="differ in 1 categories, the first is id 7: disc and ring"):
+        DetectionData(coco, other)
+    nothing = dataclasses.replace(coco, images=coco.images[2:])
+    with pytest.raises(DataError, match="no image has an object to learn from"):
+        trainable_images(nothing)
+    for wrong, message in (
+        (lambda: TrainingSettings(epochs=0), "--epochs and --batch-size"),
+        (lambda: TrainingSettings(layer_decay=0), "--layer-decay 0: must be above 0"),
+        (lambda: DetectorShape(short_sides=(8,)), "at least 32 pixels"),
+        (lambda: Checkpointing("x", 0), "--checkpoint-every 0"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            wrong()
+    (tmp_path / "step_1").mkdir()
+    with pytest.raises(CheckpointError, match="none of 1 checkpoints can be used"):
+        evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=Checkpointing(str(tmp_path)))
+    write_coco(tmp_path / "d", coco_content())
+    (tmp_path / "d" / "images" / "c.png").write_bytes(b"x")
+    broken = read_coco(*find_coco(tmp_path / "d", "train"))
+    with pytest.raises(DataError, match=r"a validation image cannot be read: .*c\.png"):
+        evaluate_detection(vit(), DetectionData(coco, broken), SHORT, settings=QUIET)
+
+
+@pytest.mark.slow
+def test_learns_three_images_by_heart(coco: CocoSet) -> None:
+    training = TrainingSettings(epochs=150, batch_size=2, lr=2e-3, warmup_steps=10, layer_decay=1.0)
+    shape = dataclasses.replace(TINY, short_sides=(96,), long_side=128, channels=32, head_dim=128)
+    result, _ = evaluate_detection(vit(), data_of(coco), DetectionProtocol(training, shape), settings=QUIET)
+    assert result.metrics["ap50_box"] > 90
+    assert result.metrics["ap50_mask"] > 90

@@ -6,7 +6,7 @@ from itertools import product
 
 import pytest
 
-from mst.config.derive import IMAGENET_IMAGES, derive
+from mst.config.derive import IMAGENET_IMAGES, Measured, derive, needs_measuring
 from mst.config.load import override
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import ConfigError
@@ -92,10 +92,27 @@ def test_batch_is_shared() -> None:
     assert derive(config, 1000, world_size=4).batch_size_per_pass == 4
 
 
-def test_other_channels_get_average_statistics() -> None:
-    assert plan(data__channels=1).mean == (0.449,)
-    assert len(plan(data__channels=5).std) == 5
+def test_statistics_are_measured_where_imagenets_do_not_fit() -> None:
+    measured = Measured((0.1,) * 5, (0.2,) * 5, 256)
+
+    def statistics(measured: Measured | None, **settings: object) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        config = override(RunConfig(), {f"{key.replace('__', '.')}": value for key, value in settings.items()})
+        found = derive(config, 10_000, measured=measured)
+        return found.mean, found.std
+
+    assert statistics(measured, data__channels=5) == (measured.mean, measured.std)
+    assert statistics(None, data__channels=1) == ((0.449,), (0.226,))
+    assert statistics(measured, data__channels=5, views__mean=["auto"], views__std=(0.5,) * 5) == (
+        measured.mean,
+        (0.5,) * 5,
+    )
     assert plan(data__channels=1, views__mean=(0.1,), views__std=(0.2,)).mean == (0.1,)
+    assert plan().mean == (0.485, 0.456, 0.406)
+    wanted = [
+        needs_measuring(override(RunConfig(), changes))
+        for changes in ({}, {"data.channels": 1}, {"views.std": "auto"}, {"data.channels": 1, "views.mean": (0.1,)})
+    ]
+    assert wanted == [False, True, True, False]
 
 
 @pytest.mark.parametrize(

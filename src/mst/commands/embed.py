@@ -82,7 +82,7 @@ def embed(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)
-    paths = index_images(data, limit=limit)
+    paths = index_images(data, limit=limit, channels=subject.channels)
     no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
     images = ImageSet.from_paths(paths, no_labels, channels=subject.channels)
     features = extract_features(

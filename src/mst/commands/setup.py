@@ -9,10 +9,11 @@ import torch
 from rich.table import Table
 
 from mst.commands.environment import device_name
-from mst.config.derive import check_consistent, derive
+from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.sources import ImageIndex, index_images
+from mst.data.statistics import MEASURED_IMAGES, channel_statistics
 from mst.errors import DataError
 from mst.evaluate.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
@@ -85,10 +86,14 @@ def prepare(config: RunConfig) -> Setup:
         torch.set_num_threads(config.runtime.threads)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
-    images = index_images(config.data.train, limit=config.data.limit)
+    channels = config.data.channels
+    images = index_images(config.data.train, limit=config.data.limit, channels=channels)
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
-    check_sample(images, channels=config.data.channels, patch_size=spec.patch_size)
+    check_sample(images, channels=channels, patch_size=spec.patch_size)
+    if needs_measuring(config):
+        mean, std = channel_statistics(images, channels=channels)
+        plan = derive(config, len(images), measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
     labelled = labelled_sets(config) if config.monitor.knn_data else None
     return Setup(config, plan, images, labelled, spec, device, precision, reason)
 

@@ -6,8 +6,9 @@ Rules are DINO's (Caron et al. 2021, sections 3 and 5 and its released recipe), 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
-from mst.config.schema import DataConfig, RunConfig, RunPlan, Size, ViewsConfig
+from mst.config.schema import RunConfig, RunPlan, Size, ViewsConfig
 from mst.errors import ConfigError
 
 IMAGENET_IMAGES = 1_281_167
@@ -29,13 +30,26 @@ CONTINUED_LR_SHARE = 0.1
 HEAD_ONLY_EPOCHS, HEAD_ONLY_SHARE = 1.0, 0.05
 
 
-def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan:
+Channels = tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Mean and standard deviation of each channel in [0, 1], and how many images they were measured on."""
+
+    mean: Channels
+    std: Channels
+    images: int
+
+
+def derive(config: RunConfig, dataset_size: int, world_size: int = 1, measured: Measured | None = None) -> RunPlan:
     """Fill in every value that the configuration leaves to the data set and the batch.
 
     Args:
         config: what was asked for.
         dataset_size: readable or not, the images one epoch goes through.
         world_size: processes that share a batch.
+        measured: of the images, where `needs_measuring`; without it ImageNet's averages stand in.
 
     Raises:
         ConfigError: settings that contradict each other or the size of the data set.
@@ -53,7 +67,7 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1) -> RunPlan
     warmup_steps = _warmup(config, steps_per_epoch, total_steps, reasons)
     prototypes = _prototypes(config, dataset_size, reasons)
     temp, temp_start, temp_warmup = _teacher_temperature(config, steps_per_epoch, total_steps, reasons)
-    mean, std = _statistics(config.views, config.data, reasons)
+    mean, std = _statistics(config, measured, reasons)
     return RunPlan(
         dataset_size=dataset_size,
         steps_per_epoch=steps_per_epoch,
@@ -258,21 +272,31 @@ def _freeze_backbone(config: RunConfig, steps_per_epoch: int, total_steps: int, 
     return min(round(HEAD_ONLY_EPOCHS * steps_per_epoch), round(HEAD_ONLY_SHARE * total_steps))
 
 
-def _statistics(
-    views: ViewsConfig, data: DataConfig, reasons: dict[str, str]
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def needs_measuring(config: RunConfig) -> bool:
+    """Whether mean or standard deviation come from the images: asked for, or not RGB and nothing else was said."""
+    views, default = config.views, ViewsConfig()
+    unsaid = (views.mean, views.std) == (default.mean, default.std)
+    return "auto" in (views.mean, views.std) or (config.data.channels != len(default.mean) and unsaid)
+
+
+def _statistics(config: RunConfig, measured: Measured | None, reasons: dict[str, str]) -> tuple[Channels, Channels]:
     """Return mean and standard deviation for each of the channels."""
-    if len(views.mean) == len(views.std) == data.channels:
-        return views.mean, views.std
-    default = ViewsConfig()
-    if (views.mean, views.std) == (default.mean, default.std):
-        reasons["mean"] = reasons["std"] = f"average of ImageNet's, for each of {data.channels} channels"
-        return (_average(views.mean),) * data.channels, (_average(views.std),) * data.channels
-    raise ConfigError(
-        f"--views.mean has {len(views.mean)} and --views.std {len(views.std)} values: "
-        f"each needs {data.channels}, one for each of --data.channels"
-    )
-
-
-def _average(values: tuple[float, ...]) -> float:
-    return round(sum(values) / len(values), 3)
+    views, channels, default = config.views, config.data.channels, ViewsConfig()
+    found: dict[str, Channels] = {}
+    everything = needs_measuring(config) and "auto" not in (views.mean, views.std)
+    for name in ("mean", "std"):
+        said, usual = getattr(views, name), getattr(default, name)
+        if said != "auto" and not everything:
+            found[name] = said
+        elif measured is not None:
+            found[name] = getattr(measured, name)
+            reasons[name] = f"measured on {measured.images} of the images"
+        else:
+            found[name] = (round(sum(usual) / len(usual), 3),) * channels
+            reasons[name] = f"average of ImageNet's, for each of {channels} channels"
+    if not len(found["mean"]) == len(found["std"]) == channels:
+        raise ConfigError(
+            f"--views.mean has {len(found['mean'])} and --views.std {len(found['std'])} values: "
+            f"each needs {channels}, one for each of --data.channels (or: auto)"
+        )
+    return found["mean"], found["std"]

@@ -118,6 +118,8 @@ def _from_words(key: str, value: object) -> object:
         raise ConfigError(f"{flag(key)} has no value: it must be {allowed(field)}")
     if len(words) == 1 and words[0].lower() == "none":
         return "none" if "none" in allowed(field).replace(", or none", "") else None
+    if len(words) == 1 and words[0] in choices(field.annotation):
+        return words[0]
     return tuple(words) if is_open_ended(field) or (takes_several(field) and len(words) > 1) else words[0]
 
 

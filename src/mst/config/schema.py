@@ -77,10 +77,10 @@ class ViewsConfig(Section):
     """Range of the blur's standard deviation in pixels of a 224 px crop, scaled with the crop's size."""
     solarize: Fraction = 0.2
     """Probability of solarizing, all global crops but the first."""
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-    """Per-channel mean in [0, 1] (ImageNet's)."""
-    std: tuple[Positive, ...] = (0.229, 0.224, 0.225)
-    """Per-channel standard deviation in [0, 1] (ImageNet's)."""
+    mean: tuple[float, ...] | Literal["auto"] = (0.485, 0.456, 0.406)
+    """Per-channel mean in [0, 1] (ImageNet's); auto = measured. Unless set, other images than RGB are measured."""
+    std: tuple[Positive, ...] | Literal["auto"] = (0.229, 0.224, 0.225)
+    """Per-channel standard deviation in [0, 1] (ImageNet's); auto = measured."""
 
 
 class ModelConfig(Section):

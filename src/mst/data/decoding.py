@@ -7,11 +7,12 @@ is called directly because `torchvision.io` warns of its own removal; where the 
 from __future__ import annotations
 
 import io
+import math
 import re
 import threading
 import warnings
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,8 @@ MAX_PIXELS = 178_956_970
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
 """What Pillow may recognise, by content; the file's name does not matter."""
+
+NPY_MAGIC = b"\x93NUMPY"
 
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
 _READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
@@ -80,11 +83,13 @@ def decode_image(path: str | Path, *, channels: int = 3) -> Tensor:
     """Return the image in a file, upright (EXIF orientation applied), first frame of an animation.
 
     Palette and CMYK become RGB; transparent pixels are laid over white; 16 bits are scaled to 8 over their full range;
-    float images must lie in [0, 1] or [0, 255].
+    float images must lie in [0, 1] or [0, 255]. Arrays in `.npy` files are [H, W], [H, W, channels] or
+    [channels, H, W] (the first that fits) and are read without running code from them.
 
     Args:
         path: the file; its content decides how it is read, not its extension.
         channels: 3 for RGB, 1 for grey (luminance); any other number reads the bands of all pages of a TIFF as stored.
+            An array must have exactly that many.
 
     Returns:
         uint8 [channels, H, W], contiguous.
@@ -97,6 +102,8 @@ def decode_image(path: str | Path, *, channels: int = 3) -> Tensor:
         data = bytearray(Path(path).read_bytes())
         if not data:
             raise UnreadableImage(path, "empty file")
+        if data.startswith(NPY_MAGIC):
+            return _decode_array(data, channels)
         image = _decode_plain_jpeg(data, channels)
         return image if image is not None else _decode_with_pillow(data, channels)
     except UnreadableImage:
@@ -156,6 +163,31 @@ def _decode_with_pillow(data: bytearray, channels: int) -> Tensor:
     return torch.from_numpy(np.array(planes, dtype=np.uint8, order="C"))  # a writable copy
 
 
+def _decode_array(data: bytearray, channels: int) -> Tensor:
+    """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
+    stream = io.BytesIO(data)
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read_header:
+        raise ValueError(f"a .npy file of version {version}: only 1.0 and 2.0 are understood")
+    shape, fortran, dtype = read_header[version](stream)
+    if dtype.kind not in "buif":
+        raise ValueError(f"an array of {dtype}: only whole numbers and floats are understood")
+    count = math.prod(shape)
+    if count == 0 or stream.tell() + count * dtype.itemsize > len(data):
+        raise ValueError(f"an array of shape {shape} in {len(data)} bytes: empty or truncated")
+    values = np.frombuffer(data, dtype, count, stream.tell()).reshape(shape, order="F" if fortran else "C")
+    if values.ndim == 2 and channels == 1:
+        planes = values[None]
+    elif values.ndim == 3 and values.shape[2] == channels:
+        planes = values.transpose(2, 0, 1)
+    elif values.ndim == 3 and values.shape[0] == channels:
+        planes = values
+    else:
+        raise ValueError(f"has shape {shape}, --data.channels asks for {channels} channels first or last")
+    return torch.from_numpy(np.array(_eight_bits(planes), dtype=np.uint8, order="C"))  # [C, H, W], a writable copy
+
+
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation; damaged EXIF data means none."""
     image.load()
@@ -186,7 +218,7 @@ def _bands(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     return np.concatenate(pages, axis=2)
 
 
-def _eight_bits(image: Image.Image) -> npt.NDArray[np.uint8]:
+def _eight_bits(image: Image.Image | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
     """Return the pixels as uint8: 16-bit values over their full range, floats from [0, 1] or [0, 255]."""
     values = np.asarray(image)
     low, high = values.min(), values.max()

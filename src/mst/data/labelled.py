@@ -48,7 +48,7 @@ class LabelledFolder:
         DataError: no class folders, a class without images, or validation classes that training does not have.
     """
 
-    def __init__(self, root: str | Path) -> None:
+    def __init__(self, root: str | Path, *, channels: int = 3) -> None:
         self.root = Path(root).expanduser()
         if not self.root.is_dir():
             state = "is a file" if self.root.exists() else "does not exist"
@@ -62,8 +62,8 @@ class LabelledFolder:
                 f"{val} has {len(unknown)} class{'es' * (len(unknown) > 1)} that {train} lacks:"
                 f" {', '.join(unknown[:5])}{', ...' if len(unknown) > 5 else ''}"
             )
-        self.train = _labelled(train, self.classes, self.classes)
-        self.val = _labelled(val, _classes(val), self.classes)
+        self.train = _labelled(train, self.classes, self.classes, channels)
+        self.val = _labelled(val, _classes(val), self.classes, channels)
 
 
 def _part(root: Path, names: Sequence[str]) -> Path:
@@ -82,9 +82,9 @@ def _classes(folder: Path) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _labelled(folder: Path, present: Sequence[str], classes: Sequence[str]) -> LabelledImages:
+def _labelled(folder: Path, present: Sequence[str], classes: Sequence[str], channels: int) -> LabelledImages:
     """Index the classes that are `present`, numbered as in `classes`."""
-    parts = [index_images(folder / name) for name in present]  # DataError names a class without images
+    parts = [index_images(folder / name, channels=channels) for name in present]  # names a class without images
     numbers = torch.tensor([classes.index(name) for name in present], dtype=torch.int64)
     labels = numbers.repeat_interleave(torch.tensor([len(part) for part in parts]))  # [n]
     return LabelledImages(ImageIndex.of(path for part in parts for path in part), labels)

@@ -14,6 +14,8 @@ import numpy.typing as npt
 from mst.errors import DataError, UsageError
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"tif", b"tiff", b"bmp"})
+ARRAY = b"npy"
+"""Searched for only where images are neither grey nor RGB: beside photographs such files hold masks or features."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,9 @@ def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * size // max(count, 1)
 
 
-def index_images(paths: str | Path | Iterable[str | Path], *, limit: int | None = None) -> ImageIndex:
+def index_images(
+    paths: str | Path | Iterable[str | Path], *, limit: int | None = None, channels: int = 3
+) -> ImageIndex:
     """Find the images under `paths`.
 
     A folder is searched at any depth in the order of its names (by bytes, so alike on every machine); names that begin
@@ -69,6 +73,8 @@ def index_images(paths: str | Path | Iterable[str | Path], *, limit: int | None 
     Args:
         paths: folders, image files (jpg, jpeg, png, webp, tif, tiff, bmp; any case) and text files of paths.
         limit: keep only this many, drawn evenly over the whole index.
+        channels: of the images; where it is neither 1 nor 3, folders are searched for .npy files as well. Given by
+            name, or in a text file, a .npy file is always taken.
 
     Raises:
         UsageError: nothing was given, or a path does not exist, cannot be read or is none of the three.
@@ -79,27 +85,28 @@ def index_images(paths: str | Path | Iterable[str | Path], *, limit: int | None 
         raise UsageError("no images given: --data.train takes folders, image files or text files of paths")
     visited: set[tuple[int, int]] = set()
     found: list[bytes] = []
+    wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
     for source in sources:
-        found.extend(_images_of(Path(os.path.abspath(Path(source).expanduser())), visited))
+        found.extend(_images_of(Path(os.path.abspath(Path(source).expanduser())), visited, wanted))
     return ImageIndex.of(found).evenly(limit)
 
 
-def _images_of(source: Path, visited: set[tuple[int, int]]) -> list[bytes]:
+def _images_of(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes]) -> list[bytes]:
     """Return the images that one source names, as encoded absolute paths."""
     if source.is_dir():
         already = len(visited)
-        found = list(_walk(os.fsencode(source), visited))
+        found = list(_walk(os.fsencode(source), visited, wanted))
         if not found and len(visited) > already:
-            raise DataError(f"{source} holds no images: looked at any depth for {_names()}")
+            raise DataError(f"{source} holds no images: looked at any depth for {_names(wanted)}")
         return found
     if not source.exists():
         raise UsageError(f"{source} does not exist: give a folder of images, an image or a text file of paths")
-    if _extension(os.fsencode(source.name)) in EXTENSIONS:
+    if _extension(os.fsencode(source.name)) in EXTENSIONS | {ARRAY}:
         return [os.fsencode(source)]
     return _read_list(source)
 
 
-def _walk(top: bytes, visited: set[tuple[int, int]]) -> Iterator[bytes]:
+def _walk(top: bytes, visited: set[tuple[int, int]], wanted: frozenset[bytes]) -> Iterator[bytes]:
     """Yield the images under a folder: its own first, by name, then each sub-folder's, by name."""
     waiting = [top]
     while waiting:
@@ -117,7 +124,7 @@ def _walk(top: bytes, visited: set[tuple[int, int]]) -> Iterator[bytes]:
                         continue
                     if entry.is_dir():
                         folders.append(entry.path)
-                    elif _extension(entry.name) in EXTENSIONS and (entry.is_file() or entry.is_symlink()):
+                    elif _extension(entry.name) in wanted and (entry.is_file() or entry.is_symlink()):
                         images.append(entry.path)  # a dead link too: it is to be counted as unreadable, not lost
         except OSError as error:
             raise UsageError(f"{os.fsdecode(folder)} cannot be searched: {error.strerror}") from error
@@ -137,7 +144,9 @@ def _read_list(source: Path) -> list[bytes]:
     except OSError as error:
         raise UsageError(f"{source} cannot be read: {error.strerror}") from error
     if b"\0" in content:
-        raise UsageError(f"{source} is neither a folder, nor an image ({_names()}), nor a text file of paths")
+        raise UsageError(
+            f"{source} is neither a folder, nor an image ({_names(EXTENSIONS | {ARRAY})}), nor a text file of paths"
+        )
     lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
     base = os.fsencode(source.parent)
     found = [os.path.normpath(os.path.join(base, line)) for line in lines if line and not line.startswith(b"#")]
@@ -150,5 +159,5 @@ def _read_list(source: Path) -> list[bytes]:
     return found
 
 
-def _names() -> str:
-    return ", ".join(sorted(extension.decode() for extension in EXTENSIONS))
+def _names(extensions: frozenset[bytes]) -> str:
+    return ", ".join(sorted(extension.decode() for extension in extensions))

@@ -83,14 +83,14 @@ class LabelledSets:
 
         Args:
             root: the folder.
-            channels: of the images, 3 or 1.
+            channels: of the images.
             train_limit: at most this many training images, drawn evenly over the classes; None = all.
             val_limit: at most this many validation images.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.
         """
-        folder = LabelledFolder(root)
+        folder = LabelledFolder(root, channels=channels)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
         return LabelledSets(
             folder.classes,

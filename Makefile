@@ -54,6 +54,7 @@ format: install  ## let ruff rewrite the sources
 bench: install  ## measured comparisons, each printing a ratio
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/views.py
+	$(PY) benchmarks/attention.py
 
 clean:  ## remove caches (not the environment, not runs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

@@ -17,6 +17,7 @@ import PIL
 import torch
 import torchvision
 from PIL import Image, ImageFilter, ImageOps
+from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
 from torchvision import transforms
 
@@ -71,7 +72,7 @@ def pil_recipe(config: ViewsConfig) -> Callable[[Path], list[Tensor]]:
                 transforms.RandomApply([blur], blur_p),
                 transforms.RandomApply([ImageOps.solarize], solarize_p),
                 transforms.ToTensor(),
-                transforms.Normalize(config.mean, config.std),
+                transforms.Normalize(IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD),
             ]
         )
 
@@ -97,7 +98,7 @@ def crop_all(multicrop: MultiCrop, images: list[Tensor], batch: int, *, normalis
         generators = [torch.Generator().manual_seed(start + i) for i in range(len(chunk))]
         for crops in multicrop.batch(chunk, generators):
             if normalised:
-                normalise(crops, multicrop.config.mean, multicrop.config.std)
+                normalise(crops, IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD)
     return len(images)
 
 

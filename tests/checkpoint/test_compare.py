@@ -41,6 +41,12 @@ def test_keys_of_one_side_only_are_changes() -> None:
     assert changed_settings({"a": {"b": 1}}, {"a": {"c": [1]}}) == {"a.b": (1, None), "a.c": (None, [1])}
 
 
+def test_a_key_newer_than_the_checkpoint_is_no_reason_to_refuse() -> None:
+    refuse_changed_settings({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}})
+    with pytest.raises(CheckpointError, match=r"a\.b 1 -> None"):
+        refuse_changed_settings({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
 def test_free_keys_exist() -> None:
     known = set(changed_settings({}, RunConfig().model_dump()))
     for free in FREE:

@@ -44,10 +44,14 @@ def is_free(key: str) -> bool:
 def refuse_changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
     """Compare a checkpoint's configuration (or plan) with the one it is to be resumed with.
 
+    A key that the checkpoint does not know came with a newer version of this package: it has nothing to differ from.
+
     Raises:
         CheckpointError: settings that define the run differ; names each with both values.
     """
-    changes = {key: pair for key, pair in changed_settings(saved, current).items() if not is_free(key)}
+    known = _flat(saved)
+    changed = changed_settings(saved, current)
+    changes = {key: pair for key, pair in changed.items() if key in known and not is_free(key)}
     if changes:
         lines = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in sorted(changes.items()))
         raise CheckpointError(

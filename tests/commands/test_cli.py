@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -118,6 +119,7 @@ def test_wrong_calls(words: list[str], part: str, capsys: pytest.CaptureFixture[
         (RunFailure("disk full"), 1, "mst: error: disk full"),
         (Interrupted("saved", 15), 143, "mst: saved"),
         (KeyboardInterrupt(), 130, "mst: interrupted"),
+        (PermissionError(errno.EACCES, "Permission denied", "x.npz"), 1, "mst: error: x.npz: Permission denied"),
     ],
 )
 def test_statuses(
@@ -173,6 +175,11 @@ def test_inspect_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixt
     assert summary["formats"] == {"JPEG": 6}
     assert all(0 < value < 1 for value in summary["mean"] + summary["std"])
     assert "broken.png" in call(capsys, "inspect", folder).out
+
+
+def test_flags_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "recipes", "debug", "--json", "--no-json").out.startswith("name")
+    assert "did you mean --json?" in call(capsys, "recipes", "--no-jsn").line
 
 
 def test_plan_says_why(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

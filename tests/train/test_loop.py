@@ -160,6 +160,7 @@ def test_a_signal_finishes_the_step_and_saves(
     assert signal.getsignal(signum) == before
     assert signum.name in capfd.readouterr().err
     assert max(int(path.name[5:]) for path in (tmp_path / "run/checkpoints").iterdir()) == 3
+    assert load_backbone(tmp_path / "run").metadata["step"] == 3
     resumed = train(tmp_path / "run", config, resume=True)
     assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")

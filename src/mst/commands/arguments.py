@@ -85,6 +85,9 @@ def _open_flag(
         found.pop(name, None)
         return name
     name = SHORT.get(name, name)
+    if name.startswith("no_") and isinstance(own.get(name.removeprefix("no_")), bool):
+        found[name.removeprefix("no_")] = False
+        return None
     settings = setting_fields()
     section, _, leaf = name.partition(".")
     negated = f"{section}.{leaf.removeprefix('no_')}"
@@ -115,7 +118,7 @@ def show_help(options: type[object], prog: str) -> int:
     import tyro
 
     try:
-        tyro.cli(options, prog=prog, args=["--help"], config=(tyro.conf.FlagCreatePairsOff,))
+        tyro.cli(options, prog=prog, args=["--help"])
     except SystemExit:
         sys.stdout.flush()
     return 0

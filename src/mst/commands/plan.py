@@ -26,8 +26,8 @@ class PlanOptions:
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
     """A recipe (see `mst recipes`) or a JSON file of settings."""
-    no_probe: bool = False
-    """Leave the probe steps out: no estimate of time and memory."""
+    probe: bool = True
+    """Run a few steps for an estimate of time and memory."""
     json: bool = False
     """One JSON object on stdout."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
@@ -47,7 +47,7 @@ def run(argv: Sequence[str]) -> int:
 
     setup = prepare(config)
     probed = None
-    if not options.no_probe:
+    if options.probe:
         from mst.commands.probe import estimate
 
         probed = estimate(setup)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -138,7 +139,9 @@ def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
     with make_loader(setup, run, start_step=state.step) as loader:
         train(setup, state, loader, run)
     report_unreadable(loader, run)
-    logging.info(f"done: {run.backbone}; try it: mst evaluate knn --backbone {run.root} --data LABELLED")
+    logging.info(
+        f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"
+    )
     return Run(run.root, run.backbone, state.step, last_metrics(run))
 
 

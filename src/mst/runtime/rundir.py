@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,6 +73,11 @@ class RunDir:
         """The self-contained page."""
         return self.root / "report.html"
 
+    @property
+    def resume_command(self) -> str:
+        """What to type to go on with the run."""
+        return f"mst pretrain --resume {shlex.quote(str(self.root))}"
+
     def exists(self) -> bool:
         """Whether a run has been started here."""
         return self.config.exists()
@@ -89,7 +95,8 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
         if not _was_written_here(RunDir(path)):
             raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")
         if not overwrite:
-            raise UsageError(f"--out {path} already holds a run: use --resume {path}, --overwrite, or another folder")
+            again = f"--resume {shlex.quote(str(path))}"
+            raise UsageError(f"--out {path} already holds a run: use {again}, --overwrite, or another folder")
 
 
 def _was_written_here(run: RunDir) -> bool:

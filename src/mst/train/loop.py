@@ -213,19 +213,20 @@ class _Session:
         """Save what is learnt when the images fail."""
         if self.state.step:
             self.save()
-            logging.info(f"saved at step {self.state.step}: mst pretrain --resume {self.run.root} goes on from there")
+            logging.info(f"saved at step {self.state.step}: {self.run.resume_command} goes on from there")
 
     def interrupt(self, signum: int) -> NoReturn:
-        """Save and stop, because a signal asked for it.
+        """Save, export and stop, because a signal asked for it.
 
         Raises:
             Interrupted: always.
         """
         if self.state.step:
             self.save()
+            self.export()
         raise Interrupted(
             f"stopped at step {self.state.step} of {self.plan.total_steps}, all is saved: go on with "
-            f"mst pretrain --resume {self.run.root}",
+            f"{self.run.resume_command}",
             signum,
         )
 
@@ -377,5 +378,5 @@ def _disk_errors(run: RunDir) -> Iterator[None]:
             raise
         raise RunFailure(
             f"cannot write in {run.root}: {error.strerror}; the newest checkpoint is intact: free space, then go on "
-            f"with mst pretrain --resume {run.root}"
+            f"with {run.resume_command}"
         ) from error

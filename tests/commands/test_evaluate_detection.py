@@ -57,6 +57,7 @@ def test_mistakes(run_folder: Path, data: Path, capsys: pytest.CaptureFixture[st
     base = ["evaluate", "detection", "--backbone", run_folder, "--data"]
     for words, message in (
         ([data / "nowhere"], "no COCO annotations at"),
+        ([data / "annotations" / "instances_val.json"], "is one file: name a folder with annotations for training"),
         ([data, "--train-limit", "0"], "--train-limit 0: must be at least 1"),
         ([data, "--detections", "x.txt"], "--detections x.txt: name a .json file"),
         ([data, "--val-split", "test"], "instances_test.json"),

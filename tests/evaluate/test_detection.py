@@ -186,6 +186,16 @@ def test_the_backbone_stays_as_it_is_and_runs_repeat(coco: CocoSet) -> None:
     assert (again, also) == (result, found)
 
 
+def test_swin_patches_of_8_grey_images_and_bfloat16(coco: CocoSet) -> None:
+    settings = FeatureSettings(precision="bf16", progress=False)
+    for spec in (SWIN, dataclasses.replace(VIT, patch_size=8, channels=1)):
+        backbone, grey = build_backbone(spec, seed=0).eval(), spec.channels == 1
+        values = {"mean": (0.5,), "std": (0.5,)} if grey else {}
+        result, _ = evaluate_detection(backbone, data_of(coco), SHORT, settings=settings, **values)
+        assert result.extra["skipped_steps"] == 0
+        assert math.isfinite(result.extra["final_loss"])
+
+
 def test_an_interrupted_training_resumes_exactly(
     coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -209,6 +219,8 @@ def test_an_interrupted_training_resumes_exactly(
     other = dataclasses.replace(SHORT, training=dataclasses.replace(SHORT.training, lr=0.5))
     with pytest.raises(UsageError, match="holds a training with other lr: name another folder"):
         evaluate_detection(vit(), data_of(coco), other, settings=QUIET, saving=saving)
+    with pytest.raises(UsageError, match="holds a training with other weights: name another folder"):
+        evaluate_detection(build_backbone(VIT, seed=2), data_of(coco), SHORT, settings=QUIET, saving=saving)
 
 
 def test_a_signal_saves_and_says_how_to_go_on(coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

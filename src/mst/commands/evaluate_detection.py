@@ -112,7 +112,6 @@ def evaluate_detection(
         std=std,
         settings=settings,
         saving=saving,
-        weights=subject.sha256 or subject.name,
         seed=seed,
         watch=watch,
     )
@@ -124,6 +123,8 @@ def evaluate_detection(
 
 
 def _read(data: Path, options: DetectionOptions) -> DetectionData:
+    if data.is_file():
+        raise UsageError(f"--data {data} is one file: name a folder with annotations for training and validation")
     train, val = (read_coco(*find_coco(data, split)) for split in (options.train_split, options.val_split))
     return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
 

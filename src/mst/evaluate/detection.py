@@ -6,6 +6,7 @@ Letters: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import copy
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -73,7 +74,6 @@ def evaluate_detection(
     std: tuple[float, ...] = IMAGENET_STD,
     settings: FeatureSettings | None = None,
     saving: Checkpointing | None = None,
-    weights: str = "",
     seed: int = 0,
     watch: Watcher | None = None,
 ) -> tuple[Result, list[Detection]]:
@@ -87,7 +87,6 @@ def evaluate_detection(
         std: normalisation of the images.
         settings: compute type of backbone and pyramid, progress.
         saving: checkpoints of the training.
-        weights: hash of the backbone's file, so that a checkpoint of other weights is not resumed.
         seed: of the heads' weights and of all draws.
         watch: called with each validation image.
 
@@ -104,7 +103,9 @@ def evaluate_detection(
     device = device_of(backbone)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
-    identity = json.loads(json.dumps({**described, "weights": weights, "seed": seed, "images": len(images)}))
+    identity = json.loads(
+        json.dumps({**described, "weights": _fingerprint(backbone), "seed": seed, "images": len(images)})
+    )
     trained = train_detector(
         detector,
         detector_optimizer(detector, backbone, protocol.training),
@@ -120,6 +121,14 @@ def evaluate_detection(
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
     extra = {**_counts(data, len(images)), "detections": len(found), **trained}
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
+
+
+def _fingerprint(backbone: Backbone) -> str:
+    """Return a hash of the weights, so that a checkpoint that began with others is not resumed."""
+    digest = hashlib.sha256()
+    for name, value in backbone.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

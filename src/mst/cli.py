@@ -19,6 +19,7 @@ COMMANDS = {
     "recipes": "list the recipes, or print one complete",
     "plan": "what a run will do: derived values with reasons, steps, time and memory",
     "pretrain": "train a backbone on unlabelled images",
+    "ablate": "twins of a recipe, several seeds each, one table at the end",
     "evaluate": "knn, linear, segmentation, detection or objectness of a backbone",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",

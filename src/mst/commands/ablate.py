@@ -1,0 +1,212 @@
+"""`mst ablate`: the twins of a family, each with several seeds, one run after another; then one table and one plot."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.text import Text
+
+from mst.checkpoint.compare import is_free
+from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
+from mst.commands.output import emit, emit_json
+from mst.config.keys import flag
+from mst.config.load import changed_keys, load_config, override, with_absolute_paths
+from mst.config.schema import RunConfig, Settings
+from mst.errors import Interrupted, UsageError
+from mst.recipes import base_config
+from mst.recipes.ablations import FAMILIES, find_family
+from mst.recipes.variants import Variant
+from mst.report.ablation import AblationRow, markdown, plot_ablation, read_ablation
+from mst.runtime import logging
+from mst.runtime.files import write_atomic
+from mst.runtime.results import read_jsonl
+from mst.runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class AblateOptions:
+    """Run the twins of a family one after another and compare them; the same command again goes on."""
+
+    family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")] = ""
+    """strategies, head, decoder, eligible, probability, share or crops."""
+    recipe: str = ""
+    """The recipe (or JSON file of settings) whose twins are run."""
+    seeds: str = "1"
+    """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
+    eval: str = ""
+    """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
+    out: str = ""
+    """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
+    json: bool = False
+    """One JSON object on stdout instead of the table."""
+    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of an ablation."""
+
+    twin: str
+    config: RunConfig
+    folder: Path
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    if wants_help(argv):
+        return show_help(AblateOptions, "mst ablate")
+    options, words = parse_arguments(argv, AblateOptions(), positional="family")
+    cells = planned(options, words)
+    check_same(options)
+    for cell in cells:
+        check_unchanged(cell)
+    check_images(cells[0], options.eval)
+    open_folder(options)
+    for number, cell in enumerate(cells, start=1):
+        logging.info(f"run {number} of {len(cells)}: {cell.folder}")
+        finish(cell, options.eval)
+    rows = read_ablation({twin: [c.folder for c in cells if c.twin == twin] for twin in {c.twin: 0 for c in cells}})
+    write_table(rows, options)
+    return 0
+
+
+def planned(options: AblateOptions, words: Words) -> list[Cell]:
+    """Return all runs, checked.
+
+    Raises:
+        UsageError: family, recipe, images or folder are missing or wrong.
+    """
+    if not options.family:
+        raise UsageError(
+            "name a family: mst ablate FAMILY --recipe RECIPE --data.train PATH --out DIR "
+            f"(families: {', '.join(FAMILIES)})"
+        )
+    twins = find_family(options.family)
+    for name in ("recipe", "out"):
+        if not getattr(options, name):
+            raise UsageError(f"--{name} is missing: mst ablate {options.family} --recipe RECIPE --out DIR")
+    if not options.seeds.isdecimal() or int(options.seeds) < 1:
+        raise UsageError(f"--seeds {options.seeds}: must be a whole number of at least 1")
+    taken = sorted({"runtime.seed", *(key for twin in twins for key in twin.changes)} & words.keys())
+    if taken:
+        raise UsageError(f"{flag(taken[0])} is what mst ablate {options.family} sets itself: leave it away")
+    base = override(base_config(options.recipe), words)
+    require_data(base)
+    root = Path(options.out).expanduser()
+    if root.exists() and not root.is_dir():
+        raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
+    return [_cell(twin, base, seed, root) for seed in range(int(options.seeds)) for twin in twins]
+
+
+def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
+    config = override(twin.apply(base), {"runtime.seed": seed})
+    config = config.model_copy(update={"recipe": f"{base.recipe}-{twin.name}"})
+    return Cell(twin.name, with_absolute_paths(config), root / twin.name / f"seed_{seed}")
+
+
+def note(options: AblateOptions) -> Path:
+    """Return the file that says what the folder compares."""
+    return Path(options.out).expanduser() / "ablation.json"
+
+
+def identity(options: AblateOptions) -> Mapping[str, str]:
+    """Return what must stay the same when the folder is used again."""
+    labelled = str(Path(options.eval).expanduser().absolute()) if options.eval else ""
+    return {"family": options.family, "recipe": options.recipe, "eval": labelled}
+
+
+def check_same(options: AblateOptions) -> None:
+    """Refuse a folder that holds something else.
+
+    Raises:
+        UsageError: another ablation's folder, or one that is no ablation's.
+    """
+    path, now = note(options), identity(options)
+    if not path.exists():
+        if path.parent.is_dir() and any(path.parent.iterdir()):
+            raise UsageError(f"--out {path.parent} is not empty and holds no ablation: name a new folder")
+        return
+    try:
+        before = json.loads(path.read_text(encoding="utf-8"))
+        changes = [f"--{key} {before.get(key) or 'none'}" for key in now if before.get(key) != now[key]]
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"cannot read {path}: {error}; name a new folder") from error
+    if changes:
+        raise UsageError(f"--out {path.parent} was made with {', '.join(changes)}: use that, or name a new folder")
+
+
+def check_unchanged(cell: Cell) -> None:
+    """Refuse to go on with a run that was started with other settings.
+
+    Raises:
+        UsageError: names the settings.
+    """
+    run = RunDir(cell.folder)
+    if run.exists():
+        stored = with_absolute_paths(load_config(run.config))
+        changed = [flag(key) for key in changed_keys(stored, cell.config) if not is_free(key)]
+        if changed:
+            raise UsageError(f"{cell.folder} was run with another {', '.join(changed)}: use that, or name a new folder")
+
+
+def check_images(cell: Cell, labelled: str) -> None:
+    """Refuse images, labelled images and crops that no run could use; nothing is written.
+
+    Raises:
+        UsageError: the first thing that is wrong with the first run.
+    """
+    from mst.commands.setup import prepare  # needs torch
+    from mst.data.labelled import LabelledFolder
+
+    prepare(cell.config)
+    if labelled:
+        LabelledFolder(labelled, channels=cell.config.data.channels)
+
+
+def open_folder(options: AblateOptions) -> None:
+    """Make the folder and note what it compares.
+
+    Raises:
+        UsageError: it cannot be made.
+    """
+    path = note(options)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"cannot create --out {path.parent}: {error.strerror}") from error
+    write_atomic(path, json.dumps(identity(options), indent=2) + "\n")
+
+
+def finish(cell: Cell, labelled: str) -> None:
+    """Train and evaluate what is not done yet.
+
+    Raises:
+        Interrupted: SIGINT or SIGTERM; the same command goes on.
+    """
+    from mst.commands.evaluate import evaluate_knn  # needs torch
+    from mst.commands.pretraining import pretrain
+
+    try:
+        pretrain(cell.config, cell.folder, resume=RunDir(cell.folder).exists())
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; the same mst ablate command goes on with the rest", stop.exit_code - 128) from stop
+    if labelled and not any(row.get("task") == "knn" for row in read_jsonl(RunDir(cell.folder).results)):
+        evaluate_knn(cell.folder, labelled, device=cell.config.runtime.device)
+
+
+def write_table(rows: Sequence[AblationRow], options: AblateOptions) -> None:
+    """Write ablation.md and ablation.png, and show the table."""
+    root = note(options).parent
+    title = f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
+    write_atomic(root / "ablation.md", title + "mean ± sample standard deviation (runs)\n\n" + markdown(rows))
+    plot_ablation(rows, root / "ablation.png")
+    if options.json:
+        values = {row.name: {key: list(found) for key, found in row.values.items()} for row in rows}
+        emit_json({**identity(options), "out": str(root), "values": values})
+    else:
+        emit(Text(markdown(rows).rstrip()), Text(f"{root / 'ablation.md'}, {root / 'ablation.png'}"))

@@ -1,0 +1,115 @@
+"""`mst ablate`: every twin and seed is run once, interrupted ones go on, and one table compares them."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from pathlib import Path
+
+import pytest
+
+import mst
+from commands.calls import call, image_folder, labelled_folder
+from mst.commands import pretraining
+from mst.config.load import changed_keys
+from mst.errors import Interrupted
+from mst.recipes.ablations import FAMILIES
+from mst.runtime.results import read_jsonl
+
+QUICK = (
+    "--monitor.tensorboard",
+    "false",
+    "--runtime.precision",
+    "fp32",
+    "--runtime.workers",
+    "0",
+    "--train.epochs",
+    "1",
+)
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return image_folder(tmp_path_factory.mktemp("images") / "set", 9)
+
+
+def test_twins_and_seeds_interrupted_and_compared(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, labelled = tmp_path / "out", labelled_folder(tmp_path / "labelled")
+    words = ("ablate", "decoder", "--recipe", "debug", "--data.train", images, "--eval", labelled, "--out", out, *QUICK)
+    original, started = pretraining.pretrain, []
+
+    def interrupted(config: mst.RunConfig, folder: Path, *, resume: bool) -> object:
+        started.append(folder)
+        if len(started) == 3:
+            raise Interrupted("stopped at step 0 of 1", 2)
+        return original(config, folder, resume=resume)
+
+    monkeypatch.setattr(pretraining, "pretrain", interrupted)
+    stopped = call(capsys, *words, "--seeds", "2")
+    assert stopped.status == 130
+    assert "the same mst ablate command goes on" in stopped.err.splitlines()[-1]
+    assert not (out / "ablation.md").exists()
+    first = (out / "cnn" / "seed_0" / "backbone.safetensors").read_bytes()
+
+    answer = call(capsys, *words, "--seeds", "2", "--json")
+    assert answer.status == 0, answer.err
+    result = json.loads(answer.out)
+    assert list(result["values"]) == ["cnn", "linear", "no-decoder"]
+    assert (out / "cnn" / "seed_0" / "backbone.safetensors").read_bytes() == first
+    for twin, values in result["values"].items():
+        rows = [read_jsonl(out / twin / f"seed_{seed}" / "results.jsonl") for seed in range(2)]
+        assert [len(found) for found in rows] == [1, 1]  # evaluated once
+        assert values["knn_top1"] == [found[0]["metrics"]["top1"] for found in rows]
+    assert result["values"]["no-decoder"]["psnr_masked"] == []
+    config = mst.load_config(out / "linear" / "seed_1" / "config.json")
+    assert (config.model.decoder, config.runtime.seed, config.recipe) == ("linear", 1, "debug-linear")
+    differences = changed_keys(mst.load_config(out / "cnn" / "seed_1" / "config.json"), config)
+    assert differences == ["model.decoder"]
+
+    psnr = result["values"]["cnn"]["psnr_visible"]
+    table = (out / "ablation.md").read_text()
+    assert f"{statistics.fmean(psnr):.2f} ± {statistics.stdev(psnr):.2f} (2)" in table
+    assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
+
+    for change, part in (
+        (("--optimizer.lr", "0.1"), "was run with another --optimizer.lr"),
+        (("--recipe", "quickstart"), "was made with --recipe debug"),
+        (("--eval", labelled / "train"), "was made with --eval"),
+    ):
+        refused = call(capsys, *words, *change)
+        assert refused.status == 2
+        assert part in refused.line
+
+
+@pytest.mark.parametrize(
+    ("words", "part"),
+    [
+        ("ablate", "name a family"),
+        ("ablate strategy --recipe debug", "did you mean strategies?"),
+        ("ablate head --data.train IMAGES --out OUT", "--recipe is missing"),
+        ("ablate head --recipe debug --data.train IMAGES", "--out is missing"),
+        ("ablate head --recipe debug --out OUT", "--data.train is missing"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --seeds 0", "--seeds 0: must be"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --model.head-norm none", "sets itself"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --runtime.seed 3", "sets itself"),
+        ("ablate head --recipe debug --data.train IMAGES --out IMAGES", "holds no ablation"),
+        ("ablate head --recipe debug --data.train nowhere --out OUT", "does not exist"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --eval IMAGES", "has no folder train"),
+    ],
+)
+def test_refused_calls(words: str, part: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    places = {"IMAGES": images, "OUT": tmp_path / "out"}
+    answer = call(capsys, *(places.get(word, word) for word in words.split()))
+    assert answer.status == 2
+    assert part in answer.err.splitlines()[-1]
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_families_change_what_they_say(family: str) -> None:
+    twins = FAMILIES[family]
+    assert len({twin.name for twin in twins}) == len(twins)
+    configs = [twin.apply(mst.RunConfig()) for twin in twins]
+    assert all(configs.count(config) == 1 for config in configs)

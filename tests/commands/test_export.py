@@ -31,7 +31,7 @@ def test_timm_loads_the_folder(channels: int, tmp_path: Path, capsys: pytest.Cap
     path = backbone_file(tmp_path, channels)
     answer = call(capsys, "export", "--backbone", path, "--out", tmp_path / "timm", "--json")
     assert answer.status == 0, answer.err
-    assert json.loads(answer.out)["difference"] == 0.0
+    assert json.loads(answer.out)["difference"] < 1e-6  # another attention kernel on CPUs, the same features
     loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
     images = torch.randn(2, channels, 16, 24)
     torch.testing.assert_close(loaded(images), mst.load_backbone(path)(images))

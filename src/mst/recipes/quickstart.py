@@ -58,7 +58,7 @@ QUICKSTART = Recipe(
         objective=ObjectiveConfig(teacher_temp=0.03, teacher_momentum=0.98, teacher_momentum_end=0.998),
         optimizer=OptimizerConfig(lr=1e-3),
         schedule=ScheduleConfig(warmup_epochs=0.6),
-        train=TrainConfig(batch_size=64, epochs=6),
+        train=TrainConfig(batch_size=64, epochs=8),
         checkpoint=CheckpointConfig(every_steps=100, keep=1),
         monitor=MonitorConfig(every_steps=10, knn_every_steps=100, knn_train_limit=2000, tensorboard=False),
     ),

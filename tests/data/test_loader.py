@@ -236,6 +236,8 @@ SCRIPT = """
     from mst.data.loader import BatchLoader
     from mst.data.sources import index_images
 
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
+
     def whole(images, draws):
         return (torch.stack(images),)
 
@@ -247,18 +249,6 @@ SCRIPT = """
         except KeyboardInterrupt:
             print("stopped", flush=True)
 """
-
-
-def interrupt(process: subprocess.Popen[str]) -> None:
-    """As Ctrl-C does, to the whole group; again if Python happened to raise it where exceptions are ignored."""
-    for _ in range(10):
-        os.killpg(process.pid, signal.SIGINT)
-        try:
-            process.wait(timeout=10)
-            return
-        except subprocess.TimeoutExpired:
-            continue
-    process.kill()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="process groups and /proc as on Linux")
@@ -276,10 +266,10 @@ def test_no_worker_outlives_the_run_nor_speaks(tmp_path: Path, kind: signal.Sign
         assert process.stdout is not None
         workers = [int(word) for word in process.stdout.readline().split()]
         assert len(workers) == 2
-        if kind == signal.SIGKILL:
-            process.kill()
+        if kind == signal.SIGINT:
+            os.killpg(process.pid, kind)  # as Ctrl-C does
         else:
-            interrupt(process)
+            process.kill()
         out, err = process.communicate(timeout=60)
     if kind == signal.SIGINT:  # after a SIGKILL, a worker that was handing a tensor over may remark on its dead parent
         assert (out.strip(), err) == ("stopped", "")

@@ -52,8 +52,8 @@ MST = Recipe(
     paper_row="none: the paper has no CIFAR-10",
     command="mst pretrain vit-tiny-cifar10 --data.train cifar10/train --out runs/vit-tiny-cifar10",
     hardware="two CPU cores",
-    time="not measured yet",
-    expected="not measured yet",
+    time="30 minutes on one core of two (runs/vit-tiny-cifar10)",
+    expected="k-NN 48.2, linear 53.1 (untrained 33.7, 44.4)",
     note="--monitor.knn-data cifar10 shows the k-NN accuracy while training.",
     config=named(CONFIG, "vit-tiny-cifar10"),
 )
@@ -64,8 +64,8 @@ DINO = Recipe(
     paper_row="none",
     command="mst pretrain vit-tiny-cifar10-dino --data.train cifar10/train --out runs/vit-tiny-cifar10-dino",
     hardware=MST.hardware,
-    time="not measured yet",
-    expected="not measured yet",
+    time="28 minutes on one core of two (runs/vit-tiny-cifar10-dino)",
+    expected="k-NN 46.3, linear 47.4 (untrained 33.7, 44.4)",
     note="The comparison for vit-tiny-cifar10.",
     config=named(without_mst(CONFIG), "vit-tiny-cifar10-dino"),
 )

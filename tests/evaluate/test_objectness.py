@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -61,6 +61,8 @@ def test_heaviest_is_the_smallest_set_with_the_mass(values: list[int], mass: flo
     importance = torch.tensor(values, dtype=torch.float32)[None] / sum(values)
     chosen = heaviest(importance, mass)[0]
     ordered = sorted(values, reverse=True)
+    # Where a partial sum meets the mass exactly, rounding may ask for one more or less.
+    assume(all(abs(sum(ordered[:n]) - mass * sum(values)) > 1e-3 for n in range(1, len(values))))
     needed = next(n for n in range(1, len(values) + 1) if sum(ordered[:n]) >= mass * sum(values) - 1e-6)
     assert chosen.sum() == needed
     assert sum(np.asarray(values)[chosen]) == sum(ordered[:needed])

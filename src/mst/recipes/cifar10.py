@@ -14,7 +14,7 @@ from mst.config.schema import (
 from mst.recipes.record import Recipe, named, without_mst
 
 # Designed for optimizer steps per minute. Every tuned number of this family is here; the two recipes below differ in
-# the objective only. What made the difference in short trials of one seed (k-NN, equal steps): BatchNorm in the head (+4),
+# the objective only. What helped in short trials of one seed (k-NN at equal steps): BatchNorm in the head (+4 points),
 # linear layers started by fan instead of a deviation of 0.02, which is made for wider networks (+2), patch 4 instead
 # of 8 (+1), and a teacher that stays quick to the end (momentum 0.97 -> 0.99): so short a run would leave it behind.
 CONFIG = RunConfig(

@@ -168,12 +168,6 @@ def loader_workers(config: RunConfig, device: torch.device) -> int:
     return 0 if cores < FEW_CORES else cores // 4
 
 
-def parameter_counts(pair: Pair) -> dict[str, int]:
-    """Return the number of parameters of backbone, head and decoder."""
-    parts = {"backbone": pair.student.backbone, "head": pair.student.head, "decoder": pair.decoder}
-    return {name: sum(p.numel() for p in part.parameters()) for name, part in parts.items() if part is not None}
-
-
 def describe_setup(setup: Setup) -> Table:
     """Return a table of what is going to run: derived values, each with its reason."""
     plan = setup.plan

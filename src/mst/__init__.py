@@ -15,9 +15,10 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from mst.commands.embed import embed
-    from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.evaluate import evaluate_knn, evaluate_linear
     from mst.commands.evaluate_detection import evaluate_detection
     from mst.commands.evaluate_objectness import evaluate_objectness
+    from mst.commands.evaluate_segmentation import evaluate_segmentation
     from mst.commands.export import export_backbone
     from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
@@ -51,7 +52,7 @@ _HOMES = {
     "evaluate_knn": "mst.commands.evaluate",
     "evaluate_linear": "mst.commands.evaluate",
     "evaluate_objectness": "mst.commands.evaluate_objectness",
-    "evaluate_segmentation": "mst.commands.evaluate",
+    "evaluate_segmentation": "mst.commands.evaluate_segmentation",
     "export_backbone": "mst.commands.export",
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",

@@ -1,4 +1,4 @@
-"""`mst evaluate TASK`, and k-NN, linear and segmentation as functions of the Python API."""
+"""`mst evaluate TASK`, and k-NN and linear as functions of the Python API."""
 
 from __future__ import annotations
 
@@ -9,18 +9,17 @@ from pathlib import Path
 
 from mst.commands.evaluate_detection import run_detection
 from mst.commands.evaluate_objectness import run_objectness
+from mst.commands.evaluate_segmentation import run_segmentation
 from mst.commands.evaluation import Common, show
 from mst.commands.output import emit
 from mst.commands.subject import ImageOptions, Subject, load_subject
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
-from mst.evaluate import knn, linear_probe, patch_segmentation
+from mst.evaluate import knn, linear_probe
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.knn import KnnProtocol
 from mst.evaluate.linear_probe import LinearProtocol
-from mst.evaluate.patch_segmentation import SegmentationProtocol
-from mst.evaluate.segmentation_data import SegmentationData, segmentation_folder
 from mst.model.backbone import Backbone
 from mst.runtime.results import Result
 
@@ -60,14 +59,6 @@ class LinearArguments(Common):
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
     image: ImageOptions = field(default_factory=ImageOptions)
     limits: Limits = field(default_factory=Limits)
-    settings: FeatureSettings = field(default_factory=FeatureSettings)
-
-
-@dataclass(frozen=True)
-class SegmentationArguments(Common):
-    """Linear segmentation on patch tokens of images/, masks/, train.txt, val.txt, classes.json."""
-
-    protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
@@ -135,42 +126,6 @@ def evaluate_linear(
     return subject.record(result, out)
 
 
-def evaluate_segmentation(
-    backbone: str | Path | Backbone,
-    data: str | Path | SegmentationData,
-    *,
-    protocol: SegmentationProtocol | None = None,
-    settings: FeatureSettings | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Train a linear layer on frozen patch tokens and score it per pixel on the validation images.
-
-    Args:
-        backbone: as for `evaluate_knn`.
-        data: a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`, or pairs in memory.
-        protocol: size, steps, batch size, learning rate.
-        settings: batch size, threads, compute type.
-        out: as for `evaluate_knn`.
-        device: as for `evaluate_knn`.
-        seed: of the layer's weights and the order of the images.
-
-    Returns:
-        `Result` with `miou`, `macc`, `aacc` in percent and a row per class in `extra["per_class"]`.
-
-    Raises:
-        UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
-    """
-    subject = load_subject(backbone, device=device, seed=seed)
-    pairs = data if isinstance(data, SegmentationData) else segmentation_folder(Path(data), channels=subject.channels)
-    mean, std = subject.mean_std
-    result = patch_segmentation.evaluate_patch_segmentation(
-        subject.backbone, pairs, protocol, mean=mean, std=std, settings=settings, seed=seed
-    )
-    return subject.record(result, out)
-
-
 def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
     if isinstance(data, LabelledSets):
         return data
@@ -230,20 +185,10 @@ def _run_linear(argv: Sequence[str]) -> int:
     return show(result, json=a.json)
 
 
-def _run_segmentation(argv: Sequence[str]) -> int:
-    a = parse_words(SegmentationArguments, argv, prog="mst evaluate segmentation")
-    if a is None:
-        return 0
-    result = evaluate_segmentation(
-        a.backbone, a.data, protocol=a.protocol, settings=a.settings, out=a.out, device=a.device, seed=a.seed
-    )
-    return show(result, json=a.json)
-
-
 TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "knn": _run_knn,
     "linear": _run_linear,
-    "segmentation": _run_segmentation,
+    "segmentation": run_segmentation,
     "detection": run_detection,
     "objectness": run_objectness,
 }

@@ -112,7 +112,8 @@ def quickstart(
 
 def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: Mapping[str, int]) -> dict[str, float]:
     """Run the probes on one backbone, append their rows to the run's results, return their headline metrics."""
-    from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_segmentation
+    from mst.commands.evaluate import evaluate_knn, evaluate_linear
+    from mst.commands.evaluate_segmentation import evaluate_segmentation
     from mst.evaluate.features import FeatureSettings
 
     settings = FeatureSettings(progress=False)

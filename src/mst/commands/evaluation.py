@@ -18,7 +18,8 @@ class Common:
     """The backbone and the data.
 
     Attributes:
-        backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
+        backbone: a run folder, a backbone file, `timm:NAME`, or `NAME=FILE` (a timm name and a file of weights);
+            `random:` before it means the same network with fresh weights.
         data: the labelled folder.
         out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
         device: auto, cpu, cuda or cuda:N.

@@ -6,13 +6,18 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mst.errors import UsageError
+import timm
+from safetensors.torch import save
+
+from mst.config.schema import ModelConfig
+from mst.errors import CheckpointError, UsageError
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone
-from mst.model.build import build_backbone
+from mst.model.build import backbone_spec, build_backbone
+from mst.model.start import TIMM, start_from
 from mst.runtime.device import select_device
-from mst.runtime.logging import warn
+from mst.runtime.logging import info, warn
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
 
@@ -100,8 +105,9 @@ def load_subject(backbone: str | Path | Backbone, *, device: str = "auto", seed:
     """Return the backbone that is meant, on its device.
 
     Args:
-        backbone: a backbone file, a run folder, `random:` before either of them, or a module in memory (which stays
-            on its own device).
+        backbone: a backbone file, a run folder, `timm:NAME`, `NAME=FILE` (a network by its timm name with a file of
+            weights, such as DINO's or DeiT's), `random:` before any of them, or a module in memory (which stays on its
+            own device).
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.
 
@@ -112,13 +118,44 @@ def load_subject(backbone: str | Path | Backbone, *, device: str = "auto", seed:
         return Subject(backbone, "in memory", "", None)
     name = str(backbone)
     fresh = name.startswith(RANDOM)
-    path = Path(name.removeprefix(RANDOM)).expanduser()
+    source = name.removeprefix(RANDOM)
     place = select_device(device, flag="--device")
-    network = load_backbone(path)
-    file = RunDir(path).backbone if path.is_dir() else path
-    folder = file.parent if RunDir(file.parent).exists() else None
+    network, sha256, folder = _own(source) if _foreign_name(source) is None else _foreign(source, trained=not fresh)
     if not fresh:
-        return Subject(network.to(place), name, hashlib.sha256(file.read_bytes()).hexdigest(), folder)
+        return Subject(network.to(place), name, sha256, folder)
     untrained = build_backbone(network.spec, seed=seed, init=network.metadata.get("init", "trunc_normal")).eval()
     untrained.metadata = network.metadata
     return Subject(untrained.to(place), name, "", folder)
+
+
+def _own(source: str) -> tuple[Backbone, str, Path | None]:
+    """Return a backbone of this package with its file's hash and its run folder."""
+    path = Path(source).expanduser()
+    network = load_backbone(path)
+    file = RunDir(path).backbone if path.is_dir() else path
+    return network, hashlib.sha256(file.read_bytes()).hexdigest(), file.parent if RunDir(file.parent).exists() else None
+
+
+def _foreign_name(source: str) -> str | None:
+    """Return the timm name in `timm:NAME` or `NAME=FILE`; None for anything else."""
+    if source.startswith(TIMM):
+        return source.removeprefix(TIMM)
+    name, given, _ = source.partition("=")
+    return name if given and timm.is_model(name) else None
+
+
+def _foreign(source: str, *, trained: bool) -> tuple[Backbone, str, None]:
+    """Return a network by its timm name with weights of another project, at the size that timm states for it."""
+    name = str(_foreign_name(source))
+    known = timm.get_pretrained_cfg(name)
+    if known is None:
+        raise CheckpointError(f"{source}: timm has no model of this name (timm.list_models() lists them)")
+    size = known.input_size[1], known.input_size[2]
+    network = build_backbone(backbone_spec(ModelConfig(backbone=name), image_size=size, channels=3)).eval()
+    own_values = source.startswith(TIMM)
+    mean, std = (known.mean, known.std) if own_values else (IMAGENET_MEAN, IMAGENET_STD)
+    network.metadata = {"mean": list(mean), "std": list(std)}
+    if not trained:
+        return network, "", None
+    info(str(start_from(network, source if own_values else source.partition("=")[2])))
+    return network, hashlib.sha256(save(network.timm_state_dict())).hexdigest(), None

@@ -17,7 +17,7 @@ from pycocotools import mask as pycoco
 
 from evaluate.coco_folders import coco_content, write_coco
 from mst.errors import DataError
-from mst.evaluate.coco import coco_json, find_coco, read_coco
+from mst.evaluate.coco import check_image_sizes, coco_json, find_coco, read_coco
 from mst.evaluate.coco_masks import BadMask, RunLengths, decode_counts, mask_of, read_segmentation, run_lengths_of
 
 
@@ -28,7 +28,7 @@ def test_run_lengths_are_those_of_pycocotools(height: int, width: int, seed: int
     compressed = pycoco.encode(np.asfortranarray(mask.astype(np.uint8)))
     text = compressed["counts"].decode()
     runs = run_lengths_of(mask)
-    assert decode_counts(text).tolist() == runs.counts.tolist()
+    assert decode_counts(text) == runs.counts.tolist()
     assert runs.counts.sum() == height * width
     for counts in (text, runs.counts.tolist()):
         segmentation = read_segmentation({"size": [height, width], "counts": counts}, (height, width))
@@ -86,6 +86,7 @@ def test_finds_common_layouts(tmp_path: Path) -> None:
 def test_objects_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
     content = coco_content()
     content["annotations"][0]["bbox"] = [4, 2, 10, 0]
+    content["annotations"][0]["segmentation"] = []  # nothing is asked of a mask that is left out
     content["annotations"][2]["area"] = 0
     coco = read_coco(*find_coco(write_coco(tmp_path, content), "train"))
     assert coco.without_area == ("annotation 11 of a.png", "annotation 13 of b.png")
@@ -119,12 +120,22 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     ),
     "run lengths negative": (
         _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": [-2, 770]}),
-        r"a run of 770 is longer than the image's 768 pixels",
+        r"run lengths hold the negative number -2",
     ),
     "run lengths damaged": (
         _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": "oo"}),
         r"end in the middle of a number",
     ),
+    "run lengths beyond any integer": (
+        _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": [10**30]}),
+        r"run lengths cover 10+ pixels, the image 24x32 has 768",
+    ),
+    "run lengths that add up beyond 64 bits": (
+        _set("annotations", 1, "segmentation", {"size": [24, 32], "counts": "ooooooooooo?" * 12}),
+        r"annotation 12 of a\.png: run lengths ",
+    ),
+    "box beyond any float": (_set("annotations", 0, "bbox", [4, 2, 10**400, 8]), r"must be four numbers"),
+    "polygon beyond any float": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5, 10**400, 2]]), r"is no number"),
     "polygon of two points": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5]]), r"at least three points"),
     "polygon outside": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5, 90, 2]]), r"x 1\.\.90 of 0\.\.32"),
     "no mask": (_set("annotations", 0, "segmentation", []), r"segmentation must be polygons or run lengths, not \[\]"),
@@ -158,13 +169,31 @@ def test_all_bad_records_are_counted(tmp_path: Path) -> None:
         read_coco(*find_coco(write_coco(tmp_path, content), "train"))
 
 
+def test_sizes_in_headers_are_those_of_upright_images(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    turned = Image.new("RGB", (24, 32))
+    turned.getexif()[274] = 6  # shown turned by a quarter: 32 wide, 24 high
+    turned.save(tmp_path / "images" / "a.png", exif=turned.getexif())
+    (tmp_path / "images" / "c.png").write_bytes(b"no picture")  # not a matter of size
+    coco = read_coco(*find_coco(tmp_path, "train"))
+    check_image_sizes(coco)
+    assert coco.images[0].read().shape == (3, 24, 32)
+
+
 def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> None:
     write_coco(tmp_path)
     Image.new("RGB", (5, 6)).save(tmp_path / "images" / "a.png")
     file, images = find_coco(tmp_path, "train")
-    with pytest.raises(DataError, match=r"a\.png: the image is 6x5, its annotations say 24x32"):
-        read_coco(file, images).images[0].read()
-    file.write_text("{")
+    coco = read_coco(file, images)
+    for look in (coco.images[0].read, lambda: check_image_sizes(coco)):
+        with pytest.raises(DataError, match=r"a\.png: the image is 6x5, its annotations say 24x32"):
+            look()
+    whole = file.read_text()
+    for text in ("{", whole[: len(whole) // 2], "[" * 100_000, "", '{"images": ' + "9" * 5000 + "}"):
+        file.write_text(text)
+        with pytest.raises(DataError, match=r"instances_train\.json: cannot be read as JSON"):
+            read_coco(file, images)
+    file.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match="cannot be read as JSON"):
         read_coco(file, images)
     file.write_text(json.dumps([]))

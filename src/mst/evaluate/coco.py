@@ -8,17 +8,18 @@ Letters: H W pixels.
 from __future__ import annotations
 
 import json
-import math
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from PIL import ExifTags, Image
 from torch import Tensor
 
 from mst.data.decoding import decode_image
 from mst.errors import DataError
-from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, read_segmentation
+from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
 from mst.runtime.logging import warn
 
 
@@ -60,12 +61,20 @@ class CocoImage:
             DataError: it has another size than the annotations say.
         """
         image = decode_image(self.path, channels=channels)
-        if tuple(image.shape[-2:]) != self.size:
-            raise DataError(
-                f"{self.path}: the image is {image.shape[-2]}x{image.shape[-1]}, its annotations say "
-                f"{self.size[0]}x{self.size[1]} (H x W)"
-            )
+        self.check_size((image.shape[-2], image.shape[-1]))
         return image
+
+    def check_size(self, size: tuple[int, int]) -> None:
+        """Refuse an image of another size (H, W) than its annotations are for.
+
+        Raises:
+            DataError: naming it.
+        """
+        if size != self.size:
+            raise DataError(
+                f"{self.path}: the image is {size[0]}x{size[1]}, its annotations say {self.size[0]}x{self.size[1]} "
+                "(H x W)"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,7 @@ def read_coco(file: Path, images: Path) -> CocoSet:
 def _parse(file: Path) -> dict[str, list[Any]]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error})") from error
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
@@ -230,15 +239,15 @@ def _annotation(
     crowd = record.get("iscrowd", 0)
     if type(crowd) not in {int, bool} or crowd not in {0, 1}:
         raise _BadRecord(f"{name}: iscrowd {crowd!r} must be 0 or 1")
+    area = record.get("area", (box[2] - box[0]) * (box[3] - box[1]))
+    if not is_number(area) or area < 0:
+        raise _BadRecord(f"{name}: area {area!r} must be a number of at least 0")
+    if area == 0 or box[2] <= box[0] or box[3] <= box[1]:
+        return record["image_id"], None
     try:
         segmentation = read_segmentation(record.get("segmentation"), size)
     except BadMask as problem:
         raise _BadRecord(f"{name}: {problem}") from problem
-    area = record.get("area", (box[2] - box[0]) * (box[3] - box[1]))
-    if type(area) not in {int, float} or not math.isfinite(area) or area < 0:
-        raise _BadRecord(f"{name}: area {area!r} must be a number of at least 0")
-    if area == 0 or box[2] <= box[0] or box[3] <= box[1]:
-        return record["image_id"], None
     label = labels[record["category_id"]]
     return record["image_id"], CocoObject(record["id"], label, box, float(area), bool(crowd), segmentation)
 
@@ -246,7 +255,7 @@ def _annotation(
 def _box(value: Any, size: tuple[int, int], name: str) -> tuple[float, float, float, float]:
     """Return (x0, y0, x1, y1) of COCO's (x, y, width, height)."""
     numbers = value if isinstance(value, list) else []
-    if len(numbers) != 4 or any(type(n) not in {int, float} or not math.isfinite(n) for n in numbers):
+    if len(numbers) != 4 or not all(map(is_number, numbers)):
         raise _BadRecord(f"{name}: bbox {value!r} must be four numbers x, y, width, height")
     x, y, width, height = map(float, numbers)
     if min(width, height) < 0:
@@ -254,6 +263,29 @@ def _box(value: Any, size: tuple[int, int], name: str) -> tuple[float, float, fl
     if min(x, y) < -OUTSIDE or x + width > size[1] + OUTSIDE or y + height > size[0] + OUTSIDE:
         raise _BadRecord(f"{name}: bbox {value} reaches outside its image of {size[1]}x{size[0]} (width x height)")
     return x, y, x + width, y + height
+
+
+def check_image_sizes(coco: CocoSet) -> None:
+    """Compare the header of every image with its annotations: before hours of training, not in their midst.
+
+    Raises:
+        DataError: an image has another size than its annotations say. A file without a readable header is left to
+            whoever reads it.
+    """
+    for image in coco.images:
+        size = _size_in_header(image.path)
+        if size is not None:
+            image.check_size(size)
+
+
+def _size_in_header(path: Path) -> tuple[int, int] | None:
+    """Return (H, W) upright, or None where Pillow finds no header."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
+            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
+            return image.size if turned else (image.height, image.width)
+    except Exception:  # whatever damaged bytes raise: the decoder will say what is wrong
+        return None
 
 
 def coco_json(coco: CocoSet) -> dict[str, Any]:

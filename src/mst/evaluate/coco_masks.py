@@ -8,7 +8,7 @@ Letters: H W pixels.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -42,6 +42,11 @@ class PolygonMask(NamedTuple):
 
 
 Segmentation = RunLengths | PolygonMask
+
+
+def is_number(value: Any) -> bool:
+    """Whether a JSON value is a finite number; `math.isfinite` takes no whole number beyond a float's range."""
+    return type(value) in {int, float} and abs(value) <= sys.float_info.max
 
 
 def read_segmentation(value: Any, size: tuple[int, int]) -> Segmentation:
@@ -87,7 +92,7 @@ def run_lengths_of(mask: NDArray[np.bool_]) -> RunLengths:
     return RunLengths((mask.shape[0], mask.shape[1]), counts)
 
 
-def decode_counts(text: str) -> NDArray[np.int64]:
+def decode_counts(text: str) -> list[int]:
     """Return the run lengths of COCO's compressed string: 5 bits and a "more" bit per character, signed, and from
     the fourth on each is the difference to the run before last.
 
@@ -111,7 +116,7 @@ def decode_counts(text: str) -> NDArray[np.int64]:
             value, shift = 0, 0
     if shift:
         raise BadMask("run lengths end in the middle of a number")
-    return np.asarray(counts, dtype=np.int64)
+    return counts
 
 
 def coco_mask_library() -> Any:
@@ -134,22 +139,21 @@ def _run_lengths(value: dict[str, Any], size: tuple[int, int]) -> RunLengths:
     if isinstance(counts, str):
         runs = decode_counts(counts)
     elif isinstance(counts, list) and all(type(count) is int for count in counts):
-        if any(count > size[0] * size[1] for count in counts):
-            raise BadMask(f"a run of {max(counts)} is longer than the image's {size[0] * size[1]} pixels")
-        runs = np.asarray(counts, dtype=np.int64)
+        runs = counts
     else:
         raise BadMask(f"run lengths must be a string or a list of whole numbers, not {_short(counts)}")
-    if (runs < 0).any():
-        raise BadMask(f"run lengths hold the negative number {runs.min()}")
-    if int(runs.sum()) != size[0] * size[1]:
-        raise BadMask(f"run lengths cover {runs.sum()} pixels, the image {size[0]}x{size[1]} has {size[0] * size[1]}")
-    return RunLengths(size, runs)
+    pixels = size[0] * size[1]
+    if min(runs, default=0) < 0:
+        raise BadMask(f"run lengths hold the negative number {min(runs)}")
+    if sum(runs) != pixels:
+        raise BadMask(f"run lengths cover {sum(runs)} pixels, the image {size[0]}x{size[1]} has {pixels}")
+    return RunLengths(size, np.asarray(runs, dtype=np.int64))
 
 
 def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
         raise BadMask(f"a polygon needs at least three points x, y, not {_short(polygon)}")
-    if not all(type(number) in {int, float} and math.isfinite(number) for number in polygon):
+    if not all(map(is_number, polygon)):
         raise BadMask(f"a polygon holds something that is no number: {_short(polygon)}")
     for numbers, side, axis in ((polygon[::2], size[1], "x"), (polygon[1::2], size[0], "y")):
         if min(numbers) < -OUTSIDE or max(numbers) > side + OUTSIDE:

@@ -37,7 +37,11 @@ def test_twins_and_seeds_interrupted_and_compared(
     images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out, labelled = tmp_path / "out", labelled_folder(tmp_path / "labelled")
-    words = ("ablate", "decoder", "--recipe", "debug", "--data.train", images, "--eval", labelled, "--out", out, *QUICK)
+    limits = ("--eval-train-limit", "6", "--eval-val-limit", "3")
+    words = (
+        *("ablate", "decoder", "--recipe", "debug", "--data.train", images, "--eval", labelled, *limits),
+        *("--out", out, *QUICK),
+    )
     original, started = pretraining.pretrain, []
 
     def interrupted(config: mst.RunConfig, folder: Path, *, resume: bool) -> object:
@@ -62,6 +66,7 @@ def test_twins_and_seeds_interrupted_and_compared(
         rows = [read_jsonl(out / twin / f"seed_{seed}" / "results.jsonl") for seed in range(2)]
         assert [len(found) for found in rows] == [1, 1]  # evaluated once
         assert values["knn_top1"] == [found[0]["metrics"]["top1"] for found in rows]
+        assert {(found[0]["extra"]["train_images"], found[0]["extra"]["val_images"]) for found in rows} == {(6, 3)}
     assert result["values"]["no-decoder"]["psnr_masked"] == []
     config = mst.load_config(out / "linear" / "seed_1" / "config.json")
     assert (config.model.decoder, config.runtime.seed, config.recipe) == ("linear", 1, "debug-linear")
@@ -71,12 +76,14 @@ def test_twins_and_seeds_interrupted_and_compared(
     psnr = result["values"]["cnn"]["psnr_visible"]
     table = (out / "ablation.md").read_text()
     assert f"{statistics.fmean(psnr):.2f} ± {statistics.stdev(psnr):.2f} (2)" in table
+    assert f"| cnn | {', '.join(f'{value:.2f}' for value in result['values']['cnn']['knn_top1'])} |" in table
     assert (out / "ablation.png").read_bytes().startswith(b"\x89PNG")
 
     for change, part in (
         (("--optimizer.lr", "0.1"), "was run with another --optimizer.lr"),
         (("--recipe", "quickstart"), "was made with --recipe debug"),
         (("--eval", labelled / "train"), "was made with --eval"),
+        (("--eval-val-limit", "2"), "was made with --eval-val-limit 3"),
     ):
         refused = call(capsys, *words, *change)
         assert refused.status == 2
@@ -92,6 +99,11 @@ def test_twins_and_seeds_interrupted_and_compared(
         ("ablate head --recipe debug --data.train IMAGES", "--out is missing"),
         ("ablate head --recipe debug --out OUT", "--data.train is missing"),
         ("ablate head --recipe debug --data.train IMAGES --out OUT --seeds 0", "--seeds 0: must be"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --eval-val-limit 9", "--eval, which is missing"),
+        (
+            "ablate head --recipe debug --data.train IMAGES --out OUT --eval IMAGES --eval-train-limit 0",
+            "--eval-train-limit 0: must be a whole number of at least 1",
+        ),
         ("ablate head --recipe debug --data.train IMAGES --out OUT --model.head-norm none", "sets itself"),
         ("ablate head --recipe debug --data.train IMAGES --out OUT --runtime.seed 3", "sets itself"),
         ("ablate head --recipe debug --data.train IMAGES --out IMAGES", "holds no ablation"),
@@ -113,3 +125,16 @@ def test_families_change_what_they_say(family: str) -> None:
     assert len({twin.name for twin in twins}) == len(twins)
     configs = [twin.apply(mst.RunConfig()) for twin in twins]
     assert all(configs.count(config) == 1 for config in configs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_twin_of_every_family_runs(
+    family: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("--recipe", "debug", "--data.train", images, "--out", tmp_path / "out", "--json", *QUICK)
+    answer = call(capsys, "ablate", family, *words)
+    assert answer.status == 0, answer.err
+    values = json.loads(answer.out)["values"]
+    assert list(values) == [twin.name for twin in FAMILIES[family]]
+    assert all(len(found["rankme"]) == 1 for found in values.values())

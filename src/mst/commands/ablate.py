@@ -40,11 +40,30 @@ class AblateOptions:
     """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
     eval: str = ""
     """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
+    eval_train_limit: str = ""
+    """Most training images that --eval compares with, drawn evenly over the classes; all unless set."""
+    eval_val_limit: str = ""
+    """Most validation images that --eval classifies."""
     out: str = ""
     """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
     json: bool = False
     """One JSON object on stdout instead of the table."""
     settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """What finished runs are scored on; an empty folder scores none.
+
+    Attributes:
+        folder: of train/<class>/ and val/<class>/.
+        train_limit: at most this many training images; None = all.
+        val_limit: at most this many validation images.
+    """
+
+    folder: str
+    train_limit: int | None
+    val_limit: int | None
 
 
 @dataclass(frozen=True)
@@ -61,15 +80,15 @@ def run(argv: Sequence[str]) -> int:
     if wants_help(argv):
         return show_help(AblateOptions, "mst ablate")
     options, words = parse_arguments(argv, AblateOptions(), positional="family")
-    cells = planned(options, words)
+    cells, labelled = planned(options, words), labelled_images(options)
     check_same(options)
     for cell in cells:
         check_unchanged(cell)
-    check_images(cells[0], options.eval)
+    check_images(cells[0], labelled)
     open_folder(options)
     for number, cell in enumerate(cells, start=1):
         logging.info(f"run {number} of {len(cells)}: {cell.folder}")
-        finish(cell, options.eval)
+        finish(cell, labelled)
     rows = read_ablation({twin: [c.folder for c in cells if c.twin == twin] for twin in {c.twin: 0 for c in cells}})
     write_table(rows, options)
     return 0
@@ -90,8 +109,7 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
     for name in ("recipe", "out"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing: mst ablate {options.family} --recipe RECIPE --out DIR")
-    if not options.seeds.isdecimal() or int(options.seeds) < 1:
-        raise UsageError(f"--seeds {options.seeds}: must be a whole number of at least 1")
+    seeds = whole_number("seeds", options.seeds)
     taken = sorted({"runtime.seed", *(key for twin in twins for key in twin.changes)} & words.keys())
     if taken:
         raise UsageError(f"{flag(taken[0])} is what mst ablate {options.family} sets itself: leave it away")
@@ -100,7 +118,33 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
     root = Path(options.out).expanduser()
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
-    return [_cell(twin, base, seed, root) for seed in range(int(options.seeds)) for twin in twins]
+    return [_cell(twin, base, seed, root) for seed in range(seeds) for twin in twins]
+
+
+def labelled_images(options: AblateOptions) -> Labelled:
+    """Return what finished runs are scored on.
+
+    Raises:
+        UsageError: a limit that is no number, or limits of nothing.
+    """
+    limits: dict[str, int | None] = {}
+    for name in ("eval_train_limit", "eval_val_limit"):
+        value: str = getattr(options, name)
+        if value and not options.eval:
+            raise UsageError(f"{flag(name)} {value} limits --eval, which is missing: name a labelled folder")
+        limits[name] = whole_number(name, value) if value else None
+    return Labelled(options.eval, limits["eval_train_limit"], limits["eval_val_limit"])
+
+
+def whole_number(name: str, value: str) -> int:
+    """Read an option of at least 1.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
+        raise UsageError(f"{flag(name)} {value}: must be a whole number of at least 1")
+    return int(value)
 
 
 def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
@@ -117,7 +161,8 @@ def note(options: AblateOptions) -> Path:
 def identity(options: AblateOptions) -> Mapping[str, str]:
     """Return what must stay the same when the folder is used again."""
     labelled = str(Path(options.eval).expanduser().absolute()) if options.eval else ""
-    return {"family": options.family, "recipe": options.recipe, "eval": labelled}
+    limits = {name: getattr(options, name) for name in ("eval_train_limit", "eval_val_limit")}
+    return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
 
 
 def check_same(options: AblateOptions) -> None:
@@ -133,7 +178,7 @@ def check_same(options: AblateOptions) -> None:
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        changes = [f"--{key} {before.get(key) or 'none'}" for key in now if before.get(key) != now[key]]
+        changes = [f"{flag(key)} {before.get(key) or 'none'}" for key in now if before.get(key, "") != now[key]]
     except (OSError, ValueError, AttributeError) as error:
         raise UsageError(f"cannot read {path}: {error}; name a new folder") from error
     if changes:
@@ -154,7 +199,7 @@ def check_unchanged(cell: Cell) -> None:
             raise UsageError(f"{cell.folder} was run with another {', '.join(changed)}: use that, or name a new folder")
 
 
-def check_images(cell: Cell, labelled: str) -> None:
+def check_images(cell: Cell, labelled: Labelled) -> None:
     """Refuse images, labelled images and crops that no run could use; nothing is written.
 
     Raises:
@@ -164,8 +209,8 @@ def check_images(cell: Cell, labelled: str) -> None:
     from mst.data.labelled import LabelledFolder
 
     prepare(cell.config)
-    if labelled:
-        LabelledFolder(labelled, channels=cell.config.data.channels)
+    if labelled.folder:
+        LabelledFolder(labelled.folder, channels=cell.config.data.channels)
 
 
 def open_folder(options: AblateOptions) -> None:
@@ -182,28 +227,33 @@ def open_folder(options: AblateOptions) -> None:
     write_atomic(path, json.dumps(identity(options), indent=2) + "\n")
 
 
-def finish(cell: Cell, labelled: str) -> None:
+def finish(cell: Cell, labelled: Labelled) -> None:
     """Train and evaluate what is not done yet.
 
     Raises:
         Interrupted: SIGINT or SIGTERM; the same command goes on.
     """
-    from mst.commands.evaluate import evaluate_knn  # needs torch
+    from mst.commands.evaluate import Limits, evaluate_knn  # needs torch
     from mst.commands.pretraining import pretrain
 
     try:
         pretrain(cell.config, cell.folder, resume=RunDir(cell.folder).exists())
     except Interrupted as stop:
         raise Interrupted(f"{stop}; the same mst ablate command goes on with the rest", stop.exit_code - 128) from stop
-    if labelled and not any(row.get("task") == "knn" for row in read_jsonl(RunDir(cell.folder).results)):
-        evaluate_knn(cell.folder, labelled, device=cell.config.runtime.device)
+    if labelled.folder and not any(row.get("task") == "knn" for row in read_jsonl(RunDir(cell.folder).results)):
+        limits = Limits(labelled.train_limit, labelled.val_limit)
+        evaluate_knn(cell.folder, labelled.folder, limits=limits, device=cell.config.runtime.device)
 
 
 def write_table(rows: Sequence[AblationRow], options: AblateOptions) -> None:
     """Write ablation.md and ablation.png, and show the table."""
     root = note(options).parent
-    title = f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
-    write_atomic(root / "ablation.md", title + "mean ± sample standard deviation (runs)\n\n" + markdown(rows))
+    write_atomic(
+        root / "ablation.md",
+        f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
+        f"mean ± sample standard deviation (runs)\n\n{markdown(rows)}\n"
+        f"one value per run, seeds 0, 1, ...\n\n{markdown(rows, each=True)}",
+    )
     plot_ablation(rows, root / "ablation.png")
     if options.json:
         values = {row.name: {key: list(found) for key, found in row.values.items()} for row in rows}

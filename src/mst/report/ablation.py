@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -56,25 +55,32 @@ def read_ablation(runs: Mapping[str, Sequence[Path]]) -> list[AblationRow]:
     return rows
 
 
-def markdown(rows: Sequence[AblationRow]) -> str:
-    """Return the rows as a Markdown table: mean ± sample standard deviation (number of runs)."""
+def markdown(rows: Sequence[AblationRow], *, each: bool = False) -> str:
+    """Return the rows as a Markdown table.
+
+    Args:
+        rows: one per variant.
+        each: write every run's value instead of mean ± sample standard deviation (number of runs).
+    """
     columns = [key for key in COLUMNS if any(row.values.get(key) for row in rows)]
     head = "| variant | " + " | ".join(COLUMNS[key] for key in columns) + " |"
     lines = [head, "|---" * (len(columns) + 1) + "|"]
-    lines += ["| " + " | ".join([row.name, *(cell(row, key) for key in columns)]) + " |" for row in rows]
+    lines += ["| " + " | ".join([row.name, *(cell(row, key, each=each) for key in columns)]) + " |" for row in rows]
     return "\n".join(lines) + "\n"
 
 
-def cell(row: AblationRow, metric: str) -> str:
+def cell(row: AblationRow, metric: str, *, each: bool) -> str:
     """Write one cell; a dash where nothing was measured."""
     mean, spread = row.mean(metric), row.spread(metric)
     if mean is None:
         return "-"
+    if each:
+        return ", ".join(f"{value:.2f}" for value in row.values[metric])
     return f"{mean:.2f}" + (f" ± {spread:.2f} ({len(row.values[metric])})" if spread is not None else "")
 
 
 def plot_ablation(rows: Sequence[AblationRow], path: Path) -> None:
-    """Draw one panel per metric: a dot per run, a line at the mean; the file's ending decides the format."""
+    """Draw one panel per metric: a dot per run, the mean and its spread; the file's ending decides the format."""
     columns = [key for key in COLUMNS if any(row.values.get(key) for row in rows)]
     size = (PANEL_WIDTH * max(len(columns), 1) + 1, ROW_HEIGHT * len(rows) + 1.1)
     figure = Figure(figsize=size, layout="constrained")
@@ -84,8 +90,12 @@ def plot_ablation(rows: Sequence[AblationRow], path: Path) -> None:
             values = row.values[key]
             panel.plot(values, [place] * len(values), "o", color="#2a6f97", alpha=0.6, markersize=5)
             mean = row.mean(key)
-            panel.plot([math.nan if mean is None else mean], [place], "|", color="#012a4a", markersize=16)
+            if mean is not None:
+                panel.errorbar(
+                    [mean], [place], xerr=row.spread(key) or 0, fmt="|", color="#012a4a", markersize=16, elinewidth=1
+                )
         panel.set_title(COLUMNS[key], fontsize=9)
+        panel.locator_params(axis="x", nbins=5)
         panel.set_yticks(range(len(rows)), [row.name for row in rows])
         panel.grid(axis="x", alpha=0.3)
         for side in ("top", "right", "left"):

@@ -17,7 +17,7 @@ from mst.report.curves import chart_groups
 from mst.report.health import checks
 from mst.report.numbers import MINUS, NONE, TIMES, duration, percent, short, signed
 from mst.report.page import write_report
-from mst.report.pictures import caption, data_uri, spread
+from mst.report.pictures import SHOWN, caption, data_uri, spread
 from mst.report.plots import Chart, Series, draw
 from mst.report.reading import read_run
 from mst.report.results import comparisons
@@ -189,6 +189,23 @@ def test_broken_pictures_are_left_out(run: RunDir) -> None:
     for path in run.previews.iterdir():
         path.write_bytes(b"no picture")
     assert page_of(run).images == 0
+
+
+def test_pictures_of_evaluations_under_their_titles(run: RunDir) -> None:
+    before = page_of(run)
+    for name in ("detection", "detection-untrained", "patch_segmentation", "empty"):
+        (run.pictures / name).mkdir(parents=True)
+    for number in range(9):
+        Image.new("RGB", (40, 20)).save(run.pictures / "detection" / f"{number:04d}-street.png")
+    Image.new("RGB", (40, 20)).save(run.pictures / "detection-untrained" / "0000-street.png")
+    (run.pictures / "patch_segmentation" / "0000.png").write_bytes(b"no picture")
+    (run.pictures / "note.txt").write_text("not a folder")
+    page = page_of(run)
+    assert page.images == before.images + SHOWN + 1
+    assert "0008-street" in page.text
+    assert "Detection, untrained network" in page.text
+    assert "annotated" in page.text
+    assert "empty" not in page.text
 
 
 def test_dino_has_two_columns_and_no_restoration(run: RunDir) -> None:

@@ -14,7 +14,7 @@ from markupsafe import Markup
 from mst.report import numbers
 from mst.report.curves import chart_groups
 from mst.report.health import checks
-from mst.report.pictures import pictures
+from mst.report.pictures import pictures, task_pictures
 from mst.report.plots import draw
 from mst.report.reading import RunRecords, read_run
 from mst.report.results import comparisons
@@ -77,6 +77,7 @@ def page_context(records: RunRecords) -> dict[str, Any]:
         "headlines": [row for row in results if row.headline],
         "results": results,
         "pictures": pictures(records.previews, preview_columns(records)),
+        "task_pictures": task_pictures(records.pictures),
         "masking": masking(records),
         "groups": groups,
         "plan": plan_facts(records),

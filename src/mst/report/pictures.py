@@ -5,15 +5,25 @@ from __future__ import annotations
 import base64
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
+from mst.report.results import TASKS
+
 LARGE = 400_000  # bytes: above this a picture is shrunk and compressed
 LONGEST = 1400  # pixels
 SHOWN = 4
+PANELS = {
+    "detection": ("annotated", "found"),
+    "segmentation": ("image", "annotated", "predicted"),
+    "objectness": ("objects and the box found", "attention", "chosen"),
+}
+"""What the columns of a task's pictures show."""
+UNTRAINED = "-untrained"
+"""Ends the name of a folder with pictures of the network with fresh weights."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +33,30 @@ class Picture:
     caption: str
     uri: str
     columns: Sequence[str]
+
+
+@dataclass(frozen=True)
+class TaskPictures:
+    """Some pictures of one evaluation."""
+
+    title: str
+    pictures: Sequence[Picture]
+
+
+def task_pictures(folders: Mapping[str, Sequence[Path]]) -> list[TaskPictures]:
+    """Return some pictures of each evaluation, trained networks first; folders without pictures are left out.
+
+    Args:
+        folders: pictures by the name of their folder in the run's `pictures/`: a task, or a task and `-untrained`.
+    """
+    found = []
+    for name in sorted(folders, key=lambda name: (name.endswith(UNTRAINED), name)):
+        task = name.removesuffix(UNTRAINED)
+        title = TASKS.get(task, task.replace("_", " "))
+        shown = pictures(folders[name], PANELS.get(task, ()))
+        if shown:
+            found.append(TaskPictures(f"{title}, untrained network" if name.endswith(UNTRAINED) else title, shown))
+    return found
 
 
 def pictures(paths: Sequence[Path], columns: Sequence[str]) -> list[Picture]:

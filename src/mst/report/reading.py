@@ -26,6 +26,7 @@ class RunRecords:
         metrics: rows of metrics.jsonl.
         results: rows of results.jsonl.
         previews: pictures, in the order of their steps.
+        pictures: of evaluations, by the name of their folder.
         unreadable: lines of unreadable.txt.
     """
 
@@ -36,6 +37,7 @@ class RunRecords:
     metrics: Sequence[Row]
     results: Sequence[Row]
     previews: Sequence[Path]
+    pictures: Mapping[str, Sequence[Path]]
     unreadable: Sequence[str]
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
@@ -60,7 +62,6 @@ def is_number(value: object) -> bool:
 
 def read_run(run: RunDir) -> RunRecords:
     """Read all there is."""
-    previews = sorted(run.previews.glob("*.png")) if run.previews.is_dir() else []
     return RunRecords(
         name=run.root.resolve().name,
         config=_read_object(run.config),
@@ -68,7 +69,8 @@ def read_run(run: RunDir) -> RunRecords:
         environment=_read_object(run.environment),
         metrics=[row for row in read_jsonl(run.metrics) if isinstance(row, dict)],
         results=[row for row in read_jsonl(run.results) if isinstance(row, dict)],
-        previews=previews,
+        previews=sorted(run.previews.glob("*.png")),
+        pictures={folder.name: sorted(folder.glob("*.png")) for folder in sorted(run.pictures.glob("*/"))},
         unreadable=_read_lines(run.unreadable),
     )
 

@@ -59,6 +59,11 @@ class RunDir:
         return self.root / "previews"
 
     @property
+    def pictures(self) -> Path:
+        """Pictures of evaluations, a folder for each task; `<task>-untrained` for the network with fresh weights."""
+        return self.root / "pictures"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"

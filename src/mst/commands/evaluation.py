@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import RecipeOption
 from mst.runtime.results import Result
 
 IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
@@ -14,7 +15,7 @@ IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
 
 
 @dataclass(frozen=True)
-class Common:
+class Common(RecipeOption):
     """The backbone and the data.
 
     Attributes:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Annotated
 
 import tyro
@@ -14,8 +14,12 @@ from mst.commands.arguments import parse_arguments, show_help, wants_help
 from mst.commands.output import emit, emit_json
 from mst.config.load import dump_config
 from mst.errors import UsageError
-from mst.recipes import RECIPES, find_recipe
+from mst.recipes import RECIPES, TASK_RECIPES, find_recipe
+from mst.recipes.downstream import TaskRecipe
 from mst.recipes.record import Recipe
+
+LARGE = ("config", "options")
+"""What a recipe's header leaves out."""
 
 
 @dataclass(frozen=True)
@@ -36,28 +40,39 @@ def run(argv: Sequence[str]) -> int:
     if words:
         raise UsageError("mst recipes takes a name and --json; settings belong to mst plan and mst pretrain")
     if options.name:
-        return _show(find_recipe(options.name), json=options.json)
+        recipe = TASK_RECIPES.get(options.name) or find_recipe(options.name)
+        return _show(recipe, json=options.json)
     if options.json:
-        emit_json({"recipes": [_row(recipe) for recipe in RECIPES.values()]})
+        emit_json({"recipes": [_row(r) for r in RECIPES.values()], "tasks": [_row(r) for r in TASK_RECIPES.values()]})
         return 0
-    table = Table("recipe", "what", box=None, pad_edge=False)
-    for recipe in RECIPES.values():
-        table.add_row(recipe.name, recipe.summary)
-    emit(table)
+    emit(_list("recipe of mst pretrain", RECIPES), "", _list("recipe of a task (--recipe)", TASK_RECIPES))
     return 0
 
 
-def _show(recipe: Recipe, *, json: bool) -> int:
+def _list(title: str, recipes: Mapping[str, Recipe] | Mapping[str, TaskRecipe]) -> Table:
+    table = Table(title, "what", box=None, pad_edge=False)
+    for recipe in recipes.values():
+        table.add_row(recipe.name, recipe.summary)
+    return table
+
+
+def _show(recipe: Recipe | TaskRecipe, *, json: bool) -> int:
     if json:
-        emit_json(_row(recipe) | {"config": recipe.config.model_dump(mode="json")})
+        content = recipe.options if isinstance(recipe, TaskRecipe) else recipe.config.model_dump(mode="json")
+        key = "options" if isinstance(recipe, TaskRecipe) else "config"
+        emit_json(_row(recipe) | {key: content})
         return 0
     table = Table(box=None, show_header=False, pad_edge=False)
     for key, value in _row(recipe).items():
         table.add_row(key.replace("_", " "), value)
-    emit(table, "", Text(dump_config(recipe.config).rstrip()))
+    if isinstance(recipe, TaskRecipe):
+        complete = "\n".join(" ".join(words) for words in recipe.words().values())
+    else:
+        complete = dump_config(recipe.config).rstrip()
+    emit(table, "", Text(complete))
     return 0
 
 
-def _row(recipe: Recipe) -> dict[str, str]:
+def _row(recipe: Recipe | TaskRecipe) -> dict[str, str]:
     """The header without the configuration."""
-    return {key: value for key, value in asdict(recipe).items() if key != "config"}
+    return {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name not in LARGE}

@@ -8,7 +8,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
 from itertools import takewhile
 from typing import Any, TypeVar, get_type_hints
 
@@ -16,8 +16,20 @@ import tyro
 
 from mst.config.keys import choices, describe_type, suggestion
 from mst.errors import UsageError
+from mst.recipes import find_task_recipe
 
 Arguments = TypeVar("Arguments")
+
+
+@dataclass(frozen=True)
+class RecipeOption:
+    """Base of the arguments of a command that has recipes.
+
+    Attributes:
+        recipe: a recipe of this command (see `mst recipes`): its options count where they are not given.
+    """
+
+    recipe: str | None = field(default=None, kw_only=True)
 
 
 def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arguments | None:
@@ -25,13 +37,16 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
 
     Args:
         kind: a frozen dataclass; groups are fields that are dataclasses with a `default_factory`, their fields become
-            flags without a prefix. A `str` without default is required.
+            flags without a prefix. A `str` without default is required. Below `RecipeOption`, `--recipe NAME` puts
+            the recipe's options under those in `argv`.
         argv: the words after the command.
         prog: the command, for the help text.
 
     Raises:
-        UsageError: an unknown flag (the nearest is named), a missing or wrong value.
+        UsageError: an unknown flag or recipe (the nearest is named), a missing or wrong value.
     """
+    if issubclass(kind, RecipeOption):
+        argv = _with_recipe(argv, prog)
     own = {_flag(field.name): field for field, _ in _leaves(kind)}
     words = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
     for word in words:
@@ -54,15 +69,26 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
         raise UsageError(_explained(_one_line(errors.getvalue()), types, argv)) from end
 
 
+def _with_recipe(argv: Sequence[str], prog: str) -> list[str]:
+    """Return the words, followed by those of the recipe they name, as far as they do not give these options."""
+    words = _split_equals(argv)
+    if "--recipe" not in words[:-1] or words[words.index("--recipe") + 1].startswith("--"):
+        return list(argv)  # none, or no name: said by the parser
+    recipe = find_task_recipe(words[words.index("--recipe") + 1], prog.removeprefix("mst "))
+    given = {word for word in words if word.startswith("--")}
+    added = [option for name, option in recipe.words().items() if not {name, f"--no-{name[2:]}"} & given]
+    return [*argv, *(word for option in added for word in option)]
+
+
 def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:
     """Yield the fields of a dataclass with their types, those of its groups in place of the groups."""
     types = get_type_hints(kind)
-    for field in fields(kind):
-        group: Any = field.default_factory
+    for own in fields(kind):
+        group: Any = own.default_factory
         if is_dataclass(group):
             yield from _leaves(group)
         else:
-            yield field, types[field.name]
+            yield own, types[own.name]
 
 
 def _explained(said: str, types: Mapping[str, Any], argv: Sequence[str]) -> str:

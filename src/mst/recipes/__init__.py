@@ -8,7 +8,8 @@ from mst.config.keys import suggestion
 from mst.config.load import load_config
 from mst.config.schema import RunConfig
 from mst.errors import ConfigError
-from mst.recipes import cifar10, debug, imagenet, imagenette, own_images, quickstart
+from mst.recipes import cifar10, debug, imagenet, imagenette, own_images, probes, quickstart
+from mst.recipes.downstream import TaskRecipe
 from mst.recipes.record import Recipe
 
 RECIPES: dict[str, Recipe] = {
@@ -16,18 +17,39 @@ RECIPES: dict[str, Recipe] = {
     for family in (quickstart, own_images, debug, cifar10, imagenette, imagenet)
     for recipe in family.RECIPES
 }
-"""Every recipe by name, in the order of the list."""
+"""Every recipe of pre-training by name, in the order of the list."""
+
+TASK_RECIPES: dict[str, TaskRecipe] = {recipe.name: recipe for family in (probes,) for recipe in family.RECIPES}
+"""Every recipe of a downstream task by name: add a module with RECIPES here."""
 
 
 def find_recipe(name: str) -> Recipe:
-    """Return a recipe.
+    """Return a recipe of pre-training.
 
     Raises:
-        ConfigError: there is none of this name; the nearest is named.
+        ConfigError: there is none of this name (the nearest is named), or it belongs to another command.
     """
     if name in RECIPES:
         return RECIPES[name]
-    raise ConfigError(f"unknown recipe {name}{suggestion(name, RECIPES)} (all recipes: mst recipes)")
+    if name in TASK_RECIPES:
+        raise ConfigError(f"{name} is a recipe of mst {TASK_RECIPES[name].task}, not of pre-training")
+    raise ConfigError(f"unknown recipe {name}{suggestion(name, [*RECIPES, *TASK_RECIPES])} (all recipes: mst recipes)")
+
+
+def find_task_recipe(name: str, task: str) -> TaskRecipe:
+    """Return a recipe of `mst TASK`.
+
+    Raises:
+        ConfigError: there is none of this name (the nearest of the task is named), or it belongs to another command.
+    """
+    own = [recipe.name for recipe in TASK_RECIPES.values() if recipe.task == task]
+    if name in own:
+        return TASK_RECIPES[name]
+    if name in RECIPES or name in TASK_RECIPES:
+        what = f"--recipe {name} belongs to mst {TASK_RECIPES[name].task if name in TASK_RECIPES else 'pretrain'}"
+    else:
+        what = f"unknown recipe {name}"
+    raise ConfigError(f"{what}{suggestion(name, own)} (all recipes: mst recipes)")
 
 
 def base_config(recipe: str) -> RunConfig:

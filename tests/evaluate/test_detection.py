@@ -20,17 +20,15 @@ from mst.evaluate import detection_training
 from mst.evaluate.coco import CocoSet, find_coco, read_coco
 from mst.evaluate.detection import DetectionData, DetectionProtocol, evaluate_detection
 from mst.evaluate.detection_training import (
-    Checkpointing,
     TrainingSettings,
     batch_positions,
     detector_optimizer,
-    layer_of,
-    learning_rate,
     trainable_images,
 )
 from mst.evaluate.detector import DetectorShape, build_detector, detections_of, flipped, training_target
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.pyramid import Pyramid
+from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
 
@@ -131,23 +129,10 @@ def test_detections_are_in_the_images_own_pixels(coco: CocoSet) -> None:
     assert found[0].mask["size"] == [24, 32]
 
 
-def test_layers_and_their_rates() -> None:
-    names = {
-        "backbone.backbone.model.pos_embed": 0,
-        "backbone.backbone.model.patch_embed.proj.weight": 0,
-        "backbone.backbone.model.blocks.0.norm1.weight": 1,
-        "backbone.backbone.model.blocks.1.norm1.weight": 2,
-        "backbone.backbone.model.norm.weight": 3,
-        "backbone.levels.levels.0.0.weight": 3,
-        "roi_heads.box_head.fc6.weight": 3,
-    }
-    assert {name: layer_of(name, [2]) for name in names} == names
-    assert layer_of("backbone.backbone.model.layers.2.blocks.0.attn.qkv.weight", [2, 2, 6, 2]) == 5
-    assert layer_of("backbone.backbone.model.layers.2.downsample.norm.weight", [2, 2, 6, 2]) == 5
-    backbone = vit()
-    pyramid = Pyramid(backbone, channels=16, frozen=False, compute=torch.float32)
+def test_layers_have_their_rates() -> None:
+    pyramid = Pyramid(vit(), channels=16, frozen=False, compute=torch.float32)
     detector = build_detector(pyramid, 2, TINY, mean=[0.5] * 3, std=[0.5] * 3)
-    optimizer = detector_optimizer(detector, backbone, TrainingSettings(layer_decay=0.5))
+    optimizer = detector_optimizer(detector, TrainingSettings(layer_decay=0.5))
     assert sorted({group["scale"] for group in optimizer.param_groups}) == [0.125, 0.25, 0.5, 1.0]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in detector.parameters() if p.requires_grad}
@@ -155,15 +140,9 @@ def test_layers_and_their_rates() -> None:
 
 
 def test_schedule_and_order() -> None:
-    settings = TrainingSettings(lr=1.0, warmup_steps=4)
-    rates = [learning_rate(step, 60, settings) for step in range(60)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert (rates[39], rates[40], rates[54], rates[55]) == (
-        1.0,
-        pytest.approx(0.1),
-        pytest.approx(0.1),
-        pytest.approx(0.01),
-    )
+    plan = TrainingSettings(epochs=12, batch_size=2, lr=1.0, warmup_steps=4).loop(10)
+    assert (plan.steps, plan.warmup_steps) == (60, 4)
+    assert TrainingSettings(epochs=2, batch_size=3).loop(10).warmup_steps == 1
     epoch = [index for step in range(5) for index, _ in batch_positions(step, 10, 2, seed=3)]
     assert sorted(epoch) == list(range(10))
     assert epoch != [index for step in range(5, 10) for index, _ in batch_positions(step, 10, 2, seed=3)]
@@ -201,19 +180,19 @@ def test_an_interrupted_training_resumes_exactly(
 ) -> None:
     whole, found = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET)
     saving = Checkpointing(str(tmp_path / "checkpoints"), 1)
-    own = detection_training._train_step
+    own = detection_training.read_batch
     calls: list[int] = []
 
-    def killed(*arguments: Any) -> float | None:
+    def killed(*arguments: Any) -> Any:
         calls.append(1)
         if len(calls) == 3:
             raise KeyboardInterrupt
         return own(*arguments)
 
-    monkeypatch.setattr(detection_training, "_train_step", killed)
+    monkeypatch.setattr(detection_training, "read_batch", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
-    monkeypatch.setattr(detection_training, "_train_step", own)
+    monkeypatch.setattr(detection_training, "read_batch", own)
     resumed, also = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
     assert (resumed, also) == (whole, found)
     other = dataclasses.replace(SHORT, training=dataclasses.replace(SHORT.training, lr=0.5))
@@ -224,17 +203,17 @@ def test_an_interrupted_training_resumes_exactly(
 
 
 def test_a_signal_saves_and_says_how_to_go_on(coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = detection_training._train_step
+    own = detection_training.read_batch
 
-    def signalled(*arguments: Any) -> float | None:
+    def signalled(*arguments: Any) -> Any:
         import signal
 
         signal.raise_signal(signal.SIGTERM)
         return own(*arguments)
 
-    monkeypatch.setattr(detection_training, "_train_step", signalled)
+    monkeypatch.setattr(detection_training, "read_batch", signalled)
     saving = Checkpointing(str(tmp_path / "c"), 100)
-    with pytest.raises(Interrupted, match="stopped after step 1 of 4; the same command resumes"):
+    with pytest.raises(Interrupted, match="stopped after step 1 of 4; all is saved: the same command resumes"):
         evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
     assert (tmp_path / "c" / "step_1").is_dir()
 

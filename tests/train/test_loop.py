@@ -296,6 +296,6 @@ def test_disk_full_while_writing_a_row(tmp_path: Path, monkeypatch: pytest.Monke
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("mst.train.record.append_jsonl", full)
+    monkeypatch.setattr("mst.runtime.record.append_jsonl", full)
     with pytest.raises(RunFailure, match=f"cannot write in {tmp_path}: No space left"):
         train(tmp_path, tiny_config())

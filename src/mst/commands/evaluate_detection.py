@@ -16,9 +16,10 @@ from mst.evaluate.coco import CocoSet, find_coco, read_coco
 from mst.evaluate.detection import DetectionData, DetectionProtocol
 from mst.evaluate.detection_metrics import detection_records
 from mst.evaluate.detection_pictures import detection_writer
-from mst.evaluate.detection_training import Checkpointing, TrainingSettings
+from mst.evaluate.detection_training import TrainingSettings
 from mst.evaluate.detector import DetectorShape
 from mst.evaluate.features import FeatureSettings
+from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.runtime.files import write_atomic
 from mst.runtime.results import Result

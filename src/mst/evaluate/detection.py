@@ -21,10 +21,8 @@ from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_metrics import Detection, coco_metrics
 from mst.evaluate.detection_training import (
-    Checkpointing,
     TrainingSettings,
     detector_optimizer,
-    drawn_from,
     train_detector,
     trainable_images,
 )
@@ -32,9 +30,11 @@ from mst.evaluate.detector import DetectorShape, build_detector, detections_of
 from mst.evaluate.features import FeatureSettings, device_of, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
+from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
 from mst.runtime.results import Result
+from mst.runtime.seeding import drawn_from
 
 Watcher = Callable[[CocoImage, Tensor, list[Detection]], None]
 """Called with each validation image, its pixels uint8 [C, H, W] and what was found: for pictures."""
@@ -108,7 +108,7 @@ def evaluate_detection(
     )
     trained = train_detector(
         detector,
-        detector_optimizer(detector, backbone, protocol.training),
+        detector_optimizer(detector, protocol.training),
         images,
         protocol.training,
         device=device,
@@ -119,7 +119,7 @@ def evaluate_detection(
         progress=settings.progress,
     )
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
-    extra = {**_counts(data, len(images)), "detections": len(found), **trained}
+    extra = {**_counts(data, len(images)), "detections": len(found), **asdict(trained)}
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
 
 

@@ -6,6 +6,8 @@ The same (seed, epoch, sample position) gives the same draw on any machine, with
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -23,3 +25,19 @@ def generator(*parts: int | str, device: str = "cpu") -> torch.Generator:
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+@contextmanager
+def drawn_from(device: torch.device, *parts: int | str) -> Iterator[None]:
+    """Seed torch's global generators from `parts` inside, for what takes no generator (stochastic depth, torchvision's
+    detectors); afterwards they are as they were.
+    """
+    import torch
+
+    seed, on_gpu = derive_seed(*parts), device.type == "cuda"
+    with torch.random.fork_rng(devices=[device] if on_gpu else []):
+        torch.default_generator.manual_seed(seed)
+        if on_gpu:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield

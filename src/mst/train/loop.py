@@ -22,13 +22,13 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
 from mst.objective.mst import ObjectiveValues
 from mst.runtime import logging
+from mst.runtime.progress import Throughput, TrainingProgress, describe_speed
+from mst.runtime.record import RunRecord, bad_steps_file
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
 from mst.runtime.signals import GracefulStop
 from mst.train.monitors import collapse_message, feature_std, rankme
 from mst.train.previews import preview, save_preview
-from mst.train.progress import Throughput, TrainingProgress
-from mst.train.record import RunRecord, bad_steps_file
 from mst.train.schedule import StepValues, step_values
 from mst.train.state import TrainState
 from mst.train.step import StepReport, train_step
@@ -146,7 +146,7 @@ class _Session:
         self.store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
         done = state.step if self.store.steps() else -1  # without a checkpoint even the rows of step 0 come again
         self.record = RunRecord(run, step=done, tensorboard=config.monitor.tensorboard)
-        self.progress = TrainingProgress(step=state.step, total_steps=plan.total_steps)
+        self.progress = TrainingProgress("pre-training", describe, step=state.step, total_steps=plan.total_steps)
         self.throughput, self.waited = Throughput(), 0.0
         self.clock = time.perf_counter()
 
@@ -349,6 +349,12 @@ class _Session:
         now = time.perf_counter()
         self.state.seconds += now - self.clock
         self.clock = now
+
+
+def describe(numbers: Mapping[str, float]) -> str:
+    """Write losses, learning rate and speed in one line."""
+    parts = f"dino {numbers['self_distillation']:.3f}, restore {numbers['restoration']:.3f}"
+    return f"loss {numbers['loss']:.3f} ({parts})  {describe_speed(numbers)}"
 
 
 def _plan_values(plan: RunPlan) -> dict[str, Any]:

@@ -9,8 +9,7 @@ Letters: B images, G global crops, K prototypes, D embedding size.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -20,7 +19,7 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.model.pair import ema_update
 from mst.objective.dino import mean_over_processes, updated_center
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
-from mst.runtime.seeding import derive_seed, generator
+from mst.runtime.seeding import drawn_from, generator
 from mst.train.optimizer import clip_per_tensor_, set_step_values
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
@@ -91,7 +90,7 @@ def train_step(
     state.optimizer.zero_grad(set_to_none=True)
     for position, views in enumerate(passes):
         draws = (config.runtime.seed, "step", state.step, position)
-        with _global_draws(device, *draws), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        with drawn_from(device, *draws), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = mst_losses(
                 pair,
                 views,
@@ -158,18 +157,6 @@ class _BatchSums:
             features=torch.cat(self.features),
             statistics={name: value.item() for name, value in self.statistics.items()},
         )
-
-
-@contextmanager
-def _global_draws(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Seed torch's global generators from `parts` inside, for stochastic depth; afterwards they are as they were."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng(devices=[device] if on_gpu else []):
-        torch.default_generator.manual_seed(derive_seed(*parts))
-        if on_gpu:
-            with torch.cuda.device(device):
-                torch.cuda.manual_seed(derive_seed(*parts))
-        yield
 
 
 def _forget_gradients(*parameters: nn.Parameter) -> None:

@@ -10,9 +10,10 @@ import pytest
 from rich.console import Console
 
 from mst.runtime import logging
+from mst.runtime.progress import TrainingProgress, clock, describe_loss
+from mst.runtime.record import RunRecord, bad_steps_file, drop_rows
 from mst.runtime.rundir import RunDir
-from mst.train.progress import TrainingProgress, clock, describe
-from mst.train.record import RunRecord, bad_steps_file, drop_rows
+from mst.train.loop import describe
 
 NUMBERS = {
     "loss": 1.25,
@@ -66,7 +67,7 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
 
 
 def test_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
-    with TrainingProgress(step=0, total_steps=3) as progress:
+    with TrainingProgress("training", describe_loss, step=0, total_steps=3) as progress:
         for step in (1, 2, 3):
             progress.show(step, NUMBERS)
     lines = capsys.readouterr().err.splitlines()
@@ -79,7 +80,7 @@ def test_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) ->
 def test_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = io.StringIO()
     monkeypatch.setattr(logging, "console", Console(file=screen, force_terminal=True, width=80, color_system=None))
-    with TrainingProgress(step=0, total_steps=195_000) as progress:
+    with TrainingProgress("training", describe, step=0, total_steps=195_000) as progress:
         progress.show(100_000, NUMBERS)
     assert "100000/195000" in screen.getvalue()
     assert describe(NUMBERS) in screen.getvalue()
@@ -87,5 +88,6 @@ def test_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_describe_and_clock() -> None:
+    assert describe_loss(NUMBERS) == "loss 1.250  lr 1.0e-04  100 img/s  wait 3%"
     assert describe(NUMBERS).endswith("lr 1.0e-04  100 img/s  wait 3%")
     assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -50,8 +50,17 @@ class _TwoLines(Progress):
 class TrainingProgress:
     """A context manager around the loop."""
 
-    def __init__(self, *, step: int, total_steps: int) -> None:
-        self._total = total_steps
+    def __init__(
+        self,
+        title: str,
+        describe: Callable[[Mapping[str, float]], str],
+        *,
+        step: int,
+        total_steps: int,
+        shown: bool = True,
+    ) -> None:
+        """Start at `step`; `describe` puts the numbers of a row of metrics into a few words."""
+        self._describe, self._shown, self._total = describe, shown, total_steps
         self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
         self._bar = _TwoLines(
             TextColumn("{task.description}"),
@@ -61,10 +70,10 @@ class TrainingProgress:
             TextColumn("eta"),
             TimeRemainingColumn(elapsed_when_finished=False),
             console=logging.console,
-            disable=not logging.console.is_terminal,
+            disable=not (shown and logging.console.is_terminal),
             refresh_per_second=4,
         )
-        self._task = self._bar.add_task("pre-training", total=total_steps, completed=step, numbers="")
+        self._task = self._bar.add_task(title, total=total_steps, completed=step, numbers="")
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -77,21 +86,28 @@ class TrainingProgress:
 
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
         """Show the state after `step` steps; `numbers` has the keys of a row of metrics."""
-        text = describe(numbers)
+        text = self._describe(numbers)
         self._bar.update(self._task, completed=step, numbers=text)
         now = time.perf_counter()
-        if self._bar.disable and (step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES):
+        if (
+            self._shown
+            and self._bar.disable
+            and (step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES)
+        ):
             self._last_line = now
             rate = (now - self._started) / max(step - self._first_step, 1)
             logging.info(f"step {step}/{self._total}  {text}  eta {clock(rate * (self._total - step))}")
 
 
-def describe(numbers: Mapping[str, float]) -> str:
-    """Write losses, learning rate and speed in one line."""
-    return (
-        f"loss {numbers['loss']:.3f} (dino {numbers['self_distillation']:.3f}, restore {numbers['restoration']:.3f})  "
-        f"lr {numbers['lr']:.1e}  {numbers['images_per_second']:.0f} img/s  wait {100 * numbers['data_wait']:.0f}%"
-    )
+def describe_loss(numbers: Mapping[str, float]) -> str:
+    """Write the loss, the learning rate and the speed in one line."""
+    return f"loss {numbers['loss']:.3f}  {describe_speed(numbers)}"
+
+
+def describe_speed(numbers: Mapping[str, float]) -> str:
+    """Write the learning rate and the speed."""
+    rate, wait = numbers["images_per_second"], 100 * numbers["data_wait"]
+    return f"lr {numbers['lr']:.1e}  {rate:.0f} img/s  wait {wait:.0f}%"
 
 
 def clock(seconds: float) -> str:

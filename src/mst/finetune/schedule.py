@@ -1,0 +1,86 @@
+"""How a downstream training goes: its settings, and the learning rate of each step as a pure function.
+
+Source: cosine after a linear warm-up as in DeiT (Touvron et al. 2021, table 9); steps at 2/3 and 11/12 of the training
+as the 1x schedule of Mask R-CNN (8 and 11 of 12 epochs; He et al. 2019, "Rethinking ImageNet pre-training"); power 0.9
+as in SETR (Zheng et al. 2021, section 4.1). Differs: the first step already learns, and the last one has the end value.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from mst.errors import UsageError
+
+Schedule = Literal["cosine", "steps", "poly"]
+STEP_SHARES, STEP_FACTOR = (2 / 3, 11 / 12), 0.1
+POWER = 0.9
+
+
+@dataclass(frozen=True)
+class LoopSettings:
+    """What one downstream training does; whatever follows from the number of images is worked out by the caller.
+
+    Attributes:
+        steps: optimizer steps in all.
+        batch_size: images per step.
+        lr: highest learning rate, of a parameter group whose scale is 1.
+        warmup_steps: linear warm-up to it.
+        schedule: what comes after the warm-up.
+        min_lr: learning rate of the last step, but for `steps`, which ends at a hundredth of `lr`.
+        clip_norm: L2 norm of all gradients together is at most this; None = no clipping.
+        accumulate: batches that make one step; each has batch_size / accumulate images.
+        row_every: steps between two rows of metrics.
+        evaluate_every: steps between two evaluations; None = only after the last step.
+        max_bad_steps: so many steps in a row without a finite loss and gradient end the training.
+    """
+
+    steps: int
+    batch_size: int
+    lr: float
+    warmup_steps: int = 0
+    schedule: Schedule = "cosine"
+    min_lr: float = 0.0
+    clip_norm: float | None = None
+    accumulate: int = 1
+    row_every: int = 50
+    evaluate_every: int | None = None
+    max_bad_steps: int = 10
+
+    def __post_init__(self) -> None:
+        if min(self.steps, self.batch_size, self.accumulate, self.row_every, self.max_bad_steps) < 1:
+            raise UsageError("steps, --batch-size, --accumulate and the like must be at least 1")
+        if self.lr <= 0 or self.min_lr < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
+            raise UsageError("--lr and --clip-norm must be above 0")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class Checkpointing:
+    """Where and how often the training state is saved.
+
+    Attributes:
+        checkpoints: folder of checkpoints; the newest there is resumed. None = none.
+        checkpoint_every: steps between two.
+    """
+
+    checkpoints: str | None = None
+    checkpoint_every: int = 500
+
+    def __post_init__(self) -> None:
+        if self.checkpoint_every < 1:
+            raise UsageError(f"--checkpoint-every {self.checkpoint_every}: must be at least 1")
+
+
+def learning_rate(step: int, settings: LoopSettings) -> float:
+    """Return the rate of step `step`, counted from 0, before any group's scale."""
+    if step < settings.warmup_steps:
+        return settings.lr * (step + 1) / settings.warmup_steps
+    if settings.schedule == "steps":
+        return settings.lr * STEP_FACTOR ** sum(step >= settings.steps * share for share in STEP_SHARES)
+    last = max(settings.steps - 1 - settings.warmup_steps, 1)
+    progress = min((step - settings.warmup_steps) / last, 1.0)
+    share = (1 - progress) ** POWER if settings.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
+    return settings.min_lr + (settings.lr - settings.min_lr) * share

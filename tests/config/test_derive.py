@@ -129,6 +129,7 @@ def test_statistics_are_measured_where_imagenets_do_not_fit() -> None:
         ({"optimizer.betas": (0.9, 1.0)}, "--optimizer.betas"),
         ({"objective.distillation_weight": 0, "objective.restoration_weight": 0}, "nothing to learn"),
         ({"objective.teacher_momentum": 0.9, "objective.teacher_momentum_end": 0.5}, "only rises"),
+        ({"monitor.guard": "stop"}, "name a folder with --monitor.knn-data"),
     ],
 )
 def test_contradictions(settings: dict[str, object], part: str) -> None:

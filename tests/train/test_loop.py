@@ -28,6 +28,7 @@ from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
 
 TIMES = {"seconds", "images_per_second", "data_wait"}
 STEPS = 7
+STARTED = {"init_from": "weights.pth"}
 
 
 def knn(backbone: Backbone) -> dict[str, float]:
@@ -43,6 +44,7 @@ def train(
     resume: bool = False,
     dtype: torch.dtype = torch.float32,
     plan: RunPlan | None = None,
+    evaluator: loop.Evaluator | None = knn,
 ) -> TrainState:
     plan = plan or tiny_plan(config, STEPS)
     state, run = tiny_state(config, plan), RunDir(root)
@@ -55,7 +57,7 @@ def train(
         plan=plan,
         run=run,
         dtype=dtype,
-        evaluator=knn,
+        evaluator=evaluator,
         samples=torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).to(torch.uint8),
     )
     return state
@@ -271,6 +273,63 @@ def test_collapse_stops_or_warns_once(
     assert capsys.readouterr().err.count("lower --this-knob") == 1
     train(tmp_path / "off", tiny_config(monitor={"every_steps": 1, "collapse": "off"}))
     assert "lower --this-knob" not in capsys.readouterr().err
+
+
+def falling(*accuracies: float) -> loop.Evaluator:
+    """k-NN accuracies of one evaluation after the other."""
+    left = list(accuracies)
+    return lambda _: {"knn_top1": left.pop(0), "knn_k": 20}
+
+
+def test_a_drop_of_trained_weights_stops_a_run_that_was_saved(tmp_path: Path) -> None:
+    config = tiny_config(model=STARTED, monitor={"guard": "stop", "guard_drop": 4, "knn_data": "labelled"})
+    with pytest.raises(
+        RunFailure, match=r"k-NN 65\.0 % at step 6, 70\.0 % at the start .*--resume .* goes on"
+    ) as caught:
+        train(tmp_path, config, evaluator=falling(70, 66, 65))
+    assert "\n" not in str(caught.value)
+    assert (tmp_path / "checkpoints/step_6").is_dir()
+    assert load_backbone(tmp_path).metadata["step"] == 6
+
+    # A resumed run still knows where it started.
+    with pytest.raises(RunFailure, match=r"k-NN 64\.0 % at step 7, 70\.0 % at the start"):
+        train(tmp_path, config, resume=True, evaluator=falling(64))
+    assert [row["knn_top1"] for row in rows(tmp_path) if "knn_top1" in row] == [70, 66, 65, 64]
+
+
+@pytest.mark.parametrize(
+    ("sections", "accuracies", "warnings"),
+    [
+        ({"model": STARTED}, (70, 64.9, 64.8, 71), ["k-NN 64.9 % at step 3", "k-NN 64.8 % at step 6"]),
+        ({"model": STARTED}, (70, 65, 80, 74.9), []),
+        ({"model": STARTED, "monitor": {"guard": "off"}}, (70, 1, 1, 1), []),
+        ({"model": STARTED, "monitor": {"guard_drop": 0.5}}, (70, 69.4, 70, 70), ["k-NN 69.4 % at step 3"]),
+        ({}, (70, 1, 1, 1), []),
+    ],
+)
+def test_a_drop_of_trained_weights_is_warned_of(
+    sections: dict[str, dict[str, Any]],
+    accuracies: tuple[float, ...],
+    warnings: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    train(tmp_path, tiny_config(**sections), evaluator=falling(*accuracies))
+    said = " ".join(capsys.readouterr().err.split())
+    assert said.count("k-NN ") == len(warnings)
+    assert all(warning in said for warning in warnings)
+
+
+def test_a_start_that_was_not_scored_cannot_be_compared_with(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(model=STARTED)
+    with pytest.raises(MemoryError):
+        train(tmp_path, config, batches=killed_before(3, config), evaluator=None)
+    train(tmp_path, config, resume=True, evaluator=falling(1, 0, 0))
+    said = " ".join(capsys.readouterr().err.split())
+    assert "the start was not scored" in said
+    assert "at the start" not in said
 
 
 def test_disk_full_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

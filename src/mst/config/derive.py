@@ -137,6 +137,8 @@ def check_consistent(config: RunConfig) -> None:
         raise ConfigError(
             "--objective.distillation-weight and --objective.restoration-weight are both 0: nothing to learn"
         )
+    if config.monitor.guard == "stop" and config.monitor.knn_data is None:
+        raise ConfigError("--monitor.guard stop needs labelled images to score: name a folder with --monitor.knn-data")
     if objective.teacher_momentum is not None and objective.teacher_momentum > objective.teacher_momentum_end:
         raise ConfigError(
             f"--objective.teacher-momentum {objective.teacher_momentum:g} is above "

@@ -212,6 +212,10 @@ class MonitorConfig(Section):
     """Most training images k-NN compares with, drawn evenly from the sorted list."""
     knn_val_limit: Count = 2_000
     """Most validation images k-NN classifies."""
+    guard: Literal["warn", "stop", "off"] = "warn"
+    """What to do when the k-NN accuracy of a run from trained weights (model.init_from) falls below its start's."""
+    guard_drop: NonNegative = 5.0
+    """Points of k-NN accuracy below the start from which the guard speaks."""
     collapse: Literal["warn", "stop", "off"] = "warn"
     """What to do when the teacher's output collapses."""
     tensorboard: bool = True

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 import itertools
 import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from typing import Any, NoReturn
 
 import torch
@@ -22,11 +20,13 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
 from mst.objective.mst import ObjectiveValues
 from mst.runtime import logging
+from mst.runtime.disk import disk_errors
 from mst.runtime.progress import Throughput, TrainingProgress, describe_speed
 from mst.runtime.record import RunRecord, bad_steps_file
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
 from mst.runtime.signals import GracefulStop
+from mst.train.guard import METRIC, knn_guard
 from mst.train.monitors import collapse_message, feature_std, rankme
 from mst.train.previews import preview, save_preview
 from mst.train.schedule import StepValues, step_values
@@ -51,7 +51,6 @@ ROW_KEYS = (
     *("masked_share", "psnr_masked", "psnr_visible", "bad_steps", "seconds"),
 )
 """Keys of a row of metrics, always all of them; null where there is nothing to report."""
-DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
 def restore(state: TrainState, config: RunConfig, plan: RunPlan, run: RunDir) -> None:
@@ -101,9 +100,9 @@ def fit(
     Raises:
         Interrupted: SIGINT or SIGTERM; the step was finished and saved.
         MstError: whatever `batches` raises; the steps before are saved.
-        RunFailure: disk full, collapse (if so configured), too many bad steps in succession.
+        RunFailure: disk full, collapse or a drop of k-NN (if so configured), too many bad steps in succession.
     """
-    with _disk_errors(run), GracefulStop("finishing this step, then saving (Ctrl-C again: stop at once)") as stop:
+    with disk_errors(run), GracefulStop("finishing this step, then saving (Ctrl-C again: stop at once)") as stop:
         session = _Session(
             state=state, config=config, plan=plan, run=run, dtype=dtype, evaluator=evaluator, samples=samples
         )
@@ -146,6 +145,7 @@ class _Session:
         self.store = CheckpointStore(run.checkpoints, keep=config.checkpoint.keep)
         done = state.step if self.store.steps() else -1  # without a checkpoint even the rows of step 0 come again
         self.record = RunRecord(run, step=done, tensorboard=config.monitor.tensorboard)
+        self.guard = knn_guard(config, run, step=state.step) if evaluator is not None else None
         self.progress = TrainingProgress("pre-training", describe, step=state.step, total_steps=plan.total_steps)
         self.throughput, self.waited = Throughput(), 0.0
         self.clock = time.perf_counter()
@@ -242,9 +242,22 @@ class _Session:
         save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)
 
     def evaluate(self) -> None:
-        """Write a row with the evaluator's numbers."""
-        if self.evaluator is not None:
-            self.record.metrics({"step": self.state.step, **self.evaluator(self.state.pair.teacher.backbone)})
+        """Write a row with the evaluator's numbers, and compare them with those of trained weights at the start.
+
+        Raises:
+            RunFailure: a drop, with `monitor.guard = stop`; all is saved.
+        """
+        if self.evaluator is None:
+            return
+        numbers = self.evaluator(self.state.pair.teacher.backbone)
+        self.record.metrics({"step": self.state.step, **numbers})
+        message = self.guard.observe(numbers[METRIC], self.state.step) if self.guard is not None else None
+        if message is not None and self.config.monitor.guard == "stop":
+            self.save()
+            self.export()
+            raise RunFailure(f"{message}; saved: {self.run.resume_command} --monitor.guard warn goes on all the same")
+        if message is not None:
+            logging.warn(message)
 
     def preview(self) -> None:
         """Draw the sample images as method and networks see them now."""
@@ -368,21 +381,3 @@ def _environment(run: RunDir) -> dict[str, Any]:
         return {"torch": torch.__version__}
     environment: dict[str, Any] = json.loads(run.environment.read_text(encoding="utf-8"))
     return environment
-
-
-@contextmanager
-def _disk_errors(run: RunDir) -> Iterator[None]:
-    """Turn a full disk, whoever met it, into one line.
-
-    Raises:
-        RunFailure: no space left.
-    """
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in DISK_FULL:
-            raise
-        raise RunFailure(
-            f"cannot write in {run.root}: {error.strerror}; the newest checkpoint is intact: free space, then go on "
-            f"with {run.resume_command}"
-        ) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import json
 import math
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +20,23 @@ from evaluate.coco_folders import coco_content, write_coco
 from mst.errors import CheckpointError, DataError, Interrupted, MstError, UsageError
 from mst.evaluate import detection_training
 from mst.evaluate.coco import CocoSet, find_coco, read_coco
-from mst.evaluate.detection import DetectionData, DetectionProtocol, evaluate_detection
+from mst.evaluate.coco_masks import mask_of, read_segmentation
+from mst.evaluate.detection import DetectionData, DetectionProtocol, detect, evaluate_detection
 from mst.evaluate.detection_training import (
     TrainingSettings,
-    batch_positions,
     detector_optimizer,
+    image_draws,
     trainable_images,
 )
-from mst.evaluate.detector import DetectorShape, build_detector, detections_of, flipped, training_target
+from mst.evaluate.detector import (
+    DetectorShape,
+    build_detector,
+    check_proportions,
+    find_objects,
+    flipped,
+    training_target,
+)
+from mst.evaluate.detector_file import load_detector
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.pyramid import Pyramid
 from mst.finetune.schedule import Checkpointing
@@ -120,13 +131,22 @@ def test_targets_and_mirroring(coco: CocoSet) -> None:
     assert torch.equal(back["boxes"], target["boxes"])
 
 
-def test_detections_are_in_the_images_own_pixels(coco: CocoSet) -> None:
-    mask = torch.zeros(1, 1, 24, 32)
-    mask[0, 0, 2:10, 4:14] = 0.9
-    output = {"boxes": torch.tensor([[4.0, 2, 14, 10]]), "labels": torch.tensor([2]), "scores": torch.tensor([0.5])}
-    found = detections_of(coco.images[0], {**output, "masks": mask})
-    assert found[0][:4] == (1, 1, 0.5, (4, 2, 14, 10))
-    assert found[0].mask["size"] == [24, 32]
+@torch.no_grad()
+def test_what_is_found_is_what_torchvision_finds(coco: CocoSet) -> None:
+    pyramid = Pyramid(vit(), channels=16, frozen=False, compute=torch.float32)
+    detector = build_detector(pyramid, 2, TINY, mean=[0.5] * 3, std=[0.5] * 3).eval()
+    detector.roi_heads.score_thresh = 0.0
+    image = coco.images[0]
+    pixels = image.read().float() / 255
+    theirs = detector([pixels])[0]
+    found = find_objects(detector, image, pixels)
+    assert len(found) == len(theirs["boxes"]) > 10
+    assert {item.image_id for item in found} == {1}
+    assert [item.label + 1 for item in found] == theirs["labels"].tolist()
+    assert [item.score for item in found] == theirs["scores"].tolist()
+    assert [list(item.box) for item in found] == theirs["boxes"].tolist()
+    for item, mask in zip(found, theirs["masks"], strict=True):
+        assert (mask_of(read_segmentation(item.mask, image.size)) == (mask[0] > 0.5).numpy()).all()
 
 
 def test_layers_have_their_rates() -> None:
@@ -143,9 +163,13 @@ def test_schedule_and_order() -> None:
     plan = TrainingSettings(epochs=12, batch_size=2, lr=1.0, warmup_steps=4).loop(10)
     assert (plan.steps, plan.warmup_steps) == (60, 4)
     assert TrainingSettings(epochs=2, batch_size=3).loop(10).warmup_steps == 1
-    epoch = [index for step in range(5) for index, _ in batch_positions(step, 10, 2, seed=3)]
-    assert sorted(epoch) == list(range(10))
-    assert epoch != [index for step in range(5, 10) for index, _ in batch_positions(step, 10, 2, seed=3)]
+    draws = list(islice(image_draws(0, 10, seed=3), 30))
+    orders = [[index for index, _ in draws[start : start + 10]] for start in (0, 10, 20)]
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert orders[0] != orders[1] != orders[2]
+    assert {mirrored for _, mirrored in draws} == {False, True}
+    for place in (3, 10, 17):
+        assert list(islice(image_draws(place, 10, seed=3), 30 - place)) == draws[place:]
 
 
 def data_of(coco: CocoSet) -> DetectionData:
@@ -180,7 +204,7 @@ def test_an_interrupted_training_resumes_exactly(
 ) -> None:
     whole, found = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET)
     saving = Checkpointing(str(tmp_path / "checkpoints"), 1)
-    own = detection_training.read_batch
+    own = detection_training.read_example
     calls: list[int] = []
 
     def killed(*arguments: Any) -> Any:
@@ -189,10 +213,10 @@ def test_an_interrupted_training_resumes_exactly(
             raise KeyboardInterrupt
         return own(*arguments)
 
-    monkeypatch.setattr(detection_training, "read_batch", killed)
+    monkeypatch.setattr(detection_training, "read_example", killed)
     with pytest.raises(KeyboardInterrupt):
         evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
-    monkeypatch.setattr(detection_training, "read_batch", own)
+    monkeypatch.setattr(detection_training, "read_example", own)
     resumed, also = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
     assert (resumed, also) == (whole, found)
     other = dataclasses.replace(SHORT, training=dataclasses.replace(SHORT.training, lr=0.5))
@@ -203,7 +227,7 @@ def test_an_interrupted_training_resumes_exactly(
 
 
 def test_a_signal_saves_and_says_how_to_go_on(coco: CocoSet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    own = detection_training.read_batch
+    own = detection_training.read_example
 
     def signalled(*arguments: Any) -> Any:
         import signal
@@ -211,11 +235,57 @@ def test_a_signal_saves_and_says_how_to_go_on(coco: CocoSet, tmp_path: Path, mon
         signal.raise_signal(signal.SIGTERM)
         return own(*arguments)
 
-    monkeypatch.setattr(detection_training, "read_batch", signalled)
+    monkeypatch.setattr(detection_training, "read_example", signalled)
     saving = Checkpointing(str(tmp_path / "c"), 100)
     with pytest.raises(Interrupted, match="stopped after step 1 of 4; all is saved: the same command resumes"):
         evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET, saving=saving)
     assert (tmp_path / "c" / "step_1").is_dir()
+
+
+def test_a_saved_detector_finds_the_same(coco: CocoSet, tmp_path: Path) -> None:
+    training = TrainingSettings(epochs=1, batch_size=2, accumulate=2, drop_path=0.2, frozen=True)
+    swin = build_backbone(SWIN, seed=0).eval()
+    result, found = evaluate_detection(
+        swin, data_of(coco), DetectionProtocol(training, TINY), settings=QUIET, save_to=tmp_path / "new" / "model"
+    )
+    assert (result.extra["steps"], result.protocol["drop_path"]) == (1, 0.2)
+    detector, description = load_detector(tmp_path / "new" / "model")
+    assert (description.classes, description.category_ids, description.shape) == (("box", "disc"), (3, 7), TINY)
+    assert description.spec == SWIN
+    assert detect(detector, coco, channels=3, progress=False) == found
+    file = tmp_path / "new" / "model" / "detector.json"
+    values = json.loads(file.read_text())
+    for changed, message in (
+        ({"classes": ["box"]}, "1 classes and 2 category ids"),
+        ({"classes": ["box"], "category_ids": [3]}, r"detector\.safetensors does not fit detector\.json"),
+        ({"format": 2}, "format 2, this version reads 1"),
+        ({"shape": {}}, "cannot read the detector"),
+        ({"spec": {}}, "cannot read the detector"),
+    ):
+        file.write_text(json.dumps({**values, **changed}))
+        with pytest.raises(CheckpointError, match=message):
+            load_detector(file.parent)
+    file.write_text(json.dumps(values))
+    (file.parent / "detector.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match="cannot read the detector"):
+        load_detector(file.parent)
+    with pytest.raises(CheckpointError, match="holds no detector"):
+        load_detector(tmp_path)
+    with pytest.raises(UsageError, match=r"--save-model .*detector\.json is a file"):
+        evaluate_detection(swin, data_of(coco), SHORT, settings=QUIET, save_to=file)
+
+
+def test_awkward_boxes_and_images(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"][0]["bbox"] = [30, 2, 1e-6, 8]  # float32 cannot tell its sides apart
+    content["annotations"][2]["bbox"] = [32.5, 8, 1, 4]  # beside its image, within the tolerance
+    coco = read_coco(*find_coco(write_coco(tmp_path, content), "train"))
+    assert [len(training_target(image)["boxes"]) for image in coco.images] == [0, 0, 0]
+    result, _ = evaluate_detection(vit(), data_of(coco), SHORT, settings=QUIET)
+    assert math.isfinite(result.extra["final_loss"])
+    narrow = dataclasses.replace(coco.images[1], size=(1, 4000))
+    with pytest.raises(DataError, match=r"b\.png: 1x4000 \(H x W\) is too narrow for --long-side 96"):
+        check_proportions(narrow, TINY)
 
 
 def test_bad_steps_are_skipped_and_too_many_end_it(coco: CocoSet, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +311,7 @@ def test_bad_steps_are_skipped_and_too_many_end_it(coco: CocoSet, monkeypatch: p
             seed=0,
             saving=Checkpointing(),
             identity={},
+            workers=1,
             progress=False,
         )
     assert torch.equal(model.weight, torch.ones(2))
@@ -254,11 +325,15 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="differ in 1 categories, the first is id 7: disc and ring"):
         DetectionData(coco, other)
     nothing = dataclasses.replace(coco, images=coco.images[2:])
+    with pytest.raises(DataError, match="no image has an object to be found, so there is nothing to score"):
+        DetectionData(coco, nothing)
     with pytest.raises(DataError, match="no image has an object to learn from"):
         trainable_images(nothing)
     for wrong, message in (
         (lambda: TrainingSettings(epochs=0), "--epochs and --batch-size"),
         (lambda: TrainingSettings(layer_decay=0), "--layer-decay 0: must be above 0"),
+        (lambda: TrainingSettings(drop_path=1), "--drop-path 1: must be at least 0 and below 1"),
+        (lambda: TrainingSettings(accumulate=3), "--batch-size 16 is no multiple of --accumulate 3"),
         (lambda: DetectorShape(short_sides=(8,)), "at least 32 pixels"),
         (lambda: Checkpointing("x", 0), "--checkpoint-every 0"),
     ):

@@ -10,14 +10,16 @@ import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError
-from mst.evaluate.coco import CocoImage, CocoSet
+from mst.evaluate.coco import CocoImage, CocoSet, check_image_sizes
 from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_metrics import Detection, coco_metrics
 from mst.evaluate.detection_training import (
@@ -26,12 +28,14 @@ from mst.evaluate.detection_training import (
     train_detector,
     trainable_images,
 )
-from mst.evaluate.detector import DetectorShape, build_detector, detections_of
+from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
+from mst.evaluate.detector_file import DetectorDescription, check_model_folder, save_detector
 from mst.evaluate.features import FeatureSettings, device_of, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
+from mst.model.build import build_backbone
 from mst.runtime.device import select_precision
 from mst.runtime.results import Result
 from mst.runtime.seeding import drawn_from
@@ -63,6 +67,8 @@ class DetectionData:
                 f"{self.train.file} and {self.val.file} differ in {len(unlike)} categories, the first is id "
                 f"{unlike[0]}: {first.get(unlike[0], 'absent')} and {second.get(unlike[0], 'absent')}"
             )
+        if not any(not found.crowd for image in self.val.images for found in image.objects):
+            raise DataError(f"{self.val.file}: no image has an object to be found, so there is nothing to score")
 
 
 def evaluate_detection(
@@ -75,6 +81,7 @@ def evaluate_detection(
     settings: FeatureSettings | None = None,
     saving: Checkpointing | None = None,
     seed: int = 0,
+    save_to: Path | None = None,
     watch: Watcher | None = None,
 ) -> tuple[Result, list[Detection]]:
     """Train Mask R-CNN on a copy of the backbone and score it on the validation images.
@@ -88,6 +95,7 @@ def evaluate_detection(
         settings: compute type of backbone and pyramid, progress.
         saving: checkpoints of the training.
         seed: of the heads' weights and of all draws.
+        save_to: folder for the trained detector, written before it is scored.
         watch: called with each validation image.
 
     Returns:
@@ -95,11 +103,18 @@ def evaluate_detection(
 
     Raises:
         UsageError: the backbone's patches do not fit, or checkpoints are of another training.
+        DataError: an image cannot be read, or has another size than its annotations say.
         MissingExtra: the extra `detection` is not installed.
     """
     coco_mask_library()  # before hours of training, not after
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
+    if save_to is not None:
+        check_model_folder(save_to, "--save-model")
     images = trainable_images(data.train)
+    for coco in (data.train, data.val):
+        check_image_sizes(coco)
+        for image in coco.images:
+            check_proportions(image, protocol.shape)
     device = device_of(backbone)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
@@ -116,8 +131,15 @@ def evaluate_detection(
         seed=seed,
         saving=saving or Checkpointing(),
         identity=identity,
+        workers=settings.workers,
         progress=settings.progress,
     )
+    if save_to is not None:
+        train = data.train
+        description = DetectorDescription(
+            backbone.spec, protocol.shape, train.classes, train.category_ids, tuple(mean), tuple(std)
+        )
+        save_detector(save_to, detector, description)
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
     extra = {**_counts(data, len(images)), "detections": len(found), **asdict(trained)}
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
@@ -154,21 +176,29 @@ def _detector(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     seed: int,
-) -> nn.Module:
+) -> MaskRCNN:
     """Return the untrained detector on the backbone's device; its heads are drawn from `seed`."""
     device = device_of(backbone)
     compute, _ = select_precision(settings.precision, device)
     shape = protocol.shape
+    own = _copy(backbone, protocol.training.drop_path)
     with drawn_from(torch.device("cpu"), seed, "detector-weights"):
-        pyramid = Pyramid(
-            copy.deepcopy(backbone), channels=shape.channels, frozen=protocol.training.frozen, compute=compute
-        )
-        detector: nn.Module = build_detector(pyramid, num_classes, shape, mean=mean, std=std)
+        pyramid = Pyramid(own, channels=shape.channels, frozen=protocol.training.frozen, compute=compute)
+        detector = build_detector(pyramid, num_classes, shape, mean=mean, std=std)
     return detector.to(device)
 
 
+def _copy(backbone: Backbone, drop_path: float) -> Backbone:
+    """Return a copy; with stochastic depth it is built anew, because timm decides on it when it builds a network."""
+    if not drop_path:
+        return copy.deepcopy(backbone)
+    built = build_backbone(backbone.spec, drop_path=drop_path)
+    built.load_state_dict(backbone.state_dict())
+    return built
+
+
 def detect(
-    detector: nn.Module, coco: CocoSet, *, channels: int, progress: bool = True, watch: Watcher | None = None
+    detector: MaskRCNN, coco: CocoSet, *, channels: int, progress: bool = True, watch: Watcher | None = None
 ) -> list[Detection]:
     """Return what a detector finds in every image, at most 100 objects in each.
 
@@ -183,7 +213,7 @@ def detect(
                 pixels = image.read(channels=channels)
             except UnreadableImage as problem:
                 raise DataError(f"a validation image cannot be read: {problem}") from problem
-            detections = detections_of(image, detector([pixels.to(device).float() / 255])[0])
+            detections = find_objects(detector, image, pixels.to(device).float() / 255)
             if watch is not None:
                 watch(image, pixels, detections)
             found += detections

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,46 +21,61 @@ Shown = tuple[int, str, tuple[float, float, float, float], NDArray[np.bool_]]
 
 
 def detection_writer(
-    folder: Path, limit: int, classes: Sequence[str], *, min_score: float = 0.5
+    folder: Path, limit: int, classes: Sequence[str], *, min_score: float = 0.5, annotated: bool = True
 ) -> Callable[[CocoImage, Tensor, list[Detection]], None]:
-    """Return a function that writes `<image>.png` for each of the first `limit` images: truth left, found right.
+    """Return a function that writes `<number>-<image>.png` for each of the first `limit` images.
+
+    The annotated objects stand left, what was found right.
+
+    Args:
+        folder: made if need be.
+        limit: at most this many pictures.
+        classes: names of the labels.
+        min_score: what scores less is not drawn.
+        annotated: False = the images have no annotations, a picture shows what was found and nothing else.
 
     Raises:
-        UsageError: `folder` is a file, or `limit` is below 1.
+        UsageError: `folder` is a file, or `limit` is below 0.
     """
-    if limit < 1:
-        raise UsageError(f"--picture-limit {limit}: must be at least 1")
+    if limit < 0:
+        raise UsageError(f"--picture-limit {limit}: must be at least 0")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--pictures {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     written: set[int] = set()
 
     def write(image: CocoImage, pixels: Tensor, detections: list[Detection]) -> None:
         if len(written) >= limit:
             return
         written.add(image.id)
-        truth: list[Shown] = [
-            (item.label, classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects
-        ]
-        found: list[Shown] = [
-            (item.label, f"{classes[item.label]} {item.score:.2f}", item.box, _mask(item.mask, image.size))
-            for item in detections
-            if item.score >= min_score
-        ]
-        left, right = (overlay(pixels, shown) for shown in (truth, found))
-        sheet = Image.new("RGB", (2 * left.width + 4, left.height), "white")
-        sheet.paste(left, (0, 0))
-        sheet.paste(right, (left.width + 4, 0))
+        picture = overlay(pixels, _found(image, detections, classes, min_score))
+        if annotated:
+            truth = [(item.label, classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects]
+            picture = side_by_side(overlay(pixels, truth), picture)
         try:
-            sheet.save(folder / f"{len(written) - 1:04d}-{image.path.stem}.png")
+            folder.mkdir(parents=True, exist_ok=True)
+            picture.save(folder / f"{len(written) - 1:04d}-{image.path.stem}.png")
         except OSError as error:
             raise RunFailure(f"cannot write pictures to {folder}: {error.strerror or error}") from error
 
     return write
 
 
-def _mask(mask: dict[str, Any], size: tuple[int, int]) -> NDArray[np.bool_]:
-    return mask_of(read_segmentation(mask, size))
+def side_by_side(*panels: Image.Image) -> Image.Image:
+    """Return pictures of one size in a row, 4 white pixels apart."""
+    width, height = panels[0].size
+    sheet = Image.new("RGB", (len(panels) * (width + 4) - 4, height), "white")
+    for position, panel in enumerate(panels):
+        sheet.paste(panel, (position * (width + 4), 0))
+    return sheet
+
+
+def _found(
+    image: CocoImage, detections: Iterable[Detection], classes: Sequence[str], min_score: float
+) -> Iterator[Shown]:
+    for item in detections:
+        if item.score >= min_score:
+            mask = mask_of(read_segmentation(item.mask, image.size))
+            yield item.label, f"{classes[item.label]} {item.score:.2f}", item.box, mask
 
 
 def overlay(pixels: Tensor, shown: Iterable[Shown]) -> Image.Image:

@@ -7,8 +7,12 @@ every draw is a function of (seed, step), so a resumed run equals an uninterrupt
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import count, islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,12 +26,15 @@ from mst.evaluate.detector import flipped, training_target
 from mst.finetune.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.loop import Outcome, Surroundings, Training, fit
 from mst.finetune.schedule import Checkpointing, LoopSettings
+from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
 
 Batch = list[tuple[Tensor, dict[str, Tensor]]]
 """Images in [0, 1] [C, H, W] with their targets."""
 WARMUP_SHARE = 10
 """The warm-up takes at most this part of all steps."""
+AHEAD = 2
+"""Batches that threads read while another one is computed."""
 
 
 @dataclass(frozen=True)
@@ -37,21 +44,25 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training images; 12 is the "1x" schedule.
         batch_size: images per step.
-        lr: of AdamW at the heads, for 16 images a step.
+        accumulate: passes that make one step, batch_size / accumulate images each: less memory, the same step.
+        lr: of AdamW at the heads.
         weight_decay: of AdamW; none on biases, norms and embeddings.
         layer_decay: the rate of each block is this times that of the block above it.
         warmup_steps: linear warm-up, at most a tenth of all steps.
         clip_norm: of all gradients together.
+        drop_path: stochastic depth of the backbone's last block, linear from zero at the first.
         frozen: train the pyramid and the heads only.
     """
 
     epochs: int = 12
     batch_size: int = 16
+    accumulate: int = 1
     lr: float = 1e-4
     weight_decay: float = 0.05
     layer_decay: float = 0.7
     warmup_steps: int = 500
     clip_norm: float = 1.0
+    drop_path: float = 0.0
     frozen: bool = False
 
     def __post_init__(self) -> None:
@@ -59,6 +70,10 @@ class TrainingSettings:
             raise UsageError("--epochs and --batch-size must be at least 1, --lr and --clip-norm above 0")
         if not 0.0 < self.layer_decay <= 1.0:
             raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UsageError(f"--drop-path {self.drop_path}: must be at least 0 and below 1")
+        if self.accumulate < 1 or self.batch_size % self.accumulate:
+            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
 
     def loop(self, images: int) -> LoopSettings:
         """Return what the loop does with so many images."""
@@ -70,6 +85,7 @@ class TrainingSettings:
             warmup_steps=max(1, min(self.warmup_steps, steps // WARMUP_SHARE)),
             schedule="steps",
             clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
         )
 
 
@@ -79,15 +95,17 @@ def detector_optimizer(detector: nn.Module, settings: TrainingSettings) -> Optim
     return build_optimizer(groups)
 
 
-def batch_positions(step: int, count: int, batch_size: int, seed: int) -> list[tuple[int, bool]]:
-    """Return which images step `step` takes, and whether each is mirrored; each epoch has an order of its own."""
-    chosen = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch, position = divmod(place, count)
-        order = torch.randperm(count, generator=generator(seed, "detection-order", epoch))
-        mirror = torch.rand((), generator=generator(seed, "detection-flip", epoch, position)).item() < 0.5
-        chosen.append((int(order[position]), mirror))
-    return chosen
+def image_draws(place: int, images: int, seed: int) -> Iterator[tuple[int, bool]]:
+    """Yield which image comes, and whether it is mirrored, from place `place` of the training on.
+
+    Each pass over the images has an order of its own.
+    """
+    first, skipped = divmod(place, images)
+    for epoch in count(first):
+        order = torch.randperm(images, generator=generator(seed, "detection-order", epoch))
+        mirrored = torch.rand(images, generator=generator(seed, "detection-flip", epoch)) < 0.5
+        yield from islice(zip(order.tolist(), mirrored.tolist(), strict=True), skipped, None)
+        skipped = 0
 
 
 def train_detector(
@@ -101,6 +119,7 @@ def train_detector(
     seed: int,
     saving: Checkpointing,
     identity: dict[str, Any],
+    workers: int,
     progress: bool,
 ) -> Outcome:
     """Train in place; resume from the newest checkpoint if there is one.
@@ -113,8 +132,9 @@ def train_detector(
         device: where.
         channels: of the images.
         seed: of order, mirroring and torchvision's draws.
-        saving: checkpoints.
+        saving: checkpoints; their folder gets metrics.jsonl as well.
         identity: what a checkpoint must have been trained with to be resumed.
+        workers: threads that read images ahead.
         progress: show a bar.
 
     Raises:
@@ -126,8 +146,8 @@ def train_detector(
     plan = settings.loop(len(images))
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        for step in range(first, plan.steps):
-            yield read_batch(images, batch_positions(step, len(images), settings.batch_size, seed), channels)
+        draws = image_draws(first * settings.batch_size, len(images), seed)
+        return read_batches(images, draws, settings.batch_size // settings.accumulate, channels, workers)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
@@ -135,24 +155,41 @@ def train_detector(
         return torch.stack(list(losses.values())).sum()
 
     training = Training("detector", detector, optimizer, batches, loss)
-    return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, progress=progress))
+    run = RunDir(Path(saving.checkpoints)) if saving.checkpoints else None
+    return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
 
 
-def read_batch(images: Sequence[CocoImage], chosen: Sequence[tuple[int, bool]], channels: int) -> Batch:
-    """Return the chosen images, some mirrored, with their targets.
+def read_batches(
+    images: Sequence[CocoImage], draws: Iterator[tuple[int, bool]], size: int, channels: int, workers: int
+) -> Generator[Batch, None, None]:
+    """Yield batches of `size` images without end, in the order of the draws; threads read ahead.
 
     Raises:
-        DataError: one cannot be read.
+        DataError: an image cannot be read.
     """
-    batch = []
-    for index, mirror in chosen:
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, AHEAD * size))
         try:
-            pixels = images[index].read(channels=channels).float() / 255
-        except UnreadableImage as problem:
-            raise DataError(f"a training image cannot be read: {problem}") from problem
-        pair = pixels, training_target(images[index])
-        batch.append(flipped(*pair) if mirror else pair)
-    return batch
+            while True:
+                batch = [ahead.popleft().result() for _ in range(size)]
+                ahead.extend(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, size))
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_example(image: CocoImage, mirror: bool, channels: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return an image in [0, 1] [C, H, W] and its target.
+
+    Raises:
+        DataError: it cannot be read, or has another size than its annotations say.
+    """
+    try:
+        pixels = image.read(channels=channels).float() / 255
+    except UnreadableImage as problem:
+        raise DataError(f"a training image cannot be read: {problem}") from problem
+    pair = pixels, training_target(image)
+    return flipped(*pair) if mirror else pair
 
 
 def trainable_images(coco: CocoSet) -> list[CocoImage]:

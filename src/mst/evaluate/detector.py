@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
 from torchvision.models.detection.mask_rcnn import MaskRCNNHeads, MaskRCNNPredictor
+from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import AnchorGenerator
+from torchvision.models.detection.transform import resize_boxes
 
-from mst.errors import UsageError
+from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.detection_metrics import Detection, encode_mask
@@ -26,6 +27,8 @@ LEVELS = 5
 """Four levels of the pyramid and the pooled one."""
 POOLED = 7
 """Cells per side that torchvision's box head sees of an object."""
+THINNEST = 0.01
+"""Pixels: thinner boxes would vanish in rounding when they are mirrored and resized, and are no targets."""
 
 
 @dataclass(frozen=True)
@@ -85,13 +88,16 @@ def build_detector(
 
 
 def training_target(image: CocoImage) -> dict[str, Tensor]:
-    """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W]; no crowds."""
+    """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W]; no crowds.
+
+    What a box has outside its image (up to 2 px) is cut off; nothing is left of it: no target.
+    """
     height, width = image.size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
     boxes, labels, masks = [], [], []
     for found in image.objects:
         box = torch.minimum(torch.tensor(found.box).clamp(min=0), limits)
-        if found.crowd or not bool((box[2:] > box[:2]).all()):
+        if found.crowd or not bool((box[2:] - box[:2] >= THINNEST).all()):
             continue
         boxes.append(box)
         labels.append(found.label + 1)
@@ -110,11 +116,49 @@ def flipped(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str,
     return image.flip(-1), {**target, "boxes": mirrored, "masks": target["masks"].flip(-1)}
 
 
-def detections_of(image: CocoImage, output: dict[str, Any]) -> list[Detection]:
-    """Return what torchvision's detector found in one image; a mask is where its probability is above one half."""
-    boxes, labels, scores = (output[key].cpu().tolist() for key in ("boxes", "labels", "scores"))
-    masks = output["masks"][:, 0] > 0.5  # [M, H, W]
+def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
+    """Refuse an image whose short side would vanish when the long one is brought to its limit.
+
+    Raises:
+        DataError: naming it.
+    """
+    if min(image.size) * shape.long_side < max(image.size):
+        raise DataError(
+            f"{image.path}: {image.size[0]}x{image.size[1]} (H x W) is too narrow for --long-side {shape.long_side}"
+        )
+
+
+def find_objects(detector: MaskRCNN, image: CocoImage, pixels: Tensor) -> list[Detection]:
+    """Return what a detector in evaluation mode finds in one image; a mask is where its probability is above one half.
+
+    The numbers are those of `detector([pixels])`. Differs: masks are laid over the image one by one, where torchvision
+    holds a hundred float images at once.
+
+    Args:
+        detector: from `build_detector`.
+        image: says which image it is; its annotations are not looked at.
+        pixels: in [0, 1] [C, H, W], on the detector's device.
+    """
+    resized, _ = detector.transform([pixels])
+    levels = detector.backbone(resized.tensors)
+    proposals, _ = detector.rpn(resized, levels)
+    found, _ = detector.roi_heads(levels, proposals, resized.image_sizes)
+    parts = found[0]
+    boxes = resize_boxes(parts["boxes"], list(resized.image_sizes[0]), list(image.size))  # [M, 4]
     return [
-        Detection(image.id, label - 1, score, (box[0], box[1], box[2], box[3]), encode_mask(mask))
-        for box, label, score, mask in zip(boxes, labels, scores, masks, strict=True)
+        Detection(image.id, label - 1, score, _four(box), encode_mask(_mask(mask, box, image.size)))
+        for label, score, box, mask in zip(
+            parts["labels"].tolist(), parts["scores"].tolist(), boxes, parts["masks"], strict=True
+        )
     ]
+
+
+def _four(box: Tensor) -> tuple[float, float, float, float]:
+    x0, y0, x1, y1 = box.tolist()
+    return x0, y0, x1, y1
+
+
+def _mask(probabilities: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a mask, bool [H, W], of probabilities [1, h, w] inside a box."""
+    pasted: Tensor = paste_masks_in_image(probabilities[None], box[None], size)  # [1, 1, H, W]
+    return pasted[0, 0] > 0.5

@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from mst.errors import RunFailure, UsageError
+from mst.evaluate.detection_pictures import side_by_side
 from mst.evaluate.objectness import ImageScore, ObjectImage
 from mst.runtime.results import append_jsonl
 
@@ -27,10 +28,10 @@ def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, N
     and the chosen patches. Every image gets a row, the first `limit` get a picture.
 
     Raises:
-        UsageError: `folder` is a file, or `limit` is below 1.
+        UsageError: `folder` is a file, or `limit` is below 0.
     """
-    if limit < 1:
-        raise UsageError(f"--picture-limit {limit}: must be at least 1")
+    if limit < 0:
+        raise UsageError(f"--picture-limit {limit}: must be at least 0")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--pictures {folder} is a file: name a folder")
     folder.mkdir(parents=True, exist_ok=True)
@@ -65,10 +66,7 @@ def panels(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], sco
     heat = heat / heat.amax().clamp(min=1e-12)  # [H, W]
     glow = torch.stack((heat, heat.square(), heat**4), -1).mul(255).byte().numpy()  # black, red, yellow, white
     cut = np.where(chosen[..., None], pixels, pixels // 5)
-    sheet = Image.new("RGB", (3 * width + 8, height), "white")
-    for position, panel in enumerate((boxes, Image.fromarray(glow), Image.fromarray(cut))):
-        sheet.paste(panel, (position * (width + 4), 0))
-    return sheet
+    return side_by_side(boxes, Image.fromarray(glow), Image.fromarray(cut))
 
 
 def _drawable(box: list[float]) -> list[float]:

@@ -16,13 +16,15 @@ from evaluate.fakes import FakeBackbone
 from mst.data.synthetic import SceneSet
 from mst.errors import DataError, MstError, UsageError
 from mst.evaluate.features import FeatureSettings
-from mst.evaluate.patch_segmentation import SegmentationProtocol, evaluate_patch_segmentation, fitting_size
+from mst.evaluate.protocol import fitting_size
+from mst.evaluate.segmentation import SegmentationProtocol, evaluate_segmentation
 from mst.evaluate.segmentation_data import (
     SegmentationData,
     SegmentationSet,
     scene_segmentation,
     segmentation_folder,
 )
+from mst.runtime.results import Result
 
 QUIET = FeatureSettings(forward_batch=3, workers=2, precision="fp32", progress=False)
 SHORT = SegmentationProtocol(steps=80, batch_size=4, lr=0.05, loss_stride=2)
@@ -49,14 +51,18 @@ def halves_data(*, void: int | None = None) -> SegmentationData:
     return SegmentationData(("dark", "bright", "nowhere"), sets[0], sets[1], void)
 
 
+def linear(data: SegmentationData, protocol: SegmentationProtocol = SHORT) -> Result:
+    return evaluate_segmentation(FakeBackbone(), data, protocol, settings=QUIET).result
+
+
 @pytest.mark.parametrize("void", [None, 255, 2])
 def test_learns_what_the_patches_show(void: int | None) -> None:
-    result = evaluate_patch_segmentation(FakeBackbone(), halves_data(void=void), SHORT, settings=QUIET)
+    result = linear(halves_data(void=void))
     assert result.metrics["aacc"] > 90  # the borders are blurred by the upsampling
     assert result.metrics["miou"] > 80  # the class that is nowhere is left out
     assert result.extra["per_class"][2] == {"name": "nowhere", "iou": None, "accuracy": None}
     assert result.protocol["size"] == [16, 24]
-    again = evaluate_patch_segmentation(FakeBackbone(), halves_data(void=void), SHORT, settings=QUIET)
+    again = linear(halves_data(void=void))
     assert again == result
 
 
@@ -65,7 +71,7 @@ def test_images_of_several_sizes_are_scored_at_their_own() -> None:
     data = SegmentationData(
         ("dark", "bright"), SegmentationSet.from_tensors(*train), SegmentationSet.from_tensors(*val)
     )
-    result = evaluate_patch_segmentation(FakeBackbone(), data, SHORT, settings=QUIET)
+    result = linear(data)
     assert result.metrics["aacc"] > 85
 
 
@@ -75,14 +81,14 @@ def test_scenes() -> None:
     assert (image.shape, image.dtype) == ((3, 32, 32), torch.uint8)
     assert (mask.shape, mask.dtype) == ((32, 32), torch.int64)
     assert data.classes[0] == "background"
-    result = evaluate_patch_segmentation(FakeBackbone(), data, SHORT, settings=QUIET)
+    result = linear(data)
     assert 0 < result.metrics["miou"] < 100
 
 
 def test_more_steps_than_images_and_one_image() -> None:
     sets = [SegmentationSet.from_tensors(*halves(1)) for _ in range(2)]
     protocol = SegmentationProtocol(steps=2, size=(8, 8), loss_stride=3)
-    result = evaluate_patch_segmentation(FakeBackbone(), SegmentationData(("a", "b"), *sets), protocol, settings=QUIET)
+    result = linear(SegmentationData(("a", "b"), *sets), protocol)
     assert 0 <= result.metrics["miou"] <= 100
 
 
@@ -101,14 +107,12 @@ def test_fitting_size_is_the_nearest_multiple() -> None:
 def test_a_mask_that_does_not_fit_is_named(images: list[Tensor], masks: list[Tensor], message: str) -> None:
     wrong = SegmentationSet.from_tensors(images, masks)
     with pytest.raises(MstError, match=message):
-        evaluate_patch_segmentation(
-            FakeBackbone(), SegmentationData(("a", "b", "c"), wrong, wrong), SHORT, settings=QUIET
-        )  # fmt: skip
+        linear(SegmentationData(("a", "b", "c"), wrong, wrong))
 
 
 def test_a_size_that_patches_do_not_tile_is_refused() -> None:
-    with pytest.raises(UsageError, match="--size 9 8: both must be multiples of the patch size 4"):
-        evaluate_patch_segmentation(FakeBackbone(), halves_data(), SegmentationProtocol(size=(9, 8)), settings=QUIET)
+    with pytest.raises(UsageError, match="--size 9x8 is not a multiple of the patch size 4"):
+        linear(halves_data(), SegmentationProtocol(size=(9, 8)))
 
 
 @pytest.fixture
@@ -127,7 +131,7 @@ def folder(tmp_path: Path) -> Path:
 def test_folder(folder: Path) -> None:
     data = segmentation_folder(folder)
     assert (len(data.train), len(data.val), data.ignore_index) == (4, 2, 9)
-    result = evaluate_patch_segmentation(FakeBackbone(), data, SHORT, settings=QUIET)
+    result = linear(data)
     assert result.metrics["aacc"] > 90
 
 

@@ -9,19 +9,59 @@ from pathlib import Path
 from mst.commands.evaluation import Common, show
 from mst.commands.subject import load_subject
 from mst.commands.tyro_cli import parse_words
-from mst.evaluate import patch_segmentation
+from mst.errors import UsageError
+from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
-from mst.evaluate.patch_segmentation import SegmentationProtocol
+from mst.evaluate.segmentation import SegmentationProtocol
+from mst.evaluate.segmentation_cityscapes import cityscapes_folder, is_cityscapes
 from mst.evaluate.segmentation_data import SegmentationData, segmentation_folder
+from mst.evaluate.segmentation_file import save_segmenter
+from mst.evaluate.segmentation_inference import View
+from mst.evaluate.segmentation_model import Segmenter
+from mst.evaluate.segmentation_pictures import sheet_writer
+from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.runtime.results import Result
+from mst.runtime.rundir import RunDir
+
+
+@dataclass(frozen=True)
+class SegmentationOptions:
+    """Parts of the data, and what is written beside the row.
+
+    Attributes:
+        train_limit: at most this many training images, at even distances; None = all.
+        val_limit: at most this many validation images, at even distances; None = all.
+        save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
+            training (metrics.jsonl).
+        pictures: folder for a picture of each validation image: image, truth, prediction. `mst report RUN` shows those
+            in RUN/pictures/segmentation.
+        picture_limit: at most this many pictures.
+    """
+
+    train_limit: int | None = None
+    val_limit: int | None = None
+    save_model: str | None = None
+    pictures: str | None = None
+    picture_limit: int = 50
+
+    def __post_init__(self) -> None:
+        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: must be at least 1")
+        if self.save_model and Path(self.save_model).exists() and not Path(self.save_model).is_dir():
+            raise UsageError(f"--save-model {self.save_model} is a file: name a folder")
+        if self.save_model and RunDir(Path(self.save_model)).exists():
+            raise UsageError(f"--save-model {self.save_model} holds a run: name another folder, for example one in it")
 
 
 @dataclass(frozen=True)
 class SegmentationArguments(Common):
-    """Linear segmentation on patch tokens of images/, masks/, train.txt, val.txt, classes.json."""
+    """A segmentation head on a backbone: images/, masks/, train.txt, val.txt, classes.json, or Cityscapes' folder."""
 
     protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
+    options: SegmentationOptions = field(default_factory=SegmentationOptions)
+    saving: Checkpointing = field(default_factory=Checkpointing)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
@@ -30,21 +70,26 @@ def evaluate_segmentation(
     data: str | Path | SegmentationData,
     *,
     protocol: SegmentationProtocol | None = None,
+    options: SegmentationOptions | None = None,
+    saving: Checkpointing | None = None,
     settings: FeatureSettings | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
 ) -> Result:
-    """Train a linear layer on frozen patch tokens and score it per pixel on the validation images.
+    """Train a segmentation head, by default one linear layer on frozen patch tokens, and score it per pixel.
 
     Args:
         backbone: as for `evaluate_knn`.
-        data: a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`, or pairs in memory.
-        protocol: size, steps, batch size, learning rate.
+        data: a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`, Cityscapes' own folder
+            (`leftImg8bit/`, `gtFine/`), or pairs in memory.
+        protocol: head, size, windows, steps, batch size, learning rate, augmentation.
+        options: parts of the data, the trained model, pictures.
+        saving: checkpoints of the training; the linear layer on cached tokens has none.
         settings: batch size, threads, compute type.
         out: as for `evaluate_knn`.
         device: as for `evaluate_knn`.
-        seed: of the layer's weights and the order of the images.
+        seed: of the head's weights, the order of the images, the augmentation, and the weights after `random:`.
 
     Returns:
         `Result` with `miou`, `macc`, `aacc` in percent and a row per class in `extra["per_class"]`.
@@ -52,13 +97,37 @@ def evaluate_segmentation(
     Raises:
         UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
     """
+    options = options or SegmentationOptions()
     subject = load_subject(backbone, device=device, seed=seed)
-    pairs = data if isinstance(data, SegmentationData) else segmentation_folder(Path(data), channels=subject.channels)
+    pairs = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
     mean, std = subject.mean_std
-    result = patch_segmentation.evaluate_patch_segmentation(
-        subject.backbone, pairs, protocol, mean=mean, std=std, settings=settings, seed=seed
+    folder = Path(options.save_model) if options.save_model else None
+
+    def save(segmenter: Segmenter, view: View) -> None:
+        if folder is not None:
+            save_segmenter(folder, segmenter, view)
+
+    found = segmentation.evaluate_segmentation(
+        subject.backbone,
+        pairs.evenly(options.train_limit, options.val_limit),
+        protocol,
+        mean=mean,
+        std=std,
+        settings=settings,
+        saving=saving,
+        seed=seed,
+        run=RunDir(folder) if folder is not None else None,
+        trained=save,
+        watch=sheet_writer(Path(options.pictures), options.picture_limit, pairs.classes) if options.pictures else None,
     )
-    return subject.record(result, out)
+    return subject.record(found.result, out)
+
+
+def read_segmentation(folder: Path, channels: int) -> SegmentationData:
+    """Return the sets of a folder in either layout."""
+    if is_cityscapes(folder):
+        return cityscapes_folder(folder, channels=channels)
+    return segmentation_folder(folder, channels=channels)
 
 
 def run_segmentation(argv: Sequence[str]) -> int:
@@ -67,6 +136,14 @@ def run_segmentation(argv: Sequence[str]) -> int:
     if a is None:
         return 0
     result = evaluate_segmentation(
-        a.backbone, a.data, protocol=a.protocol, settings=a.settings, out=a.out, device=a.device, seed=a.seed
+        a.backbone,
+        a.data,
+        protocol=a.protocol,
+        options=a.options,
+        saving=a.saving,
+        settings=a.settings,
+        out=a.out,
+        device=a.device,
+        seed=a.seed,
     )
     return show(result, json=a.json)

@@ -5,6 +5,7 @@ Letters: B images, n images of a set, D features.
 
 from __future__ import annotations
 
+import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -79,6 +80,12 @@ def cls_features(backbone: Backbone, images: Tensor) -> Tensor:
     return features
 
 
+def patch_map(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the final patch tokens as maps [B, D, h, w]."""
+    tokens = backbone.tokens(images, importance=False)
+    return tokens.patches.transpose(1, 2).reshape(len(images), -1, *tokens.grid)
+
+
 @contextmanager
 def frozen(backbone: nn.Module) -> Iterator[None]:
     """Put a backbone in evaluation mode without gradients; every submodule's own mode comes back afterwards."""
@@ -96,6 +103,14 @@ def device_of(backbone: nn.Module) -> torch.device:
     """Return the device of a module's first parameter, or the CPU."""
     parameter = next(backbone.parameters(), None)
     return torch.device("cpu") if parameter is None else parameter.device
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of the weights, so that a training that began with others is not resumed."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def forward_batch(

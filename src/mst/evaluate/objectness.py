@@ -25,8 +25,7 @@ from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
-from mst.evaluate.patch_segmentation import fitting_size, squash
-from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
 

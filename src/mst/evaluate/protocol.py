@@ -66,6 +66,25 @@ class ImageTransform:
         return (image.float() / 255 - mean) / std
 
 
+def resized(image: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return a uint8 image [C, H, W] at another size (h, w), aspect ratio not kept; bicubic with antialiasing."""
+    if tuple(image.shape[-2:]) == size:
+        return image
+    out: Tensor = V.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
+    return out
+
+
+def squash(image: Tensor, transform: ImageTransform) -> Tensor:
+    """Return a uint8 image [C, H, W] resized to the transform's size, aspect ratio not kept, and normalised."""
+    return transform.normalise(resized(image, transform.size))
+
+
+def fitting_size(image: Tensor, patch_size: int) -> tuple[int, int]:
+    """Return the image's (H, W), each side to the nearest multiple of the patch, at least one patch."""
+    height, width = (max(patch_size, round(side / patch_size) * patch_size) for side in image.shape[-2:])
+    return height, width
+
+
 def cover_size(image: tuple[int, int], size: tuple[int, int], ratio: float) -> tuple[int, int]:
     """Return (H, W), the shape of `image` scaled so that it just covers `size * ratio`."""
     target = [max(round(side * ratio), side) for side in size]

@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mst.errors import UsageError
-from mst.evaluate.patch_segmentation import patch_map
+from mst.evaluate.features import patch_map
 from mst.model.backbone import Backbone
 from mst.model.swin import SwinBackbone
 

@@ -6,9 +6,12 @@ Letters: C channels, H W pixels.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -16,9 +19,16 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mst.data.decoding import decode_image
+from mst.data.sources import even_positions
 from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
 
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+AHEAD = 2
+"""Items per thread that are read before they are needed."""
+NO_CLASS = -1
+"""Mask value of pixels without a class, once a mask was checked."""
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
@@ -44,6 +54,13 @@ class SegmentationSet:
         names = tuple(f"image {index}" for index in range(len(images)))
         return SegmentationSet(names, lambda index: (images[index], masks[index].long()))
 
+    def evenly(self, limit: int | None) -> SegmentationSet:
+        """Return at most `limit` of the pairs, at even distances, order kept; None = all."""
+        if limit is None or limit >= len(self):
+            return self
+        chosen = even_positions(len(self), limit).tolist()
+        return SegmentationSet(tuple(self.names[i] for i in chosen), lambda index: self.read(chosen[index]))
+
 
 @dataclass(frozen=True)
 class SegmentationData:
@@ -60,6 +77,38 @@ class SegmentationData:
     train: SegmentationSet
     val: SegmentationSet
     ignore_index: int | None = None
+
+    def evenly(self, train: int | None, val: int | None) -> SegmentationData:
+        """Return parts of both sets, see `SegmentationSet.evenly`."""
+        return replace(self, train=self.train.evenly(train), val=self.val.evenly(val))
+
+    def checked(self, pairs: SegmentationSet, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its mask with NO_CLASS in place of the ignore index.
+
+        Raises:
+            DataError: the mask has another size than its image, or a value that is no class.
+        """
+        image, mask = pairs.read(index)
+        name = pairs.names[index]
+        if mask.shape != image.shape[-2:]:
+            raise DataError(f"{name}: mask {tuple(mask.shape)} and image {tuple(image.shape[-2:])} differ")
+        check_mask(mask, len(self.classes), self.ignore_index, name)
+        return image, mask if self.ignore_index is None else mask.masked_fill(mask == self.ignore_index, NO_CLASS)
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Generator[Read, None, None]:
+    """Yield `read(item)` in order; threads work on the next few meanwhile. Errors come out where their item would."""
+    waiting: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
@@ -141,6 +190,17 @@ def read_mask(path: Path, size: tuple[int, int], num_classes: int, ignore_index:
     Raises:
         DataError: unreadable, of another size than its image, or with a value that is no class.
     """
+    mask = read_values(path, size)
+    check_mask(mask, num_classes, ignore_index, str(path))
+    return mask
+
+
+def read_values(path: Path, size: tuple[int, int]) -> Tensor:
+    """Return the values of an 8- or 16-bit image, int64 [H, W].
+
+    Raises:
+        DataError: unreadable, of another kind, or of another size than its image.
+    """
     try:
         with Image.open(path) as file:
             values = np.asarray(file)
@@ -152,9 +212,7 @@ def read_mask(path: Path, size: tuple[int, int], num_classes: int, ignore_index:
         raise DataError(
             f"{path}: mask is {values.shape[0]}x{values.shape[1]}, its image is {size[0]}x{size[1]} (H x W)"
         )
-    mask = torch.from_numpy(values.astype(np.int64))
-    check_mask(mask, num_classes, ignore_index, str(path))
-    return mask
+    return torch.from_numpy(values.astype(np.int64))
 
 
 def check_mask(mask: Tensor, num_classes: int, ignore_index: int | None, name: str) -> None:

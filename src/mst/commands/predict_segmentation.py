@@ -1,0 +1,196 @@
+"""`mst predict segmentation`, and the same as a function of the Python API."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.sources import ImageIndex, index_images
+from mst.errors import DataError, UsageError
+from mst.evaluate.features import progress_bar
+from mst.evaluate.segmentation_data import read_ahead
+from mst.evaluate.segmentation_file import load_segmenter
+from mst.evaluate.segmentation_inference import predict_mask
+from mst.evaluate.segmentation_pictures import index_picture, save_picture, sheet
+from mst.runtime.device import select_device
+from mst.runtime.logging import warn
+
+MASKS, PICTURES = "masks", "pictures"
+"""Folders in `--out`."""
+READERS = 2
+"""Threads that read images."""
+
+
+@dataclass(frozen=True)
+class PredictSegmentationArguments:
+    """Segment images without masks: a file of class numbers and an overlay for each.
+
+    Attributes:
+        model: the folder of a trained segmenter: --save-model of `mst evaluate segmentation`.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for masks/ (PNG of class numbers, with a palette) and pictures/ (image and overlay).
+        picture_limit: at most this many pictures; 0 = none, None = one of each image.
+        limit: only this many images, drawn evenly from the sorted list.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of the network.
+        progress: show a bar.
+        json: one JSON object on stdout.
+    """
+
+    model: str
+    data: str
+    out: str
+    picture_limit: int | None = None
+    limit: int | None = None
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    progress: bool = True
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name, value, least in (("--picture-limit", self.picture_limit, 0), ("--limit", self.limit, 1)):
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: must be at least {least}")
+
+
+@dataclass(frozen=True)
+class SegmentedImages:
+    """What was written.
+
+    Attributes:
+        masks: the files, in the order of the images.
+        shares: class -> its share of all pixels, in percent.
+        unreadable: "name: reason" for each image left out.
+    """
+
+    masks: tuple[Path, ...]
+    shares: dict[str, float]
+    unreadable: tuple[str, ...]
+
+
+def predict_segmentation(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    picture_limit: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    progress: bool = True,
+) -> SegmentedImages:
+    """Segment every image under `data`; write a mask and a picture of each into `out`, in sub-folders as in `data`.
+
+    Args:
+        model: folder of a trained segmenter.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for `masks/` and `pictures/`; files of the same name are replaced.
+        picture_limit: at most this many pictures; None = all.
+        limit: only this many images, drawn evenly from the sorted list.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of the network.
+        progress: show a bar.
+
+    Raises:
+        UsageError: no such images, `out` is a file.
+        CheckpointError: no segmenter in `model`, or a damaged one.
+        DataError: no image can be read.
+        RunFailure: the disk refused.
+    """
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"--out {target} is a file: name a folder")
+    saved = load_segmenter(Path(model), select_device(device, flag="--device"))
+    classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
+    paths = index_images(data, limit=limit, channels=channels)
+    names = target_names(paths, Path(data))
+    written: list[Path] = []
+    unreadable: list[str] = []
+    pixels = Counter[int]()
+
+    def read(path: Path) -> Tensor | UnreadableImage:
+        try:
+            return decode_image(path, channels=channels)
+        except UnreadableImage as problem:
+            return problem
+
+    with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=progress) as advance:
+        for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
+            advance(1)
+            if isinstance(image, UnreadableImage):
+                unreadable.append(str(image))
+                continue
+            mask = predict_mask(saved.segmenter, image, saved.view, precision)  # [H,W]
+            save_picture(index_picture(mask, len(classes)), target / MASKS / name)
+            if picture_limit is None or len(written) < picture_limit:
+                save_picture(sheet(image, [mask], classes), target / PICTURES / name)
+            written.append(target / MASKS / name)
+            pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
+    if not written:
+        raise DataError(f"none of {len(paths)} images can be read, the first: {unreadable[0]}")
+    if unreadable:
+        warn(f"{len(unreadable)} of {len(paths)} images left out, the first: {unreadable[0]}")
+    shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
+    return SegmentedImages(tuple(written), shares, tuple(unreadable))
+
+
+def target_names(paths: ImageIndex, data: Path) -> list[Path]:
+    """Return a name relative to `--out` for each image, `.png` in place of its suffix, all different.
+
+    Images of a folder keep their place below it; of images that differ in their suffix only, or come from a list, the
+    later ones get a number.
+    """
+    root = data.expanduser().absolute()
+    names: list[Path] = []
+    taken: set[Path] = set()
+    for path in paths:
+        place = path.relative_to(root) if root.is_dir() and path.is_relative_to(root) else Path(path.name)
+        name, number = place.with_suffix(".png"), 1
+        while name in taken:
+            number += 1
+            name = place.with_name(f"{place.stem}-{number}.png")
+        taken.add(name)
+        names.append(name)
+    return names
+
+
+def run_segmentation(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(PredictSegmentationArguments, argv, prog="mst predict segmentation")
+    if a is None:
+        return 0
+    found = predict_segmentation(
+        a.model,
+        a.data,
+        out=a.out,
+        picture_limit=a.picture_limit,
+        limit=a.limit,
+        device=a.device,
+        precision=a.precision,
+        progress=a.progress,
+    )
+    if a.json:
+        emit_json(
+            {
+                "out": a.out,
+                "images": len(found.masks),
+                "pixel_percent": found.shares,
+                "unreadable": list(found.unreadable),
+            }
+        )
+        return 0
+    table = Table("class", "pixels %", box=None, pad_edge=False)
+    for name, share in found.shares.items():
+        table.add_row(name, f"{share:.2f}")
+    emit(table, f"{len(found.masks)} masks in {Path(a.out) / MASKS}, {len(found.unreadable)} images unreadable")
+    return 0

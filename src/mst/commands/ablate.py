@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
@@ -12,11 +12,11 @@ import tyro
 from rich.text import Text
 
 from mst.checkpoint.compare import is_free
-from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
 from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import Words, parse_run_words
 from mst.config.keys import flag
-from mst.config.load import changed_keys, load_config, override, with_absolute_paths
-from mst.config.schema import RunConfig, Settings
+from mst.config.load import changed_keys, load_config, override, require_data, with_absolute_paths
+from mst.config.schema import RunConfig
 from mst.errors import Interrupted, UsageError
 from mst.recipes import base_config
 from mst.recipes.ablations import FAMILIES, find_family
@@ -36,19 +36,24 @@ class AblateOptions:
     """strategies, head, decoder, eligible, probability, share or crops."""
     recipe: str = ""
     """The recipe (or JSON file of settings) whose twins are run."""
-    seeds: str = "1"
+    seeds: int = 1
     """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
     eval: str = ""
     """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
-    eval_train_limit: str = ""
+    eval_train_limit: int | None = None
     """Most training images that --eval compares with, drawn evenly over the classes; all unless set."""
-    eval_val_limit: str = ""
+    eval_val_limit: int | None = None
     """Most validation images that --eval classifies."""
     out: str = ""
     """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
     json: bool = False
     """One JSON object on stdout instead of the table."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        for name in ("seeds", "eval_train_limit", "eval_val_limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UsageError(f"{flag(name)} {value}: must be a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -77,9 +82,10 @@ class Cell:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(AblateOptions, "mst ablate")
-    options, words = parse_arguments(argv, AblateOptions(), positional="family")
+    parsed = parse_run_words(AblateOptions, argv, prog="mst ablate")
+    if parsed is None:
+        return 0
+    options, words = parsed
     cells, labelled = planned(options, words), labelled_images(options)
     check_same(options)
     for cell in cells:
@@ -109,7 +115,6 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
     for name in ("recipe", "out"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing: mst ablate {options.family} --recipe RECIPE --out DIR")
-    seeds = whole_number("seeds", options.seeds)
     taken = sorted({"runtime.seed", *(key for twin in twins for key in twin.changes)} & words.keys())
     if taken:
         raise UsageError(f"{flag(taken[0])} is what mst ablate {options.family} sets itself: leave it away")
@@ -118,33 +123,20 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
     root = Path(options.out).expanduser()
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
-    return [_cell(twin, base, seed, root) for seed in range(seeds) for twin in twins]
+    return [_cell(twin, base, seed, root) for seed in range(options.seeds) for twin in twins]
 
 
 def labelled_images(options: AblateOptions) -> Labelled:
     """Return what finished runs are scored on.
 
     Raises:
-        UsageError: a limit that is no number, or limits of nothing.
+        UsageError: limits of nothing.
     """
-    limits: dict[str, int | None] = {}
     for name in ("eval_train_limit", "eval_val_limit"):
-        value: str = getattr(options, name)
+        value = getattr(options, name)
         if value and not options.eval:
             raise UsageError(f"{flag(name)} {value} limits --eval, which is missing: name a labelled folder")
-        limits[name] = whole_number(name, value) if value else None
-    return Labelled(options.eval, limits["eval_train_limit"], limits["eval_val_limit"])
-
-
-def whole_number(name: str, value: str) -> int:
-    """Read an option of at least 1.
-
-    Raises:
-        UsageError: it is something else.
-    """
-    if not (value.isascii() and value.isdecimal()) or int(value) < 1:
-        raise UsageError(f"{flag(name)} {value}: must be a whole number of at least 1")
-    return int(value)
+    return Labelled(options.eval, options.eval_train_limit, options.eval_val_limit)
 
 
 def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
@@ -161,7 +153,7 @@ def note(options: AblateOptions) -> Path:
 def identity(options: AblateOptions) -> Mapping[str, str]:
     """Return what must stay the same when the folder is used again."""
     labelled = str(Path(options.eval).expanduser().absolute()) if options.eval else ""
-    limits = {name: getattr(options, name) for name in ("eval_train_limit", "eval_val_limit")}
+    limits = {name: str(getattr(options, name) or "") for name in ("eval_train_limit", "eval_val_limit")}
     return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
 
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from rich.text import Text
 
-from mst.commands.arguments import parse_arguments, show_help, wants_help
 from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
 from mst.errors import ConfigError, UsageError
 
 FORMATS = ("timm",)
@@ -32,11 +32,9 @@ class ExportOptions:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(ExportOptions, "mst export")
-    options, words = parse_arguments(argv, ExportOptions(), positional=None)
-    if words:
-        raise UsageError("mst export takes --backbone, --format, --out and --json")
+    options = parse_words(ExportOptions, argv, prog="mst export")
+    if options is None:
+        return 0
     for name in ("backbone", "out"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing: mst export --backbone RUN --format timm --out FOLDER")

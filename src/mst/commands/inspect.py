@@ -13,9 +13,9 @@ import tyro
 from rich.progress import track
 from rich.table import Table
 
-from mst.commands.arguments import parse_arguments, show_help, wants_help
 from mst.commands.output import emit, emit_json
-from mst.errors import ConfigError, UsageError
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
 
 SHOWN = 10
 """Unreadable files and sizes that the table shows; --json has them all."""
@@ -27,12 +27,17 @@ class InspectOptions:
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")] = ""
     """A folder (searched at any depth), an image, or a text file with one path per line."""
-    limit: str = "none"
+    limit: int | None = None
     """Open only this many images, drawn evenly."""
-    workers: str = "4"
+    workers: int = 4
     """Threads."""
     json: bool = False
     """One JSON object on stdout."""
+
+    def __post_init__(self) -> None:
+        for name, value in (("--limit", self.limit), ("--workers", self.workers)):
+            if value is not None and value < 1:
+                raise UsageError(f"{name} {value}: must be a whole number of at least 1")
 
 
 @dataclass(frozen=True)
@@ -60,15 +65,12 @@ class ImageFacts:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(InspectOptions, "mst inspect")
-    options, words = parse_arguments(argv, InspectOptions(), positional="path")
-    if words:
-        raise UsageError("mst inspect takes a path, --limit, --workers and --json")
+    options = parse_words(InspectOptions, argv, prog="mst inspect")
+    if options is None:
+        return 0
     if not options.path:
         raise UsageError("name a folder of images: mst inspect PATH")
-    limit = None if options.limit.lower() == "none" else _number("limit", options.limit)
-    summary = inspect_images(options.path, limit=limit, workers=_number("workers", options.workers))
+    summary = inspect_images(options.path, limit=options.limit, workers=options.workers)
     if options.json:
         emit_json(summary)
     else:
@@ -151,12 +153,6 @@ def _statistics(facts: list[ImageFacts]) -> tuple[list[float], list[float]]:
 def _counts(names: Iterator[str]) -> dict[str, int]:
     """Count, most frequent first."""
     return dict(Counter(names).most_common())
-
-
-def _number(name: str, text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise ConfigError(f"--{name} {text}: must be a whole number of at least 1")
-    return int(text)
 
 
 def _tables(summary: dict[str, Any]) -> list[Table]:

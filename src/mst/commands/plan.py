@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.table import Table
 
-from mst.commands.arguments import parse_arguments, require_data, show_help, wants_help
 from mst.commands.output import emit, emit_json
-from mst.config.load import override
-from mst.config.schema import Settings
+from mst.commands.tyro_cli import parse_run_words
+from mst.config.load import override, require_data
 from mst.errors import UsageError
 from mst.recipes import base_config
 
@@ -30,14 +29,14 @@ class PlanOptions:
     """Run a few steps for an estimate of time and memory."""
     json: bool = False
     """One JSON object on stdout."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(PlanOptions, "mst plan")
-    options, words = parse_arguments(argv, PlanOptions(), positional="recipe")
+    parsed = parse_run_words(PlanOptions, argv, prog="mst plan")
+    if parsed is None:
+        return 0
+    options, words = parsed
     if not options.recipe:
         raise UsageError("name a recipe: mst plan RECIPE --data.train PATH (all recipes: mst recipes)")
     config = override(base_config(options.recipe), words)

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
 from mst.checkpoint.compare import is_free
-from mst.commands.arguments import Words, parse_arguments, require_data, show_help, wants_help
 from mst.commands.output import emit_json
+from mst.commands.tyro_cli import Words, parse_run_words
 from mst.config.keys import flag
-from mst.config.load import changed_keys, flatten, load_config, override, with_absolute_paths
-from mst.config.schema import RunConfig, Settings
+from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
+from mst.config.schema import RunConfig
 from mst.errors import UsageError
 from mst.recipes import base_config
 from mst.runtime import logging
@@ -35,14 +35,14 @@ class PretrainOptions:
     """Delete the run that --out already holds."""
     json: bool = False
     """One JSON object on stdout at the end."""
-    settings: Annotated[Settings, tyro.conf.arg(name="")] = field(default_factory=Settings)
 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(PretrainOptions, "mst pretrain")
-    options, words = parse_arguments(argv, PretrainOptions(), positional="recipe")
+    parsed = parse_run_words(PretrainOptions, argv, prog="mst pretrain")
+    if parsed is None:
+        return 0
+    options, words = parsed
     config, out = resumed(options, words) if options.resume else started(options, words)
 
     from mst.commands.pretraining import pretrain  # needs torch

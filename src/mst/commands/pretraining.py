@@ -13,10 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.commands.arguments import require_data
 from mst.commands.environment import describe_environment
 from mst.commands.setup import Setup, describe_setup, loader_workers, prepare
-from mst.config.load import dump_config, override, with_absolute_paths
+from mst.config.load import dump_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.loader import BatchLoader, StackedBatch

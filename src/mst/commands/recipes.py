@@ -10,10 +10,9 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from mst.commands.arguments import parse_arguments, show_help, wants_help
 from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
 from mst.config.load import dump_config
-from mst.errors import UsageError
 from mst.recipes import RECIPES, TASK_RECIPES, find_recipe
 from mst.recipes.downstream import TaskRecipe
 from mst.recipes.record import Recipe
@@ -34,11 +33,9 @@ class RecipesOptions:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(RecipesOptions, "mst recipes")
-    options, words = parse_arguments(argv, RecipesOptions(), positional="name")
-    if words:
-        raise UsageError("mst recipes takes a name and --json; settings belong to mst plan and mst pretrain")
+    options = parse_words(RecipesOptions, argv, prog="mst recipes")
+    if options is None:
+        return 0
     if options.name:
         recipe = TASK_RECIPES.get(options.name) or find_recipe(options.name)
         return _show(recipe, json=options.json)

@@ -9,9 +9,9 @@ from typing import Annotated
 
 import tyro
 
-from mst.commands.arguments import parse_arguments, show_help, wants_help
 from mst.commands.output import emit, emit_json
-from mst.errors import ConfigError, UsageError
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
 from mst.report.page import write_report
 from mst.runtime.rundir import open_run_dir
 
@@ -28,11 +28,9 @@ class ReportOptions:
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if wants_help(argv):
-        return show_help(ReportOptions, "mst report")
-    options, words = parse_arguments(argv, ReportOptions(), positional="path")
-    if words:
-        raise ConfigError(f"mst report has no settings such as --{next(iter(words))}: name a run folder only")
+    options = parse_words(ReportOptions, argv, prog="mst report")
+    if options is None:
+        return 0
     if not options.path:
         raise UsageError("name a run folder: mst report RUN")
     page = write_report(open_run_dir(Path(options.path)))

@@ -1,24 +1,44 @@
-"""Words to a frozen dataclass through tyro, with every mistake as one line of `UsageError`."""
+"""Words of a command line to frozen records: every mistake is one line with the option, the value and what is allowed.
+
+tyro describes the options (`--help`) and converts those of a command; the settings of a run (`--section.key`) are
+collected here as words, which pydantic converts (`mst.config.load.override`).
+"""
 
 from __future__ import annotations
 
-import difflib
 import io
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
 from itertools import takewhile
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 
 import tyro
 
-from mst.config.keys import choices, describe_type, suggestion
+from mst.config.keys import (
+    choices,
+    describe_type,
+    flag,
+    is_flag,
+    is_open_ended,
+    setting_fields,
+    suggestion,
+    takes_several,
+)
+from mst.config.load import known_key
+from mst.config.schema import Settings
 from mst.errors import UsageError
 from mst.recipes import find_task_recipe
 
 Arguments = TypeVar("Arguments")
+Words = dict[str, list[str]]
+"""The words of each setting by its dotted key."""
+SHORT = {"init": "model.init_from"}
+"""Settings that have a short flag as well."""
+HELP = {"-h", "--help"}
 
 
 @dataclass(frozen=True)
@@ -45,39 +65,113 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
     Raises:
         UsageError: an unknown flag or recipe (the nearest is named), a missing or wrong value.
     """
-    if issubclass(kind, RecipeOption):
-        argv = _with_recipe(argv, prog)
-    own = {_flag(field.name): field for field, _ in _leaves(kind)}
-    words = [word.split("=", 1)[0].replace("_", "-") for word in argv if word.startswith("--")]
-    for word in words:
-        plain = f"--{word[5:]}" if word.startswith("--no-") else word
-        if word not in own and plain not in own and word != "--help":
-            close = difflib.get_close_matches(word, own, n=1)
-            raise UsageError(f"unknown option {word}{f'; did you mean {close[0]}?' if close else f' ({prog} --help)'}")
-    missing = [flag for flag, field in own.items() if _required(field) and flag not in words]
-    if missing and not {"-h", "--help"} & set(argv):
-        raise UsageError(f"{prog} needs {' and '.join(missing)} ({prog} --help)")
-    errors, output = io.StringIO(), io.StringIO()
-    try:
-        with redirect_stderr(errors), redirect_stdout(output):
-            return tyro.cli(kind, prog=prog, args=list(argv), config=(tyro.conf.OmitArgPrefixes,))
-    except SystemExit as end:
-        sys.stdout.write(output.getvalue())
-        if end.code in (0, None):
-            return None
-        types = {_flag(field.name): hint for field, hint in _leaves(kind)}
-        raise UsageError(_explained(_one_line(errors.getvalue()), types, argv)) from end
-
-
-def _with_recipe(argv: Sequence[str], prog: str) -> list[str]:
-    """Return the words, followed by those of the recipe they name, as far as they do not give these options."""
+    if HELP & set(argv):
+        _show_help(kind, prog, tyro.conf.OmitArgPrefixes)
+        return None
     words = _split_equals(argv)
+    if issubclass(kind, RecipeOption):
+        words = _with_recipe(words, prog)
+    own = {flag(leaf.name): leaf for leaf, _ in _leaves(kind)}
+    for word in words:
+        if word.startswith("--") and not _is_own(word, own):
+            raise _unknown(word, own, prog)
+    missing = [name for name, leaf in own.items() if _required(leaf) and name not in words]
+    if missing:
+        raise UsageError(f"{prog} needs {' and '.join(missing)} ({prog} --help)")
+    return _converted(kind, words, prog)
+
+
+def parse_run_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> tuple[Arguments, Words] | None:
+    """Return the arguments of a command that takes settings of a run as well, and the words of these.
+
+    Args and errors are those of `parse_words`.
+    """
+    if HELP & set(argv):
+        _show_help(_with_settings(kind), prog)
+        return None
+    words, settings = _split_settings(_split_equals(argv), {flag(leaf.name) for leaf, _ in _leaves(kind)}, prog)
+    return _converted(kind, words, prog), settings
+
+
+def _with_recipe(words: Sequence[str], prog: str) -> list[str]:
+    """Return the words, followed by those of the recipe they name, as far as they do not give these options."""
     if "--recipe" not in words[:-1] or words[words.index("--recipe") + 1].startswith("--"):
-        return list(argv)  # none, or no name: said by the parser
+        return list(words)  # none, or no name: said by the parser
     recipe = find_task_recipe(words[words.index("--recipe") + 1], prog.removeprefix("mst "))
     given = {word for word in words if word.startswith("--")}
-    added = [option for name, option in recipe.words().items() if not {name, f"--no-{name[2:]}"} & given]
-    return [*argv, *(word for option in added for word in option)]
+    added = [option for name, option in recipe.words().items() if not {name, _negated(name)} & given]
+    return [*words, *(word for option in added for word in option)]
+
+
+def _split_settings(argv: Sequence[str], own: Collection[str], prog: str) -> tuple[list[str], Words]:
+    """Sort words into those of the command itself and those of each setting.
+
+    Raises:
+        UsageError: an unknown flag; the nearest is named.
+    """
+    known = setting_fields()
+    rest: list[str] = []
+    settings: Words = {}
+    current: str | None = None
+    for word in argv:
+        if not word.startswith("--"):
+            roomy = current is not None and (takes_several(known[current]) or not settings[current])
+            (settings[current] if current is not None and roomy else rest).append(word)
+        elif _is_own(word, own):
+            current = None
+            rest.append(word)
+        else:
+            current = _open_setting(word, own, settings, prog)
+    return rest, settings
+
+
+def _open_setting(word: str, own: Collection[str], settings: Words, prog: str) -> str | None:
+    """Note the flag of a setting; return the key that the next words belong to."""
+    known = setting_fields()
+    name = word[2:].replace("-", "_")
+    name = SHORT.get(name, name)
+    section, _, leaf = name.partition(".")
+    negated = f"{section}.{leaf.removeprefix('no_')}"
+    if name not in known and leaf.startswith("no_") and negated in known and is_flag(known[negated]):
+        settings[negated] = ["false"]
+        return None
+    if name not in known and name not in Settings.model_fields:
+        raise _unknown(word, [*own, *map(flag, known)], prog)
+    key = known_key(name)
+    if not (is_open_ended(known[key]) and key in settings):
+        settings[key] = []
+    return key
+
+
+def _with_settings(kind: type[Any]) -> type[Any]:
+    """Return the command's options with those of every setting, for `--help`."""
+    settings = ("settings", Annotated[Settings, tyro.conf.arg(name="")], field(default_factory=Settings))
+    made = make_dataclass(kind.__name__, [settings], bases=(kind,), frozen=True)
+    made.__doc__ = kind.__doc__
+    return made
+
+
+def _show_help(kind: type[Any], prog: str, *markers: Any) -> None:
+    """Write every option with its meaning and default to stdout."""
+    try:
+        tyro.cli(kind, prog=prog, args=["--help"], config=markers)
+    except SystemExit:
+        sys.stdout.flush()
+
+
+def _converted(kind: type[Arguments], words: Sequence[str], prog: str) -> Arguments:
+    """Return the record of known words.
+
+    Raises:
+        UsageError: a missing or wrong value, a word too many.
+    """
+    types = {flag(leaf.name): hint for leaf, hint in _leaves(kind)}
+    errors = io.StringIO()
+    try:
+        with redirect_stderr(errors), redirect_stdout(errors):
+            return tyro.cli(kind, prog=prog, args=_nones(words, types), config=(tyro.conf.OmitArgPrefixes,))
+    except SystemExit as end:
+        raise UsageError(_explained(_one_line(errors.getvalue()), types, words)) from end
 
 
 def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:
@@ -91,12 +185,36 @@ def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:
             yield own, types[own.name]
 
 
-def _explained(said: str, types: Mapping[str, Any], argv: Sequence[str]) -> str:
+def _is_own(word: str, own: Collection[str]) -> bool:
+    """Whether a flag, or what it switches off, is one of the command's."""
+    return word in own or (word.startswith("--no-") and f"--{word[5:]}" in own)
+
+
+def _negated(name: str) -> str:
+    return f"--no-{name[2:]}"
+
+
+def _unknown(word: str, known: Collection[str], prog: str) -> UsageError:
+    near = suggestion(word[2:], [name[2:] for name in known], prefix="--")
+    return UsageError(f"unknown option {word}{near or f' ({prog} --help)'}")
+
+
+def _nones(words: Sequence[str], types: Mapping[str, Any]) -> list[str]:
+    """Write `none` as tyro wants it, for the options that may be none and have no choice of this name."""
+    written = list(words)
+    for place, word in enumerate(words[1:], start=1):
+        hint = types.get(words[place - 1])
+        if word.lower() == "none" and NoneType in get_args(hint) and "none" not in choices(hint):
+            written[place] = "None"
+    return written
+
+
+def _explained(said: str, types: Mapping[str, Any], written: Sequence[str]) -> str:
     """Say what tyro said in this project's words: the option, the words received, what is allowed."""
     found = re.search(r"--[a-z][a-z-]*", said)
     if found is None or found[0] not in types:
         return said.replace("Unrecognized options:", "unexpected word")
-    option, written = found[0], _split_equals(argv)
+    option = found[0]
     after = written[written.index(option) + 1 :] if option in written else []
     words = list(takewhile(lambda word: not word.startswith("--"), after))
     allowed = describe_type(types[option])
@@ -111,12 +229,8 @@ def _split_equals(argv: Sequence[str]) -> list[str]:
     return [part.replace("_", "-") if part.startswith("--") else part for found in parts for part in found]
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+def _required(leaf: Field[Any]) -> bool:
+    return leaf.default is MISSING and leaf.default_factory is MISSING
 
 
 def _one_line(box: str) -> str:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.schema import RunConfig, Settings
-from mst.errors import ConfigError
+from mst.errors import ConfigError, UsageError
 
 Overrides = Mapping[str, object]
 """Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
@@ -66,6 +66,16 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
     return _checked(values, where=f"{path}: ")
+
+
+def require_data(config: RunConfig) -> None:
+    """Refuse a run without images.
+
+    Raises:
+        UsageError: --data.train is missing.
+    """
+    if not config.data.train or not all(config.data.train):  # "" would be the working directory
+        raise UsageError("--data.train is missing: name a folder of images (searched at any depth) or a list of paths")
 
 
 def with_absolute_paths(config: RunConfig) -> RunConfig:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mst.commands.evaluate_objectness import evaluate_objectness
     from mst.commands.evaluate_segmentation import evaluate_segmentation
     from mst.commands.export import export_backbone
+    from mst.commands.predict_detection import predict_detection
     from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
     from mst.config.schema import RunConfig
@@ -41,6 +42,7 @@ __all__ = [
     "load_backbone",
     "load_config",
     "load_recipe",
+    "predict_detection",
     "pretrain",
 ]
 
@@ -57,6 +59,7 @@ _HOMES = {
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",
     "load_recipe": "mst.commands.pretraining",
+    "predict_detection": "mst.commands.predict_detection",
     "pretrain": "mst.commands.pretraining",
 }
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "pretrain": "train a backbone on unlabelled images",
     "ablate": "twins of a recipe, several seeds each, one table at the end",
     "evaluate": "knn, linear, segmentation, detection or objectness of a backbone",
+    "predict": "segmentation or objects of images without labels, by a trained model",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
     "compare": "results of several runs in one table, with differences",

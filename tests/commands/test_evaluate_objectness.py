@@ -55,7 +55,7 @@ def test_scenes_as_a_table(run_folder: Path, tmp_path: Path, capsys: pytest.Capt
         ("scenes:2", ["--mass", "2"], "--mass 2.0: must be above 0 and at most 1"),
         ("scenes:2", ["--size", "30", "32"], "--size 30 32: both must be multiples of the patch size 8"),
         ("scenes:2", ["--limit", "0"], "--limit 0: must be at least 1"),
-        ("scenes:2", ["--pictures", "x", "--picture-limit", "0"], "--picture-limit 0: must be at least 1"),
+        ("scenes:2", ["--pictures", "x", "--picture-limit", "-1"], "--picture-limit -1: must be at least 0"),
     ],
 )
 def test_mistakes(

@@ -35,8 +35,10 @@ class DetectionOptions:
         train_limit: at most this many training images, the first ones; None = all.
         val_limit: at most this many validation images, the first ones; None = all.
         detections: JSON file for all detections in COCO's result format.
-        pictures: folder for a picture of each validation image: truth left, found right.
-        picture_limit: at most this many pictures.
+        save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
+        pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
+            --out or the run folder, where `mst report` looks for them.
+        picture_limit: at most this many pictures; 0 = none.
     """
 
     train_split: str = "train"
@@ -44,8 +46,9 @@ class DetectionOptions:
     train_limit: int | None = None
     val_limit: int | None = None
     detections: str | None = None
+    save_model: str | None = None
     pictures: str | None = None
-    picture_limit: int = 50
+    picture_limit: int = 24
 
     def __post_init__(self) -> None:
         for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
@@ -53,6 +56,8 @@ class DetectionOptions:
                 raise UsageError(f"{name} {value}: must be at least 1")
         if self.detections and (Path(self.detections).is_dir() or Path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
+        if self.picture_limit < 0:
+            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -102,9 +107,8 @@ def evaluate_detection(
     subject = load_subject(backbone, device=device, seed=seed)
     sets = data if isinstance(data, DetectionData) else _read(Path(data), options)
     mean, std = subject.mean_std
-    watch = None
-    if options.pictures:
-        watch = detection_writer(Path(options.pictures), options.picture_limit, sets.val.classes)
+    folder = _optional(options.pictures) or subject.pictures("detection", out)
+    watch = detection_writer(folder, options.picture_limit, sets.val.classes) if folder else None
     result, found = detection.evaluate_detection(
         subject.backbone,
         sets,
@@ -114,13 +118,19 @@ def evaluate_detection(
         settings=settings,
         saving=saving,
         seed=seed,
+        save_to=_optional(options.save_model or out),
         watch=watch,
     )
+    result = subject.record(result, out)
     if options.detections:
         target = Path(options.detections)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, json.dumps(detection_records(found, sets.val, kind="both")))
-    return subject.record(result, out)
+    return result
+
+
+def _optional(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _read(data: Path, options: DetectionOptions) -> DetectionData:

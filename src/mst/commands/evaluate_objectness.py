@@ -30,18 +30,21 @@ class ObjectOptions:
     Attributes:
         split: part of a COCO folder: annotations/instances_SPLIT.json.
         limit: at most this many images, spread evenly; None = all.
-        pictures: folder for a picture of each image and scores.jsonl; an earlier scores.jsonl there is replaced.
-        picture_limit: at most this many pictures.
+        pictures: folder for a picture of each image and scores.jsonl (an earlier one there is replaced); None =
+            pictures/objectness of --out or the run folder, where `mst report` looks for them.
+        picture_limit: at most this many pictures; 0 = none.
     """
 
     split: str = "val"
     limit: int | None = None
     pictures: str | None = None
-    picture_limit: int = 50
+    picture_limit: int = 24
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UsageError(f"--limit {self.limit}: must be at least 1")
+        if self.picture_limit < 0:
+            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,7 @@ def evaluate_objectness(
     options = objects or ObjectOptions()
     subject = load_subject(backbone, device=device, seed=seed)
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
+    folder = Path(options.pictures) if options.pictures else subject.pictures("objectness", out)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,
@@ -95,7 +99,7 @@ def evaluate_objectness(
         mean=mean,
         std=std,
         settings=settings,
-        watch=picture_writer(Path(options.pictures), options.picture_limit) if options.pictures else None,
+        watch=picture_writer(folder, options.picture_limit) if folder else None,
     )
     return subject.record(result, out)
 

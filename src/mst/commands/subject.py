@@ -87,6 +87,12 @@ class Subject:
         mean, std = self.mean_std
         return ImageTransform(size, mean, std, options.resize_ratio, options.whole_if_exact)
 
+    def pictures(self, task: str, out: str | Path | None) -> Path | None:
+        """Return the folder for an evaluation's pictures, in `out` or the run folder; None where there is neither."""
+        folder = Path(out) if out else self.folder
+        untrained = self.name.startswith(RANDOM)
+        return None if folder is None else RunDir(folder).pictures_of(task, untrained=untrained)
+
     def record(self, result: Result, out: str | Path | None) -> Result:
         """Return the result with the backbone's name and hash, appended to results.jsonl of `out` or the run folder."""
         named = replace(result, backbone=self.name, backbone_sha256=self.sha256)

@@ -11,13 +11,14 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mst.errors import RunFailure, UsageError
+from mst.errors import UsageError
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of, read_segmentation
 from mst.evaluate.detection_metrics import Detection
+from mst.runtime.logging import warn
 
-Shown = tuple[int, str, tuple[float, float, float, float], NDArray[np.bool_]]
-"""Label, caption, box and mask of an object."""
+Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_]]
+"""Caption, box and mask of an object."""
 
 
 def detection_writer(
@@ -35,27 +36,27 @@ def detection_writer(
         annotated: False = the images have no annotations, a picture shows what was found and nothing else.
 
     Raises:
-        UsageError: `folder` is a file, or `limit` is below 0.
+        UsageError: `folder` is a file.
     """
-    if limit < 0:
-        raise UsageError(f"--picture-limit {limit}: must be at least 0")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--pictures {folder} is a file: name a folder")
-    written: set[int] = set()
+    written, refused = 0, False
 
     def write(image: CocoImage, pixels: Tensor, detections: list[Detection]) -> None:
-        if len(written) >= limit:
+        nonlocal written, refused
+        if written >= limit or refused:
             return
-        written.add(image.id)
         picture = overlay(pixels, _found(image, detections, classes, min_score))
         if annotated:
-            truth = [(item.label, classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects]
+            truth = [(classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects]
             picture = side_by_side(overlay(pixels, truth), picture)
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{len(written) - 1:04d}-{image.path.stem}.png")
-        except OSError as error:
-            raise RunFailure(f"cannot write pictures to {folder}: {error.strerror or error}") from error
+            picture.save(folder / f"{written:04d}-{image.path.stem}.png")
+        except OSError as error:  # numbers are worth more than pictures
+            warn(f"cannot write pictures to {folder}: {error.strerror or error}; going on without them")
+            refused = True
+        written += 1
 
     return write
 
@@ -75,24 +76,24 @@ def _found(
     for item in detections:
         if item.score >= min_score:
             mask = mask_of(read_segmentation(item.mask, image.size))
-            yield item.label, f"{classes[item.label]} {item.score:.2f}", item.box, mask
+            yield f"{classes[item.label]} {item.score:.2f}", item.box, mask
 
 
 def overlay(pixels: Tensor, shown: Iterable[Shown]) -> Image.Image:
-    """Return an image uint8 [C, H, W] with masks, boxes and captions; each label has a colour of its own."""
+    """Return an image uint8 [C, H, W] with masks, boxes and captions; each object has a colour of its own."""
     rgb = pixels if pixels.shape[0] == 3 else pixels[:1].expand(3, -1, -1)
     canvas = rgb.permute(1, 2, 0).numpy().astype(np.float32)  # [H, W, 3]
     kept = list(shown)
-    for label, _, _, mask in kept:
-        canvas[mask] = 0.55 * canvas[mask] + 0.45 * np.asarray(_colour(label))
+    for number, (_, _, mask) in enumerate(kept):
+        canvas[mask] = 0.55 * canvas[mask] + 0.45 * np.asarray(_colour(number))
     picture = Image.fromarray(canvas.astype(np.uint8))
     draw = ImageDraw.Draw(picture)
-    for label, caption, (x0, y0, x1, y1), _ in kept:
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour(label), width=2)
+    for number, (caption, (x0, y0, x1, y1), _) in enumerate(kept):
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=_colour(number), width=2)
         draw.text((x0 + 3, y0 + 1), caption, fill="white", stroke_width=1, stroke_fill="black")
     return picture
 
 
-def _colour(label: int) -> tuple[int, int, int]:
-    red, green, blue = colorsys.hsv_to_rgb(label * 0.618034 % 1, 0.8, 1.0)
+def _colour(number: int) -> tuple[int, int, int]:
+    red, green, blue = colorsys.hsv_to_rgb(number * 0.618034 % 1, 0.8, 1.0)
     return round(255 * red), round(255 * green), round(255 * blue)

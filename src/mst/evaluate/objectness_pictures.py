@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mst.errors import RunFailure, UsageError
+from mst.errors import UsageError
 from mst.evaluate.detection_pictures import side_by_side
 from mst.evaluate.objectness import ImageScore, ObjectImage
+from mst.runtime.logging import warn
 from mst.runtime.results import append_jsonl
 
 TRUTH, FOUND = (60, 220, 90), (255, 190, 40)
@@ -28,25 +29,27 @@ def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, N
     and the chosen patches. Every image gets a row, the first `limit` get a picture.
 
     Raises:
-        UsageError: `folder` is a file, or `limit` is below 0.
+        UsageError: `folder` is a file.
     """
-    if limit < 0:
-        raise UsageError(f"--picture-limit {limit}: must be at least 0")
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--pictures {folder} is a file: name a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     scores = folder / "scores.jsonl"
-    scores.unlink(missing_ok=True)
-    count = 0
+    count, refused = 0, False
 
     def write(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> None:
-        nonlocal count
+        nonlocal count, refused
+        if refused:
+            return
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if count == 0:
+                scores.unlink(missing_ok=True)
             append_jsonl(scores, {"picture": f"{count:04d}.png" if count < limit else None, **score._asdict()})
             if count < limit:
                 panels(item, importance, chosen, score).save(folder / f"{count:04d}.png")
-        except OSError as error:
-            raise RunFailure(f"cannot write pictures to {folder}: {error.strerror or error}") from error
+        except OSError as error:  # numbers are worth more than pictures
+            warn(f"cannot write pictures to {folder}: {error.strerror or error}; going on without them")
+            refused = True
         count += 1
 
     return write

@@ -12,6 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from mst.report.results import TASKS
+from mst.runtime.rundir import UNTRAINED
 
 LARGE = 400_000  # bytes: above this a picture is shrunk and compressed
 LONGEST = 1400  # pixels
@@ -22,8 +23,6 @@ PANELS = {
     "objectness": ("objects and the box found", "attention", "chosen"),
 }
 """What the columns of a task's pictures show."""
-UNTRAINED = "-untrained"
-"""Ends the name of a folder with pictures of the network with fresh weights."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,9 @@ from pathlib import Path
 from mst.errors import UsageError
 from mst.runtime.lock import LOCK_NAME, only_process_in
 
+UNTRAINED = "-untrained"
+"""Ends the name of a folder with pictures of the network with fresh weights."""
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -60,8 +63,12 @@ class RunDir:
 
     @property
     def pictures(self) -> Path:
-        """Pictures of evaluations, a folder for each task; `<task>-untrained` for the network with fresh weights."""
+        """Pictures of evaluations, a folder for each task."""
         return self.root / "pictures"
+
+    def pictures_of(self, task: str, *, untrained: bool) -> Path:
+        """Folder for the pictures of one evaluation; the network with fresh weights has a folder of its own."""
+        return self.pictures / f"{task}{UNTRAINED if untrained else ''}"
 
     @property
     def tensorboard(self) -> Path:

@@ -1,0 +1,154 @@
+"""`mst predict detection`, and the same as a function of the Python API."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from rich.table import Table
+
+from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
+from mst.data.sources import index_images
+from mst.errors import DataError, UsageError
+from mst.evaluate.coco_masks import coco_mask_library
+from mst.evaluate.detection_pictures import detection_writer
+from mst.evaluate.detection_prediction import Prediction, predict_objects, prediction_json
+from mst.evaluate.detector_file import DetectorDescription, load_detector
+from mst.runtime.device import select_device, select_precision
+from mst.runtime.files import write_atomic
+from mst.runtime.logging import warn
+
+FILE = "predictions.json"
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+@dataclass(frozen=True)
+class PredictDetectionArguments:
+    """Find objects in images without annotations: COCO JSON and pictures.
+
+    Attributes:
+        model: the folder of a trained detector: --save-model or --out of `mst evaluate detection`.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for predictions.json and pictures/.
+        min_score: what scores less is left out of predictions.json.
+        picture_score: what scores less is not drawn.
+        picture_limit: at most this many pictures; 0 = none, None = one of each image.
+        limit: only this many images, drawn evenly from the sorted list.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of backbone and pyramid.
+        progress: show a bar.
+        json: one JSON object on stdout.
+    """
+
+    model: str
+    data: str
+    out: str
+    min_score: float = 0.05
+    picture_score: float = 0.5
+    picture_limit: int | None = None
+    limit: int | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    progress: bool = True
+    json: bool = False
+
+    def __post_init__(self) -> None:
+        for name, score in (("--min-score", self.min_score), ("--picture-score", self.picture_score)):
+            if not 0.0 <= score <= 1.0:
+                raise UsageError(f"{name} {score}: must lie between 0 and 1")
+        for name, value, least in (("--picture-limit", self.picture_limit, 0), ("--limit", self.limit, 1)):
+            if value is not None and value < least:
+                raise UsageError(f"{name} {value}: must be at least {least}")
+
+
+def predict_detection(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    min_score: float = 0.05,
+    picture_score: float = 0.5,
+    picture_limit: int | None = None,
+    limit: int | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> tuple[Prediction, DetectorDescription]:
+    """Find objects in every image under `data`; write `predictions.json` and a picture of each image into `out`.
+
+    Args:
+        model: folder of a trained detector.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for the files.
+        min_score: what scores less is left out.
+        picture_score: what scores less is not drawn.
+        picture_limit: at most this many pictures; None = all.
+        limit: only this many images, drawn evenly from the sorted list.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of backbone and pyramid.
+        progress: show a bar.
+
+    Returns:
+        What was found, with the images that could not be read; and what the detector is.
+
+    Raises:
+        UsageError: no such images, `out` is a file.
+        CheckpointError: no detector in `model`, or a damaged one.
+        DataError: no image can be read.
+        MissingExtra: the extra `detection` is not installed.
+    """
+    coco_mask_library()
+    target = Path(out)
+    if target.exists() and not target.is_dir():
+        raise UsageError(f"--out {target} is a file: name a folder")
+    place = select_device(device, flag="--device")
+    detector, description = load_detector(Path(model), compute=select_precision(precision, place)[0])
+    paths = index_images(data, limit=limit, channels=description.spec.channels)
+    count = len(paths) if picture_limit is None else picture_limit
+    writer = detection_writer(target / "pictures", count, description.classes, min_score=picture_score, annotated=False)
+    found = predict_objects(
+        detector.to(place), description, paths, min_score=min_score, progress=progress, watch=writer
+    )
+    if not found.images:
+        raise DataError(f"none of {len(paths)} images can be read, the first: {found.unreadable[0]}")
+    if found.unreadable:
+        warn(f"{len(found.unreadable)} of {len(paths)} images left out, the first: {found.unreadable[0]}")
+    target.mkdir(parents=True, exist_ok=True)
+    content = prediction_json(found, description, Path(data).expanduser().absolute())
+    write_atomic(target / FILE, json.dumps(content))
+    return found, description
+
+
+def run_detection(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(PredictDetectionArguments, argv, prog="mst predict detection")
+    if a is None:
+        return 0
+    found, description = predict_detection(
+        a.model,
+        a.data,
+        out=a.out,
+        min_score=a.min_score,
+        picture_score=a.picture_score,
+        picture_limit=a.picture_limit,
+        limit=a.limit,
+        device=a.device,
+        precision=a.precision,
+        progress=a.progress,
+    )
+    drawn = Counter(item.label for item in found.detections if item.score >= a.picture_score)
+    counts = {description.classes[label]: drawn[label] for label in sorted(drawn)}
+    file = str(Path(a.out) / FILE)
+    if a.json:
+        emit_json({"out": file, "images": len(found.images), "objects": counts, "unreadable": list(found.unreadable)})
+        return 0
+    table = Table("class", f"objects above {a.picture_score:g}", box=None, pad_edge=False)
+    for name, number in counts.items():
+        table.add_row(name, str(number))
+    emit(table, f"{len(found.images)} images, {len(found.detections)} objects above {a.min_score:g} in {file}")
+    return 0

@@ -27,8 +27,8 @@ NormName = Literal["batch", "group"]
 
 BINS = (1, 2, 3, 6)
 """Cells per side of the pooled maps of UPerNet."""
-GROUPS = 32
-"""Groups of a group norm, where the channels can be split so."""
+GROUPS, GROUP_SIZE = 32, 4
+"""Most groups of a group norm, and fewest channels in one: a pooled map has a single cell to take statistics of."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,10 @@ def norm_layer(name: NormName, channels: int) -> nn.Module:
     """Return a norm over maps [B, F, h, w]."""
     if name == "batch":
         return nn.BatchNorm2d(channels)
-    return nn.GroupNorm(math.gcd(GROUPS, channels), channels)
+    groups = math.gcd(GROUPS, channels)
+    while groups > 1 and channels < GROUP_SIZE * groups:
+        groups //= 2
+    return nn.GroupNorm(groups, channels)
 
 
 def conv_block(inputs: int, outputs: int, kernel: int, norm: NormName) -> nn.Sequential:

@@ -1,0 +1,49 @@
+"""Tiny backbones for segmentation, and one whose tokens are single pixels."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from evaluate.fakes import FakeBackbone
+from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet
+from mst.model.backbone import Backbone, BackboneSpec
+from mst.model.build import build_backbone
+
+
+def vit(*, patch_size: int = 16, depth: int = 2) -> Backbone:
+    side = 2 * patch_size
+    return build_backbone(BackboneSpec("vit_tiny_patch16_224", (side, side), 3, patch_size, 32, depth, 2), seed=0)
+
+
+def swin() -> Backbone:
+    return build_backbone(BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, 16, 2, 1), seed=0)
+
+
+class PixelBackbone(FakeBackbone):
+    """Every pixel is a token: its colour. Windows change nothing."""
+
+    patch_size = 1
+
+
+def striped(count: int, *, size: tuple[int, int] = (32, 48), void: int | None = None) -> SegmentationSet:
+    """Noisy images of two halves, dark (class 0) and bright (class 1); the first rows are void."""
+    draw = torch.Generator().manual_seed(count)
+    images, masks = [], []
+    for index in range(count):
+        mask = torch.zeros(size, dtype=torch.int64)
+        mask[:, 16 * (1 + index % 2) :] = 1
+        noise = torch.randint(-20, 21, (3, *size), generator=draw)
+        images.append((60 + 130 * mask + noise).to(torch.uint8))
+        if void is not None:
+            mask[:4] = void
+        masks.append(mask)
+    return SegmentationSet.from_tensors(images, masks)
+
+
+def striped_data(*, void: int | None = None) -> SegmentationData:
+    return SegmentationData(("dark", "bright"), striped(6, void=void), striped(3, void=void), void)
+
+
+def random_image(size: tuple[int, int], seed: int) -> Tensor:
+    return torch.randint(0, 256, (3, *size), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)

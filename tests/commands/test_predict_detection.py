@@ -27,14 +27,14 @@ QUIET = ["--no-progress", "--precision", "fp32", "--device", "cpu"]
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run folder whose backbone was evaluated with --out, untrained and trained."""
+    """A run folder whose backbone was evaluated, untrained and trained, with the second detector saved into it."""
     folder = tmp_path_factory.mktemp("run")
     (folder / "config.json").write_text("{}")
     save_backbone(folder / "backbone.safetensors", build_backbone(SPEC, seed=3).eval(), {})
     write_coco(folder / "coco")
     data = write_coco(folder / "coco", split="val")
-    for name, out in ((f"random:{folder}", []), (folder, ["--out", folder])):
-        words = ["evaluate", "detection", "--backbone", name, "--data", data, *out, *WORDS]
+    for name, saving in ((f"random:{folder}", []), (folder, ["--save-model", folder])):
+        words = ["evaluate", "detection", "--backbone", name, "--data", data, *saving, *WORDS]
         assert main([str(word) for word in words]) == 0
     return folder
 

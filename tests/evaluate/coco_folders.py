@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from mst.data.synthetic import CLASSES, SceneSet
+
 HEIGHT, WIDTH = 24, 32
 
 
@@ -46,6 +48,26 @@ def write_coco(root: Path, content: dict[str, Any] | None = None, split: str = "
                 x, y, w, h = record["bbox"]
                 pixels[y : y + h, x : x + w] = 220
         Image.fromarray(pixels).save(root / "images" / f"{name}.png")
+    (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
+    return root
+
+
+def write_scenes(root: Path, scenes: SceneSet, split: str = "train") -> Path:
+    """Write synthetic scenes with the masks of all their objects; return the folder."""
+    images, annotations = [], []
+    (root / "images").mkdir(parents=True)
+    (root / "annotations").mkdir()
+    for index, scene in enumerate(scenes):
+        height, width = scene.image.shape[1:]
+        Image.fromarray(scene.image.transpose(1, 2, 0)).save(root / "images" / f"{index}.png")
+        images.append({"id": index, "file_name": f"{index}.png", "height": height, "width": width})
+        for label, box, mask in zip(scene.object_labels, scene.boxes, scene.instance_masks, strict=True):
+            runs = {"size": [height, width], "counts": _runs(mask)}
+            x0, y0, x1, y1 = map(int, box)
+            record = _annotation(len(annotations), index, int(label), (x0, y0, x1 - x0, y1 - y0), runs)
+            annotations.append({**record, "area": int(mask.sum())})
+    categories = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
+    content = {"images": images, "annotations": annotations, "categories": categories}
     (root / "annotations" / f"instances_{split}.json").write_text(json.dumps(content))
     return root
 

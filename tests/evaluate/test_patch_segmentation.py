@@ -52,7 +52,7 @@ def halves_data(*, void: int | None = None) -> SegmentationData:
 
 
 def linear(data: SegmentationData, protocol: SegmentationProtocol = SHORT) -> Result:
-    return evaluate_segmentation(FakeBackbone(), data, protocol, settings=QUIET).result
+    return evaluate_segmentation(FakeBackbone(), data, protocol, settings=QUIET)
 
 
 @pytest.mark.parametrize("void", [None, 255, 2])

@@ -33,26 +33,26 @@ class SegmentationOptions:
         train_limit: at most this many training images, at even distances; None = all.
         val_limit: at most this many validation images, at even distances; None = all.
         save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
-            training (metrics.jsonl).
-        pictures: folder for a picture of each validation image: image, truth, prediction. `mst report RUN` shows those
-            in RUN/pictures/segmentation.
-        picture_limit: at most this many pictures.
+            training (metrics.jsonl; not in a run folder); None = --out, if it is given.
+        pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
+            (or pictures/patch_segmentation) of --out or the run folder, where `mst report` looks for them.
+        picture_limit: at most this many pictures; 0 = none.
     """
 
     train_limit: int | None = None
     val_limit: int | None = None
     save_model: str | None = None
     pictures: str | None = None
-    picture_limit: int = 50
+    picture_limit: int = 24
 
     def __post_init__(self) -> None:
         for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
-        if self.save_model and Path(self.save_model).exists() and not Path(self.save_model).is_dir():
+        if self.picture_limit < 0:
+            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
+        if self.save_model and Path(self.save_model).is_file():
             raise UsageError(f"--save-model {self.save_model} is a file: name a folder")
-        if self.save_model and RunDir(Path(self.save_model)).exists():
-            raise UsageError(f"--save-model {self.save_model} holds a run: name another folder, for example one in it")
 
 
 @dataclass(frozen=True)
@@ -97,17 +97,20 @@ def evaluate_segmentation(
     Raises:
         UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
     """
-    options = options or SegmentationOptions()
+    options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
     subject = load_subject(backbone, device=device, seed=seed)
     pairs = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
     mean, std = subject.mean_std
-    folder = Path(options.save_model) if options.save_model else None
+    folder = options.save_model or out
+    model = None if folder is None else Path(folder)
+    task = "patch_segmentation" if protocol.cached else "segmentation"
+    pictures = Path(options.pictures) if options.pictures else subject.pictures(task, out)
 
     def save(segmenter: Segmenter, view: View) -> None:
-        if folder is not None:
-            save_segmenter(folder, segmenter, view)
+        if model is not None:
+            save_segmenter(model, segmenter, view)
 
-    found = segmentation.evaluate_segmentation(
+    result = segmentation.evaluate_segmentation(
         subject.backbone,
         pairs.evenly(options.train_limit, options.val_limit),
         protocol,
@@ -116,11 +119,11 @@ def evaluate_segmentation(
         settings=settings,
         saving=saving,
         seed=seed,
-        run=RunDir(folder) if folder is not None else None,
+        run=RunDir(model) if model is not None and not RunDir(model).exists() else None,
         trained=save,
-        watch=sheet_writer(Path(options.pictures), options.picture_limit, pairs.classes) if options.pictures else None,
+        watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
-    return subject.record(found.result, out)
+    return subject.record(result, out)
 
 
 def read_segmentation(folder: Path, channels: int) -> SegmentationData:

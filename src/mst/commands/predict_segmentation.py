@@ -36,7 +36,7 @@ class PredictSegmentationArguments:
     """Segment images without masks: a file of class numbers and an overlay for each.
 
     Attributes:
-        model: the folder of a trained segmenter: --save-model of `mst evaluate segmentation`.
+        model: the folder of a trained segmenter: --save-model or --out of `mst evaluate segmentation`.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for masks/ (PNG of class numbers, with a palette) and pictures/ (image and overlay).
         picture_limit: at most this many pictures; 0 = none, None = one of each image.

@@ -98,15 +98,6 @@ class SegmentationProtocol:
         return {**values, **groups["shape"], **groups["training"], **groups["augmentation"]}
 
 
-@dataclass(frozen=True)
-class Segmented:
-    """A result, and what it was measured with."""
-
-    result: Result
-    segmenter: Segmenter
-    view: View
-
-
 def evaluate_segmentation(
     backbone: Backbone,
     data: SegmentationData,
@@ -120,7 +111,7 @@ def evaluate_segmentation(
     run: RunDir | None = None,
     trained: Callable[[Segmenter, View], None] | None = None,
     watch: Watch | None = None,
-) -> Segmented:
+) -> Result:
     """Train a head on a backbone and score it on the validation images; the backbone itself stays as it is.
 
     Args:
@@ -163,7 +154,7 @@ def evaluate_segmentation(
     if trained is not None:
         trained(segmenter, view)
     scores = SegmentationScores.from_confusion(score(segmenter, data, view, settings, watch))
-    result = Result(
+    return Result(
         task="patch_segmentation" if protocol.cached else "segmentation",
         metrics={"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc},
         protocol={
@@ -177,7 +168,6 @@ def evaluate_segmentation(
         seed=seed,
         extra={**extra, "per_class": per_class(scores, data.classes)},
     )
-    return Segmented(result, segmenter, view)
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """Random scale, crop, flip and colour of an image and its mask, all drawn from one generator.
 
 Source: mmsegmentation's training pipeline for Cityscapes at 768 x 768 (ratio 0.5 to 2, crops where one class covers
-less than 75 %, flip, photometric distortion, padding with the mean colour and void). Differs: brightness, contrast,
+at most 75 %, flip, photometric distortion, padding with the mean colour and void). Differs: brightness, contrast,
 saturation and hue have the ranges of torchvision's `RandomPhotometricDistort` (Liu et al. 2016, SSD), which multiplies
 the brightness, and channels are not swapped.
 Letters: C channels, H W pixels of the image, h w of the crop.
@@ -33,7 +33,7 @@ class Augmentation:
 
     Attributes:
         scales: the image is enlarged by a factor drawn between these two.
-        max_class_share: crops in which one class covers more than this are drawn again, ten times.
+        max_class_share: crops in which one class covers more than this are drawn again, at most nine times; 1 = never.
         flip: mirror half of the images.
         distort: vary brightness, contrast, saturation and hue (grey and RGB images).
     """
@@ -88,7 +88,7 @@ def _corner(mask: Tensor, size: tuple[int, int], corners: list[list[float]], max
         top, left = int(y * room[0]), int(x * room[1])
         inside = mask[top : top + size[0], left : left + size[1]]
         known = inside[inside != NO_CLASS]
-        if len(known) and int(torch.bincount(known).max()) < max_share * len(known):
+        if max_share == 1.0 or (len(known) and int(torch.bincount(known).max()) <= max_share * len(known)):
             break
     return top, left
 

@@ -92,7 +92,7 @@ class Segmenter(nn.Module):
         shape: which head.
         classes: their names; class number = position.
         frozen: whether the backbone is left as it is.
-        backbone: not copied.
+        backbone: not copied; where it is trained, its mask token is not.
         maps: what the head sees of it, and the trained layers between them.
         head: maps to logits.
     """
@@ -110,6 +110,8 @@ class Segmenter(nn.Module):
         self.backbone = backbone
         with seeded(seed):
             self.maps, self.head = _parts(backbone, len(classes), shape)
+        if not frozen:
+            backbone.mask_token.requires_grad_(False)  # only masked images show it
         self.to(device_of(backbone))
 
     def train(self, mode: bool = True) -> Segmenter:

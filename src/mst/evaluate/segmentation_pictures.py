@@ -87,7 +87,8 @@ def sheet_writer(folder: Path, limit: int, classes: Sequence[str]) -> Watch:
     """
     if limit < 0:
         raise UsageError(f"--picture-limit {limit}: must be at least 0")
-    make_folder(folder, "--pictures")
+    if folder.is_file():
+        raise UsageError(f"--pictures {folder} is a file: name a folder")
     count = 0
 
     def write(name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
@@ -98,20 +99,6 @@ def sheet_writer(folder: Path, limit: int, classes: Sequence[str]) -> Watch:
         count += 1
 
     return write
-
-
-def make_folder(folder: Path, flag: str) -> None:
-    """Make a folder for pictures.
-
-    Raises:
-        UsageError: it is a file, or cannot be made.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{flag} {folder} is a file: name a folder")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot make {flag} {folder}: {error.strerror or error}") from error
 
 
 def index_picture(mask: Tensor, num_classes: int) -> Image.Image:

@@ -20,6 +20,7 @@ SHOWN = 4
 PANELS = {
     "detection": ("annotated", "found"),
     "segmentation": ("image", "annotated", "predicted"),
+    "patch_segmentation": ("image", "annotated", "predicted"),
     "objectness": ("objects and the box found", "attention", "chosen"),
 }
 """What the columns of a task's pictures show."""

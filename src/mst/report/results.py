@@ -13,6 +13,7 @@ TASKS = {
     "knn": "k-NN classification",
     "linear": "Linear probe",
     "patch_segmentation": "Segmentation from patch tokens",
+    "segmentation": "Segmentation",
     "detection": "Detection",
     "objectness": "Objects from attention",
 }
@@ -20,6 +21,7 @@ HEADLINES = {
     "knn": ("top1",),
     "linear": ("top1",),
     "patch_segmentation": ("miou", "aacc"),
+    "segmentation": ("miou", "aacc"),
     "detection": ("ap_box", "ap_mask"),
     "objectness": ("jaccard", "corloc"),
 }

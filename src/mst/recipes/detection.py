@@ -1,9 +1,10 @@
 """Mask R-CNN on COCO with the 1x schedule, for the two backbones of the paper.
 
-Source: Swin's detection settings (Liu et al. 2021, section 4.2: AdamW 1e-4, weight decay 0.05, batch 16, short side 480
-to 800, long side at most 1333) with MoBY's 1x schedule (Xie et al. 2021, section 4.2) for Swin-T; the same with ViTDet's
-layer-wise decay of 0.7 (Li et al. 2022, appendix A.2) for DeiT-S; stochastic depth of 0.1 for both. Differs: gradients
-are clipped to norm 1, as everywhere in this package; ViTDet trains longer, on 1024 px crops, with windows in most blocks.
+Source: Swin's detection settings (Liu et al. 2021, section 4.2: AdamW 1e-4, weight decay 0.05, batch 16, short side
+480 to 800, long side at most 1333) with MoBY's 1x schedule (Xie et al. 2021, section 4.2) for Swin-T; the same with
+ViTDet's layer-wise decay of 0.7 (Li et al. 2022, appendix A.2) for DeiT-S; stochastic depth of 0.1 for both. Differs:
+gradients are clipped to norm 1, as everywhere in this package; ViTDet trains longer, on 1024 px crops, with windows in
+most blocks.
 """
 
 from __future__ import annotations

@@ -21,9 +21,9 @@ HEIGHT, WIDTH = 150, 200
 
 
 def random_set(seed: int, images: int = 8) -> CocoSet:
-    """Rectangles of all sizes, a third of them crowds; every fourth image is empty."""
+    """Rectangles of all sizes, a third of them crowds; every fourth image is empty. Ids count from 0, as many do."""
     draw = np.random.default_rng(seed)
-    entries, number = [], 1
+    entries, number = [], 0
     for index in range(images):
         objects = []
         for _ in range(0 if index % 4 == 3 else int(draw.integers(1, 7))):
@@ -112,6 +112,7 @@ def test_no_detection_no_object_and_only_crowds(kind: str) -> None:
 
 def test_perfect_detections_and_names() -> None:
     coco = random_set(2)
+    assert coco.images[0].objects[0].id == 0  # COCO's own code would count this object as missed
     perfect = [
         detection(image.id, item.label, 0.9, item.box, mask_of(item.segmentation))
         for image in coco.images

@@ -289,11 +289,14 @@ def _size_in_header(path: Path) -> tuple[int, int] | None:
 
 
 def coco_json(coco: CocoSet) -> dict[str, Any]:
-    """Return the checked annotations as COCO's own dictionary, masks as uncompressed run lengths or polygons."""
+    """Return the checked annotations as COCO's own dictionary, masks as uncompressed run lengths or polygons.
+
+    Annotations are numbered from 1 on: COCO's metrics take the id 0 for "nothing was matched".
+    """
     return {
         "images": [{"id": i.id, "height": i.size[0], "width": i.size[1]} for i in coco.images],
         "categories": [{"id": n, "name": c} for n, c in zip(coco.category_ids, coco.classes, strict=True)],
-        "annotations": list(_records(coco)),
+        "annotations": [{"id": number, **record} for number, record in enumerate(_records(coco), start=1)],
     }
 
 
@@ -302,7 +305,6 @@ def _records(coco: CocoSet) -> Iterator[dict[str, Any]]:
         for found in image.objects:
             x0, y0, x1, y1 = found.box
             yield {
-                "id": found.id,
                 "image_id": image.id,
                 "category_id": coco.category_ids[found.label],
                 "bbox": [x0, y0, x1 - x0, y1 - y0],

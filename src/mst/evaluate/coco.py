@@ -164,7 +164,8 @@ def read_coco(file: Path, images: Path) -> CocoSet:
     if problems:
         raise DataError(f"{file}: {len(problems)} bad record{'s' * (len(problems) > 1)}, the first: {problems[0]}")
     if without_area:
-        warn(f"{file}: {len(without_area)} objects without area left out, the first: {without_area[0]}")
+        counted = f"{len(without_area)} object{'s' * (len(without_area) > 1)}"
+        warn(f"{file}: {counted} without area left out, the first: {without_area[0]}")
     entries = tuple(CocoImage(n, path, size, tuple(objects[n])) for n, (path, size) in sizes.items())
     if not entries:
         raise DataError(f"{file}: has no images")

@@ -12,7 +12,7 @@ from evaluate.fakes import FakeBackbone, colour_sets
 from mst.errors import UsageError
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
-from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_predict, nearest_neighbors, stable_topk
+from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_predict
 from mst.evaluate.protocol import ImageTransform, LowShot
 from reference.knn import knn_scores
 
@@ -27,11 +27,11 @@ QUIET = FeatureSettings(forward_batch=7, workers=2, precision="fp32", progress=F
     classes=st.integers(1, 5),
     k=st.integers(1, 40),
     temperature=st.sampled_from([0.04, 0.07, 1.0]),
-    chunk=st.tuples(st.integers(1, 7), st.integers(1, 31)),
+    tile=st.integers(1, 31),
     seed=st.integers(0, 10_000),
 )
 def test_equals_the_definition(  # noqa: PLR0917
-    m: int, n: int, dim: int, classes: int, k: int, temperature: float, chunk: tuple[int, int], seed: int
+    m: int, n: int, dim: int, classes: int, k: int, temperature: float, tile: int, seed: int
 ) -> None:
     draw = torch.Generator().manual_seed(seed)
     train, queries = torch.randn(m, dim, generator=draw), torch.randn(n, dim, generator=draw)
@@ -39,32 +39,13 @@ def test_equals_the_definition(  # noqa: PLR0917
     if dim == 1:  # cosines of +-1 only: every neighbour is tied, in float32 as in the definition
         train, queries = train.sign(), queries.sign()
     scores = knn_predict(
-        train, labels, queries, num_neighbors=k, temperature=temperature, num_classes=classes, chunk=chunk
+        train, labels, queries, num_neighbors=k, temperature=temperature, num_classes=classes, tile=tile
     )
     expected = knn_scores(
         train.numpy(), labels.numpy(), queries.numpy(), num_neighbors=k, temperature=temperature, num_classes=classes
     )
     assert scores.shape == (n, classes)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4)
-
-
-@settings(deadline=None, max_examples=40)
-@given(rows=st.integers(1, 5), columns=st.integers(1, 20), k=st.integers(1, 25), seed=st.integers(0, 10_000))
-def test_ties_go_to_the_lower_column(rows: int, columns: int, k: int, seed: int) -> None:
-    values = torch.randint(0, 4, (rows, columns), generator=torch.Generator().manual_seed(seed)).float()
-    top, column = stable_topk(values, k)
-    for row in range(rows):
-        expected = sorted(range(columns), key=lambda i: (-values[row, i].item(), i))[:k]
-        assert column[row].tolist() == expected
-        assert torch.equal(top[row], values[row, expected])
-
-
-@pytest.mark.parametrize("train_chunk", [1, 2, 3, 5, 64])
-def test_repeated_training_samples_are_ordered_by_index_in_every_chunking(train_chunk: int) -> None:
-    train = torch.eye(2).repeat(6, 1)  # 12 samples, two distinct directions
-    similarity, index = nearest_neighbors(train, torch.tensor([[1.0, 0.0]]), 8, train_chunk=train_chunk)
-    assert index.tolist() == [[0, 2, 4, 6, 8, 10, 1, 3]]
-    assert similarity.tolist() == [[1.0] * 6 + [0.0] * 2]
 
 
 @pytest.mark.parametrize(("k", "temperature", "m"), [(0, 0.07, 3), (1, 0.0, 3), (1, 0.07, 0)])

@@ -1,8 +1,8 @@
 """Weighted k-nearest-neighbour classification of features, exact and in bounded memory.
 
 Source: Wu et al. 2018 (InstDisc), section 3.4, as used by DINO (Caron et al. 2021): cosine similarity, a vote of
-exp(similarity / 0.07). Differs: both sides are cut into chunks with a running top-k, and equal similarities are
-decided by the lower training index, so the result does not depend on the chunks.
+exp(similarity / 0.07). Differs: both sides are cut into tiles, and equal similarities are decided by the lower training
+index, so the result does not depend on the tiles.
 Letters: m training samples, n queries, D features, k neighbours, C classes.
 """
 
@@ -13,13 +13,21 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.evaluate.features import Features, FeatureSettings, cls_features, counts, device_of, extract_features
+from mst.evaluate.features import (
+    Features,
+    FeatureSettings,
+    cls_features,
+    counts,
+    device_of,
+    extract_features,
+    progress_bar,
+)
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
+from mst.evaluate.neighbors import TILE, nearest_neighbors, query_rows
 from mst.evaluate.protocol import ImageTransform, LowShot
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
@@ -61,7 +69,7 @@ def knn_predict(
     num_neighbors: int,
     temperature: float,
     num_classes: int,
-    chunk: tuple[int, int] = (1024, 16384),
+    tile: int = TILE,
 ) -> Tensor:
     """Return class scores [n, C], float32: each of the k nearest training samples votes exp(similarity / temperature).
 
@@ -72,7 +80,7 @@ def knn_predict(
         num_neighbors: k; all training samples where there are fewer.
         temperature: divisor of the cosine similarity.
         num_classes: C.
-        chunk: queries and training samples compared at a time; bounds the memory, not the result.
+        tile: training samples compared at a time; bounds the memory, not the result.
 
     Raises:
         UsageError: there are no training samples, or k or the temperature is not positive.
@@ -81,46 +89,12 @@ def knn_predict(
         raise UsageError(f"num_neighbors {num_neighbors} and temperature {temperature} must be positive")
     labels = train_labels.to(features.device)
     scores = features.new_zeros(len(features), num_classes, dtype=torch.float32)
-    for start in range(0, len(features), chunk[0]):
-        part = slice(start, start + chunk[0])
-        similarity, index = nearest_neighbors(train_features, features[part], num_neighbors, train_chunk=chunk[1])
+    rows = query_rows(min(num_neighbors, len(train_labels)), tile)
+    for start in range(0, len(features), rows):
+        part = slice(start, start + rows)
+        similarity, index = nearest_neighbors(train_features, features[part], num_neighbors, tile=tile)
         scores[part] = vote(similarity, labels[index], temperature, num_classes)
     return scores
-
-
-def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, train_chunk: int) -> tuple[Tensor, Tensor]:
-    """Return similarities [n, k] in descending order and the training indices [n, k] they belong to.
-
-    Equal similarities are ordered by training index; k is cut to the number of training samples.
-    """
-    if len(train) == 0:
-        raise UsageError("k-NN needs at least one training sample")
-    queries = F.normalize(queries.float(), dim=1)  # [n,D]
-    best = queries.new_empty(len(queries), 0)  # [n,<=k]
-    best_index = torch.empty(len(queries), 0, dtype=torch.int64, device=queries.device)
-    for start in range(0, len(train), train_chunk):
-        part = F.normalize(train[start : start + train_chunk].to(queries.device).float(), dim=1)  # [T,D]
-        value, index = stable_topk(queries @ part.T, k)
-        best, best_index = torch.cat([best, value], 1), torch.cat([best_index, index + start], 1)
-        best, order = best.sort(dim=1, descending=True, stable=True)  # earlier chunks stand first among equals
-        best, best_index = best[:, :k], best_index.gather(1, order[:, :k])
-    return best, best_index
-
-
-def stable_topk(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """Return the `k` largest values [n, k] of each row and their columns; equal values: the lower column first.
-
-    `torch.topk` leaves open which of several equal values it takes; rows where that matters are sorted in full.
-    """
-    k = min(k, values.shape[1])
-    top, column = values.topk(k, dim=1)
-    column = column.sort(dim=1).values
-    order = values.gather(1, column).argsort(dim=1, descending=True, stable=True)
-    column = column.gather(1, order)
-    cut_in_a_tie = (values >= top[:, -1:]).sum(1) > k  # [n]
-    if bool(cut_in_a_tie.any()):
-        column[cut_in_a_tie] = values[cut_in_a_tie].argsort(dim=1, descending=True, stable=True)[:, :k]
-    return values.gather(1, column), column
 
 
 def vote(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
@@ -137,19 +111,23 @@ def knn_accuracy(
     temperature: float,
     num_classes: int,
     device: torch.device,
+    progress: bool = False,
 ) -> dict[str, float]:
     """Return `top1_k{k}` and `top5_k{k}` in percent for every k; neighbours are searched once, for the largest.
 
-    The products run on `device`, which holds one chunk of each side at a time.
+    The products run on `device`, which holds one tile of each side at a time.
     """
     ranks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
-    for start in range(0, len(val.labels), 1024):
-        queries, labels = val.features[start : start + 1024].to(device), val.labels[start : start + 1024].to(device)
-        similarity, index = nearest_neighbors(train.features, queries, max(neighbors), train_chunk=16384)
-        votes = train.labels[index.cpu()].to(device)  # [B,k]
-        for k in neighbors:
-            scores = vote(similarity[:, :k], votes[:, :k], temperature, num_classes)
-            ranks[k].append(rank_of_label(scores, labels))
+    rows = query_rows(min(max(neighbors), len(train.labels)))
+    with progress_bar("nearest neighbours", len(val.labels), shown=progress) as advance:
+        for start in range(0, len(val.labels), rows):
+            part = slice(start, start + rows)
+            similarity, index = nearest_neighbors(train.features, val.features[part].to(device), max(neighbors))
+            votes, labels = train.labels[index.cpu()].to(device), val.labels[part].to(device)  # [B,k], [B]
+            for k in neighbors:
+                scores = vote(similarity[:, :k], votes[:, :k], temperature, num_classes)
+                ranks[k].append(rank_of_label(scores, labels))
+            advance(len(labels))
     metrics = {}
     for k, parts in ranks.items():
         rank = torch.cat(parts)
@@ -194,6 +172,7 @@ def evaluate_knn(
         temperature=used.temperature,
         num_classes=len(data.classes),
         device=device_of(backbone),
+        progress=settings.progress,
     )
     headline = {f"top{top}": metrics[f"top{top}_k{used.headline}"] for top in (1, 5)}
     return Result(

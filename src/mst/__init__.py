@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mst.commands.evaluate_segmentation import evaluate_segmentation
     from mst.commands.export import export_backbone
     from mst.commands.predict_detection import predict_detection
+    from mst.commands.predict_segmentation import predict_segmentation
     from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
     from mst.config.schema import RunConfig
@@ -43,6 +44,7 @@ __all__ = [
     "load_config",
     "load_recipe",
     "predict_detection",
+    "predict_segmentation",
     "pretrain",
 ]
 
@@ -60,6 +62,7 @@ _HOMES = {
     "load_config": "mst.config.load",
     "load_recipe": "mst.commands.pretraining",
     "predict_detection": "mst.commands.predict_detection",
+    "predict_segmentation": "mst.commands.predict_segmentation",
     "pretrain": "mst.commands.pretraining",
 }
 

@@ -236,8 +236,8 @@ def test_bad_pairs_stop_the_training_with_their_name() -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="--class-weights has 3 numbers: give one for each of the 2 classes"):
         class_weights((1, 1, 1), 2)
-    with pytest.raises(UsageError, match="--batch-size 1 has no statistics for a batch norm: use --norm group"):
-        SegmentationProtocol(batch_size=1, shape=HeadShape("upernet"))
+    with pytest.raises(UsageError, match="--head upernet with 1 image a pass has no statistics for batch norm"):
+        SegmentationProtocol(batch_size=2, shape=HeadShape("upernet"), training=HeadTraining(accumulate=2))
     with pytest.raises(UsageError, match="--lr 0: must be above 0"):
         SegmentationProtocol(lr=0.0)
     with pytest.raises(UsageError, match="--layer-decay"):

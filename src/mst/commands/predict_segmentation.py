@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -118,12 +119,7 @@ def predict_segmentation(
     unreadable: list[str] = []
     pixels = Counter[int]()
 
-    def read(path: Path) -> Tensor | UnreadableImage:
-        try:
-            return decode_image(path, channels=channels)
-        except UnreadableImage as problem:
-            return problem
-
+    read = partial(_read, channels)
     with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=progress) as advance:
         for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
             advance(1)
@@ -142,6 +138,13 @@ def predict_segmentation(
         warn(f"{len(unreadable)} of {len(paths)} images left out, the first: {unreadable[0]}")
     shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
     return SegmentedImages(tuple(written), shares, tuple(unreadable))
+
+
+def _read(channels: int, path: Path) -> Tensor | UnreadableImage:
+    try:
+        return decode_image(path, channels=channels)
+    except UnreadableImage as problem:
+        return problem
 
 
 def target_names(paths: ImageIndex, data: Path) -> list[Path]:

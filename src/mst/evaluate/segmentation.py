@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -22,7 +22,7 @@ from mst.evaluate.metrics import SegmentationScores, confusion_matrix
 from mst.evaluate.patch_segmentation import TokenTraining, train_on_tokens
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
 from mst.evaluate.segmentation_augment import Augmentation
-from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, read_ahead
+from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, SegmentationSet, read_ahead
 from mst.evaluate.segmentation_heads import HeadShape
 from mst.evaluate.segmentation_inference import View, predict_mask
 from mst.evaluate.segmentation_model import Segmenter
@@ -77,8 +77,11 @@ class SegmentationProtocol:
             raise UsageError("--steps, --batch-size and --loss-stride must be at least 1, --weight-decay at least 0")
         if self.lr is not None and self.lr <= 0:
             raise UsageError(f"--lr {self.lr:g}: must be above 0")
-        if self.batch_size == 1 and self.shape.norm == "batch" and self.shape.head != "linear":
-            raise UsageError("--batch-size 1 has no statistics for a batch norm: use --norm group")
+        together = self.batch_size // self.training.accumulate
+        if together < 2 and self.shape.norm == "batch" and self.shape.head == "upernet":
+            raise UsageError(
+                f"--head upernet with {together} image a pass has no statistics for batch norm: use --norm group"
+            )
 
     @property
     def cached(self) -> bool:
@@ -136,38 +139,18 @@ def evaluate_segmentation(
         DataError: a mask has another size than its image or a value that is no class.
     """
     protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(forward_batch=16)
-    if min(len(data.train), len(data.val)) == 0:
-        raise UsageError("segmentation needs at least one training and one validation image")
-    view = View(protocol.size or fitting_size(data.train.read(0)[0], backbone.patch_size), protocol.stride, mean, std)
-    view.check(backbone.patch_size)
-    own = copy.deepcopy(backbone) if protocol.training.train_backbone else backbone
-    is_frozen = not protocol.training.train_backbone
-    segmenter = Segmenter(
-        own, data.classes, protocol.shape, frozen=is_frozen, seed=derive_seed(seed, "segmentation-head")
-    )
-    work = _Work(segmenter, data, view, protocol, settings, seed)
+    work = _prepared(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     extra: dict[str, Any] = {"train_images": len(data.train), "val_images": len(data.val)}
+    check_pairs(data, data.val, settings)
     if protocol.cached:
         _train_cached(work)
     else:
+        check_pairs(data, data.train, settings)
         extra |= _train(work, saving or Checkpointing(), run)
     if trained is not None:
-        trained(segmenter, view)
-    scores = SegmentationScores.from_confusion(score(segmenter, data, view, settings, watch))
-    return Result(
-        task="patch_segmentation" if protocol.cached else "segmentation",
-        metrics={"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc},
-        protocol={
-            **protocol.row(),
-            "size": list(view.size),
-            "ignore_index": data.ignore_index,
-            "mean": mean,
-            "std": std,
-            "precision": settings.precision,
-        },
-        seed=seed,
-        extra={**extra, "per_class": per_class(scores, data.classes)},
-    )
+        trained(work.segmenter, work.view)
+    confusion = score(work.segmenter, data, work.view, settings, watch)
+    return _result(work, SegmentationScores.from_confusion(confusion), extra)
 
 
 @dataclass(frozen=True)
@@ -180,6 +163,46 @@ class _Work:
     protocol: SegmentationProtocol
     settings: FeatureSettings
     seed: int
+
+
+def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> Result:
+    view, data, protocol = work.view, work.data, work.protocol
+    described = {
+        "size": list(view.size),
+        "ignore_index": data.ignore_index,
+        "mean": view.mean,
+        "std": view.std,
+        "precision": work.settings.precision,
+    }
+    return Result(
+        task="patch_segmentation" if protocol.cached else "segmentation",
+        metrics={"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc},
+        protocol={**protocol.row(), **described},
+        seed=work.seed,
+        extra={**extra, "per_class": per_class(scores, data.classes)},
+    )
+
+
+def _prepared(
+    backbone: Backbone,
+    data: SegmentationData,
+    protocol: SegmentationProtocol,
+    settings: FeatureSettings,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    seed: int,
+) -> _Work:
+    """Put a new head on the backbone, or on a copy that may be trained; refuse what does not go together."""
+    if min(len(data.train), len(data.val)) == 0:
+        raise UsageError("segmentation needs at least one training and one validation image")
+    size = protocol.size or fitting_size(data.train.read(0)[0], backbone.patch_size)
+    view = View(size, protocol.stride, mean, std)
+    view.check(backbone.patch_size)
+    trained = protocol.training.train_backbone
+    own, own_seed = copy.deepcopy(backbone) if trained else backbone, derive_seed(seed, "segmentation-head")
+    segmenter = Segmenter(own, data.classes, protocol.shape, frozen=not trained, seed=own_seed)
+    return _Work(segmenter, data, view, protocol, settings, seed)
 
 
 def _train_cached(work: _Work) -> None:
@@ -238,6 +261,35 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
     return asdict(train_segmenter(work.segmenter, task, where))
 
 
+def check_pairs(data: SegmentationData, pairs: SegmentationSet, settings: FeatureSettings) -> None:
+    """Read every image and mask once, so that a wrong one does not end a training that has run for hours.
+
+    Raises:
+        DataError: an image or a mask cannot be used.
+    """
+    with progress_bar("checking masks", len(pairs), shown=settings.progress) as advance:
+        for _ in read_pairs(data, pairs, settings.workers):
+            advance(1)
+
+
+def read_pairs(
+    data: SegmentationData, pairs: SegmentationSet, workers: int
+) -> Generator[tuple[Tensor, Tensor], None, None]:
+    """Yield every image and checked mask, read ahead by threads.
+
+    Raises:
+        DataError: an image or a mask cannot be used.
+    """
+
+    def read(index: int) -> tuple[Tensor, Tensor]:
+        try:
+            return data.checked(pairs, index)
+        except UnreadableImage as problem:
+            raise DataError(f"an image of the segmentation cannot be read: {problem}") from problem
+
+    return read_ahead(read, range(len(pairs)), workers)
+
+
 def score(
     segmenter: Segmenter,
     data: SegmentationData,
@@ -252,13 +304,7 @@ def score(
     """
     confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
 
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        try:
-            return data.checked(data.val, index)
-        except UnreadableImage as problem:
-            raise DataError(f"a validation image cannot be read: {problem}") from problem
-
-    pairs = read_ahead(read, range(len(data.val)), settings.workers)
+    pairs = read_pairs(data, data.val, settings.workers)
     with frozen(segmenter), progress_bar("scoring", len(data.val), shown=settings.progress) as advance:
         for name, (image, mask) in zip(data.val.names, pairs, strict=True):
             prediction = predict_mask(segmenter, image, view, settings.precision)  # [H,W]

@@ -58,6 +58,23 @@ def test_two_protocols_never_share_a_line(runs: tuple[Path, Path]) -> None:
     assert lines[1].title.endswith("mean IoU (transform.size 64 x 64, val_images 10)")
 
 
+def test_two_data_sets_never_share_a_line(tmp_path: Path) -> None:
+    one, two = (
+        Result("knn", {"top1": value}, {}, backbone="run", data=name) for value, name in ((1.0, "a"), (2.0, "b"))
+    )
+    append_jsonl(tmp_path / "first" / "results.jsonl", one.row())
+    append_jsonl(tmp_path / "second" / "results.jsonl", two.row())
+    lines = compare_results([tmp_path / "first", tmp_path / "second"]).lines
+    assert [(line.values, line.settings) for line in lines] == [
+        ((1.0, None), {"data": "a"}),
+        ((None, 2.0), {"data": "b"}),
+    ]
+    append_jsonl(tmp_path / "second" / "results.jsonl", one.row())
+    lines = compare_results([tmp_path / "first", tmp_path / "second"]).lines
+    assert lines[0].values == (1.0, 1.0)
+    assert lines[0].title == "k-NN classification, top-1 (data a)"
+
+
 def test_every_metric_and_a_plot(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     answer = call(capsys, "compare", *runs, "--all", "--json", "--plot", tmp_path / "new" / "bars.svg")
     assert answer.status == 0, answer.err

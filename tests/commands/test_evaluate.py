@@ -69,6 +69,7 @@ def test_knn_row_goes_to_the_run_folder_and_to_stdout(
     assert row["protocol"]["transform"]["size"] == [16, 16]
     assert len(row["backbone_sha256"]) == 64
     assert row["extra"]["train_images"] == 16
+    assert (row["data"], row["seed"]) == ("data", 0)
 
 
 def test_random_is_the_same_network_with_other_weights(run_folder: Path, labelled: Path, tmp_path: Path) -> None:

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import partial
 from pathlib import Path
 
 from mst.commands.evaluate_detection import run_detection
 from mst.commands.evaluate_objectness import run_objectness
 from mst.commands.evaluate_segmentation import run_segmentation
-from mst.commands.evaluation import Common, show
+from mst.commands.evaluation import Common, run_task
 from mst.commands.output import emit
 from mst.commands.subject import ImageOptions, Subject, load_subject
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.evaluate import knn, linear_probe
 from mst.evaluate.features import FeatureSettings
@@ -95,9 +95,8 @@ def evaluate_knn(
     """
     subject = load_subject(backbone, device=device, seed=seed)
     sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
-    return subject.record(
-        knn.evaluate_knn(subject.backbone, sets, transform, protocol, settings=settings, seed=seed), out
-    )
+    result = knn.evaluate_knn(subject.backbone, sets, transform, protocol, settings=settings, seed=seed)
+    return subject.record(result, out, data)
 
 
 def evaluate_linear(
@@ -123,7 +122,7 @@ def evaluate_linear(
     subject = load_subject(backbone, device=device, seed=seed)
     sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
     result = linear_probe.evaluate_linear(subject.backbone, sets, transform, protocol, settings=settings, seed=seed)
-    return subject.record(result, out)
+    return subject.record(result, out, data)
 
 
 def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
@@ -149,45 +148,9 @@ def run(argv: Sequence[str]) -> int:
     return TASKS[argv[0]](argv[1:])
 
 
-def _run_knn(argv: Sequence[str]) -> int:
-    a = parse_words(KnnArguments, argv, prog="mst evaluate knn")
-    if a is None:
-        return 0
-    result = evaluate_knn(
-        a.backbone,
-        a.data,
-        protocol=a.protocol,
-        image=a.image,
-        limits=a.limits,
-        settings=a.settings,
-        out=a.out,
-        device=a.device,
-        seed=a.seed,
-    )
-    return show(result, json=a.json)
-
-
-def _run_linear(argv: Sequence[str]) -> int:
-    a = parse_words(LinearArguments, argv, prog="mst evaluate linear")
-    if a is None:
-        return 0
-    result = evaluate_linear(
-        a.backbone,
-        a.data,
-        protocol=a.protocol,
-        image=a.image,
-        limits=a.limits,
-        settings=a.settings,
-        out=a.out,
-        device=a.device,
-        seed=a.seed,
-    )
-    return show(result, json=a.json)
-
-
 TASKS: dict[str, Callable[[Sequence[str]], int]] = {
-    "knn": _run_knn,
-    "linear": _run_linear,
+    "knn": partial(run_task, "knn", KnnArguments, evaluate_knn),
+    "linear": partial(run_task, "linear", LinearArguments, evaluate_linear),
     "segmentation": run_segmentation,
     "detection": run_detection,
     "objectness": run_objectness,

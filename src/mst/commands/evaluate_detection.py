@@ -7,17 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mst.commands.evaluation import Common, show
+from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import load_subject
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.evaluate import detection
 from mst.evaluate.coco import CocoSet, find_coco, read_coco
 from mst.evaluate.detection import DetectionData, DetectionProtocol
 from mst.evaluate.detection_metrics import detection_records
 from mst.evaluate.detection_pictures import detection_writer
-from mst.evaluate.detection_training import TrainingSettings
-from mst.evaluate.detector import DetectorShape
 from mst.evaluate.features import FeatureSettings
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
@@ -64,8 +61,7 @@ class DetectionOptions:
 class DetectionArguments(Common):
     """Mask R-CNN trained on a backbone, on a COCO folder; boxes and masks scored with COCO's metrics."""
 
-    training: TrainingSettings = field(default_factory=TrainingSettings)
-    shape: DetectorShape = field(default_factory=DetectorShape)
+    protocol: DetectionProtocol = field(default_factory=DetectionProtocol)
     options: DetectionOptions = field(default_factory=DetectionOptions)
     saving: Checkpointing = field(default_factory=Checkpointing)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
@@ -121,7 +117,7 @@ def evaluate_detection(
         save_to=_optional(options.save_model),
         watch=watch,
     )
-    result = subject.record(result, out)
+    result = subject.record(result, out, data)
     if options.detections:
         target = Path(options.detections)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -146,18 +142,4 @@ def _first(coco: CocoSet, limit: int | None) -> CocoSet:
 
 def run_detection(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    a = parse_words(DetectionArguments, argv, prog="mst evaluate detection")
-    if a is None:
-        return 0
-    result = evaluate_detection(
-        a.backbone,
-        a.data,
-        protocol=DetectionProtocol(a.training, a.shape),
-        options=a.options,
-        saving=a.saving,
-        settings=a.settings,
-        out=a.out,
-        device=a.device,
-        seed=a.seed,
-    )
-    return show(result, json=a.json)
+    return run_task("detection", DetectionArguments, evaluate_detection, argv)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mst.commands.evaluation import Common, show
+from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import Subject, load_subject
-from mst.commands.tyro_cli import parse_words
 from mst.data.synthetic import SceneSet
 from mst.errors import UsageError
 from mst.evaluate import objectness
@@ -101,7 +100,7 @@ def evaluate_objectness(
         settings=settings,
         watch=picture_writer(folder, options.picture_limit) if folder else None,
     )
-    return subject.record(result, out)
+    return subject.record(result, out, data)
 
 
 def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:
@@ -117,17 +116,4 @@ def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:
 
 def run_objectness(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    a = parse_words(ObjectnessArguments, argv, prog="mst evaluate objectness")
-    if a is None:
-        return 0
-    result = evaluate_objectness(
-        a.backbone,
-        a.data,
-        protocol=a.protocol,
-        objects=a.objects,
-        settings=a.settings,
-        out=a.out,
-        device=a.device,
-        seed=a.seed,
-    )
-    return show(result, json=a.json)
+    return run_task("objectness", ObjectnessArguments, evaluate_objectness, argv)

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mst.commands.evaluation import Common, show
+from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import load_subject
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
@@ -123,7 +122,7 @@ def evaluate_segmentation(
         trained=save,
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
-    return subject.record(result, out)
+    return subject.record(result, out, data)
 
 
 def read_segmentation(folder: Path, channels: int) -> SegmentationData:
@@ -135,18 +134,4 @@ def read_segmentation(folder: Path, channels: int) -> SegmentationData:
 
 def run_segmentation(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    a = parse_words(SegmentationArguments, argv, prog="mst evaluate segmentation")
-    if a is None:
-        return 0
-    result = evaluate_segmentation(
-        a.backbone,
-        a.data,
-        protocol=a.protocol,
-        options=a.options,
-        saving=a.saving,
-        settings=a.settings,
-        out=a.out,
-        device=a.device,
-        seed=a.seed,
-    )
-    return show(result, json=a.json)
+    return run_task("segmentation", SegmentationArguments, evaluate_segmentation, argv)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
 
 from rich.table import Table
 
 from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import RecipeOption
+from mst.commands.tyro_cli import RecipeOption, parse_words
 from mst.runtime.results import Result
 
 IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
@@ -36,12 +37,28 @@ class Common(RecipeOption):
     json: bool = False
 
 
+def run_task(task: str, arguments: type[Common], evaluate: Callable[..., Result], argv: Sequence[str]) -> int:
+    """Run one task of `mst evaluate`; return the exit status.
+
+    Args:
+        task: the word after `mst evaluate`.
+        arguments: what may be given: the same names as the keywords of `evaluate`.
+        evaluate: the task's function of the Python API.
+        argv: the words after the task.
+    """
+    a = parse_words(arguments, argv, prog=f"mst evaluate {task}")
+    if a is None:
+        return 0
+    given = {own.name: getattr(a, own.name) for own in fields(a) if own.name not in {"json", "recipe"}}
+    return show(evaluate(**given), json=a.json)
+
+
 def show(result: Result, *, json: bool) -> int:
     """Print a result as a table, or as one JSON object; return the exit status."""
     if json:
         emit_json(result.row())
         return 0
-    table = Table(result.task, result.backbone, box=None, pad_edge=False)
+    table = Table(f"{result.task}, {result.data}", result.backbone, box=None, pad_edge=False)
     for name, value in result.metrics.items():
         table.add_row(name, f"{value:.2f} %")
     emit(table)

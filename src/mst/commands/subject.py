@@ -93,9 +93,16 @@ class Subject:
         untrained = self.name.startswith(RANDOM)
         return None if folder is None else RunDir(folder).pictures_of(task, untrained=untrained)
 
-    def record(self, result: Result, out: str | Path | None) -> Result:
-        """Return the result with the backbone's name and hash, appended to results.jsonl of `out` or the run folder."""
-        named = replace(result, backbone=self.name, backbone_sha256=self.sha256)
+    def record(self, result: Result, out: str | Path | None, data: object) -> Result:
+        """Return the result with the names of backbone and data, appended to results.jsonl of `out` or the run folder.
+
+        Args:
+            result: of the evaluation.
+            out: a folder; None = the backbone's run folder, if it has one.
+            data: what was given as data: a path, a text such as `scenes:200`, or sets in memory.
+        """
+        name = (Path(data).expanduser().resolve().name or str(data)) if isinstance(data, str | Path) else "in memory"
+        named = replace(result, backbone=self.name, backbone_sha256=self.sha256, data=name)
         folder = Path(out) if out else self.folder
         if folder is not None:
             if folder.exists() and not folder.is_dir():

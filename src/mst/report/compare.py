@@ -1,4 +1,4 @@
-"""Results of several runs side by side: one task under one protocol on a line, never two protocols on one."""
+"""Results of several runs side by side: a task, a data set and a protocol on a line, never two of them on one."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Line:
     Attributes:
         task: knn, linear, ...
         metric: top1, ...
-        settings: what tells this protocol from the task's others in the comparison; empty where there is one.
+        settings: the data set, and what tells this protocol from the task's others in the comparison.
         values: one per column; None = not measured.
     """
 
@@ -129,10 +129,10 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _conditions(row: Row) -> dict[str, Any]:
-    """Return the protocol and the size of the data, flat: `a.b` for nested settings."""
+    """Return name and size of the data and the protocol, flat: `a.b` for nested settings."""
     extra = row.get("extra")
     counts = {key: extra[key] for key in COUNTS if key in extra} if isinstance(extra, Mapping) else {}
-    return {**_flat(row.get("protocol")), **counts}
+    return {**({"data": row["data"]} if row.get("data") else {}), **_flat(row.get("protocol")), **counts}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -152,7 +152,9 @@ def _lines(
     """Return the lines of one task under one protocol."""
     alike = [_conditions(next(iter(other.values()))) for (name, _), other in groups.items() if name == task]
     own = _conditions(next(iter(rows.values())))
-    settings = {key: value for key, value in own.items() if any(other.get(key) != value for other in alike)}
+    settings = {
+        key: value for key, value in own.items() if key == "data" or any(other.get(key) != value for other in alike)
+    }
     metrics = dict.fromkeys(name for row in rows.values() for name in row["metrics"])
     main = HEADLINES.get(task)
     shown = [name for name in metrics if every_metric or main is None or name in main]

@@ -72,7 +72,7 @@ def comparisons(results: Sequence[Row]) -> list[Comparison]:
     pairs: dict[tuple[str, str], dict[bool, Row]] = {}
     for row in results:
         if isinstance(row.get("metrics"), Mapping):
-            key = (str(row.get("task", "")), json.dumps(row.get("protocol"), sort_keys=True))
+            key = (str(row.get("task", "")), json.dumps([row.get("protocol"), row.get("data")], sort_keys=True))
             pairs.setdefault(key, {})[is_untrained(row)] = row
     return [row for (task, _), pair in pairs.items() for row in _compare(task, pair)]
 

@@ -20,6 +20,7 @@ class Result:
         backbone: path of the evaluated file, or "random".
         backbone_sha256: hash of that file ("" for a module in memory).
         seed: the seed of the evaluation.
+        data: name of the data set: its folder's, or "in memory"; "" in rows of older versions.
         extra: pictures, per-class tables and the like, by name.
     """
 
@@ -29,6 +30,7 @@ class Result:
     backbone: str = ""
     backbone_sha256: str = ""
     seed: int = 0
+    data: str = ""
     extra: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:

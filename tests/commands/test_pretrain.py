@@ -88,6 +88,24 @@ def test_knn_while_training_and_unreadable_files(
     assert "unreadable.txt lists them" in answer.err
 
 
+def test_colours_on_the_device_change_nothing(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = (
+        "pretrain",
+        "debug",
+        "--data.train",
+        images,
+        "--out",
+        tmp_path / "run",
+        "--runtime.colour",
+        "device",
+        *QUICK,
+    )
+    assert call(capsys, *words).status == 0
+    assert (tmp_path / "run/backbone.safetensors").read_bytes() == (finished / "backbone.safetensors").read_bytes()
+
+
 def test_grey_images(images: Path, tmp_path: Path) -> None:
     config = mst.load_recipe("debug", {"data.train": str(images), "data.channels": 1, "train.epochs": 1})
     run = mst.pretrain(config, tmp_path / "run")

@@ -13,7 +13,7 @@ from PIL import Image
 
 from data.pictures import DAMAGES, claim_size, damaged, decode_or_refuse, encoded, texture, write_textures
 from mst.data import decoding
-from mst.data.decoding import UnreadableImage, decode_image, jpeg_header
+from mst.data.decoding import Detail, UnreadableImage, decode_image, jpeg_header
 
 RGB = texture()
 RED = Image.new("RGB", (56, 40), (200, 30, 60))
@@ -47,7 +47,7 @@ def test_every_form_and_mode_gives_the_shape_asked_for(tmp_path: Path, form: str
     image = decode_image(path, channels=channels)
     assert image.dtype == torch.uint8
     assert image.shape == (channels, 40, 56)
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()
     image.add_(0)  # writable
 
 
@@ -66,6 +66,28 @@ def test_native_jpeg_agrees_with_pillow(
     native = decode_image(path, channels=channels).int()
     monkeypatch.setattr(decoding, "_NATIVE_JPEG", None)
     assert (native - decode_image(path, channels=channels).int()).abs().max() <= 3
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("enough", "reduction"), [((10**7, 1), 1), ((1000, 1), 8), ((1000, 60), 4), ((4000, 50), 4)])
+def test_a_large_jpeg_is_decoded_at_a_part_of_its_size(
+    tmp_path: Path, enough: tuple[int, int], reduction: int, channels: int
+) -> None:
+    path = write(tmp_path / "a.jpg", RGB.resize((400, 304), Image.Resampling.BICUBIC), "JPEG", quality=95)
+    whole = decode_image(path, channels=channels)
+    part = decode_image(path, channels=channels, enough=Detail(*enough))
+    assert part.shape == (channels, 304 // reduction, 400 // reduction)
+    small = torch.nn.functional.interpolate(whole[None].float(), part.shape[1:], mode="area")[0]
+    assert (part - small).abs().mean() < 2
+
+
+def test_only_jpegs_are_reduced_and_they_stay_upright(tmp_path: Path) -> None:
+    large, few = RGB.resize((400, 240)), Detail(100, 4)
+    assert decode_image(write(tmp_path / "a.png", large, "PNG"), enough=few).shape == (3, 240, 400)
+    assert decode_image(write(tmp_path / "b.jpg", large.convert("CMYK"), "JPEG"), enough=few).shape == (3, 240, 400)
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    assert decode_image(write(tmp_path / "c.jpg", large, "JPEG", exif=turned), enough=few).shape == (3, 50, 30)
 
 
 def test_cmyk_jpeg_keeps_its_colour(tmp_path: Path) -> None:
@@ -131,7 +153,7 @@ def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, form: str
     turn = {2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}  # tag value -> Image.Transpose
     upright = RGB if orientation == 1 else RGB.transpose(Image.Transpose(turn[orientation]))
     assert image.shape == (3, upright.height, upright.width)
-    assert image.is_contiguous()
+    assert image.permute(1, 2, 0).is_contiguous()
     assert (image.int() - pixels(upright).int()).abs().float().mean() < 2
 
 

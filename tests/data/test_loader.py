@@ -14,7 +14,7 @@ from torch import Tensor
 
 from data.pictures import by_sample, write_textures
 from mst.data import reader, unreadable
-from mst.data.decoding import decode_image
+from mst.data.decoding import Detail, decode_image
 from mst.data.loader import BatchLoader, StackedBatch, _chunk_sizes
 from mst.data.reader import ImageCache
 from mst.data.sampler import batch_indices, sample_order
@@ -208,9 +208,9 @@ def test_memory_holds_small_images_until_the_budget_is_spent() -> None:
 def test_images_are_decoded_once_with_memory(images: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
 
-    def counted(path: Path, *, channels: int) -> Tensor:
+    def counted(path: Path, *, channels: int, enough: Detail | None) -> Tensor:
         seen.append(path)
-        return decode_image(path, channels=channels)
+        return decode_image(path, channels=channels, enough=enough)
 
     monkeypatch.setattr(reader, "decode_image", counted)
     run(images, batch_size=21, total_steps=4)

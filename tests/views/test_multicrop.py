@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mst.config.schema import ViewsConfig
 from mst.errors import DataError
-from mst.views.multicrop import MultiCrop, render
+from mst.views.multicrop import MultiCrop
 from mst.views.parameters import draw_parameters, draw_uniforms, height_width
 from reference.views_reference import reference_crop
 
@@ -118,12 +118,12 @@ def test_everything_off_is_the_resized_crop() -> None:
     config = ViewsConfig(
         global_size=32, local_size=16, flip=0.0, jitter=0.0, grey=0.0, blur=(0.0, 0.0, 0.0), solarize=0.0
     )
-    parameters = draw_parameters(config, draw_uniforms(8, generators()), np.array(SIZES), channels=3)
-    sources = [images()[i % len(SIZES)] for i in range(len(parameters))]
-    planes = render(sources, parameters, (21, 34))
-    for i, source in enumerate(sources):
-        expected = reference_crop(source, parameters[i : i + 1], (21, 34), rounded=True)
-        assert torch.equal(planes[:, i], expected.float())
+    multicrop = MultiCrop(config, channels=3)
+    cut, _, parameters = multicrop.cut(images(), generators())
+    assert torch.equal(multicrop.batch(images(), generators()).global_crops, cut)
+    for i, crop in enumerate(cut.flatten(0, 1)):
+        expected = reference_crop(images()[i % len(SIZES)], parameters[i : i + 1], (32, 32), rounded=True)
+        assert torch.equal(crop, expected)
 
 
 @pytest.mark.parametrize("image", [torch.zeros(3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.uint8)])

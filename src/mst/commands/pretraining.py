@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from mst.commands.environment import describe_environment
-from mst.commands.setup import Setup, describe_setup, loader_workers, prepare
+from mst.commands.setup import (
+    Setup,
+    colour_on_device,
+    describe_setup,
+    enough_detail,
+    loader_workers,
+    prepare,
+)
 from mst.config.load import dump_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
@@ -34,7 +41,9 @@ from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
 from mst.train.loop import fit, restore
 from mst.train.state import TrainState, new_state
+from mst.views.finish import finish_views
 from mst.views.multicrop import MultiCrop
+from mst.views.parameters import COLOUR_NUMBERS
 from mst.views.record import Views
 
 PREVIEW_IMAGES = 6
@@ -154,9 +163,10 @@ def write_description(run: RunDir, setup: Setup) -> None:
 def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
     """Return the loader of the run's crops from `start_step` on."""
     data = setup.config.data
+    stacked = cut_crops if colour_on_device(setup.config, setup.device) else stacked_crops
     return BatchLoader(
         setup.images,
-        partial(stacked_crops, MultiCrop(setup.config.views, channels=data.channels)),
+        partial(stacked, MultiCrop(setup.config.views, channels=data.channels)),
         batch_size=setup.plan.batch_size,
         seed=setup.config.runtime.seed,
         total_steps=setup.plan.total_steps,
@@ -165,6 +175,7 @@ def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
         channels=data.channels,
         workers=loader_workers(setup.config, setup.device),
         cache=data.cache,
+        enough=enough_detail(setup.config),
         max_unreadable_share=data.max_unreadable_share,
         unreadable_file=run.unreadable,
     )
@@ -180,7 +191,7 @@ def train(setup: Setup, state: TrainState, loader: BatchLoader, run: RunDir) -> 
     try:
         fit(
             state,
-            map(as_views, loader),
+            map(partial(as_views, device=setup.device), loader),
             config=setup.config,
             plan=setup.plan,
             run=run,
@@ -203,10 +214,21 @@ def stacked_crops(
     return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1)
 
 
-def as_views(batch: StackedBatch) -> Views:
-    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W]."""
-    global_crops, local_crops = batch.tensors
-    return Views(global_crops.transpose(0, 1), local_crops.transpose(0, 1), batch.indices)
+def cut_crops(
+    multicrop: MultiCrop, images: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return crops as `stacked_crops`, their colours unchanged, and what to do with these: [b, G+L, COLOUR_NUMBERS]."""
+    crops = multicrop.cut(images, generators)
+    numbers = torch.from_numpy(crops.parameters.as_numbers())  # [(G+L)*b, COLOUR_NUMBERS]
+    numbers = numbers.view(-1, len(images), COLOUR_NUMBERS)  # [G+L, b, COLOUR_NUMBERS]
+    return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1), numbers.transpose(0, 1)
+
+
+def as_views(batch: StackedBatch, *, device: torch.device) -> Views:
+    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W]; on the device, if their colours wait for it."""
+    global_crops, local_crops, *numbers = (tensor.transpose(0, 1) for tensor in batch.tensors)
+    views = Views(global_crops, local_crops, batch.indices)
+    return finish_views(views, numbers[0], device) if numbers else views
 
 
 def knn_row(labelled: LabelledSets, backbone: Backbone, *, setup: Setup) -> dict[str, float]:

@@ -11,7 +11,8 @@ from rich.table import Table
 from mst.commands.environment import device_name
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
-from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.decoding import Detail, UnreadableImage, decode_image
+from mst.data.folders import cache_folder
 from mst.data.sources import ImageIndex, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics
 from mst.errors import DataError
@@ -22,6 +23,7 @@ from mst.model.pair import Pair, build_pair
 from mst.model.start import start_from
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
+from mst.views.parameters import least_image
 
 MOST_WORKERS = 16
 FEW_CORES = 8
@@ -87,7 +89,8 @@ def prepare(config: RunConfig) -> Setup:
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
     channels = config.data.channels
-    images = index_images(config.data.train, limit=config.data.limit, channels=channels)
+    cache = cache_folder() if config.data.index_cache else None
+    images = index_images(config.data.train, limit=config.data.limit, channels=channels, cache=cache)
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
     check_sample(images, channels=channels, patch_size=spec.patch_size)
@@ -166,6 +169,17 @@ def loader_workers(config: RunConfig, device: torch.device) -> int:
     if device.type == "cuda":
         return max(1, min(cores - 1, MOST_WORKERS))
     return 0 if cores < FEW_CORES else cores // 4
+
+
+def colour_on_device(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the networks' device changes the colours of the crops, and not the loader."""
+    asked = config.runtime.colour
+    return device.type != "cpu" if asked == "auto" else asked == "device"
+
+
+def enough_detail(config: RunConfig) -> Detail | None:
+    """Return what images have to keep when they are decoded at a part of their size; None = they keep everything."""
+    return Detail(*least_image(config.views)) if config.data.reduced_decode else None
 
 
 def describe_setup(setup: Setup) -> Table:

@@ -40,6 +40,10 @@ class DataConfig(Section):
     """Stop when more than this share of the files read so far could not be decoded."""
     cache: bool = True
     """Keep decoded images in memory where they fit in a quarter of it (small images only)."""
+    reduced_decode: bool = True
+    """Decode large JPEGs at 1/4 or 1/8 of their size, as far as no crop is enlarged by it."""
+    index_cache: bool = True
+    """Remember which images large folders hold; a folder that changed since is searched again."""
 
 
 class ViewsConfig(Section):
@@ -235,6 +239,8 @@ class RuntimeConfig(Section):
     """Processes that decode and augment; 0 = in a background thread of this process; -1 = derived from the cores."""
     threads: Natural = 0
     """Compute threads; 0 = torch's choice."""
+    colour: Literal["auto", "loader", "device"] = "auto"
+    """Who jitters, blurs and solarizes the crops: the loader, or the networks' device; auto = the device if a GPU."""
 
 
 class Settings(Section):

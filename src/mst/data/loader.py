@@ -22,6 +22,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from mst.data.decoding import Detail
 from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import position_of, steps_per_epoch
 from mst.data.sources import ImageIndex
@@ -74,6 +75,7 @@ class BatchLoader:
         channels: int = 3,
         workers: int = 0,
         cache: bool = True,
+        enough: Detail | None = None,
         max_unreadable_share: float = 0.05,
         unreadable_file: Path | None = None,
     ) -> None:
@@ -90,6 +92,7 @@ class BatchLoader:
             channels: of the decoded images.
             workers: processes; 0 = one thread of this process.
             cache: keep small decoded images in a quarter of the memory (with workers = 0: processes share none).
+            enough: decode larger JPEGs at a part of their size, see `mst.data.decoding.decode_image`.
             max_unreadable_share: more than this share of unreadable files ends the iteration with a `DataError`.
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
 
@@ -110,7 +113,7 @@ class BatchLoader:
         self._pass_size = batch_size // accumulate
         self._workers = workers
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
-        self._reader = SampleReader(index, transform, channels, seed, memory)
+        self._reader = SampleReader(index, transform, channels, seed, enough, memory)
         self._executor: Executor | None = None
         self._batches = self._iterate()
 

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.decoding import Detail, UnreadableImage, decode_image
 from mst.data.sampler import sample_order
 from mst.data.sources import ImageIndex
 from mst.errors import DataError
@@ -79,6 +79,7 @@ class SampleReader:
         transform: applied to the decoded images of a chunk.
         channels: of the decoded images.
         seed: of the order and of each sample's generator.
+        enough: see `decode_image`.
         cache: None = decode every time.
     """
 
@@ -86,6 +87,7 @@ class SampleReader:
     transform: Transform
     channels: int
     seed: int
+    enough: Detail | None = None
     cache: ImageCache | None = None
     _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
 
@@ -125,10 +127,10 @@ class SampleReader:
     def _decoded(self, index: int) -> Tensor:
         """Return the image, from memory if it is there: uint8 [C, H, W]."""
         if self.cache is None:
-            return decode_image(self.index[index], channels=self.channels)
+            return decode_image(self.index[index], channels=self.channels, enough=self.enough)
         image = self.cache.get(index)
         if image is None:
-            image = decode_image(self.index[index], channels=self.channels)
+            image = decode_image(self.index[index], channels=self.channels, enough=self.enough)
             self.cache.offer(index, image)
         return image
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mst.data.folders import FEWEST, cache_file, extension, recall, remember, walk
 from mst.errors import DataError, UsageError
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"tif", b"tiff", b"bmp"})
@@ -61,7 +62,11 @@ def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
 
 
 def index_images(
-    paths: str | Path | Iterable[str | Path], *, limit: int | None = None, channels: int = 3
+    paths: str | Path | Iterable[str | Path],
+    *,
+    limit: int | None = None,
+    channels: int = 3,
+    cache: Path | None = None,
 ) -> ImageIndex:
     """Find the images under `paths`.
 
@@ -75,6 +80,7 @@ def index_images(
         limit: keep only this many, drawn evenly over the whole index.
         channels: of the images; where it is neither 1 nor 3, folders are searched for .npy files as well. Given by
             name, or in a text file, a .npy file is always taken.
+        cache: where to remember what large folders hold, see `mst.data.folders`; None = search everything.
 
     Raises:
         UsageError: nothing was given, or a path does not exist, cannot be read or is none of the three.
@@ -84,57 +90,41 @@ def index_images(
     if not sources:
         raise UsageError("no images given: --data.train takes folders, image files or text files of paths")
     visited: set[tuple[int, int]] = set()
-    found: list[bytes] = []
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
-    for source in sources:
-        found.extend(_images_of(Path(os.path.abspath(Path(source).expanduser())), visited, wanted))
-    return ImageIndex.of(found).evenly(limit)
+    parts = [_images_of(Path(os.path.abspath(Path(source).expanduser())), visited, wanted, cache) for source in sources]
+    lengths = np.concatenate([lengths for _, lengths in parts])
+    ends = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
+    return ImageIndex(b"".join(block for block, _ in parts), ends).evenly(limit)
 
 
-def _images_of(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes]) -> list[bytes]:
-    """Return the images that one source names, as encoded absolute paths."""
+Paths = tuple[bytes, npt.NDArray[np.int64]]
+"""Encoded absolute paths, one after the other, and the length of each."""
+
+
+def _images_of(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes], cache: Path | None) -> Paths:
+    """Return the images that one source names."""
     if source.is_dir():
-        already = len(visited)
-        found = list(_walk(os.fsencode(source), visited, wanted))
-        if not found and len(visited) > already:
-            raise DataError(f"{source} holds no images: looked at any depth for {_names(wanted)}")
-        return found
+        return _images_below(source, visited, wanted, cache)
     if not source.exists():
         raise UsageError(f"{source} does not exist: give a folder of images, an image or a text file of paths")
-    if _extension(os.fsencode(source.name)) in EXTENSIONS | {ARRAY}:
-        return [os.fsencode(source)]
-    return _read_list(source)
+    named = extension(os.fsencode(source.name)) in EXTENSIONS | {ARRAY}
+    found = [os.fsencode(source)] if named else _read_list(source)
+    return b"".join(found), np.array([len(path) for path in found], dtype=np.int64)
 
 
-def _walk(top: bytes, visited: set[tuple[int, int]], wanted: frozenset[bytes]) -> Iterator[bytes]:
-    """Yield the images under a folder: its own first, by name, then each sub-folder's, by name."""
-    waiting = [top]
-    while waiting:
-        folder = waiting.pop()
-        images: list[bytes] = []
-        folders: list[bytes] = []
-        try:
-            status = os.stat(folder)
-            if (status.st_dev, status.st_ino) in visited:
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            with os.scandir(folder) as entries:
-                for entry in entries:
-                    if entry.name.startswith(b"."):
-                        continue
-                    if entry.is_dir():
-                        folders.append(entry.path)
-                    elif _extension(entry.name) in wanted and (entry.is_file() or entry.is_symlink()):
-                        images.append(entry.path)  # a dead link too: it is to be counted as unreadable, not lost
-        except OSError as error:
-            raise UsageError(f"{os.fsdecode(folder)} cannot be searched: {error.strerror}") from error
-        yield from sorted(images)
-        waiting.extend(sorted(folders, reverse=True))
-
-
-def _extension(name: bytes) -> bytes:
-    """Return what follows the last dot, in lower case; nothing where there is no dot."""
-    return name.rpartition(b".")[2].lower() if b"." in name else b""
+def _images_below(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes], cache: Path | None) -> Paths:
+    """Return the images in a folder and below."""
+    top, already = os.fsencode(source), len(visited)
+    file = cache_file(cache, top, wanted) if cache is not None else None
+    known = recall(file) if file is not None else {}
+    folders = list(walk(top, visited, wanted, known))
+    lengths = np.concatenate([np.zeros(0, np.int64), *(folder.lengths for folder in folders)])
+    if not len(lengths) and len(visited) > already:
+        raise DataError(f"{source} holds no images: looked at any depth for {_names(wanted)}")
+    changed = len(folders) != len(known) or any(known.get(folder.path) is not folder for folder in folders)
+    if file is not None and changed and len(lengths) >= FEWEST:
+        remember(file, folders)
+    return b"".join(folder.block for folder in folders), lengths
 
 
 def _read_list(source: Path) -> list[bytes]:

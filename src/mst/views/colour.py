@@ -17,10 +17,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from mst.views.parameters import CropParameters
+from mst.views.parameters import ColourParameters
 
 LUMINANCE = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue."""
+FLOAT32_WHOLE = 1 << 24
+"""float32 holds every whole number up to this one."""
 
 
 def luminance(planes: Tensor) -> Tensor:
@@ -39,9 +41,10 @@ def adjust_brightness(planes: Tensor, factor: Tensor) -> None:
 def adjust_contrast(planes: Tensor, factor: Tensor) -> None:
     """Move away from (factor > 1) or towards the crop's mean grey value."""
     grey = luminance(planes) if len(planes) == 3 else planes.mean(0)  # [n, h, w]
-    # The sum of whole numbers does not depend on its order.
-    mean = grey.round_().sum((1, 2), dtype=torch.float64) / grey[0].numel()  # [n]
-    offset = mean.float()[:, None, None] * (1 - factor)  # [n, 1, 1]
+    # The sum of whole numbers does not depend on its order, as long as all of them are exact.
+    exact = torch.float32 if grey[0].numel() * 255 < FLOAT32_WHOLE else torch.float64
+    mean = grey.round_().sum((1, 2), keepdim=True, dtype=exact) / grey[0].numel()  # [n, 1, 1]
+    offset = mean.float() * (1 - factor)  # [n, 1, 1]
     planes.mul_(factor).add_(offset).clamp_(0, 255)
 
 
@@ -90,7 +93,7 @@ def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], N
     if len(rows) == planes.shape[1]:
         operation(planes)
     elif rows:
-        numbers = torch.tensor(rows)
+        numbers = torch.tensor(rows, device=planes.device)
         some = planes.index_select(1, numbers)
         operation(some)
         planes.index_copy_(1, numbers, some)
@@ -99,14 +102,14 @@ def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], N
 _ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # as OPERATIONS
 
 
-def jitter(planes: Tensor, parameters: CropParameters) -> None:
+def jitter(planes: Tensor, parameters: ColourParameters) -> None:
     """Apply the jitter's operations to each crop in the crop's own order.
 
     Args:
         planes: float32 [C, n, h, w].
         parameters: of the n crops.
     """
-    factors = torch.from_numpy(parameters.factors).float()[..., None, None]  # [n, 4, 1, 1]
+    factors = torch.from_numpy(parameters.factors).float().to(planes.device)[..., None, None]  # [n, 4, 1, 1]
     for numbers in parameters.order.T.tolist():  # the n crops' first operations, then their second ones, ...
         for number in set(numbers) - {-1}:
             rows = [row for row, other in enumerate(numbers) if other == number]

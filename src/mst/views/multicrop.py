@@ -15,13 +15,9 @@ from torch import Tensor
 
 from mst.config.schema import ViewsConfig
 from mst.errors import DataError
-from mst.views import colour, crop
+from mst.views.crop import cut
+from mst.views.finish import finish
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
-
-LARGE_CROP = 1 << 14
-"""Values from which a crop is worked on alone, so that its planes stay in the processor's cache."""
-CHUNK_VALUES = 1 << 18
-"""Values of smaller crops worked on together, so that they share the cost of a call."""
 
 
 class ImageCrops(NamedTuple):
@@ -34,6 +30,20 @@ class ImageCrops(NamedTuple):
 
     global_crops: Tensor
     local_crops: Tensor
+
+
+class CutCrops(NamedTuple):
+    """Crops of B images whose colours are still those of the images.
+
+    Attributes:
+        global_crops: uint8 [G, B, C, H, W].
+        local_crops: uint8 [L, B, C, h, w].
+        parameters: of the G * B global crops, then of the L * B local ones; crop `v * B + b` is view v of image b.
+    """
+
+    global_crops: Tensor
+    local_crops: Tensor
+    parameters: CropParameters
 
 
 class MultiCrop:
@@ -49,7 +59,7 @@ class MultiCrop:
         self.channels = channels
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> ImageCrops:
-        """Return the crops of one uint8 image [C, H, W]; see `batch`, which is several times faster per image."""
+        """Return the crops of one uint8 image [C, H, W]; see `batch`, which is quicker per image."""
         global_crops, local_crops = self.batch([image], [generator])
         return ImageCrops(global_crops[:, 0], local_crops[:, 0])
 
@@ -63,53 +73,35 @@ class MultiCrop:
         Raises:
             DataError: an image is not uint8 or has another number of channels.
         """
+        global_crops, local_crops, parameters = self.cut(images, generators)
+        large = self.config.global_crops * len(images)
+        finish(global_crops.flatten(0, 1), parameters[:large])
+        finish(local_crops.flatten(0, 1), parameters[large:])
+        return ImageCrops(global_crops, local_crops)
+
+    def cut(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> CutCrops:
+        """Do the geometric half of `batch`; `mst.views.finish` does the other half, here or on another device.
+
+        Raises:
+            DataError: as `batch`.
+        """
         for image in images:
             if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != self.channels:
                 raise DataError(
                     f"image is {image.dtype} {tuple(image.shape)}, must be uint8 [{self.channels}, H, W]: "
                     "decode it with data.channels"
                 )
-        config = self.config
-        B, views = len(images), config.global_crops + config.local_crops
+        config, B = self.config, len(images)
+        G, L = config.global_crops, config.local_crops
+        uniforms = draw_uniforms(G + L, generators)  # [DRAWS, V, B]
         sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
-        uniforms = draw_uniforms(views, generators)  # [DRAWS, V, B]
         parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
-        # The resize reads the three values of a pixel together.
-        images = [image[None].contiguous(memory_format=torch.channels_last)[0] for image in images]
-        cut = B * config.global_crops
-        return ImageCrops(
-            self._crops(images, parameters[:cut], height_width(config.global_size)),
-            self._crops(images, parameters[cut:], height_width(config.local_size)),
-        )
-
-    def _crops(self, images: list[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:
-        """Return V crops of one size of each image [V, B, C, h, w]."""
-        n, B = len(parameters), len(images)
-        crops = torch.empty(n, self.channels, *size, dtype=torch.uint8)
-        values = self.channels * size[0] * size[1]
-        step = 1 if values >= LARGE_CROP else CHUNK_VALUES // values
-        for start in range(0, n, step):
-            stop = min(start + step, n)
-            planes = render([images[i % B] for i in range(start, stop)], parameters[start:stop], size)
-            crops[start:stop].transpose(0, 1).copy_(planes.round_())  # [C, n, h, w] float32 -> uint8
-        return crops.view(n // B, B, *crops.shape[1:])
-
-
-def render(images: Sequence[Tensor], parameters: CropParameters, size: tuple[int, int]) -> Tensor:
-    """Make n crops: cut and resize, flip, jitter, grey, blur, solarize.
-
-    Args:
-        images: n uint8 tensors [C, H, W], the source of each crop.
-        parameters: of the n crops.
-        size: (h, w) of the crops.
-
-    Returns:
-        float32 planes [C, n, h, w], 0-255.
-    """
-    planes = crop.cut(images, parameters, size)
-    colour.jitter(planes, parameters)
-    colour.on_rows(planes, parameters.grey.nonzero()[0].tolist(), colour.turn_grey)
-    blurred = (parameters.sigma >= crop.SMALLEST_SIGMA).nonzero()[0].tolist()
-    colour.on_rows(planes, blurred, lambda some: crop.blur(some, parameters.sigma[blurred]))
-    colour.on_rows(planes, parameters.solarize.nonzero()[0].tolist(), colour.solarize)
-    return planes
+        large, small = height_width(config.global_size), height_width(config.local_size)
+        global_crops = torch.empty(G, B, self.channels, *large, dtype=torch.uint8)
+        local_crops = torch.empty(L, B, self.channels, *small, dtype=torch.uint8)
+        for b, image in enumerate(images):
+            # The resize reads the three values of a pixel together.
+            source = image[None].contiguous(memory_format=torch.channels_last)  # [1, C, H, W]
+            cut(source, parameters[b : G * B : B], global_crops[:, b])
+            cut(source, parameters[G * B + b :: B], local_crops[:, b])
+        return CutCrops(global_crops, local_crops, parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -29,6 +30,11 @@ def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
             )
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))  # [C]
     offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    shape = (-1, 1, 1)
-    device = crops.device
-    return crops.float().mul_(scale.float().view(shape).to(device)).add_(offset.float().view(shape).to(device))
+    scale, offset = (numbers.float().view(-1, 1, 1).to(crops.device) for numbers in (scale, offset))
+    if crops.device.type != "cpu":
+        return crops.float().mul_(scale).add_(offset)
+    result = torch.empty(crops.shape)
+    rows = (math.prod(crops.shape[:-3]), *crops.shape[-3:])
+    for into, crop in zip(result.view(rows), crops.reshape(rows), strict=True):  # one by one they fit in the cache
+        into.copy_(crop).mul_(scale).add_(offset)
+    return result

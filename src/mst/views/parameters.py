@@ -35,13 +35,15 @@ REFERENCE_SIZE = 224
 """The blur's standard deviation is configured in pixels of a crop of this size."""
 
 
+COLOUR_NUMBERS = 11
+"""Numbers that say what happens to the colours of one crop, see `ColourParameters.as_numbers`."""
+
+
 @dataclass(frozen=True)
-class CropParameters:
-    """What happens to n crops, in the order of the fields; every field is an array with n rows.
+class ColourParameters:
+    """What happens to the colours of n crops, in the order of the fields; every field is an array with n rows.
 
     Attributes:
-        top, left, height, width: the box in the source image, pixels.
-        flip: mirror horizontally.
         order: [n, 4] the jitter's operations in their order of application, indices into `OPERATIONS`; -1 = nothing.
         factors: [n, 4] the factor of each of `OPERATIONS` (hue: a shift in turns).
         grey: replace the colours by their luminance.
@@ -49,11 +51,6 @@ class CropParameters:
         solarize: invert the values from 128 on.
     """
 
-    top: Integers
-    left: Integers
-    height: Integers
-    width: Integers
-    flip: Booleans
     order: Integers
     factors: Floats
     grey: Booleans
@@ -61,16 +58,53 @@ class CropParameters:
     solarize: Booleans
 
     def __len__(self) -> int:
-        return len(self.top)
+        return len(self.order)
 
-    def __getitem__(self, rows: slice) -> Self:
+    def __getitem__(self, rows: slice | Integers) -> Self:
         """Return the parameters of some of the crops."""
         return type(self)(*(getattr(self, field.name)[rows] for field in fields(self)))
+
+    def as_numbers(self) -> Floats:
+        """Return what happens to the colours as one row of numbers per crop, [n, COLOUR_NUMBERS]."""
+        return np.column_stack([self.order, self.factors, self.grey, self.sigma, self.solarize])
+
+    @staticmethod
+    def from_numbers(numbers: Floats) -> ColourParameters:
+        """Undo `as_numbers`."""
+        grey, sigma, solarize = numbers[:, 8:].T
+        return ColourParameters(numbers[:, :4].astype(np.int64), numbers[:, 4:8], grey != 0, sigma, solarize != 0)
+
+
+@dataclass(frozen=True)
+class CropParameters(ColourParameters):
+    """What happens to n crops: the box is cut out and resized, mirrored, then the colours change.
+
+    Attributes:
+        top, left, height, width: the box in the source image, pixels.
+        flip: mirror horizontally.
+    """
+
+    top: Integers
+    left: Integers
+    height: Integers
+    width: Integers
+    flip: Booleans
 
 
 def height_width(size: Size) -> tuple[int, int]:
     """Return (H, W) of a configured size."""
     return (size, size) if isinstance(size, int) else size
+
+
+def least_image(config: ViewsConfig) -> tuple[int, int]:
+    """Return how many pixels, and of what shorter side, an image needs so that no crop of it enlarges its box."""
+    crops = [(config.global_size, config.global_scale[0])]
+    if config.local_crops:
+        crops.append((config.local_size, config.local_scale[0]))
+    sides = [max(height_width(size)) for size, _ in crops]
+    # The sides of a box of area a and ratio r are the roots of a / r and a * r.
+    pixels = [side**2 * RATIO[1] / share for side, (_, share) in zip(sides, crops, strict=True)]
+    return math.ceil(max(pixels)), max(sides)
 
 
 def draw_uniforms(crops: int, generators: Sequence[torch.Generator]) -> Floats:

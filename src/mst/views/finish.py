@@ -1,0 +1,100 @@
+"""The photometric half of the augmentation on whole batches: jitter, grey, blur, solarize, on any device.
+
+Crops come in and go out as uint8 and are float32 in between. Crops that take the jitter's operations in the same order
+are worked on together; a crop's result depends on the crop and its parameters alone, bit for bit on CPUs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mst.views import colour, crop
+from mst.views.parameters import ColourParameters
+from mst.views.record import Views
+
+LARGE_CROP = 1 << 14
+"""Values from which crops of one order of operations are gathered, so that none is copied for an operation."""
+CACHED_VALUES = 3 << 16
+"""Values of large crops worked on together: what fits in the second-level cache with its intermediate results."""
+CHUNK_VALUES = {"cpu": 1 << 18, "other": 1 << 25}
+"""Values of smaller crops, or of any on a GPU, worked on together, so that they share the cost of a call."""
+
+
+def finish(crops: Tensor, parameters: ColourParameters) -> None:
+    """Change the colours of n crops in place.
+
+    Args:
+        crops: uint8 [n, C, h, w] on any device.
+        parameters: of the n crops.
+    """
+    n, C, h, w = crops.shape
+    if crops.device.type == "cpu" and C * h * w >= LARGE_CROP:
+        for rows in _alike(parameters, max(1, CACHED_VALUES // (C * h * w))):
+            planes = torch.empty(C, len(rows), h, w)
+            for place, row in enumerate(rows):
+                planes[:, place] = crops[row]
+            change_colours(planes, parameters[np.array(rows)])
+            whole = _whole(planes)
+            for place, row in enumerate(rows):
+                crops[row] = whole[:, place]
+        return
+    step = max(1, CHUNK_VALUES["cpu" if crops.device.type == "cpu" else "other"] // (C * h * w))
+    for start in range(0, n, step):
+        some = crops[start : start + step].transpose(0, 1)  # [C, m, h, w]
+        planes = some.to(torch.float32, memory_format=torch.contiguous_format)
+        change_colours(planes, parameters[start : start + step])
+        some.copy_(_whole(planes))
+
+
+def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
+    """Bring crops that were only cut to a device and change their colours there.
+
+    Args:
+        views: uint8 crops on the CPU, as `MultiCrop.cut` leaves them.
+        numbers: `ColourParameters.as_numbers` of every crop, [V, B, COLOUR_NUMBERS], global crops first.
+        device: where to.
+    """
+    G, rows = len(views.global_crops), numbers.flatten(0, 1).numpy()
+    parameters = ColourParameters.from_numbers(rows)
+    large = G * numbers.shape[1]
+    done = []
+    for cut, some in ((views.global_crops, parameters[:large]), (views.local_crops, parameters[large:])):
+        crops = cut.to(device, non_blocking=True).contiguous()  # [V, B, C, h, w]
+        finish(crops.flatten(0, 1), some)
+        done.append(crops)
+    return Views(done[0], done[1], views.indices)
+
+
+def change_colours(planes: Tensor, parameters: ColourParameters) -> None:
+    """Jitter, grey, blur, solarize n crops in place.
+
+    Args:
+        planes: float32 [C, n, h, w], 0-255.
+        parameters: of the n crops.
+    """
+    colour.jitter(planes, parameters)
+    colour.on_rows(planes, parameters.grey.nonzero()[0].tolist(), colour.turn_grey)
+    blurred = (parameters.sigma >= crop.SMALLEST_SIGMA).nonzero()[0].tolist()
+    colour.on_rows(planes, blurred, lambda some: crop.blur(some, parameters.sigma[blurred]))
+    colour.on_rows(planes, parameters.solarize.nonzero()[0].tolist(), colour.solarize)
+
+
+def _whole(planes: Tensor) -> Tensor:
+    """Round to int16: CPUs convert float32 to it and it to uint8 in a third of the time from float32 to uint8."""
+    return planes.round_().to(torch.int16)
+
+
+def _alike(parameters: ColourParameters, most: int) -> Iterator[list[int]]:
+    """Yield rows that take the jitter in one order, at most so many together; where nothing happens, none."""
+    p = parameters
+    changed = (p.order >= 0).any(1) | p.grey | (p.sigma >= crop.SMALLEST_SIGMA) | p.solarize  # [n]
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for row in changed.nonzero()[0].tolist():
+        groups.setdefault(tuple(p.order[row].tolist()), []).append(row)
+    for group in groups.values():
+        for start in range(0, len(group), most):
+            yield group[start : start + most]

@@ -6,7 +6,6 @@ Letters: B images, C channels, H W pixels.
 from __future__ import annotations
 
 import copy
-import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -30,7 +29,7 @@ from mst.evaluate.detection_training import (
 )
 from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
 from mst.evaluate.detector_file import DetectorDescription, check_model_folder, save_detector
-from mst.evaluate.features import FeatureSettings, device_of, frozen, progress_bar
+from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
 from mst.finetune.schedule import Checkpointing
@@ -119,7 +118,7 @@ def evaluate_detection(
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     identity = json.loads(
-        json.dumps({**described, "weights": _fingerprint(backbone), "seed": seed, "images": len(images)})
+        json.dumps({**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)})
     )
     trained = train_detector(
         detector,
@@ -143,14 +142,6 @@ def evaluate_detection(
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
     extra = {**_counts(data, len(images)), "detections": len(found), **asdict(trained)}
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
-
-
-def _fingerprint(backbone: Backbone) -> str:
-    """Return a hash of the weights, so that a checkpoint that began with others is not resumed."""
-    digest = hashlib.sha256()
-    for name, value in backbone.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

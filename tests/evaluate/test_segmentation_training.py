@@ -242,3 +242,5 @@ def test_settings_that_cannot_be() -> None:
         SegmentationProtocol(lr=0.0)
     with pytest.raises(UsageError, match="--layer-decay"):
         HeadTraining(layer_decay=0.0)
+    with pytest.raises(UsageError, match="--accumulate 0: must be at least 1"):
+        HeadTraining(accumulate=0)

@@ -69,6 +69,8 @@ class HeadTraining:
             raise UsageError("--layer-decay and --backbone-scale must be above 0 and at most 1")
         if self.warmup_steps < 0:
             raise UsageError(f"--warmup-steps {self.warmup_steps}: must be at least 0")
+        if self.accumulate < 1:
+            raise UsageError(f"--accumulate {self.accumulate}: must be at least 1")
 
 
 @dataclass(frozen=True)

@@ -353,13 +353,11 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("spec", [WIDE, VIT], ids=["swin", "vit"])
-def test_learns_ten_images_by_heart(spec: BackboneSpec, tmp_path: Path) -> None:
+def test_learns_ten_images_by_heart(tmp_path: Path) -> None:
     coco = read_coco(*find_coco(write_scenes(tmp_path, SceneSet(0, 10, (96, 128))), "train"))
     training = TrainingSettings(epochs=60, batch_size=2, lr=1e-3, warmup_steps=20, layer_decay=1.0)
     shape = DetectorShape(short_sides=(96,), long_side=128, channels=48, head_dim=128, anchor_size=8)
-    backbone = build_backbone(spec, seed=0, init="xavier_uniform").eval()
+    backbone = build_backbone(WIDE, seed=0, init="xavier_uniform").eval()
     result, _ = evaluate_detection(backbone, data_of(coco), DetectionProtocol(training, shape), settings=QUIET)
-    print(result.metrics, result.extra)
-    assert result.metrics["ap50_box"] > 80
+    assert result.metrics["ap50_box"] > 80  # 96.7 measured, both
     assert result.metrics["ap50_mask"] > 80

@@ -33,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save_backbone(folder / "backbone.safetensors", build_backbone(SPEC, seed=3).eval(), {})
     write_coco(folder / "coco")
     data = write_coco(folder / "coco", split="val")
-    for name, saving in ((f"random:{folder}", []), (folder, ["--save-model", folder])):
+    for name, saving in ((f"random:{folder}", []), (folder, ["--out", folder])):
         words = ["evaluate", "detection", "--backbone", name, "--data", data, *saving, *WORDS]
         assert main([str(word) for word in words]) == 0
     return folder

@@ -32,7 +32,7 @@ class DetectionOptions:
         train_limit: at most this many training images, the first ones; None = all.
         val_limit: at most this many validation images, the first ones; None = all.
         detections: JSON file for all detections in COCO's result format.
-        save_model: folder for the trained detector, for `mst predict detection`.
+        save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
         pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
             --out or the run folder, where `mst report` looks for them.
         picture_limit: at most this many pictures; 0 = none.
@@ -114,7 +114,7 @@ def evaluate_detection(
         settings=settings,
         saving=saving,
         seed=seed,
-        save_to=_optional(options.save_model),
+        save_to=_optional(options.save_model or out),
         watch=watch,
     )
     result = subject.record(result, out, data)
@@ -125,7 +125,7 @@ def evaluate_detection(
     return result
 
 
-def _optional(path: str | None) -> Path | None:
+def _optional(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 

@@ -32,7 +32,7 @@ class PredictDetectionArguments:
     """Find objects in images without annotations: COCO JSON and pictures.
 
     Attributes:
-        model: the folder of a trained detector: --save-model of `mst evaluate detection`.
+        model: the folder of a trained detector: --out or --save-model of `mst evaluate detection`.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for predictions.json and pictures/.
         min_score: what scores less is left out of predictions.json.

@@ -98,7 +98,9 @@ def load_detector(folder: Path, *, compute: torch.dtype = torch.float32) -> tupl
     """
     file = folder / DESCRIPTION
     if not file.is_file() or not (folder / WEIGHTS).is_file():
-        raise CheckpointError(f"{folder} holds no detector ({DESCRIPTION} and {WEIGHTS}): name what --save-model wrote")
+        raise CheckpointError(
+            f"{folder} holds no detector ({DESCRIPTION} and {WEIGHTS}): give the --out of an `mst evaluate detection`"
+        )
     try:
         found = DetectorDescription.from_json(json.loads(file.read_text(encoding="utf-8")))
         weights = load_file(folder / WEIGHTS)

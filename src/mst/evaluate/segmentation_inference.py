@@ -74,7 +74,6 @@ def predict_mask(
     image: Tensor,
     view: View,
     precision: Literal["auto", "fp32", "bf16"],
-    size: tuple[int, int] | None = None,
 ) -> Tensor:
     """Return the most probable class of each pixel, int64 [H, W] on the CPU.
 
@@ -83,7 +82,6 @@ def predict_mask(
         image: uint8 [C, H, W].
         view: size, windows, normalisation.
         precision: compute type of the network.
-        size: (H, W) of the answer; None = the image's own.
     """
     device = device_of(segmenter)
     compute, _ = select_precision(precision, device)
@@ -95,8 +93,7 @@ def predict_mask(
 
     pixels = view.normalise(resized(image, view.base_size(image)))[None].to(device)  # [1,C,H,W]
     logits = forward(pixels) if view.stride is None else sliding_logits(forward, pixels, view.size, view.stride)
-    answer = size or (image.shape[-2], image.shape[-1])
-    return enlarge(logits, answer).argmax(1)[0].cpu()
+    return enlarge(logits, image.shape[-2:]).argmax(1)[0].cpu()
 
 
 def window_starts(length: int, window: int, stride: int) -> list[int]:

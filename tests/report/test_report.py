@@ -160,7 +160,7 @@ def test_the_page_is_the_same_each_time(run: RunDir) -> None:
 def test_the_model_card_has_the_numbers_and_no_escapes(run: RunDir) -> None:
     write_report(run)
     card = (run.root / "model_card.md").read_text(encoding="utf-8")
-    assert "# try <this> & that" in card
+    assert "recipe `try <this> & that`" in card
     assert "| k-NN classification | top-1 | 20.0 | 45.0 |" in card
     assert card.startswith("---\n")
 
@@ -328,7 +328,7 @@ def test_the_command(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[
     for words, expected in (
         (["report"], "name a run folder"),
         (["report", str(tmp_path / "nothing")], "holds no run"),
-        (["report", str(run.root), "--train.epochs", "3"], "no settings"),
+        (["report", str(run.root), "--train.epochs", "3"], "unknown option"),
     ):
         assert main(words) == 2
         assert expected in capsys.readouterr().err

@@ -99,6 +99,25 @@ def test_linear_table_and_low_shot(run_folder: Path, labelled: Path, capsys: pyt
     assert row["protocol"]["labels"]["train_per_class"] == 3
 
 
+def test_all_tasks_on_one_kept_file(run_folder: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--backbone", str(run_folder), "--data", str(labelled), "--features", str(labelled.parent / "kept")]
+    for task, more in (
+        ("knn", ["--train-share", "0.5"]),
+        ("linear", ["--lrs", "0.1", "--epochs", "1"]),
+        ("logistic", ["--train-per-class", "3"]),
+        ("retrieval", ["--database", "val", "--ranks", "1", "2"]),
+    ):
+        assert evaluate_command.run([task, *words, *more, *WORDS]) == 0
+        shown = capsys.readouterr()
+        assert "computed anew" not in shown.err
+        assert ("are read from" in " ".join(shown.err.split())) == (task != "knn")
+    rows = read_jsonl(run_folder / "results.jsonl")
+    assert [row["task"] for row in rows] == ["knn", "linear", "logistic", "retrieval"]
+    assert [row["extra"]["train_images"] for row in rows] == [8, 16, 12, 8]
+    assert "penalty" in rows[2]["extra"]
+    assert {row["data"] for row in rows} == {"data"}
+
+
 def test_a_module_in_memory_and_sets_in_memory(backbone: Backbone) -> None:
     protocol = LinearProtocol(lrs=(0.1, 1.0), epochs=5)
     result = evaluate_linear(backbone, colour_sets(), protocol=protocol, settings=QUIET)

@@ -1,4 +1,4 @@
-"""`mst evaluate TASK`, and k-NN and linear as functions of the Python API."""
+"""`mst evaluate TASK`, and the tasks on labelled folders as functions of the Python API."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from mst.commands.evaluation import Common, run_task
 from mst.commands.output import emit
 from mst.commands.subject import ImageOptions, Subject, load_subject
 from mst.errors import UsageError
-from mst.evaluate import knn, linear_probe
+from mst.evaluate import knn, linear_probe, logistic, retrieval
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.knn import KnnProtocol
 from mst.evaluate.linear_probe import LinearProtocol
+from mst.evaluate.logistic import LogisticProtocol
+from mst.evaluate.retrieval import RetrievalProtocol
 from mst.model.backbone import Backbone
 from mst.runtime.results import Result
 
@@ -43,23 +45,46 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class KnnArguments(Common):
-    """k-nearest-neighbour classification of train/<class>/ and val/<class>/."""
+class LabelledArguments(Common):
+    """What the tasks on train/<class>/ and val/<class>/ share.
 
-    protocol: KnnProtocol = field(default_factory=KnnProtocol)
+    Attributes:
+        features: folder that keeps the features, so that the next of these tasks reads them; they are computed anew,
+            and it is said, when weights, images, their size or the precision differ.
+    """
+
+    features: str | None = None
     image: ImageOptions = field(default_factory=ImageOptions)
     limits: Limits = field(default_factory=Limits)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
 @dataclass(frozen=True)
-class LinearArguments(Common):
+class KnnArguments(LabelledArguments):
+    """k-nearest-neighbour classification of train/<class>/ and val/<class>/."""
+
+    protocol: KnnProtocol = field(default_factory=KnnProtocol)
+
+
+@dataclass(frozen=True)
+class LinearArguments(LabelledArguments):
     """Linear classification of train/<class>/ and val/<class>/."""
 
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
-    image: ImageOptions = field(default_factory=ImageOptions)
-    limits: Limits = field(default_factory=Limits)
-    settings: FeatureSettings = field(default_factory=FeatureSettings)
+
+
+@dataclass(frozen=True)
+class LogisticArguments(LabelledArguments):
+    """Logistic regression (L-BFGS) on the features of train/<class>/ and val/<class>/."""
+
+    protocol: LogisticProtocol = field(default_factory=LogisticProtocol)
+
+
+@dataclass(frozen=True)
+class RetrievalArguments(LabelledArguments):
+    """Validation images looked up among the training images (or among each other): mAP and recall@k."""
+
+    protocol: RetrievalProtocol = field(default_factory=RetrievalProtocol)
 
 
 def evaluate_knn(
@@ -70,6 +95,7 @@ def evaluate_knn(
     image: ImageOptions | None = None,
     limits: Limits | None = None,
     settings: FeatureSettings | None = None,
+    features: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -83,6 +109,7 @@ def evaluate_knn(
         image: size and cropping of the input.
         limits: use only parts of a folder.
         settings: batch size, threads, compute type.
+        features: folder that keeps the features for the next of these tasks; None = nowhere.
         out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
         device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
         seed: of the drawn labels, and of the weights after `random:`.
@@ -93,10 +120,8 @@ def evaluate_knn(
     Raises:
         UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
     """
-    subject = load_subject(backbone, device=device, seed=seed)
-    sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
-    result = knn.evaluate_knn(subject.backbone, sets, transform, protocol, settings=settings, seed=seed)
-    return subject.record(result, out, data)
+    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
+    return task.run(knn.evaluate_knn, protocol)
 
 
 def evaluate_linear(
@@ -107,6 +132,7 @@ def evaluate_linear(
     image: ImageOptions | None = None,
     limits: Limits | None = None,
     settings: FeatureSettings | None = None,
+    features: str | Path | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -119,10 +145,85 @@ def evaluate_linear(
     Returns:
         `Result` with `top1`, `top5` (the learning rate chosen on a held-out part of train) and `top1_best_on_val`.
     """
-    subject = load_subject(backbone, device=device, seed=seed)
-    sets, transform = _labelled(data, subject, limits), subject.transform(image or ImageOptions())
-    result = linear_probe.evaluate_linear(subject.backbone, sets, transform, protocol, settings=settings, seed=seed)
-    return subject.record(result, out, data)
+    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
+    return task.run(linear_probe.evaluate_linear, protocol)
+
+
+def evaluate_logistic(
+    backbone: str | Path | Backbone,
+    data: str | Path | LabelledSets,
+    *,
+    protocol: LogisticProtocol | None = None,
+    image: ImageOptions | None = None,
+    limits: Limits | None = None,
+    settings: FeatureSettings | None = None,
+    features: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Fit logistic regression to frozen features and score it on the validation images.
+
+    Args and errors are those of `evaluate_knn`; `protocol` holds penalties, steps, how many labels.
+
+    Returns:
+        `Result` with `top1`, `top5` (the penalty chosen on a held-out part of train) and `top1_held_out`.
+    """
+    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
+    return task.run(logistic.evaluate_logistic, protocol)
+
+
+def evaluate_retrieval(
+    backbone: str | Path | Backbone,
+    data: str | Path | LabelledSets,
+    *,
+    protocol: RetrievalProtocol | None = None,
+    image: ImageOptions | None = None,
+    limits: Limits | None = None,
+    settings: FeatureSettings | None = None,
+    features: str | Path | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Look up validation images among the training images, or among each other.
+
+    Args and errors are those of `evaluate_knn`; `protocol` holds the database and the ranks.
+
+    Returns:
+        `Result` with `map` and `recall_at_1`, ... in percent.
+    """
+    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
+    return task.run(retrieval.evaluate_retrieval, protocol)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """What every task on a labelled folder is given; the meanings are those of `evaluate_knn`."""
+
+    backbone: str | Path | Backbone
+    data: str | Path | LabelledSets
+    image: ImageOptions | None
+    limits: Limits | None
+    settings: FeatureSettings | None
+    features: str | Path | None
+    out: str | Path | None
+    device: str
+    seed: int
+
+    def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
+        """Load backbone and images, evaluate, record."""
+        subject = load_subject(self.backbone, device=self.device, seed=self.seed)
+        result = evaluate(
+            subject.backbone,
+            _labelled(self.data, subject, self.limits),
+            subject.transform(self.image or ImageOptions()),
+            protocol,
+            settings=self.settings,
+            features=Path(self.features).expanduser() if self.features else None,
+            seed=self.seed,
+        )
+        return subject.record(result, self.out, self.data)
 
 
 def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
@@ -151,6 +252,8 @@ def run(argv: Sequence[str]) -> int:
 TASKS: dict[str, Callable[[Sequence[str]], int]] = {
     "knn": partial(run_task, "knn", KnnArguments, evaluate_knn),
     "linear": partial(run_task, "linear", LinearArguments, evaluate_linear),
+    "logistic": partial(run_task, "logistic", LogisticArguments, evaluate_logistic),
+    "retrieval": partial(run_task, "retrieval", RetrievalArguments, evaluate_retrieval),
     "segmentation": run_segmentation,
     "detection": run_detection,
     "objectness": run_objectness,

@@ -68,12 +68,19 @@ def show(result: Result, *, json: bool) -> int:
             classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
         emit(classes)
     if "lr" in result.extra:
-        emit(f"learning rate {result.extra['lr']:g} of {', '.join(f'{lr:g}' for lr in result.protocol['lrs'])}")
+        emit(f"learning rate {result.extra['lr']:g} of {_list(result.protocol['lrs'])}")
+    if "penalty" in result.extra:
+        solved = "" if result.extra["converged"] else ", not solved: raise --iterations"
+        emit(f"penalty {result.extra['penalty']:g} of {_list(result.protocol['penalties'])}{solved}")
     parts = [(key, word) for key, word in IMAGE_COUNTS.items() if key in result.extra]
     counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"
     left_out = len(result.extra.get("unreadable", []))
     emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
     return 0
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
 
 
 def _percent(value: float | None) -> str:

@@ -189,6 +189,7 @@ def extract_features(
     settings: FeatureSettings | None = None,
     *,
     title: str = "features",
+    place: Callable[[tuple[int, ...]], Tensor] = torch.empty,
 ) -> Features:
     """Return one float32 feature per readable image, in the order of `images`.
 
@@ -199,6 +200,7 @@ def extract_features(
         function: (backbone, images [B,C,h,w]) -> [B, D].
         settings: batch size, threads and compute type.
         title: words beside the progress bar.
+        place: shape -> the float32 tensor that the features are written into; may be mapped from a file.
 
     Raises:
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
@@ -212,7 +214,7 @@ def extract_features(
             if batch.indices:
                 features = forward_batch(backbone, batch.images, function, settings.precision)
                 if not kept:
-                    rows = torch.empty(len(images), *features.shape[1:])
+                    rows = place((len(images), *features.shape[1:]))
                 rows[len(kept) : len(kept) + len(features)] = features
             kept += batch.indices
             unreadable += batch.unreadable

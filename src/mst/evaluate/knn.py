@@ -10,21 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.evaluate.features import (
-    Features,
-    FeatureSettings,
-    cls_features,
-    counts,
-    device_of,
-    extract_features,
-    progress_bar,
-)
+from mst.evaluate.feature_store import FeatureSource
+from mst.evaluate.features import Features, FeatureSettings, counts, device_of, progress_bar
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.neighbors import TILE, nearest_neighbors, query_rows
@@ -143,18 +137,19 @@ def evaluate_knn(
     protocol: KnnProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
+    features: Path | None = None,
     seed: int = 0,
 ) -> Result:
-    """Classify the validation images by their nearest training images.
+    """Classify the validation images by their nearest training images; `features` is a folder that keeps features.
 
     Returns:
         Result with `top1`, `top5` (at the headline k) and `top1_k{k}`, `top5_k{k}`, in percent. k larger than the
         number of training images is cut; `extra["notes"]` says so.
     """
     protocol, settings = protocol or KnnProtocol(), settings or FeatureSettings()
-    chosen = data.train.subset(protocol.labels.select(data.train.labels, seed=seed))
-    train = extract_features(backbone, chosen, transform, cls_features, settings, title="training features")
-    val = extract_features(backbone, data.val, transform, cls_features, settings, title="validation features")
+    source = FeatureSource(backbone, transform, settings, features)
+    train = source.read("training", data.train, protocol.labels.select(data.train.labels, seed=seed))
+    val = source.read("validation", data.val)
     notes = []
     limit = len(train.labels)
     if max(protocol.neighbors) > limit:

@@ -11,19 +11,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
 
 from mst.errors import UsageError
+from mst.evaluate.feature_store import FeatureSource, LastBlocks
 from mst.evaluate.features import (
     FeatureFunction,
     Features,
     FeatureSettings,
     counts,
     device_of,
-    extract_features,
     forward_batch,
     frozen,
     progress_bar,
@@ -72,17 +73,6 @@ class LinearProtocol:
             raise UsageError("--epochs, --batch-size and --blocks must be at least 1")
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
-
-
-class LastBlocks:
-    """The global features of the last blocks side by side: images [B, C, H, W] -> [B, blocks * D]."""
-
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
-
-    def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the concatenated features, shallow first; a shallower backbone gives all its blocks."""
-        return torch.cat([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
 
 
 EpochBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
@@ -193,7 +183,7 @@ def augmented_batches(
         for batch in read_batches(shuffled, transform.normalise, settings):
             if batch.indices:
                 with frozen(backbone):
-                    features = forward_batch(backbone, batch.images, function, settings.precision)  # [B,D]
+                    features = forward_batch(backbone, batch.images, function, settings.precision).flatten(1)  # [B,D]
                 ready, waiting = torch.cat([ready, order[batch.indices]]), torch.cat([waiting.to(features), features])
             while len(ready) >= batch_size:
                 yield ready[:batch_size], waiting[:batch_size]
@@ -211,9 +201,12 @@ def evaluate_linear(
     protocol: LinearProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
+    features: Path | None = None,
     seed: int = 0,
 ) -> Result:
     """Train linear classifiers on frozen features of the training images, score them on the validation images.
+
+    `features` is a folder that keeps the features of the centre crops.
 
     Returns:
         Result with `top1`, `top5` (learning rate chosen on the held-out part of the training set; the classifier then
@@ -224,10 +217,10 @@ def evaluate_linear(
         UsageError: several learning rates but no class with two training images to choose one on.
     """
     protocol, settings = protocol or LinearProtocol(), settings or FeatureSettings()
-    chosen = data.train.subset(protocol.labels.select(data.train.labels, seed=seed))
-    function = LastBlocks(protocol.blocks)
-    train = extract_features(backbone, chosen, transform, function, settings, title="training features")
-    val = extract_features(backbone, data.val, transform, function, settings, title="validation features")
+    chosen = protocol.labels.select(data.train.labels, seed=seed)
+    source = FeatureSource(backbone, transform, settings, features)
+    train = source.read("training", data.train, chosen, blocks=protocol.blocks)
+    val = source.read("validation", data.val, blocks=protocol.blocks)
     held_out = held_out_mask(train.labels, protocol.held_out_share, seed=seed)
     if len(protocol.lrs) > 1 and not bool(held_out.any()):
         raise UsageError("no class has two training images to choose a learning rate on: name one with --lrs")
@@ -235,7 +228,8 @@ def evaluate_linear(
     if protocol.mode == "cached":
         batches = cached_batches(train, batch_size=batch_size, seed=seed)
     else:
-        readable = chosen.subset(train.positions)
+        readable = data.train.subset([chosen[position] for position in train.positions])
+        function = LastBlocks(protocol.blocks)
         batches = augmented_batches(backbone, readable, transform, function, settings, batch_size=batch_size, seed=seed)
     full, partial = train_heads(
         batches,

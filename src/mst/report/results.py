@@ -12,6 +12,8 @@ from mst.report.reading import Row, is_number
 TASKS = {
     "knn": "k-NN classification",
     "linear": "Linear probe",
+    "logistic": "Logistic regression",
+    "retrieval": "Retrieval",
     "patch_segmentation": "Segmentation from patch tokens",
     "segmentation": "Segmentation",
     "detection": "Detection",
@@ -20,6 +22,8 @@ TASKS = {
 HEADLINES = {
     "knn": ("top1",),
     "linear": ("top1",),
+    "logistic": ("top1",),
+    "retrieval": ("map", "recall_at_1"),
     "patch_segmentation": ("miou", "aacc"),
     "segmentation": ("miou", "aacc"),
     "detection": ("ap_box", "ap_mask"),
@@ -28,6 +32,7 @@ HEADLINES = {
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
+    "map": "mAP",
     "miou": "mean IoU",
     "macc": "mean class accuracy",
     "aacc": "pixel accuracy",
@@ -110,4 +115,4 @@ def metric_title(name: str) -> str:
     base, separator, neighbors = name.rpartition("_k")
     if separator and neighbors.isdigit():
         return f"{METRICS.get(base, base)}, k = {neighbors}"
-    return METRICS.get(name, name.replace("_", " "))
+    return METRICS.get(name, name.replace("_at_", "@").replace("_", " "))

@@ -1,4 +1,4 @@
-"""Time and memory of a run, from a few real steps on random crops of the right shape."""
+"""What a run will take: time from a few real steps on random crops, memory from a step without arithmetic."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
 from mst.commands.setup import Setup, loader_workers
+from mst.commands.simulation import LiveBytes, random_views, simulate_step
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.errors import RunFailure
 from mst.runtime.seeding import generator
@@ -18,11 +20,14 @@ from mst.train.schedule import step_values
 from mst.train.state import TrainState, new_state
 from mst.train.step import train_step
 from mst.views.multicrop import MultiCrop
-from mst.views.record import Views
 
 FIRST_IMAGES, GROWTH, LONG_ENOUGH = 2, 4, 1.0
 """Images in the first probe step; how many times more in the next, until a step takes this many seconds."""
 AUGMENTED_IMAGES = 8
+ALLOCATOR_SHARE = 1.1
+"""Memory taken per byte of tensors, because allocators round up and keep gaps (benchmarks/plan_memory.py)."""
+CPU_SCRATCH = 150_000_000
+"""Bytes that the CPU's compute libraries take on top, whatever the batch (measured there as well)."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,7 @@ class Estimate:
         images_per_second: what the slower of networks and loader gives.
         data_images_per_second: what the loader can prepare.
         total_seconds: the whole run.
-        memory_bytes: largest memory: of the process on the CPU, of the device on CUDA.
+        memory_bytes: largest memory without the loader: of the process on the CPU, of the device on CUDA.
     """
 
     step_seconds: float
@@ -51,9 +56,9 @@ def estimate(setup: Setup) -> Estimate:
         RunFailure: not even the probe fits into memory.
     """
     plan = setup.plan
-    points = list(_points(setup))[-2:]
-    step_seconds = _line([(size, seconds) for size, seconds, _ in points], plan.batch_size)
-    memory = _line([(size, memory) for size, _, memory in points], plan.batch_size_per_pass)
+    libraries = process_memory() if setup.device.type == "cpu" else 0
+    memory = libraries + networks_memory(setup)
+    step_seconds = _line(list(_points(setup))[-2:], plan.batch_size)
     data_rate = _data_rate(setup)
     rate = min(plan.batch_size / step_seconds, data_rate)
     return Estimate(
@@ -61,18 +66,18 @@ def estimate(setup: Setup) -> Estimate:
         images_per_second=rate,
         data_images_per_second=data_rate,
         total_seconds=plan.total_steps * plan.batch_size / rate,
-        memory_bytes=round(memory),
+        memory_bytes=memory,
     )
 
 
-def _points(setup: Setup) -> Iterator[tuple[int, float, float]]:
-    """Yield (images, seconds, peak bytes) of steps of growing size."""
+def _points(setup: Setup) -> Iterator[tuple[int, float]]:
+    """Yield (images, seconds) of steps of growing size."""
     limit, size = setup.plan.batch_size_per_pass, min(FIRST_IMAGES, setup.plan.batch_size_per_pass)
     try:
         state = new_state(setup.build_pair(), setup.config, setup.plan)
         while True:
-            seconds, memory = _measure(setup, state, size)
-            yield size, seconds, memory
+            seconds = _measure(setup, state, size)
+            yield size, seconds
             if size == limit or seconds > LONG_ENOUGH:
                 return
             size = min(GROWTH * size, limit)
@@ -82,8 +87,8 @@ def _points(setup: Setup) -> Iterator[tuple[int, float, float]]:
         ) from error
 
 
-def _measure(setup: Setup, state: TrainState, images: int) -> tuple[float, float]:
-    """Return seconds and peak bytes of a step of `images`; the step before it warms up."""
+def _measure(setup: Setup, state: TrainState, images: int) -> float:
+    """Return the seconds of a step of `images`; the step before it warms up."""
     plan = setup.plan.model_copy(update={"batch_size": images})
     values = step_values(plan, setup.config, 0)
     seconds = 0.0
@@ -92,27 +97,23 @@ def _measure(setup: Setup, state: TrainState, images: int) -> tuple[float, float
         started = time.perf_counter()
         train_step(state, [views], values, setup.config, plan, dtype=setup.precision)
         seconds = time.perf_counter() - started
-    return seconds, float(peak_memory(setup.device))
+    return seconds
 
 
-def random_views(setup: Setup, images: int) -> Views:
-    """Return normalised crops of noise on the run's device."""
-    draw = generator(setup.config.runtime.seed, "probe")
-    views, channels = setup.config.views, setup.config.data.channels
-    shapes = [
-        (views.global_crops, images, channels, *setup.plan.global_size),
-        (views.local_crops, images, channels, *setup.plan.local_size),
-    ]
-    crops = [torch.randn(shape, generator=draw).to(setup.device) for shape in shapes]
-    return Views(crops[0], crops[1], torch.arange(images))
+def networks_memory(setup: Setup) -> int:
+    """Return the most bytes that networks, optimizer and one pass take, with what allocators and libraries add."""
+    live = LiveBytes(setup.device.type)
+    simulate_step(setup, live)
+    return round(live.peak * ALLOCATOR_SHARE) + (CPU_SCRATCH if setup.device.type == "cpu" else 0)
 
 
-def peak_memory(device: torch.device) -> int:
-    """Return the largest number of bytes held so far."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+def process_memory(*, largest: bool = False) -> int:
+    """Return the bytes of memory that this process has now, or had at most."""
+    if largest or not sys.platform.startswith("linux"):
+        unit = 1 if sys.platform == "darwin" else 1024  # Linux counts in KiB
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]
+    return int(pages) * resource.getpagesize()
 
 
 def _line(points: list[tuple[int, float]], at: int) -> float:

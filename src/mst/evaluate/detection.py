@@ -105,43 +105,42 @@ def evaluate_detection(
         DataError: an image cannot be read, or has another size than its annotations say.
         MissingExtra: the extra `detection` is not installed.
     """
-    coco_mask_library()  # before hours of training, not after
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
-    if save_to is not None:
-        check_model_folder(save_to, "--save-model")
+    _check(data, protocol.shape, save_to)
     images = trainable_images(data.train)
-    for coco in (data.train, data.val):
-        check_image_sizes(coco)
-        for image in coco.images:
-            check_proportions(image, protocol.shape)
-    device = device_of(backbone)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
-    identity = json.loads(
-        json.dumps({**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)})
-    )
+    identity = {**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)}
     trained = train_detector(
         detector,
         detector_optimizer(detector, protocol.training),
         images,
         protocol.training,
-        device=device,
+        device=device_of(backbone),
         channels=backbone.spec.channels,
         seed=seed,
         saving=saving or Checkpointing(),
-        identity=identity,
+        identity=json.loads(json.dumps(identity)),
         workers=settings.workers,
         progress=settings.progress,
     )
     if save_to is not None:
-        train = data.train
-        description = DetectorDescription(
-            backbone.spec, protocol.shape, train.classes, train.category_ids, tuple(mean), tuple(std)
-        )
-        save_detector(save_to, detector, description)
+        names = data.train.classes, data.train.category_ids
+        save_detector(save_to, detector, DetectorDescription(backbone.spec, protocol.shape, *names, mean, std))
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
     extra = {**_counts(data, len(images)), "detections": len(found), **asdict(trained)}
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
+
+
+def _check(data: DetectionData, shape: DetectorShape, save_to: Path | None) -> None:
+    """Refuse whatever would end in an error later: before hours of training."""
+    coco_mask_library()
+    if save_to is not None:
+        check_model_folder(save_to, "--save-model")
+    for coco in (data.train, data.val):
+        check_image_sizes(coco)
+        for image in coco.images:
+            check_proportions(image, shape)
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

@@ -15,7 +15,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from mst.commands.embed import embed
-    from mst.commands.evaluate import evaluate_knn, evaluate_linear
+    from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_logistic, evaluate_retrieval
     from mst.commands.evaluate_detection import evaluate_detection
     from mst.commands.evaluate_objectness import evaluate_objectness
     from mst.commands.evaluate_segmentation import evaluate_segmentation
@@ -37,7 +37,9 @@ __all__ = [
     "evaluate_detection",
     "evaluate_knn",
     "evaluate_linear",
+    "evaluate_logistic",
     "evaluate_objectness",
+    "evaluate_retrieval",
     "evaluate_segmentation",
     "export_backbone",
     "load_backbone",
@@ -55,7 +57,9 @@ _HOMES = {
     "evaluate_detection": "mst.commands.evaluate_detection",
     "evaluate_knn": "mst.commands.evaluate",
     "evaluate_linear": "mst.commands.evaluate",
+    "evaluate_logistic": "mst.commands.evaluate",
     "evaluate_objectness": "mst.commands.evaluate_objectness",
+    "evaluate_retrieval": "mst.commands.evaluate",
     "evaluate_segmentation": "mst.commands.evaluate_segmentation",
     "export_backbone": "mst.commands.export",
     "load_backbone": "mst.model.backbone_file",

@@ -103,3 +103,12 @@ def test_channels_that_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert "--data.channels asks for 5 channels" in answer.line
     answer = call(capsys, "pretrain", "debug", "--data.train", images, "--out", tmp_path / "r")
     assert "holds no images" in answer.line
+    labelled = labelled_folder(tmp_path / "labelled", ("cat",))
+    words = ("--data.train", images, "--data.channels", "6", "--out", tmp_path / "r")
+    for command, option in ((("pretrain", "debug"), "--monitor.knn-data"), (("ablate", "head"), "--eval")):
+        recipe = ("--recipe", "debug") if command[0] == "ablate" else ()
+        answer = call(capsys, *command, *recipe, *words, option, labelled)
+        assert answer.status == 2
+        assert f"{option}: none of the images tried can be decoded" in answer.line
+        assert "has 3 channels, --data.channels asks for 6" in answer.line
+    assert not (tmp_path / "r").exists()

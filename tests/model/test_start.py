@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,8 @@ def test_a_few_missing_tensors_are_named(tmp_path: Path) -> None:
         ({"drop": "patch_embed.proj.weight"}, "at least 90% are needed"),
         ({"embed_dim": 16}, "holds another network: "),
         ({"patch_size": 16}, "holds another network: "),
+        ({"depth": 3}, r"holds a deeper network, blocks\.2\."),
+        ({"name": "swin_tiny_patch4_window7_224", "patch_size": 32}, "holds another network: "),
     ],
 )
 def test_other_networks_are_refused(change: dict[str, Any], said: str, tmp_path: Path) -> None:
@@ -145,7 +148,9 @@ def test_bad_sources(source: str, said: str, tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_timm_weights_with_and_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timm_weights_with_and_without_a_network(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     created = timm.create_model("vit_tiny_patch16_224", num_classes=0, embed_dim=32, depth=2, num_heads=2)
     target = tiny((32, 48), patch_size=16)
     monkeypatch.setattr(timm, "create_model", lambda *_, **__: created)
@@ -153,8 +158,11 @@ def test_timm_weights_with_and_without_a_network(monkeypatch: pytest.MonkeyPatch
     assert start.adapted == ("pos_embed resampled 14x14 -> 2x3",)
 
     def offline(*_: object, **__: object) -> None:
+        logging.getLogger("huggingface_hub.utils").warning("Retrying in 1s")
         raise ConnectionError("name resolution failed\nand more")
 
     monkeypatch.setattr(timm, "create_model", offline)
     with pytest.raises(CheckpointError, match=r"could not be fetched \(name resolution failed\): without a network"):
         start_from(target, "timm:vit_tiny_patch16_224.augreg_in21k")
+    assert not caplog.records
+    assert logging.getLogger("huggingface_hub").level != logging.CRITICAL

@@ -197,12 +197,12 @@ def check_images(cell: Cell, labelled: Labelled) -> None:
     Raises:
         UsageError: the first thing that is wrong with the first run.
     """
-    from mst.commands.setup import prepare  # needs torch
-    from mst.data.labelled import LabelledFolder
+    from mst.commands.setup import check_labelled, prepare  # needs torch
+    from mst.evaluate.image_sets import LabelledSets
 
     prepare(cell.config)
     if labelled.folder:
-        LabelledFolder(labelled.folder, channels=cell.config.data.channels)
+        check_labelled(LabelledSets.from_folder(labelled.folder, channels=cell.config.data.channels), "--eval")
 
 
 def open_folder(options: AblateOptions) -> None:

@@ -13,7 +13,7 @@ from mst.config.derive import Measured, check_consistent, derive, needs_measurin
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, UnreadableImage, decode_image
 from mst.data.folders import cache_folder
-from mst.data.sources import ImageIndex, index_images
+from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics
 from mst.errors import DataError
 from mst.evaluate.image_sets import LabelledSets
@@ -29,6 +29,8 @@ MOST_WORKERS = 16
 FEW_CORES = 8
 SAMPLE = 32
 """Images that are opened before a run starts."""
+LABELLED_SAMPLE = 4
+"""The same of each of the labelled sets."""
 
 
 @dataclass(frozen=True)
@@ -105,15 +107,35 @@ def labelled_sets(config: RunConfig) -> LabelledSets:
     """Return the labelled images for k-NN while training.
 
     Raises:
-        UsageError: --monitor.knn-data is no folder of train/<class>/ and val/<class>/.
+        UsageError: --monitor.knn-data is no folder of train/<class>/ and val/<class>/, or of other images.
     """
     monitor = config.monitor
-    return LabelledSets.from_folder(
+    sets = LabelledSets.from_folder(
         monitor.knn_data or "",
         channels=config.data.channels,
         train_limit=monitor.knn_train_limit,
         val_limit=monitor.knn_val_limit,
     )
+    check_labelled(sets, "--monitor.knn-data")
+    return sets
+
+
+def check_labelled(sets: LabelledSets, option: str) -> None:
+    """Open a few labelled images: those of another kind are to be noticed before a run, not after.
+
+    Raises:
+        DataError: none of them can be decoded; `option` says where they come from.
+    """
+    for images in (sets.train, sets.val):
+        problem: UnreadableImage | None = None
+        for position in even_positions(len(images), LABELLED_SAMPLE).tolist():
+            try:
+                images.read(position)
+                break
+            except UnreadableImage as unreadable:
+                problem = problem or unreadable
+        else:
+            raise DataError(f"{option}: none of the images tried can be decoded; the first: {problem}")
 
 
 def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:

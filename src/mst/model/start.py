@@ -7,9 +7,12 @@ must fit or is refused.
 
 from __future__ import annotations
 
+import logging
 import math
 import pickle
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +30,8 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import FILE_NAME, load_backbone
 
 TIMM = "timm:"
+HUB = "huggingface_hub"
+"""Logger of the client with which timm fetches weights."""
 LEAST_MATCHED = 0.9
 """Share of the backbone's tensors that must be found."""
 WRAPPERS = ("teacher", "student", "state_dict", "model")
@@ -74,7 +79,7 @@ def start_from(backbone: Backbone, source: str) -> Start:
             like, read without running code from it), or `timm:NAME` for what timm fetches.
 
     Raises:
-        CheckpointError: nothing there, weights of another network, or fewer than 90 % of the tensors.
+        CheckpointError: nothing there, weights of another or of a deeper network, or fewer than 90 % of the tensors.
     """
     weights, grid = _read(source)
     expected: Weights = backbone.timm_state_dict()
@@ -90,6 +95,13 @@ def start_from(backbone: Backbone, source: str) -> Start:
     if start.matched < LEAST_MATCHED * len(expected) or FIRST_CONVOLUTION not in taken:
         raise CheckpointError(
             f"{start}; at least {LEAST_MATCHED:.0%} are needed: is it a {backbone.spec.name}? (set --model.backbone)"
+        )
+    kinds = {_kind(name) for name in expected}
+    deeper = next((name for name in start.unexpected if _kind(name) in kinds), None)
+    if deeper is not None:
+        raise CheckpointError(
+            f"{source} holds a deeper network, {deeper} has no place here: set --model.backbone or --model.depth to "
+            "what it was made with"
         )
     backbone.model.load_state_dict({**expected, **taken})
     return start
@@ -137,7 +149,7 @@ def _from_timm(name: str) -> Weights:
     if not timm.models.is_model_pretrained(name):
         raise CheckpointError(f"{TIMM}{name}: timm has no trained weights of it (see timm.list_pretrained())")
     try:
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), _quiet(HUB):
             model: Any = timm.create_model(name, pretrained=True, num_classes=0)
     except Exception as error:  # whatever the client that fetches them raises
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -147,6 +159,18 @@ def _from_timm(name: str) -> Weights:
         ) from error
     weights: Weights = model.state_dict()
     return weights
+
+
+@contextmanager
+def _quiet(name: str) -> Iterator[None]:
+    """Hold back what a library logs about its retries; its last error is told by the caller."""
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _unwrapped(content: Any, path: Path) -> Weights:
@@ -227,6 +251,11 @@ class _Fitting:
         if f"{BIAS_TABLE}s resampled" not in self.adapted:
             self.adapted.append(f"{BIAS_TABLE}s resampled")
         return F.interpolate(table, size, mode="bicubic").flatten(2)[0].T  # [(2h-1)(2w-1), A]
+
+
+def _kind(name: str) -> str:
+    """Return a tensor's name without the numbers of its blocks."""
+    return re.sub(r"\d+", "#", name)
 
 
 def _some(names: tuple[str, ...]) -> str:

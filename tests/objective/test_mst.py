@@ -15,7 +15,7 @@ from mst.config.schema import ModelConfig, ObjectiveConfig, RunPlan
 from mst.errors import UsageError
 from mst.model.backbone import Backbone
 from mst.model.pair import Pair, build_pair
-from mst.model.tokens import Tokens
+from mst.model.tokens import Summary, Tokens
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
 from mst.runtime.seeding import generator
@@ -62,6 +62,11 @@ def some_views(
     )
 
 
+def double_views() -> Views:
+    crops, local_crops, indices = some_views()
+    return Views(crops.double(), local_crops.double(), indices)
+
+
 def some_center() -> Tensor:
     return 0.1 * torch.randn(1, PROTOTYPES, generator=generator("center"))
 
@@ -82,8 +87,9 @@ class Spy(nn.Module):
         self.calls.append((tuple(images.shape), mask, importance))
         return self.backbone.tokens(images, mask, importance=importance)
 
-    def forward(self, images: Tensor) -> Tensor:
-        return self.tokens(images, importance=False).cls
+    def summary(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Summary:
+        self.calls.append((tuple(images.shape), mask, importance))
+        return self.backbone.summary(images, mask, importance=importance)
 
 
 def spied(pair: Pair) -> tuple[Pair, Spy, Spy]:
@@ -131,7 +137,7 @@ def test_losses_equal_the_slow_definitions(
 
 def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, reconstruction: Tensor) -> None:
     mask = torch.zeros(len(reconstruction), 16, dtype=torch.bool) if output.mask is None else output.mask
-    images, grid = views.global_crops.flatten(0, 1).numpy(), output.teacher_tokens.grid
+    images, grid = views.global_crops.flatten(0, 1).numpy(), output.teacher.grid
     pixels = restoration_reference.pixel_mask(mask.numpy(), grid, 8)[:, : images.shape[2], : images.shape[3]]
     expected = {
         "teacher_entropy": dino_reference.mean_entropy(probs),
@@ -185,19 +191,39 @@ def test_each_network_is_given_what_it_may_see(strategy: str) -> None:
     pair, student, teacher = spied(tiny_pair())
     output = mst_losses(pair, some_views(), some_center(), replace(VALUES, strategy=strategy), generator("step"))
     assert teacher.calls == [((6, 3, 32, 32), None, strategy in ATTENTION_STRATEGIES)]
-    (global_shape, mask, asked), local_call = student.calls
-    assert global_shape == (6, 3, 32, 32)
-    assert mask is output.mask
-    assert (mask is None) == (strategy == "none")
-    assert not asked
+    *global_calls, local_call = student.calls
+    assert [(shape, asked) for shape, _, asked in global_calls] == [((3, 3, 32, 32), False)] * 2
+    masks = [mask for _, mask, _ in global_calls]
+    assert masks == [None, None] if strategy == "none" else torch.equal(torch.cat(masks), output.mask)
     assert local_call == ((6, 3, 16, 16), None, False)
-    assert (output.teacher_tokens.importance is not None) == (strategy in ATTENTION_STRATEGIES)
+    assert (output.teacher.importance is not None) == (strategy in ATTENTION_STRATEGIES)
 
 
-def test_no_local_crops_is_one_student_pass() -> None:
-    pair, student, _ = spied(tiny_pair())
+@pytest.mark.parametrize(("head_norm", "calls"), [("none", 2), ("batch", 1)])
+def test_no_local_crops_is_no_pass_for_them(head_norm: str, calls: int) -> None:
+    pair, student, _ = spied(tiny_pair(head_norm=head_norm))
     mst_losses(pair, some_views(local_crops=0), some_center(), VALUES, generator("step"))
-    assert len(student.calls) == 1
+    assert len(student.calls) == calls
+
+
+@pytest.mark.parametrize("head_norm", ["none", "batch"])
+@pytest.mark.parametrize("strategy", ["none", "attention_low"])
+def test_a_backward_pass_per_part_gives_the_same_gradients(strategy: str, head_norm: str) -> None:
+    values, views, center = replace(VALUES, strategy=strategy), double_views(), some_center().double()
+    whole, parts = (tiny_pair(head_norm=head_norm).double() for _ in range(2))
+    mst_losses(whole, views, center, values, generator("step")).losses.total.backward()
+    sizes = []
+
+    def backward(loss: Tensor) -> None:
+        sizes.append(loss.item())
+        loss.backward()
+
+    losses = mst_losses(parts, views, center, values, generator("step"), backward=backward).losses
+    assert len(sizes) == (1 if head_norm == "batch" else 3)
+    assert sum(sizes) == pytest.approx(losses.total.item())
+    assert not losses.total.requires_grad
+    for module, other in ((whole.student, parts.student), (whole.decoder, parts.decoder)):
+        torch.testing.assert_close(gradients(module), gradients(other), rtol=1e-9, atol=1e-12)
 
 
 def test_decoder_is_not_run_without_restoration() -> None:
@@ -212,7 +238,7 @@ def test_decoder_is_not_run_without_restoration() -> None:
 def test_masks_hide_the_least_attended_tokens() -> None:
     values = replace(VALUES, mask_probability=1.0)
     output = mst_losses(tiny_pair(), some_views(), some_center(), values, generator("step"))
-    importance = output.teacher_tokens.importance
+    importance = output.teacher.importance
     assert importance is not None
     assert output.mask is not None
     for attention, hidden in zip(importance, output.mask, strict=True):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mst.errors import CheckpointError, UsageError
-from mst.model.tokens import Tokens
+from mst.model.tokens import Summary, Tokens
 
 LinearInit = Literal["trunc_normal", "xavier_uniform"]
 
@@ -133,9 +133,14 @@ class Backbone(nn.Module, ABC):
     def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
         """Return the tokens after each of the last `layers` blocks, through the final norm, shallow first."""
 
+    def summary(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Summary:
+        """Return what `tokens` returns but the patch tokens; a family may save the work that only they need."""
+        tokens = self.tokens(images, mask, importance=importance)
+        return Summary(tokens.cls, tokens.grid, tokens.importance)
+
     def forward(self, images: Tensor) -> Tensor:
         """Return the global features [B, D] of normalised images [B, C, H, W]: what timm's pooling gives."""
-        return self.tokens(images, importance=False).cls
+        return self.summary(images, importance=False).cls
 
     def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
         """Write every parameter and buffer: timm's initialisation, mask token normal with deviation 0.02.

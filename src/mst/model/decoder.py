@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from mst.errors import UsageError
 from mst.model.backbone import seeded
+from mst.model.lean import NormGelu
 
 PIXEL_WIDTH = 12  # channels per pixel before the last layer; keeps the decoder below 10 % of a DeiT-S step
 
@@ -69,7 +70,8 @@ def _cnn(embed_dim: int, patch_size: int, channels: int) -> list[nn.Module]:
     width, odd = PIXEL_WIDTH * patch_size, patch_size
     layers: list[nn.Module] = [nn.Conv2d(embed_dim, width, 1)]
     while odd % 2 == 0:
-        layers += [nn.Conv2d(width, 2 * width, 3, padding=1), nn.GroupNorm(1, 2 * width), nn.GELU(), nn.PixelShuffle(2)]
+        # The identity keeps the numbers of the layers, which are names in checkpoints: GELU had one of its own.
+        layers += [nn.Conv2d(width, 2 * width, 3, padding=1), NormGelu(1, 2 * width), nn.Identity(), nn.PixelShuffle(2)]
         width, odd = width // 2, odd // 2  # a shuffle by two turns 2 * width channels into width / 2
     layers.append(nn.Conv2d(width, channels * odd**2, 3, padding=1))
     if odd > 1:

@@ -29,6 +29,7 @@ class ProjectionHead(nn.Module):
         freeze_gain: keep the prototypes' lengths at one (DINO's `norm_last_layer`).
 
     Attributes:
+        couples_images: whether an image's logits depend on the other images of the call (BatchNorm).
         prototypes: raw directions [K, bottleneck]; only their direction matters.
         gain: their lengths [K, 1].
     """
@@ -46,6 +47,7 @@ class ProjectionHead(nn.Module):
             nn.GELU(),
             nn.Linear(hidden, bottleneck),
         )
+        self.couples_images = norm == "batch"
         self.prototypes = nn.Parameter(torch.zeros(prototypes, bottleneck))  # [K, bottleneck]
         self.gain = nn.Parameter(torch.ones(prototypes, 1), requires_grad=not freeze_gain)  # [K, 1]
 
@@ -67,9 +69,15 @@ class ProjectionHead(nn.Module):
 
         Both normalisations run in float32; the products run in the autocast type.
         """
-        x = F.normalize(self.mlp(features).float(), dim=-1)  # [B, bottleneck]
-        weight = self.gain.float() * F.normalize(self.prototypes.float(), dim=-1)  # [K, bottleneck]
-        return F.linear(x, weight).float()  # [B, K]
+        return F.linear(self.vectors(features), self.directions()).float()  # [B, K]
+
+    def vectors(self, features: Tensor) -> Tensor:
+        """Return the normalised vectors [B, bottleneck], float32, of features [B, D]."""
+        return F.normalize(self.mlp(features).float(), dim=-1)
+
+    def directions(self) -> Tensor:
+        """Return what the vectors are compared with: unit directions times the gain [K, bottleneck], float32."""
+        return self.gain.float() * F.normalize(self.prototypes.float(), dim=-1)
 
 
 def _norm(kind: str, width: int) -> nn.Module:

@@ -1,4 +1,4 @@
-"""The one record every backbone returns.
+"""The records that backbones return.
 
 Letters (docs/algorithm.md): B images, N = h*w patch tokens, D embedding size.
 """
@@ -24,5 +24,19 @@ class Tokens(NamedTuple):
 
     cls: Tensor
     patches: Tensor
+    grid: tuple[int, int]
+    importance: Tensor | None
+
+
+class Summary(NamedTuple):
+    """What of `Tokens` is left where nobody reads the patch tokens; the last block is then mostly left out.
+
+    Attributes:
+        cls: as in `Tokens`.
+        grid: as in `Tokens`.
+        importance: as in `Tokens`.
+    """
+
+    cls: Tensor
     grid: tuple[int, int]
     importance: Tensor | None

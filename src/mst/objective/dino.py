@@ -46,14 +46,38 @@ def self_distillation_loss(student_logits: Tensor, teacher_probs: Tensor, studen
     Raises:
         UsageError: there is no pair of two different views.
     """
-    views, globals_ = len(student_logits), len(teacher_probs)
-    if views < 2 or globals_ < 1:
-        raise UsageError(f"{globals_} teacher and {views} student views make no pair: use at least two global crops")
+    globals_ = len(teacher_probs)
+    pairs = count_pairs(globals_, len(student_logits))
     log_probs = F.log_softmax(_full_precision(student_logits) / student_temp, dim=-1)  # [V,B,K]
     all_pairs = (teacher_probs.sum(dim=0) * log_probs.sum(dim=0)).sum()
     same_view = (teacher_probs * log_probs[:globals_]).sum()
-    pairs = globals_ * (views - 1)
     return (same_view - all_pairs) / (pairs * student_logits.shape[1])
+
+
+def count_pairs(globals_: int, views: int) -> int:
+    """Return the number of pairs of a teacher view and another student view, of which the first are the teacher's.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if views < 2 or globals_ < 1:
+        raise UsageError(f"{globals_} teacher and {views} student views make no pair: use at least two global crops")
+    return globals_ * (views - 1)
+
+
+def view_targets(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what each student view should predict, summed over the teacher's other views.
+
+    As sum_ij p_i . log q_j = sum_j (sum_i p_i) . log q_j, a view needs one product whatever the number of pairs.
+
+    Args:
+        teacher_probs: [G, B, K].
+
+    Returns:
+        The targets of the global crops [G, B, K], each without its own, and that of every local crop [1, B, K].
+    """
+    together = teacher_probs.sum(dim=0, keepdim=True)  # [1,B,K]
+    return together - teacher_probs, together
 
 
 def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:

@@ -8,8 +8,11 @@ Letters: B images, G global crops, L local crops, N = h*w patch tokens, K protot
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,9 +20,10 @@ from torch import Tensor
 from mst.config.schema import ObjectiveConfig
 from mst.errors import UsageError
 from mst.model.pair import Pair
-from mst.model.tokens import Tokens
-from mst.objective.dino import marginal_entropy, mean_entropy, self_distillation_loss, teacher_probabilities
+from mst.model.tokens import Summary, Tokens
+from mst.objective.dino import count_pairs, marginal_entropy, mean_entropy, teacher_probabilities, view_targets
 from mst.objective.masking import ATTENTION_STRATEGIES, attention_mask
+from mst.objective.prototypes import prototype_cross_entropy
 from mst.objective.restoration import pixel_mask, psnr, restoration_loss
 from mst.views.record import Views
 
@@ -60,25 +64,53 @@ class LossTerms:
     self_distillation: Tensor
     restoration: Tensor
 
+    def detach(self) -> LossTerms:
+        """Return the numbers without their graph."""
+        return LossTerms(self.total.detach(), self.self_distillation.detach(), self.restoration.detach())
+
+    def plus(self, other: LossTerms) -> LossTerms:
+        """Return the sums."""
+        return LossTerms(
+            self.total + other.total,
+            self.self_distillation + other.self_distillation,
+            self.restoration + other.restoration,
+        )
+
+
+class CropSet(NamedTuple):
+    """Crops of one size that the student sees in one pass.
+
+    Attributes:
+        crops: [n, B, C, H, W].
+        mask: tokens hidden from the student [n*B, N], or None.
+        targets: what it should predict of each [n, B, K], or [1, B, K] where that is the same for all.
+        whole: whether they are global crops, which are also restored.
+    """
+
+    crops: Tensor
+    mask: Tensor | None
+    targets: Tensor
+    whole: bool
+
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What a step produced; nothing but `losses` and `reconstruction` carries a gradient.
+    """What a step produced; nothing but `losses` carries a gradient, and not even that after `backward`.
 
     Attributes:
         losses: the loss and its terms.
         teacher_logits: [G, B, K]: what the center is updated with.
         teacher_probs: [G, B, K], after centering and sharpening.
-        teacher_tokens: cls [G*B, D], patches [G*B, N, D], and importance [G*B, N] if the strategy needs it.
+        teacher: features [G*B, D], grid, and importance [G*B, N] if the strategy needs it.
         mask: tokens hidden from the student [G*B, N], bool, or None for strategy `none`.
-        reconstruction: [G*B, C, H, W], normalised pixels, or None without a restoration loss.
+        reconstruction: [G*B, C, H, W], normalised pixels; None without a restoration loss or without statistics.
         statistics: scalars for the monitors by name; empty unless asked for.
     """
 
     losses: LossTerms
     teacher_logits: Tensor
     teacher_probs: Tensor
-    teacher_tokens: Tokens
+    teacher: Summary
     mask: Tensor | None
     reconstruction: Tensor | None
     statistics: dict[str, Tensor]
@@ -91,10 +123,14 @@ def mst_losses(
     values: ObjectiveValues,
     generator: torch.Generator,
     *,
+    backward: Callable[[Tensor], None] | None = None,
     statistics: bool = False,
     std: Sequence[float] | None = None,
 ) -> StepOutput:
-    """Compute the losses of one batch; the caller sets the compute type (autocast) and does the backward pass.
+    """Compute the losses of one batch; the caller sets the compute type (autocast).
+
+    The loss is a sum over the student's views, which meet only in a head with BatchNorm. So with `backward`, each part
+    is differentiated as soon as it is known: the activations of one part are in memory, not those of all.
 
     Args:
         pair: student, teacher and image decoder.
@@ -102,6 +138,7 @@ def mst_losses(
         center: running mean of the teacher's logits [1, K].
         values: weights, temperatures and masking of this step.
         generator: draws the mask; one on the CPU gives the same mask on every device.
+        backward: called with each part of the total, which then carries no gradient; None = the caller differentiates.
         statistics: whether to fill `StepOutput.statistics` (see `step_statistics`).
         std: what the views were normalised with, per channel, for the PSNR; None leaves it out.
 
@@ -113,39 +150,94 @@ def mst_losses(
 
     # The teacher sees the global crops whole, and says what matters in them.
     with torch.no_grad():
-        teacher_tokens, logits = pair.teacher(images, importance=values.strategy in ATTENTION_STRATEGIES)
-        teacher_logits = logits.unflatten(0, (crops, batch))  # [G,B,K]
+        teacher = pair.teacher.backbone.summary(images, importance=values.strategy in ATTENTION_STRATEGIES)
+        teacher_logits = pair.teacher.head(teacher.cls).unflatten(0, (crops, batch))  # [G,B,K]
         teacher_probs = teacher_probabilities(teacher_logits, center, values.teacher_temp)  # [G,B,K]
 
-    # The student sees the global crops without the masked tokens, and the local crops whole.
-    mask = student_mask(teacher_tokens, values, generator)  # [G*B,N] or None
-    student_tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [G*B,N,D]
-    features = [student_tokens.cls]  # [G*B,D]
-    if len(views.local_crops):
-        features.append(pair.student.backbone(views.local_crops.flatten(0, 1)))  # [L*B,D]
-    logits = pair.student.head(torch.cat(features))  # one call: BatchNorm in the head sees all crops, as in DINO
-    student_logits = logits.unflatten(0, (-1, batch))  # [G+L,B,K]
+    # The student sees the global crops without the masked tokens, and the local crops whole. It predicts what the
+    # teacher says of the other views, and the pixels of the global crops.
+    mask = student_mask(teacher, values, generator)  # [G*B,N] or None
+    pairs = count_pairs(crops, crops + len(views.local_crops))
+    parts, reconstructions = [], []
+    for part in student_parts(views, mask, teacher_probs, together=pair.student.head.couples_images):
+        distillation, reconstruction = student_losses(pair, part, values)
+        terms = loss_terms(distillation / (pairs * batch), reconstruction, part, crops, values)
+        if backward is not None:
+            backward(terms.total)
+            terms = terms.detach()
+        parts.append(terms)
+        if statistics and reconstruction is not None:
+            reconstructions.append(reconstruction.detach())
 
-    # It predicts what the teacher says of the other views, and the pixels of the global crops.
-    reconstruction = restored_images(pair, student_tokens, values)  # [G*B,C,H,W] or None
-    losses = loss_terms(student_logits, teacher_probs, reconstruction, images, values)
-
-    output = StepOutput(losses, teacher_logits, teacher_probs, teacher_tokens, mask, reconstruction, {})
+    reconstruction = torch.cat(reconstructions) if reconstructions else None
+    losses = reduce(LossTerms.plus, parts)
+    output = StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction, {})
     return replace(output, statistics=step_statistics(output, images, std)) if statistics else output
 
 
-def student_mask(teacher_tokens: Tokens, values: ObjectiveValues, generator: torch.Generator) -> Tensor | None:
+def student_parts(
+    views: Views, mask: Tensor | None, teacher_probs: Tensor, *, together: bool
+) -> Iterator[tuple[CropSet, ...]]:
+    """Yield what the student sees, in parts that share nothing: each global crop, then all local crops.
+
+    Args:
+        views: as in `mst_losses`.
+        mask: tokens hidden in the global crops [G*B, N], or None.
+        teacher_probs: [G, B, K].
+        together: make one part of all, because the head's BatchNorm looks at all crops of the batch, as in DINO.
+    """
+    of_globals, of_locals = view_targets(teacher_probs)  # [G,B,K], [1,B,K]
+    everything = CropSet(views.global_crops, mask, of_globals, True)
+    local = (CropSet(views.local_crops, None, of_locals, False),) if len(views.local_crops) else ()
+    if together:
+        yield (everything, *local)
+        return
+    masks = [None] * len(of_globals) if mask is None else mask.chunk(len(of_globals))
+    for crop, hidden, targets in zip(views.global_crops, masks, of_globals, strict=True):
+        yield (CropSet(crop[None], hidden, targets[None], True),)
+    if local:
+        yield local
+
+
+def student_losses(pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues) -> tuple[Tensor, Tensor | None]:
+    """Run the student on one part.
+
+    Returns:
+        The cross-entropies summed over crops, images and the teacher's views, and the reconstruction of the global
+        crops [n*B, C, H, W], or None.
+    """
+    features, reconstruction, head = [], None, pair.student.head
+    for crops, mask, _, whole in part:
+        images = crops.flatten(0, 1)  # [n*B,C,H,W]
+        if whole and values.restoration_weight != 0:
+            tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [n*B,N,D]
+            reconstruction = restored_images(pair, tokens, values)  # [n*B,C,H,W]
+            features.append(tokens.cls)  # [n*B,D]
+        else:
+            features.append(pair.student.backbone.summary(images, mask, importance=False).cls)
+    vectors = torch.split(head.vectors(torch.cat(features)), [len(x) for x in features])  # each [n*B,d]
+    prototypes = head.directions()  # [K,d]
+    terms = [
+        prototype_cross_entropy(x.view(*crops.shape[:2], -1), prototypes, targets, values.student_temp)
+        for x, (crops, _, targets, _) in zip(vectors, part, strict=True)
+    ]
+    return torch.stack(terms).sum(), reconstruction
+
+
+def student_mask(teacher: Summary | Tokens, values: ObjectiveValues, generator: torch.Generator) -> Tensor | None:
     """Return the tokens to hide from the student [G*B, N], bool, or None for strategy `none`."""
     if values.strategy == "none":
         return None
-    importance = teacher_tokens.importance  # [G*B,N], or None where only its shape matters
+    importance = teacher.importance  # [G*B,N], or None where only its shape matters
+    if importance is None:
+        importance = teacher.cls.new_zeros(len(teacher.cls), math.prod(teacher.grid))
     return attention_mask(
-        teacher_tokens.patches[:, :, 0] if importance is None else importance,
+        importance,
         strategy=values.strategy,
         eligible_fraction=values.eligible_fraction,
         mask_probability=values.mask_probability,
         generator=generator,
-        grid=teacher_tokens.grid,
+        grid=teacher.grid,
         masked_sample_share=values.masked_sample_share,
     )
 
@@ -161,18 +253,26 @@ def restored_images(pair: Pair, student_tokens: Tokens, values: ObjectiveValues)
 
 
 def loss_terms(
-    student_logits: Tensor,
-    teacher_probs: Tensor,
+    distillation: Tensor,
     reconstruction: Tensor | None,
-    images: Tensor,
+    part: tuple[CropSet, ...],
+    global_crops: int,
     values: ObjectiveValues,
 ) -> LossTerms:
-    """Return both losses and their weighted sum; shapes as in `mst_losses`."""
-    distillation = self_distillation_loss(student_logits, teacher_probs, values.student_temp)
+    """Return a part's share of both losses and of their weighted sum.
+
+    Args:
+        distillation: its share of the mean over images and pairs.
+        reconstruction: of its global crops [n*B, C, H, W], or None.
+        part: what the student was given; the global crops, if any, come first.
+        global_crops: G, over all parts.
+        values: the weights.
+    """
     total = values.distillation_weight * distillation
     if reconstruction is None:
         return LossTerms(total, distillation, torch.zeros_like(distillation))
-    restoration = restoration_loss(reconstruction, images)
+    crops = part[0].crops
+    restoration = restoration_loss(reconstruction, crops.flatten(0, 1)) * (len(crops) / global_crops)
     return LossTerms(total + values.restoration_weight * restoration, distillation, restoration)
 
 
@@ -190,9 +290,10 @@ def step_statistics(output: StepOutput, images: Tensor, std: Sequence[float] | N
     }
     if output.reconstruction is None or std is None:
         return statistics
-    tokens = output.teacher_tokens
-    mask = torch.zeros_like(tokens.patches[:, :, 0], dtype=torch.bool) if output.mask is None else output.mask
-    hidden = pixel_mask(mask, tokens.grid, patch_size=images.shape[-2] // tokens.grid[0])  # [G*B,1,H,W]
+    grid, mask = output.teacher.grid, output.mask
+    if mask is None:
+        mask = torch.zeros(len(images), math.prod(grid), dtype=torch.bool, device=images.device)
+    hidden = pixel_mask(mask, grid, patch_size=images.shape[-2] // grid[0])  # [G*B,1,H,W]
     statistics["psnr_masked"] = psnr(output.reconstruction, images, hidden, std)
     statistics["psnr_visible"] = psnr(output.reconstruction, images, ~hidden, std)
     return statistics

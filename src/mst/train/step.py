@@ -97,10 +97,11 @@ def train_step(
                 state.center,
                 objective,
                 generator(*draws, "mask"),
+                backward=_Backward(len(views.indices) / plan.batch_size, device),
                 statistics=statistics,
                 std=plan.std,
             )
-        (output.losses.total * sums.add(output, views)).backward()  # type: ignore[no-untyped-call]
+        sums.add(output, views)
 
     if values.freeze_last_layer:
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
@@ -120,6 +121,18 @@ def train_step(
     return report
 
 
+@dataclass(frozen=True)
+class _Backward:
+    """Adds the gradients of `share` times a loss, outside of autocast."""
+
+    share: float
+    device: torch.device
+
+    def __call__(self, loss: Tensor) -> None:
+        with torch.autocast(self.device.type, enabled=False):
+            (loss * self.share).backward()  # type: ignore[no-untyped-call]
+
+
 @dataclass
 class _BatchSums:
     """Adds the parts of one batch, each weighted with its share of the images."""
@@ -131,18 +144,17 @@ class _BatchSums:
     features: list[Tensor] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)
 
-    def add(self, output: StepOutput, views: Views) -> float:
-        """Count one part and return its share of the batch."""
+    def add(self, output: StepOutput, views: Views) -> None:
+        """Count one part."""
         images = len(views.indices)
         share = images / self.batch_size
         terms = output.losses
         self.losses += share * torch.stack([terms.total, terms.self_distillation, terms.restoration]).detach()
         self.logits += share * output.teacher_logits.mean(dim=(0, 1), keepdim=True)
         self.indices.append(views.indices.cpu())
-        self.features.append(output.teacher_tokens.cls[:images].float())  # [B, D] of the first global crop
+        self.features.append(output.teacher.cls[:images].float())  # [B, D] of the first global crop
         for name, value in output.statistics.items():
             self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + share * value
-        return share
 
     def report(self, norms: Tensor) -> StepReport:
         """Return the batch's numbers; one transfer from the device."""

@@ -1,0 +1,116 @@
+"""timm's pre-norm transformer block run on layers that keep little for the backward pass (`mst.model.lean`).
+
+Source: Dosovitskiy et al. 2021; stochastic depth (Huang et al. 2016) computes only the samples whose branch is kept, as
+DINOv2 (Oquab et al. 2023, section 5) does; which ones are kept is drawn as timm draws it, sample by sample.
+
+Letters (docs/algorithm.md): B images, T tokens, D embedding size, A heads, d = D / A, N patch tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
+from torch import Tensor, nn
+
+from mst.model.attention import cls_attention
+from mst.model.lean import attention, gelu_linear, linear, norm_linear
+
+
+def is_standard(block: Any) -> bool:
+    """Whether `run_block` and `run_cls_block` compute what this timm block does."""
+    norms, attn, mlp = (block.norm1, block.norm2), block.attn, block.mlp
+    return (
+        all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
+        and type(attn) is Attention
+        and attn.gate is None
+        and all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm, attn.norm))
+        and type(mlp) is Mlp
+        and type(mlp.act) is nn.GELU
+        and mlp.act.approximate == "none"
+        and isinstance(mlp.norm, nn.Identity)
+        and not any(drop.p for drop in (attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2))
+    )
+
+
+def run_block(block: Any, x: Tensor) -> Tensor:
+    """Run a standard block on x [B, T, D]; attention is plain products, so T should be moderate."""
+    attn = block.attn
+
+    def attend(x: Tensor) -> Tensor:
+        qkv = norm_linear(x, block.norm1, attn.qkv.weight, attn.qkv.bias)  # [B, T, 3 * D]
+        return linear(attention(qkv, attn.num_heads, attn.scale), attn.proj, _gamma(block.ls1))
+
+    x = add_branch(x, attend, x, _drop_rate(block.drop_path1))
+    return add_branch(x, lambda x: _mlp(block, x), x, _drop_rate(block.drop_path2))
+
+
+def run_cls_block(block: Any, x: Tensor, *, prefix: int, importance: bool) -> tuple[Tensor, Tensor | None]:
+    """Run a standard last block where only token 0 is wanted: one query, but keys and values of all tokens.
+
+    Args:
+        block: a timm block that `is_standard`.
+        x: its input [B, T, D].
+        prefix: tokens before the patch tokens.
+        importance: whether to read what token 0 attends to.
+
+    Returns:
+        Token 0 after the block [B, 1, D], and importance [B, N], float32, detached, or None.
+    """
+    attn = block.attn
+    width = attn.attn_dim
+    received: list[Tensor] = []
+
+    def attend(x: Tensor) -> Tensor:
+        weight, bias = attn.qkv.weight, attn.qkv.bias  # [3 * D, D], [3 * D] or None
+        first, rest = (None, None) if bias is None else (bias[:width], bias[width:])
+        q = norm_linear(x[:, :1], block.norm1, weight[:width], first)  # [B, 1, D]
+        kv = norm_linear(x, block.norm1, weight[width:], rest)  # [B, T, 2 * D]
+        q = q.view(len(x), 1, attn.num_heads, -1).transpose(1, 2)  # [B, A, 1, d]
+        k, v = kv.view(*x.shape[:2], 2, attn.num_heads, -1).permute(2, 0, 3, 1, 4)  # each [B, A, T, d]
+        if importance:
+            received.append(cls_attention(q, k, attn.scale)[:, prefix:])
+        out = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, A, 1, d]
+        return linear(out.transpose(1, 2).flatten(2), attn.proj, _gamma(block.ls1))  # [B, 1, D]
+
+    cls = add_branch(x[:, :1], attend, x, 0.0 if importance else _drop_rate(block.drop_path1))
+    cls = add_branch(cls, lambda x: _mlp(block, x), cls, _drop_rate(block.drop_path2))
+    return cls, received[0] if received else None
+
+
+def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, drop_rate: float) -> Tensor:
+    """Return x + branch(inputs) with stochastic depth: samples whose branch is dropped are not computed.
+
+    Args:
+        x: the residual stream [B, R, D].
+        branch: from [b, T, D] to [b, R, D], sample by sample.
+        inputs: what the branch gets [B, T, D].
+        drop_rate: probability that a sample's branch is left out; the others are scaled by 1 / (1 - drop_rate).
+    """
+    if drop_rate == 0.0:
+        return x + branch(inputs)
+    keep = torch.empty(len(x)).bernoulli_(1.0 - drop_rate)  # [B], on the CPU whatever the device: no waiting for it
+    kept, scale = keep.nonzero()[:, 0], 1.0 / (1.0 - drop_rate)
+    if len(kept) == 0:  # one sample with weight zero, so that every weight has its gradient of zero
+        kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
+    kept = kept.to(x.device, non_blocking=True)
+    added = branch(inputs.index_select(0, kept))  # [b, R, D]
+    return x.index_add(0, kept, added.to(x.dtype), alpha=scale)
+
+
+def _mlp(block: Any, x: Tensor) -> Tensor:
+    hidden = norm_linear(x, block.norm2, block.mlp.fc1.weight, block.mlp.fc1.bias)  # [B, T, 4 * D]
+    return gelu_linear(hidden, block.mlp.fc2, _gamma(block.ls2))
+
+
+def _gamma(scale: nn.Module) -> Tensor | None:
+    """Return a LayerScale's factors [D], or None for an identity."""
+    gamma: Tensor | None = getattr(scale, "gamma", None)
+    return gamma
+
+
+def _drop_rate(drop_path: nn.Module) -> float:
+    return float(getattr(drop_path, "drop_prob", 0.0)) if drop_path.training else 0.0

@@ -1,0 +1,88 @@
+"""Finding many image files: a first search, a second one that remembers, and one after a single folder changed."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+from mst.commands.environment import git_commit
+from mst.data.folders import FRESH
+from mst.data.sources import index_images
+
+ROOM = 1.2
+"""Free inodes wanted per file."""
+
+
+def make_files(root: Path, files: int, folders: int) -> None:
+    """Write empty files with names like a camera's, evenly over folders."""
+    for number in range(folders):
+        folder = root / f"folder_{number:05d}"
+        folder.mkdir()
+        for position in range(files * number // folders, files * (number + 1) // folders):
+            os.close(os.open(folder / f"IMG_{position:08d}.JPEG", os.O_CREAT | os.O_WRONLY))
+
+
+def searched(root: Path, cache: Path | None) -> tuple[float, int]:
+    """Return the seconds of a search and the number of images."""
+    started = time.perf_counter()
+    index = index_images(root, cache=cache)
+    return time.perf_counter() - started, len(index)
+
+
+def main() -> None:
+    """Make the files, search them, remove them, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--files", type=int, default=1_000_000)
+    parser.add_argument("--folders", type=int, default=1_000)
+    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument(
+        "--under", type=Path, default=Path(tempfile.gettempdir()), help="a folder on the disk to measure"
+    )
+    parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
+    arguments = parser.parse_args()
+    disk = os.statvfs(arguments.under)
+    if disk.f_files and disk.f_favail < ROOM * arguments.files:
+        parser.error(
+            f"{arguments.under} has {disk.f_favail} inodes free, {arguments.files} files need more: --under DISK"
+        )
+    work = Path(tempfile.mkdtemp(prefix="mst-index-", dir=arguments.under))
+    seconds: dict[str, list[float]] = {
+        "without a cache": [],
+        "first search": [],
+        "second search": [],
+        "one folder changed": [],
+    }
+    try:
+        root = work / "images"
+        root.mkdir()
+        make_files(root, arguments.files, arguments.folders)
+        time.sleep(FRESH / 1e9 + 1)  # folders that have just changed are not remembered
+        for repetition in range(arguments.repetitions):
+            cache = work / f"cache{repetition}"
+            seconds["without a cache"].append(searched(root, None)[0])
+            seconds["first search"].append(searched(root, cache)[0])
+            took, count = searched(root, cache)
+            seconds["second search"].append(took)
+            (root / "folder_00000" / f"new{repetition}.png").touch()
+            took, after = searched(root, cache)
+            seconds["one folder changed"].append(took)
+            if (count, after) != (arguments.files + repetition, arguments.files + repetition + 1):
+                raise SystemExit(f"found {count} and {after} of {arguments.files} files")
+    finally:
+        shutil.rmtree(work)
+    for name, values in seconds.items():
+        print(f"{name:20} {min(values):6.2f} - {max(values):.2f} s")
+    if arguments.out:
+        machine = {"processor": platform.processor() or platform.machine(), "commit": git_commit()}
+        record = {"machine": machine, "files": arguments.files, "folders": arguments.folders, "seconds": seconds}
+        arguments.out.write_text(json.dumps(record, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from mst.commands.evaluate_objectness import evaluate_objectness
     from mst.commands.evaluate_segmentation import evaluate_segmentation
     from mst.commands.export import export_backbone
+    from mst.commands.finetuning import finetune_backbone
     from mst.commands.predict_detection import predict_detection
     from mst.commands.predict_segmentation import predict_segmentation
     from mst.commands.pretraining import Run, load_recipe, pretrain
@@ -42,6 +43,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_segmentation",
     "export_backbone",
+    "finetune_backbone",
     "load_backbone",
     "load_config",
     "load_recipe",
@@ -62,6 +64,7 @@ _HOMES = {
     "evaluate_retrieval": "mst.commands.evaluate",
     "evaluate_segmentation": "mst.commands.evaluate_segmentation",
     "export_backbone": "mst.commands.export",
+    "finetune_backbone": "mst.commands.finetuning",
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",
     "load_recipe": "mst.commands.pretraining",

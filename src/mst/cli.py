@@ -23,6 +23,7 @@ COMMANDS = {
     "ablate": "twins of a recipe, several seeds each, one table at the end",
     "evaluate": "knn, linear, logistic, retrieval, segmentation, detection or objectness of a backbone",
     "predict": "segmentation or objects of images without labels, by a trained model",
+    "finetune": "train a backbone and a classifier on labelled images, or both from scratch",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
     "compare": "results of several runs in one table, with differences",

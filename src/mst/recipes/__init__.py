@@ -8,7 +8,18 @@ from mst.config.keys import suggestion
 from mst.config.load import load_config
 from mst.config.schema import RunConfig
 from mst.errors import ConfigError
-from mst.recipes import cifar10, debug, detection, imagenet, imagenette, own_images, probes, quickstart, segmentation
+from mst.recipes import (
+    cifar10,
+    debug,
+    detection,
+    imagenet,
+    imagenette,
+    own_images,
+    probes,
+    quickstart,
+    segmentation,
+    supervised,
+)
 from mst.recipes.downstream import TaskRecipe
 from mst.recipes.record import Recipe
 
@@ -20,7 +31,7 @@ RECIPES: dict[str, Recipe] = {
 """Every recipe of pre-training by name, in the order of the list."""
 
 TASK_RECIPES: dict[str, TaskRecipe] = {
-    recipe.name: recipe for family in (probes, segmentation, detection) for recipe in family.RECIPES
+    recipe.name: recipe for family in (probes, segmentation, detection, supervised) for recipe in family.RECIPES
 }
 """Every recipe of a downstream task by name: add a module with RECIPES here."""
 

@@ -119,7 +119,7 @@ def _was_written_here(run: RunDir) -> bool:
         return False
     except (OSError, ValueError):
         return run.plan.exists()  # a damaged one
-    return isinstance(values, dict) and "recipe" in values and "objective" in values
+    return isinstance(values, dict) and "recipe" in values and ("objective" in values or "task" in values)
 
 
 def create_run_dir(path: Path, *, overwrite: bool) -> RunDir:

@@ -1,0 +1,85 @@
+"""`mst finetune`: train a backbone and a classifier on labelled images, or go on with an interrupted run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mst.commands.evaluate import Limits
+from mst.commands.evaluation import show
+from mst.commands.finetuning import finetune_backbone, resume_finetuning
+from mst.commands.finetuning_start import InputOptions, Running
+from mst.commands.tyro_cli import RecipeOption, parse_words
+from mst.finetune.classifier import FinetuneProtocol
+
+PROG = "mst finetune"
+
+
+@dataclass(frozen=True)
+class FinetuneArguments(RecipeOption):
+    """Train a backbone and a linear classifier on train/<class>/, score them on val/<class>/.
+
+    Attributes:
+        backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE`; `random:` before it means the same network
+            with fresh weights; `scratch:NAME` is timm's network of that name with fresh weights.
+        data: the labelled folder.
+        out: new folder of the run.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of every random draw and of fresh weights.
+        overwrite: delete the run that --out already holds.
+        json: one JSON object on stdout instead of a table.
+    """
+
+    backbone: str
+    data: str
+    out: str
+    device: str = "auto"
+    seed: int = 0
+    overwrite: bool = False
+    json: bool = False
+    protocol: FinetuneProtocol = field(default_factory=FinetuneProtocol)
+    image: InputOptions = field(default_factory=InputOptions)
+    limits: Limits = field(default_factory=Limits)
+    running: Running = field(default_factory=Running)
+
+
+@dataclass(frozen=True)
+class ResumeArguments:
+    """Go on with an interrupted run, with the settings it was started with.
+
+    Attributes:
+        resume: its folder.
+        device: another device; none = as before.
+        json: one JSON object on stdout instead of a table.
+    """
+
+    resume: str
+    device: str | None = None
+    json: bool = False
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    words = list(argv)
+    if words and not words[0].startswith("-"):
+        words = ["--recipe", *words]
+    if any(word == "--resume" or word.startswith("--resume=") for word in words):
+        again = parse_words(ResumeArguments, words, prog=f"{PROG} --resume")
+        return 0 if again is None else show(resume_finetuning(again.resume, device=again.device), json=again.json)
+    a = parse_words(FinetuneArguments, words, prog=PROG)
+    if a is None:
+        return 0
+    result = finetune_backbone(
+        a.backbone,
+        a.data,
+        a.out,
+        protocol=a.protocol,
+        image=a.image,
+        limits=a.limits,
+        running=a.running,
+        device=a.device,
+        seed=a.seed,
+        recipe=a.recipe or "",
+        overwrite=a.overwrite,
+    )
+    return show(result, json=a.json)

@@ -1,0 +1,195 @@
+"""`mst finetune` from words to a backbone, a classifier and a row; stopped and resumed; mistakes as one line."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from commands.calls import call, labelled_folder
+from mst.checkpoint.store import CheckpointStore
+from mst.commands import finetuning
+from mst.model.backbone import BackboneSpec
+from mst.model.backbone_file import load_backbone, save_backbone
+from mst.model.build import build_backbone
+from mst.runtime.results import read_jsonl
+
+VIT = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
+SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=16, depth=1, num_heads=1)
+FAST = ["--epochs", "2", "--batch-size", "4", "--base-lr", "0.02", "--device", "cpu", "--workers", "0", "--no-progress"]
+TIMES = {"seconds", "images_per_second", "data_wait"}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled_folder(tmp_path_factory.mktemp("data"), val=("cat", "dog"))
+
+
+@pytest.fixture(scope="module")
+def backbone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return saved(tmp_path_factory.mktemp("vit"), VIT)
+
+
+def saved(folder: Path, spec: BackboneSpec) -> Path:
+    statistics = {"mean": [0.5] * spec.channels, "std": [0.25] * spec.channels}
+    save_backbone(folder / "backbone.safetensors", build_backbone(spec, seed=1), statistics)
+    return folder / "backbone.safetensors"
+
+
+def test_a_row_and_what_other_commands_take(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["finetune", "--backbone", backbone, "--data", data, "--out", out, "--json", *FAST]
+    answer = call(capsys, *words, "--precision", "bf16")
+    assert answer.status == 0, answer.err
+    row = json.loads(answer.out)
+    assert row == read_jsonl(out / "results.jsonl")[-1]
+    assert (row["task"], row["protocol"]["layer_decay"], row["protocol"]["lr"]) == ("finetune", 0.75, 0.02 * 4 / 256)
+    assert set(row["metrics"]) == {"top1", "top5"}
+    assert (row["extra"]["train_images"], row["extra"]["val_images"], row["extra"]["steps"]) == (8, 8, 4)
+    assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
+    assert load_file(out / "classifier.safetensors")["weight"].shape == (2, 32)
+    trained = load_backbone(out)
+    assert trained.metadata["mean"] == [0.5] * 3
+    assert not torch.equal(
+        trained.timm_state_dict()["blocks.0.attn.qkv.weight"],
+        load_backbone(backbone).timm_state_dict()["blocks.0.attn.qkv.weight"],
+    )
+    assert [r["val_top1"] for r in read_jsonl(out / "metrics.jsonl") if "val_top1" in r] == [row["metrics"]["top1"]]
+    assert (
+        call(capsys, "evaluate", "knn", "--backbone", out, "--data", data, "--neighbors", "2", "--headline", "2").status
+        == 0
+    )
+    assert "already holds a run" in call(capsys, *words).line
+    assert call(capsys, *words, "--overwrite").status == 0
+
+
+def test_stopped_and_resumed_is_bit_equal(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [
+        "finetune",
+        "--backbone",
+        f"random:{backbone}",
+        "--data",
+        data,
+        *FAST,
+        "--epochs",
+        "3",
+        "--batch-size",
+        "4",
+    ]
+    more = ["--checkpoint-every", "2", "--accumulate", "2", "--repeats", "3"]
+    assert call(capsys, *words, *more, "--out", tmp_path / "whole").status == 0
+    own, steps = finetuning.batch_loss, []
+
+    def dying(*arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 8:
+            raise KeyboardInterrupt
+        return own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetuning, "batch_loss", dying)
+    assert call(capsys, *words, *more, "--out", tmp_path / "cut").status == 130
+    monkeypatch.setattr(finetuning, "batch_loss", own)
+    assert call(capsys, "finetune", "--resume", tmp_path / "cut").status == 0
+    for name in ("backbone.safetensors", "classifier.safetensors", "results.jsonl"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    rows = [
+        [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(tmp_path / name / "metrics.jsonl")]
+        for name in ("whole", "cut")
+    ]
+    assert rows[0] == rows[1]
+    assert CheckpointStore(tmp_path / "cut" / "checkpoints", keep=2).steps() == [4, 6]
+    again = call(capsys, "finetune", "--resume", tmp_path / "cut", "--json")
+    assert "finished: nothing to do" in again.err
+    assert len(read_jsonl(tmp_path / "cut" / "results.jsonl")) == 1
+
+
+def test_swin_oblong_other_channels_and_from_scratch(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    swin = saved(tmp_path, SWIN)
+    short = [*FAST, "--epochs", "1", "--batch-size", "4", "--drop-path", "0.2", "--clip-norm", "5"]
+    answer = call(
+        capsys, "finetune", "--backbone", swin, "--data", data, "--out", tmp_path / "s", "--size", "64", "96", *short
+    )
+    assert answer.status == 0, answer.err
+    assert load_backbone(tmp_path / "s").spec.image_size == (64, 96)
+    (tmp_path / "grey").mkdir()
+    grey = saved(tmp_path / "grey", BackboneSpec("vit_tiny_patch16_224", (32, 32), 1, 16, 32, 2, 2))
+    assert call(capsys, "finetune", "--backbone", grey, "--data", data, "--out", tmp_path / "g", *short).status == 0
+    scratch = ["finetune", "deit-small-in1k-supervised", "--backbone", "scratch:vit_tiny_patch16_224", "--data", data]
+    answer = call(capsys, *scratch, "--out", tmp_path / "f", "--size", "16", "32", *short, "--json")
+    assert answer.status == 0, answer.err
+    protocol = json.loads(answer.out)["protocol"]
+    assert (protocol["repeats"], protocol["layer_decay"], protocol["mixup"]) == (3, 1.0, 0.8)
+    assert protocol["recipe"] == "deit-small-in1k-supervised"
+
+
+def test_learns(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for part in ("train", "val"):
+        for name, level in (("dark", 40), ("bright", 200)):
+            (tmp_path / "d" / part / name).mkdir(parents=True)
+            for number in range(4):
+                Image.new("RGB", (32, 32), (level + number,) * 3).save(tmp_path / "d" / part / name / f"{number}.png")
+    plain = ["--randaugment", "none", "--erasing", "0", "--mixup", "0", "--cutmix", "0", "--drop-path", "0"]
+    words = ["finetune", "--backbone", f"random:{backbone}", "--data", tmp_path / "d", "--out", tmp_path / "o"]
+    answer = call(capsys, *words, *FAST, "--epochs", "15", "--base-lr", "0.1", *plain, "--json")
+    assert json.loads(answer.out)["metrics"]["top1"] == 100.0
+
+
+def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    base = {"--backbone": backbone, "--data": data, "--out": tmp_path / "o"}
+    one = labelled_folder(tmp_path / "one", train=("cat",), val=("cat",))
+    unknown = labelled_folder(tmp_path / "unknown", val=("cow",))
+    (tmp_path / "empty" / "train").mkdir(parents=True)
+    (tmp_path / "empty" / "val").mkdir()
+    for changes, message in (
+        ({"--data": tmp_path / "empty"}, "has no class folders"),
+        ({"--data": one}, "has one class, cat: at least two"),
+        ({"--data": unknown}, "has 1 class that"),
+        ({"--data": tmp_path / "nowhere"}, "does not exist"),
+        ({"--backbone": tmp_path / "nothing"}, "does not exist"),
+        ({"--backbone": "scratch:resnet50"}, "is not a network of patch tokens"),
+        ({"--backbone": "scratch:vit_tinny"}, "is not a timm model"),
+        ({"--channels": 5}, "takes images of 3"),
+        ({"--size": [30, 32]}, "--size 30x32 is not a multiple of the patch size 16"),
+        ({"--batch-size": 16}, "larger than the training set (8): at most 8"),
+        ({"--layer-decay": 2}, "--layer-decay 2.0: must be at most 1"),
+        ({"--randaugment": "foo"}, "--randaugment foo"),
+        ({"--out": data / "run"}, "lie one in the other"),
+        ({"--epoch": 2}, "unknown option --epoch"),
+    ):
+        options = {**base, "--batch-size": 4, **changes}
+        words = [
+            word for flag, value in options.items() for word in (flag, *(value if isinstance(value, list) else [value]))
+        ]
+        answer = call(capsys, "finetune", *words, "--device", "cpu")
+        assert (answer.status, message in answer.line) == (2, True), answer.err
+        assert not (tmp_path / "o").exists()
+    for words, message in (
+        ([], "needs --backbone and --data and --out"),
+        (["--resume", tmp_path / "none"], "holds no run of mst finetune"),
+        (["--resume", tmp_path / "none", "--lr", 1], "unknown option --lr"),
+        (["vit-tiny-cifar10", "--data", data, "--out", tmp_path / "o"], "belongs to mst pretrain"),
+    ):
+        answer = call(capsys, "finetune", *words)
+        assert (answer.status, message in answer.line) == (2, True), answer.err
+
+
+def test_unreadable_images_are_replaced_and_listed(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    next((broken / "train" / "cat").iterdir()).write_bytes(b"no image")
+    words = ["finetune", "--backbone", backbone, "--data", broken, "--out", tmp_path / "o", *FAST]
+    assert call(capsys, *words, "--max-unreadable-share", "0.5").status == 0
+    assert len((tmp_path / "o" / "unreadable.txt").read_text().splitlines()) == 1

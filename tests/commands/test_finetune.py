@@ -66,6 +66,7 @@ def test_a_row_and_what_other_commands_take(
         call(capsys, "evaluate", "knn", "--backbone", out, "--data", data, "--neighbors", "2", "--headline", "2").status
         == 0
     )
+    assert call(capsys, "report", out).status == 0
     assert "already holds a run" in call(capsys, *words).line
     assert call(capsys, *words, "--overwrite").status == 0
 

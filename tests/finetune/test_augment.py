@@ -25,6 +25,9 @@ def test_randaugment_repeats_and_restores_the_generators() -> None:
     assert all(view.shape == image.shape and view.dtype == torch.uint8 for view in views)
     assert all(torch.equal(view, augment(image, seed)) for seed, view in enumerate(views))
     assert len({view.numpy().tobytes() for view in views}) > 4
+    strongest = RandAugment("rand-m10-n8-inc1", size=(16, 24), mean=(0.5, 0.5, 0.5))
+    for seed in range(40):  # some of them posterize to the last bit
+        strongest(image, seed)
     with pytest.raises(UsageError, match="--randaugment augmix-m5"):
         RandAugment("augmix-m5", size=(16, 24), mean=(0.5,) * 3)
 

@@ -168,7 +168,8 @@ def finetune_backbone(
     model = Classifier(started_backbone(config, network), len(folder.classes), seed=seed)
     run = create_run_dir(root, overwrite=overwrite)
     with only_process_in(run.root):
-        write_atomic(run.config, json.dumps({"task": TASK, **asdict(config)}, indent=2) + "\n")
+        values = {"task": TASK, "recipe": recipe or TASK, "settings": asdict(config)}
+        write_atomic(run.config, json.dumps(values, indent=2) + "\n")
         write_atomic(run.plan, json.dumps(network.to_json(), indent=2) + "\n")
         return _carry_out(Work(config, network, folder, run), model)
 
@@ -224,9 +225,9 @@ def _stored(run: RunDir) -> FinetuneConfig:
         values = json.loads(run.config.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UsageError(f"--resume {run.root} holds no run of mst finetune (no config.json)") from error
-    if not isinstance(values, dict) or values.get("task") != TASK or not run.plan.exists():
+    if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
         raise UsageError(f"--resume {run.root} holds no run of mst finetune: is it one of mst pretrain?")
-    return FinetuneConfig.from_json(values)
+    return FinetuneConfig.from_json(values["settings"])
 
 
 def _carry_out(work: Work, model: Classifier) -> Result:

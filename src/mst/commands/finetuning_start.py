@@ -120,7 +120,7 @@ class FinetuneConfig:
             UsageError: a key is missing or unknown.
         """
         try:
-            plain = {key: value for key, value in values.items() if key != "task"}
+            plain = dict(values)
             image = dict(plain.pop("image"))
             size = image.pop("size")
             return FinetuneConfig(

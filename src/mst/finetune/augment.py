@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +53,9 @@ class RandAugment:
             if not description.startswith("rand"):
                 raise ValueError("it must begin with rand")
             self._operation = rand_augment_transform(description, values)
+            for operation in self._operation.ops:
+                if operation.name.startswith("Posterize"):
+                    operation.level_fn = partial(at_least_one_bit, operation.level_fn)
         except (AssertionError, ValueError, KeyError) as error:
             reason = str(error) or "timm does not know it"
             raise UsageError(f"--randaugment {description}: {reason}; use rand-m9-mstd0.5-inc1 or none") from error
@@ -65,6 +71,13 @@ class RandAugment:
             random.setstate(before)
             np.random.set_state(numbers)
         return torch.from_numpy(np.array(changed)).permute(2, 0, 1).contiguous()
+
+
+def at_least_one_bit(
+    bits: Callable[[float, Mapping[str, Any]], tuple[int]], magnitude: float, values: Mapping[str, Any]
+) -> tuple[int]:
+    """Return timm's number of bits to keep; it gives 0 at the largest magnitude, which Pillow from 12 on refuses."""
+    return (max(bits(magnitude, values)[0], 1),)
 
 
 def erased(images: Tensor, probability: float, draw: np.random.Generator) -> Tensor:

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-CHUNK_LOGITS = 2**22
-"""Logits in memory at once; 16 MB in float32."""
+CHUNK_LOGITS = 2**20
+"""Logits in memory at once; 4 MB in float32."""
 
 
 def prototype_cross_entropy(vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> Tensor:

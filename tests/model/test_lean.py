@@ -1,0 +1,135 @@
+"""Layers that keep little for the backward pass: values and gradients equal those of plain torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from mst.model.backbone import BackboneSpec
+from mst.model.block import add_branch
+from mst.model.build import build_backbone
+from mst.model.lean import NormGelu, attention, gelu_linear, linear, norm_linear
+from mst.model.vit import VitBackbone
+from mst.runtime.seeding import generator
+from reference import lean_reference as reference
+
+SIZES = st.tuples(st.integers(1, 3), st.integers(1, 7), st.integers(1, 3), st.integers(1, 4))
+"""B images, T tokens, A heads, d."""
+
+
+def draw(*shape: int, name: str = "x") -> Tensor:
+    source = generator("lean", name, *shape)
+    return torch.randn(*shape, generator=source, dtype=torch.float64).requires_grad_()
+
+
+def assert_same(fast: Callable[[], Tensor], slow: Callable[[], Tensor], *inputs: Tensor) -> None:
+    """Compare values and the gradients of all inputs in float64."""
+    found, expected = fast(), slow()
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    weights = draw(*expected.shape, name="weights").detach()
+    results = [torch.autograd.grad((out * weights).sum(), inputs) for out in (found, expected)]
+    torch.testing.assert_close(*results, rtol=1e-8, atol=1e-10)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, bias=st.booleans(), scaled=st.booleans())
+def test_layers_equal_plain_torch(sizes: tuple[int, int, int, int], bias: bool, scaled: bool) -> None:
+    batch, tokens, heads, width = sizes
+    d, e = heads * width, heads * width + 1
+    norm, layer = nn.LayerNorm(d, eps=1e-3).double(), nn.Linear(d, e, bias=bias).double()
+    with torch.no_grad():
+        norm.weight.copy_(draw(d, name="norm"))
+        norm.bias.copy_(draw(d, name="shift"))
+    x, gamma = draw(batch, tokens, d), draw(e, name="gamma") if scaled else None
+    own = [p for p in (layer.weight, layer.bias, gamma) if p is not None]
+    scale: Tensor | float = 1.0 if gamma is None else gamma
+    assert_same(lambda: linear(x, layer, gamma), lambda: layer(x) * scale, x, *own)
+    assert_same(lambda: gelu_linear(x, layer, gamma), lambda: reference.gelu_linear(x, layer, gamma), x, *own)
+    weights = (norm, layer.weight, layer.bias)
+    inputs = [p for p in (x, layer.weight, layer.bias, norm.weight, norm.bias) if p is not None]
+    assert_same(lambda: norm_linear(x, *weights), lambda: reference.norm_linear(x, *weights), *inputs)
+
+
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES)
+def test_attention_equals_plain_torch(sizes: tuple[int, int, int, int]) -> None:
+    batch, tokens, heads, width = sizes
+    qkv = draw(batch, tokens, 3 * heads * width)
+    assert_same(lambda: attention(qkv, heads, 0.3), lambda: reference.attention(qkv, heads, 0.3), qkv)
+
+
+@pytest.mark.parametrize("groups", [1, 2])
+def test_norm_gelu_equals_plain_torch(groups: int) -> None:
+    layer, x = NormGelu(groups, 4).double(), draw(3, 4, 2, 5)
+    arguments = (groups, layer.weight, layer.bias, layer.eps)
+    assert_same(lambda: layer(x), lambda: reference.norm_gelu(x, *arguments), x, layer.weight, layer.bias)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.4, 0.999])
+def test_stochastic_depth_skips_what_it_drops(rate: float) -> None:
+    x, weight, seen = draw(6, 2, 3), draw(3, 3, name="weight"), []
+
+    def branch(rows: Tensor) -> Tensor:
+        seen.append(len(rows))
+        return rows @ weight
+
+    def fast() -> Tensor:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(5)
+            return add_branch(x, branch, x, rate)
+
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(5)
+        keep = (torch.empty(6).bernoulli_(1 - rate) if rate else torch.ones(6)).double()
+    assert_same(fast, lambda: reference.add_branch(x, x @ weight, keep, rate), x, weight)
+    assert seen == [max(1, int(keep.sum()))]  # with nothing kept, one sample of weight zero gives gradients of zero
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])  # without and with LayerScale
+def test_a_backbone_equals_timm_blocks(name: str) -> None:
+    lean, plain = build(name), build(name)
+    plain.standard = plain.reads_only_cls = False
+    assert lean.standard
+    assert lean.reads_only_cls
+    images = draw(3, 3, 32, 16).detach()
+    mask = draw(3, 8, name="mask").detach() > 0
+    readers: list[Callable[[VitBackbone], Tensor]] = [
+        lambda backbone: backbone.tokens(images, mask, importance=False).patches,
+        lambda backbone: backbone.tokens(images).cls,
+        lambda backbone: backbone.summary(images, mask, importance=False).cls,
+    ]
+    for read in readers:
+        found = []
+        for backbone in (lean, plain):
+            backbone.zero_grad()
+            read(backbone).sin().sum().backward()
+            found.append({n: p.grad for n, p in backbone.named_parameters() if p.grad is not None})
+        torch.testing.assert_close(*found, rtol=1e-8, atol=1e-11)
+    torch.testing.assert_close(lean.summary(images), plain.summary(images))
+
+
+def build(name: str) -> VitBackbone:
+    backbone = build_backbone(BackboneSpec(name, (32, 32), 3, 8, embed_dim=32, depth=2, num_heads=2))
+    assert isinstance(backbone, VitBackbone)
+    with torch.no_grad():
+        for index, parameter in enumerate(backbone.parameters()):
+            parameter.copy_(0.3 * torch.randn(parameter.shape, generator=generator(name, index)))
+    return backbone.double()
+
+
+def test_bfloat16_is_near_float32() -> None:
+    backbone, images = build("vit_tiny_patch16_224").float(), draw(4, 3, 32, 32).detach().float()
+    gradients = []
+    for enabled in (False, True):
+        backbone.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            cls = backbone(images)
+        cls.float().square().mean().backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]))
+    assert gradients[1].dtype == torch.float32
+    assert torch.cosine_similarity(*gradients, dim=0) > 0.99

@@ -1,0 +1,43 @@
+"""What `mst.model.lean` and `mst.model.block` compute, in plain torch that keeps everything for the backward pass."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
+    """Softmax attention [B, T, D] of qkv [B, T, 3 * D], one image and one head at a time."""
+    width = qkv.shape[-1] // 3
+    d = width // heads
+    images = []
+    for rows in qkv:  # [T, 3 * D]
+        outputs = []
+        for head in range(heads):
+            q, k, v = (rows[:, part * width + head * d : part * width + (head + 1) * d] for part in range(3))
+            outputs.append((scale * q @ k.t()).softmax(dim=-1) @ v)  # [T, d]
+        images.append(torch.cat(outputs, dim=-1))
+    return torch.stack(images)
+
+
+def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """A linear layer of a layer norm."""
+    mean, variance = x.mean(dim=-1, keepdim=True), x.var(dim=-1, keepdim=True, correction=0)
+    return F.linear((x - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias, weight, bias)
+
+
+def gelu_linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None) -> Tensor:
+    """A linear layer of x times the normal distribution's cumulative share below x, then a scale."""
+    out = layer(x * 0.5 * (1 + torch.erf(x / 2**0.5)))
+    return out if gamma is None else out * gamma
+
+
+def norm_gelu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """GELU of a group normalisation of maps [B, C, h, w]."""
+    return F.gelu(F.group_norm(x, groups, weight, bias, eps))
+
+
+def add_branch(x: Tensor, branch_out: Tensor, keep: Tensor, drop_rate: float) -> Tensor:
+    """Stochastic depth with every branch computed: x + branch_out * keep / (1 - drop_rate), keep [B] of 0 and 1."""
+    return torch.stack([a + b * (k / (1 - drop_rate)) for a, b, k in zip(x, branch_out, keep, strict=True)])

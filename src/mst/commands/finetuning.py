@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
 from safetensors.torch import save
-from torch import Tensor, nn
 
 from mst.commands.environment import describe_environment
 from mst.commands.evaluate import Limits
+from mst.commands.finetuning_batches import Work, batch_loss, batches, loop_settings, train_views
 from mst.commands.finetuning_start import (
     FinetuneConfig,
     InputOptions,
@@ -27,20 +23,15 @@ from mst.commands.finetuning_start import (
     labelled_folder,
     started_backbone,
 )
-from mst.commands.setup import loader_workers
-from mst.config.schema import RunConfig
-from mst.data.labelled import LabelledFolder
-from mst.data.loader import BatchLoader
 from mst.errors import UsageError
 from mst.evaluate.classification import Scores, score_classifier
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import ImageSet
-from mst.evaluate.protocol import ImageTransform, random_resized_crop
-from mst.finetune.augment import RGB, RandAugment, erased, mixed
+from mst.evaluate.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.finetune.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.loop import Outcome, Surroundings, Training, fit
-from mst.finetune.schedule import Checkpointing, LoopSettings
+from mst.finetune.schedule import Checkpointing
 from mst.model.backbone_file import save_backbone
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
@@ -48,64 +39,9 @@ from mst.runtime.files import write_atomic
 from mst.runtime.lock import only_process_in
 from mst.runtime.results import Result, append_jsonl, read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir
-from mst.runtime.seeding import derive_seed
-from mst.views.normalise import normalise
 
 TASK = "finetune"
 SETTINGS_OF_NUMBERS = ("backbone", "protocol", "image", "limits", "seed")
-
-
-@dataclass(frozen=True)
-class Work:
-    """A checked fine-tuning.
-
-    Attributes:
-        config: what was asked for.
-        network: what is trained.
-        folder: the labelled images.
-        run: where the results go.
-    """
-
-    config: FinetuneConfig
-    network: Network
-    folder: LabelledFolder
-    run: RunDir
-
-
-class LabelledBatch(NamedTuple):
-    """Part of a step's batch: images uint8 [B, C, H, W], labels [B], and which step and part it is."""
-
-    images: Tensor
-    labels: Tensor
-    step: int
-    part: int
-
-
-@dataclass(frozen=True)
-class TrainViews:
-    """The loader's transform: random crops, mirrored half of the time, and RandAugment.
-
-    Attributes:
-        size: (H, W) of the views.
-        repeats: R, views of each image.
-        augment: None = crops only.
-    """
-
-    size: tuple[int, int]
-    repeats: int
-    augment: RandAugment | None
-
-    def __call__(self, images: Sequence[Tensor], draws: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
-        """Return uint8 views [b, R, C, H, W] of uint8 images [C, h, w], drawn from each one's generator."""
-        views = [
-            torch.stack([self._view(image, draw) for _ in range(self.repeats)])
-            for image, draw in zip(images, draws, strict=True)
-        ]
-        return (torch.stack(views),)
-
-    def _view(self, image: Tensor, draw: torch.Generator) -> Tensor:
-        crop = random_resized_crop(image, self.size, draw)
-        return crop if self.augment is None else self.augment(crop, int(torch.randint(2**32, (), generator=draw)))
 
 
 def finetune_backbone(
@@ -272,82 +208,6 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     append_jsonl(run.results, result.row())
     logging.info(f"done: {run.backbone}")
     return result
-
-
-def loop_settings(config: FinetuneConfig, images: int) -> LoopSettings:
-    """Return what the loop does with so many training images; an epoch is as many full batches as they make."""
-    protocol = config.protocol
-    per_epoch = images // protocol.batch_size
-    steps = protocol.epochs * per_epoch
-    return LoopSettings(
-        steps=steps,
-        batch_size=protocol.batch_size,
-        lr=protocol.lr,
-        warmup_steps=min(round(protocol.warmup_epochs * per_epoch), steps - 1),
-        schedule="cosine",
-        min_lr=min(protocol.min_lr, protocol.lr),
-        clip_norm=protocol.clip_norm,
-        accumulate=protocol.accumulate,
-        evaluate_every=config.running.evaluate_epochs * per_epoch,
-    )
-
-
-def train_views(config: FinetuneConfig, network: Network) -> TrainViews:
-    """Return the loader's transform; RandAugment knows three channels only and is left out for others."""
-    size, description = network.spec.image_size, config.protocol.randaugment
-    augment = None
-    if description != "none" and network.spec.channels == RGB:
-        augment = RandAugment(description, size=size, mean=network.mean)
-    return TrainViews(size, config.protocol.repeats, augment)
-
-
-def batches(work: Work, settings: LoopSettings, first: int) -> Generator[LabelledBatch, None, None]:
-    """Yield the parts of each step's batch from step `first` on.
-
-    Raises:
-        DataError: too many files cannot be read.
-    """
-    config, network, folder = work.config, work.network, work.folder
-    protocol = config.protocol
-    size = protocol.batch_size // protocol.accumulate
-    images = -(-size // protocol.repeats)
-    asked = RunConfig.model_validate({"runtime": {"workers": config.running.workers}})
-    loader = BatchLoader(
-        folder.train.paths,
-        train_views(config, network),
-        batch_size=images * protocol.accumulate,
-        seed=config.seed,
-        total_steps=settings.steps,
-        start_step=first,
-        accumulate=protocol.accumulate,
-        channels=network.spec.channels,
-        workers=loader_workers(asked, select_device(config.device, flag="--device")),
-        max_unreadable_share=config.running.max_unreadable_share,
-        unreadable_file=work.run.unreadable,
-    )
-    with closing(loader):
-        for position, batch in enumerate(loader):
-            views = batch.tensors[0].transpose(0, 1).flatten(0, 1)  # [R*b, C, H, W]
-            labels = folder.train.labels[batch.indices].repeat(protocol.repeats)  # [R*b]
-            yield LabelledBatch(views[:size], labels[:size], batch.step, position % protocol.accumulate)
-
-
-def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
-    """Return the soft cross-entropy of one part of a batch after erasing and mixing, drawn from (seed, step, part)."""
-    protocol, network = work.config.protocol, work.network
-    draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
-    device = next(model.parameters()).device
-    images = normalise(batch.images.to(device, non_blocking=True), network.mean, network.std)  # [B, C, H, W]
-    images, targets = mixed(
-        erased(images, protocol.erasing, draw),
-        batch.labels.to(device),
-        len(work.folder.classes),
-        mixup=protocol.mixup,
-        cutmix=protocol.cutmix,
-        smoothing=protocol.label_smoothing,
-        draw=draw,
-    )
-    return F.cross_entropy(model(images).float(), targets)
 
 
 class _Scorer:

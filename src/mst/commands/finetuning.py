@@ -94,17 +94,21 @@ def finetune_backbone(
         seed,
         recipe,
     )
-    root = Path(out)
+    return _start(config, Path(out), overwrite=overwrite)
+
+
+def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
+    """Check everything, make the folder, and carry the training out."""
     check_new_run_dir(root, overwrite=overwrite)
     check_apart(config, root)
     select_device(device, flag="--device")
     network = described_network(config)
     train_views(config, network)  # refuses a description that timm does not know
     folder = labelled_folder(config, network.spec.channels)
-    model = Classifier(started_backbone(config, network), len(folder.classes), seed=seed)
+    model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
     run = create_run_dir(root, overwrite=overwrite)
     with only_process_in(run.root):
-        values = {"task": TASK, "recipe": recipe or TASK, "settings": asdict(config)}
+        values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
         write_atomic(run.config, json.dumps(values, indent=2) + "\n")
         write_atomic(run.plan, json.dumps(network.to_json(), indent=2) + "\n")
         return _carry_out(Work(config, network, folder, run), model)

@@ -41,8 +41,9 @@ def step_flops(setup: Setup) -> int:
     from torch.utils.flop_counter import FlopCounterMode
 
     from mst.commands.simulation import simulate_step
+    from mst.model.lean import FLOP_FORMULAS
 
-    counter = FlopCounterMode(display=False)
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
     simulate_step(setup, counter)
     return int(counter.get_total_flops())
 

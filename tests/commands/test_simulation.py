@@ -20,6 +20,7 @@ from mst.commands.simulation import LiveBytes, simulate_step
 from mst.config.load import override
 from mst.config.schema import ModelConfig
 from mst.model.build import backbone_spec, build_backbone
+from mst.model.lean import FLOP_FORMULAS
 from mst.recipes import base_config
 
 PAPER = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224")
@@ -88,7 +89,7 @@ def test_the_papers_backbones_have_timms_parameters_and_operations(name: str) ->
     counts = []
     with FakeTensorMode(allow_non_fake_inputs=True), torch.no_grad():
         for model in (ours.to_empty(device="cpu"), theirs.to_empty(device="cpu")):
-            with FlopCounterMode(display=False) as counter:
+            with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as counter:
                 pixels = torch.empty(2, 3, 224, 224)
                 model.tokens(pixels, importance=False) if model is ours else model(pixels)
             counts.append(counter.get_total_flops())

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from mst.model.backbone import BackboneSpec
 from mst.model.block import add_branch
 from mst.model.build import build_backbone
-from mst.model.lean import NormGelu, attention, gelu_linear, linear, norm_linear
+from mst.model.lean import FLOP_FORMULAS, NormGelu, attention, gelu_linear, linear, norm_linear
 from mst.model.vit import VitBackbone
 from mst.runtime.seeding import generator
 from reference import lean_reference as reference
@@ -133,3 +134,11 @@ def test_bfloat16_is_near_float32() -> None:
         gradients.append(torch.cat([p.grad.flatten() for p in backbone.parameters() if p.grad is not None]))
     assert gradients[1].dtype == torch.float32
     assert torch.cosine_similarity(*gradients, dim=0) > 0.99
+
+
+@pytest.mark.parametrize("enabled", [False, True])
+def test_operations_are_counted_in_both_types(enabled: bool) -> None:
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    with counter, torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+        linear(torch.randn(10, 32), nn.Linear(32, 64))
+    assert counter.get_total_flops() == 2 * 10 * 32 * 64

@@ -21,6 +21,15 @@ _ONEDNN_BF16 = bool(_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 """Whether oneDNN multiplies bfloat16 on this CPU: then it adds the bias, or applies GELU, while the product is hot."""
 
 
+def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
+    """Return the operations of a linear layer's product from the shapes of its arguments."""
+    return 2 * x.numel() * weight[0]
+
+
+FLOP_FORMULAS: dict[Any, Any] = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if _ONEDNN else {}
+"""For `FlopCounterMode(custom_mapping=...)`, which does not know oneDNN's own product."""
+
+
 def compute_type(x: Tensor) -> torch.dtype:
     """Return the type in which autocast runs products of x, or its own type without autocast."""
     device = x.device.type

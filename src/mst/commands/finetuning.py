@@ -101,7 +101,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     """Check everything, make the folder, and carry the training out."""
     check_new_run_dir(root, overwrite=overwrite)
     check_apart(config, root)
-    select_device(device, flag="--device")
+    select_device(config.device, flag="--device")
     network = described_network(config)
     train_views(config, network)  # refuses a description that timm does not know
     folder = labelled_folder(config, network.spec.channels)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 import tempfile
 import traceback
@@ -51,6 +52,8 @@ DISK_REFUSES = {
     errno.EMFILE,
 }
 """Errors of the file system that are nobody's bug."""
+TOO_LARGE = re.compile("out of memory|can't allocate memory|Storage size calculation overflowed")
+"""What torch says about a tensor that does not fit."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
 
@@ -120,6 +123,8 @@ def _explain(error: Exception) -> int:
             return _fail(str(error), error.exit_code)
         case OSError() if error.errno in DISK_REFUSES:
             return _fail(f"{error.filename or 'cannot read or write'}: {error.strerror}", 1)
+        case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or TOO_LARGE.search(str(error)):
+            return _fail("not enough memory: use smaller images, a smaller batch or a smaller network", 1)
         case _:  # the last resort: one line, and the whole story kept
             return _report_bug(error)
 

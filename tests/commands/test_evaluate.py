@@ -113,7 +113,7 @@ def test_all_tasks_on_one_kept_file(run_folder: Path, labelled: Path, capsys: py
         assert ("are read from" in " ".join(shown.err.split())) == (task != "knn")
     rows = read_jsonl(run_folder / "results.jsonl")
     assert [row["task"] for row in rows] == ["knn", "linear", "logistic", "retrieval"]
-    assert [row["extra"]["train_images"] for row in rows] == [8, 16, 12, 8]
+    assert [row["extra"]["train_images"] for row in rows] == [8, 16, 12, 0]
     assert "penalty" in rows[2]["extra"]
     assert {row["data"] for row in rows} == {"data"}
 
@@ -232,6 +232,12 @@ def test_bad_input_is_one_line(
         (["linear", "--backbone", "a", "--data", "b", "--train-share", "2"], "train-share 2.0: must be"),
         (["linear", "--backbone", "a", "--data", "b", "--train-limit", "0"], "train-limit 0: must be at least 1"),
         (["segmentation", "--backbone", "a", "--data", "b", "--steps", "0"], "steps"),
+        (["segmentation", "--backbone", "a", "--data", "b", "--lr", "nan"], "--lr nan: must be a finite number"),
+        (
+            ["logistic", "--backbone", "a", "--data", "b", "--penalties", "1", "inf"],
+            "--penalties inf: must be a finite",
+        ),
+        (["knn", "--backbone", "a", "--data", "b", "--seed", "9" * 20], "--seed 9+: must be between"),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
@@ -247,6 +253,7 @@ def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
         (["--size", "15", "16"], "--size 15 16: both must be multiples of the patch size 8"),
         (["--resize-ratio", "0.5"], "resize-ratio 0.5: must be at least 1"),
         (["--out", "{file}"], "is a file: name a folder"),
+        (["--out", "{file}/below"], "which is a file: name a folder"),
     ],
 )
 def test_values_that_do_not_fit_the_backbone(words: list[str], message: str, run_folder: Path, labelled: Path) -> None:

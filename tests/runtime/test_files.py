@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from mst.errors import RunFailure
-from mst.runtime.files import write_atomic
+from mst.errors import RunFailure, UsageError
+from mst.runtime.files import check_folder, write_atomic
 
 
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -24,3 +24,18 @@ def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest
         write_atomic(path, "new")
     monkeypatch.undo()
     assert path.read_text() == "old"
+
+
+def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(UsageError, match=r"--out .*file is a file: name a folder"):
+        check_folder(file, "--out")
+    with pytest.raises(UsageError, match=r"--out .*file/a/b lies below .*file, which is a file: name a folder"):
+        check_folder(file / "a" / "b", "--out")
+    check_folder(tmp_path, "--out")
+    check_folder(tmp_path / "a" / "b", "--out")
+    assert not (tmp_path / "a").exists()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(UsageError, match="no permission to write in"):
+        check_folder(tmp_path / "a", "--out")

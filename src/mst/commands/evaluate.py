@@ -213,7 +213,7 @@ class _Task:
 
     def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
         """Load backbone and images, evaluate, record."""
-        subject = load_subject(self.backbone, device=self.device, seed=self.seed)
+        subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
         result = evaluate(
             subject.backbone,
             _labelled(self.data, subject, self.limits),

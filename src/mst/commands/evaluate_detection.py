@@ -18,7 +18,7 @@ from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
-from mst.runtime.files import write_atomic
+from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.results import Result
 
 
@@ -53,6 +53,8 @@ class DetectionOptions:
                 raise UsageError(f"{name} {value}: must be at least 1")
         if self.detections and (Path(self.detections).is_dir() or Path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
+        if self.detections:
+            check_folder(Path(self.detections).parent, "--detections")
         if self.picture_limit < 0:
             raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
 
@@ -100,7 +102,7 @@ def evaluate_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     options = options or DetectionOptions()
-    subject = load_subject(backbone, device=device, seed=seed)
+    subject = load_subject(backbone, out=out, device=device, seed=seed)
     sets = data if isinstance(data, DetectionData) else _read(Path(data), options)
     mean, std = subject.mean_std
     folder = _optional(options.pictures) or subject.pictures("detection", out)

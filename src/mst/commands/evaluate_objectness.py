@@ -87,7 +87,7 @@ def evaluate_objectness(
         MissingExtra: polygons need the extra `detection`.
     """
     options = objects or ObjectOptions()
-    subject = load_subject(backbone, device=device, seed=seed)
+    subject = load_subject(backbone, out=out, device=device, seed=seed)
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
     folder = Path(options.pictures) if options.pictures else subject.pictures("objectness", out)
     mean, std = subject.mean_std

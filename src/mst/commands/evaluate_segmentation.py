@@ -20,6 +20,7 @@ from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_pictures import sheet_writer
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
+from mst.runtime.files import check_folder
 from mst.runtime.results import Result
 from mst.runtime.rundir import RunDir
 
@@ -50,8 +51,8 @@ class SegmentationOptions:
                 raise UsageError(f"{name} {value}: must be at least 1")
         if self.picture_limit < 0:
             raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
-        if self.save_model and Path(self.save_model).is_file():
-            raise UsageError(f"--save-model {self.save_model} is a file: name a folder")
+        if self.save_model:
+            check_folder(Path(self.save_model), "--save-model")
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ def evaluate_segmentation(
         UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
     """
     options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
-    subject = load_subject(backbone, device=device, seed=seed)
+    subject = load_subject(backbone, out=out, device=device, seed=seed)
     pairs = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
     mean, std = subject.mean_std
     folder = options.save_model or out

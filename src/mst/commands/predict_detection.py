@@ -20,7 +20,7 @@ from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.detection_prediction import Prediction, predict_objects, prediction_json
 from mst.evaluate.detector_file import DetectorDescription, load_detector
 from mst.runtime.device import select_device, select_precision
-from mst.runtime.files import write_atomic
+from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.logging import warn
 
 FILE = "predictions.json"
@@ -104,8 +104,7 @@ def predict_detection(
     """
     coco_mask_library()
     target = Path(out)
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--out {target} is a file: name a folder")
+    check_folder(target, "--out")
     place = select_device(device, flag="--device")
     detector, description = load_detector(Path(model), compute=select_precision(precision, place)[0])
     paths = index_images(data, limit=limit, channels=description.spec.channels)

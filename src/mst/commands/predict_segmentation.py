@@ -24,6 +24,7 @@ from mst.evaluate.segmentation_file import load_segmenter
 from mst.evaluate.segmentation_inference import predict_mask
 from mst.evaluate.segmentation_pictures import index_picture, save_picture, sheet
 from mst.runtime.device import select_device
+from mst.runtime.files import check_folder
 from mst.runtime.logging import warn
 
 MASKS, PICTURES = "masks", "pictures"
@@ -109,8 +110,7 @@ def predict_segmentation(
         RunFailure: the disk refused.
     """
     target = Path(out)
-    if target.exists() and not target.is_dir():
-        raise UsageError(f"--out {target} is a file: name a folder")
+    check_folder(target, "--out")
     saved = load_segmenter(Path(model), select_device(device, flag="--device"))
     classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
     paths = index_images(data, limit=limit, channels=channels)

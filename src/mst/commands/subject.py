@@ -17,6 +17,7 @@ from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import TIMM, start_from
 from mst.runtime.device import select_device
+from mst.runtime.files import check_folder
 from mst.runtime.logging import info, warn
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
@@ -105,8 +106,6 @@ class Subject:
         named = replace(result, backbone=self.name, backbone_sha256=self.sha256, data=name)
         folder = Path(out) if out else self.folder
         if folder is not None:
-            if folder.exists() and not folder.is_dir():
-                raise UsageError(f"--out {folder} is a file: name a folder")
             try:
                 append_jsonl(RunDir(folder).results, named.row())
             except OSError as error:
@@ -114,19 +113,25 @@ class Subject:
         return named
 
 
-def load_subject(backbone: str | Path | Backbone, *, device: str = "auto", seed: int = 0) -> Subject:
+def load_subject(
+    backbone: str | Path | Backbone, *, out: str | Path | None = None, device: str = "auto", seed: int = 0
+) -> Subject:
     """Return the backbone that is meant, on its device.
 
     Args:
         backbone: a backbone file, a run folder, `timm:NAME`, `NAME=FILE` (a network by its timm name with a file of
             weights, such as DINO's or DeiT's), `random:` before any of them, or a module in memory (which stays on its
             own device).
+        out: folder that `Subject.record` is going to write to.
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.
 
     Raises:
         CheckpointError: no backbone there, or a damaged one.
+        UsageError: nothing can be written to `out`.
     """
+    if out:
+        check_folder(Path(out), "--out")
     if isinstance(backbone, Backbone):
         return Subject(backbone, "in memory", "", None)
     name = str(backbone)

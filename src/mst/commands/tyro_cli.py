@@ -7,6 +7,7 @@ collected here as words, which pydantic converts (`mst.config.load.override`).
 from __future__ import annotations
 
 import io
+import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -39,6 +40,7 @@ Words = dict[str, list[str]]
 SHORT = {"init": "model.init_from"}
 """Settings that have a short flag as well."""
 HELP = {"-h", "--help"}
+LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,28 @@ def _converted(kind: type[Arguments], words: Sequence[str], prog: str) -> Argume
     errors = io.StringIO()
     try:
         with redirect_stderr(errors), redirect_stdout(errors):
-            return tyro.cli(kind, prog=prog, args=_nones(words, types), config=(tyro.conf.OmitArgPrefixes,))
+            record = tyro.cli(kind, prog=prog, args=_nones(words, types), config=(tyro.conf.OmitArgPrefixes,))
     except SystemExit as end:
         raise UsageError(_explained(_one_line(errors.getvalue()), types, words)) from end
+    _check_numbers(record)
+    return record
+
+
+def _check_numbers(record: Any) -> None:
+    """Refuse what no option takes and no comparison with a limit would catch: nan, inf, integers beyond 64 bits.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    for own in fields(record):
+        value = getattr(record, own.name)
+        if is_dataclass(value):
+            _check_numbers(value)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, float) and not math.isfinite(number):
+                raise UsageError(f"{flag(own.name)} {number}: must be a finite number")
+            if isinstance(number, int) and abs(number) > LARGEST:
+                raise UsageError(f"{flag(own.name)} {number}: must be between -{LARGEST} and {LARGEST}")
 
 
 def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:

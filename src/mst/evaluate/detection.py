@@ -28,7 +28,7 @@ from mst.evaluate.detection_training import (
     trainable_images,
 )
 from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
-from mst.evaluate.detector_file import DetectorDescription, check_model_folder, save_detector
+from mst.evaluate.detector_file import DetectorDescription, save_detector
 from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
@@ -36,6 +36,7 @@ from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
 from mst.runtime.device import select_precision
+from mst.runtime.files import check_folder
 from mst.runtime.results import Result
 from mst.runtime.seeding import drawn_from
 
@@ -136,7 +137,7 @@ def _check(data: DetectionData, shape: DetectorShape, save_to: Path | None) -> N
     """Refuse whatever would end in an error later: before hours of training."""
     coco_mask_library()
     if save_to is not None:
-        check_model_folder(save_to, "--save-model")
+        check_folder(save_to, "--save-model")
     for coco in (data.train, data.val):
         check_image_sizes(coco)
         for image in coco.images:

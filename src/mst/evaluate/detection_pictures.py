@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mst.errors import UsageError
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of, read_segmentation
 from mst.evaluate.detection_metrics import Detection
+from mst.runtime.files import check_folder
 from mst.runtime.logging import warn
 
 Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_]]
@@ -38,8 +38,7 @@ def detection_writer(
     Raises:
         UsageError: `folder` is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--pictures {folder} is a file: name a folder")
+    check_folder(folder, "--pictures")
     written, refused = 0, False
 
     def write(image: CocoImage, pixels: Tensor, detections: list[Detection]) -> None:

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torchvision.models.detection import MaskRCNN
 
-from mst.errors import CheckpointError, MstError, UsageError
+from mst.errors import CheckpointError, MstError
 from mst.evaluate.detector import DetectorShape, build_detector
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import BackboneSpec
@@ -62,16 +62,6 @@ class DetectorDescription:
         if len(lists["classes"]) != len(lists["category_ids"]):
             raise ValueError(f"{len(lists['classes'])} classes and {len(lists['category_ids'])} category ids")
         return cls(BackboneSpec.from_json(values["spec"]), DetectorShape(**shape), **lists)
-
-
-def check_model_folder(folder: Path, flag: str) -> None:
-    """Refuse a place where no detector can be saved: before hours of training.
-
-    Raises:
-        UsageError: a file.
-    """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"{flag} {folder} is a file: name a folder")
 
 
 def save_detector(folder: Path, detector: MaskRCNN, description: DetectorDescription) -> None:

@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mst.errors import RunFailure, UsageError
+from mst.errors import RunFailure
 from mst.evaluate.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.image_sets import ImageSet
 from mst.evaluate.protocol import ImageTransform
 from mst.runtime.device import select_precision
-from mst.runtime.files import write_atomic
+from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.logging import info, warn
 
 if TYPE_CHECKING:
@@ -73,8 +73,8 @@ class FeatureSource:
     folder: Path | None = None
 
     def __post_init__(self) -> None:
-        if self.folder is not None and self.folder.exists() and not self.folder.is_dir():
-            raise UsageError(f"--features {self.folder} is a file: name a folder")
+        if self.folder is not None:
+            check_folder(self.folder, "--features")
 
     def read(self, part: str, images: ImageSet, chosen: Sequence[int] | None = None, *, blocks: int = 1) -> Features:
         """Return the features [n, b*D] of a set's readable images, in its order.

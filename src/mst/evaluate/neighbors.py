@@ -2,7 +2,7 @@
 
 Every value that a tile must beat is known before it is searched: the worst neighbour so far, or at first the k-th
 largest of the maxima of small blocks, which k different values reach. Only blocks whose maximum reaches it are read.
-Equal similarities are ordered by training index, whatever the tiles.
+Equal similarities are ordered by training index, whatever the tiles: value and index are one integer.
 Letters: m training samples, n queries, D features, k neighbours, T training samples of a tile.
 """
 
@@ -16,12 +16,16 @@ from torch import Tensor
 
 from mst.errors import UsageError
 
-BLOCK = 16
+BLOCK = 32
 """Similarities that share one maximum."""
 TILE = 8192
 """Training samples compared at a time."""
+PRODUCT = 2**22
+"""Similarities computed at a time: 16 MB, which the allocator keeps; larger ones are new memory every time."""
 BUDGET = 2**27
 """Numbers that the rows of one search may hold together."""
+INDICES = 2**32
+"""Training samples that a key can tell apart."""
 
 
 def query_rows(k: int, tile: int = TILE) -> int:
@@ -44,26 +48,35 @@ def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, tile: int = TIL
     if len(train) == 0:
         raise UsageError("k-NN needs at least one training sample")
     k = min(k, len(train))
-    queries = unit(queries)  # [n,D]
-    best = Best(len(queries), k, queries.device)
-    for start, scores in tiles(train, queries, tile):
-        if len(best) < k and scores.shape[1] < BLOCK * k:
-            columns = torch.arange(start, start + scores.shape[1], device=scores.device)
-            best.add(scores, columns.expand(len(scores), -1))
-        else:
-            bound = best.worst() if len(best) == k else None
-            values, columns = reaching(scores, bound, k)
-            best.add(values, columns + start)
-    return best.sorted()
+    parts = unit(queries).split(max(1, PRODUCT // tile))
+    best = [Best(len(part), k, part.device) for part in parts]
+    for start, samples in _samples(train, tile, queries.device):
+        for part, found in zip(parts, best, strict=True):
+            found.add(products(part, samples), start)
+    values, index = zip(*(found.sorted() for found in best), strict=True)
+    return torch.cat(values), torch.cat(index)
 
 
 def tiles(train: Tensor, queries: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first training index and the similarities [n, T] of each tile; the tensor is used again."""
-    space = queries.new_empty(len(queries) * min(tile, len(train)))
+    """Yield the first training index and the similarities [n, T] of each tile; the queries [n, D] have length 1."""
+    for start, samples in _samples(train, tile, queries.device):
+        yield start, products(queries, samples)
+
+
+def _samples(train: Tensor, tile: int, device: torch.device) -> Iterator[tuple[int, Tensor]]:
     for start in range(0, len(train), tile):
-        part = unit(train[start : start + tile].to(queries.device))  # [T,D]
-        scores = space[: len(queries) * len(part)].view(len(queries), len(part))
-        yield start, torch.mm(queries, part.T, out=scores)
+        yield start, unit(train[start : start + tile].to(device))  # [T,D]
+
+
+def products(queries: Tensor, samples: Tensor) -> Tensor:
+    """Return the products [n, T] of float32 rows [n, D] and [T, D].
+
+    On a CPU oneDNN computes them, where torch has it: unlike the default library it gives equal rows equal products
+    wherever they stand, and on AMD processors it is twice as fast.
+    """
+    if queries.device.type == "cpu" and torch.backends.mkldnn.is_available():
+        return F.linear(queries.to_mkldnn(), samples).to_dense()
+    return queries @ samples.T
 
 
 def unit(features: Tensor) -> Tensor:
@@ -78,78 +91,68 @@ def unit(features: Tensor) -> Tensor:
     return features
 
 
-def reaching(scores: Tensor, bound: Tensor | None, k: int) -> tuple[Tensor, Tensor]:
-    """Return the values [n, h] that may be among the k largest, and their columns, ascending; -inf fills short rows.
-
-    Args:
-        scores: [n, T], T >= 16 k where there is no bound.
-        bound: [n], what a value must exceed; None = it must be among the k largest of this tile.
-        k: neighbours.
-    """
-    width = scores.shape[1] // BLOCK * BLOCK
-    blocks = scores[:, :width].view(len(scores), -1, BLOCK)  # [n,T/16,16]
-    highest = blocks.amax(2)  # [n,T/16]
-    if bound is None:  # the largest number below the k-th maximum
-        kth = highest.topk(k, dim=1).values[:, -1]
-        bound = torch.nextafter(kth, kth.new_tensor(-torch.inf))
-    row, block = (highest > bound[:, None]).nonzero().unbind(1)  # [b]
-    hit, inside = (blocks[row, block] > bound[row, None]).nonzero().unbind(1)
-    rows, columns = row[hit], block[hit] * BLOCK + inside
-    tail_row, tail = (scores[:, width:] > bound[:, None]).nonzero().unbind(1)
-    if len(tail):
-        rows, order = torch.cat([rows, tail_row]).sort(stable=True)
-        columns = torch.cat([columns, tail + width])[order]
-    return _padded(scores, rows, columns)
-
-
-def _padded(scores: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-    """Return chosen entries (rows ascending) as [n, h] values and columns, filled up with -inf and 0."""
-    count = torch.bincount(rows, minlength=len(scores))  # [n]
-    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
-    shape = len(scores), int(count.max())
-    values = scores.new_full(shape, -torch.inf)
-    found = columns.new_zeros(shape)
-    values[rows, place], found[rows, place] = scores[rows, columns], columns
-    return values, found
-
-
 class Best:
     """The k largest values of each row so far, earlier ones first among equals."""
 
     def __init__(self, rows: int, k: int, device: torch.device) -> None:
         self.k = k
-        self.values = torch.empty(rows, 0, device=device)
-        self.index = torch.empty(rows, 0, dtype=torch.int64, device=device)
-        self.waiting: list[tuple[Tensor, Tensor]] = []
-        self.width = 0
+        self.keys = torch.empty(rows, 0, dtype=torch.int64, device=device)
 
-    def __len__(self) -> int:
-        """Return how many values each row has, at most k; what waits is counted."""
-        return min(self.k, self.values.shape[1] + self.width)
-
-    def add(self, values: Tensor, index: Tensor) -> None:
-        """Take in values [n, h] and their indices, which follow all indices before; -inf is nothing."""
-        if not values.shape[1]:
-            return
-        self.waiting.append((values.clone(), index))
-        self.width += values.shape[1]
-        if self.width >= self.k:
-            self._merge()
-
-    def worst(self) -> Tensor:
-        """Return the smallest of the k values [n]."""
-        self._merge()
-        return self.values[:, -1]
+    def add(self, scores: Tensor, start: int) -> None:
+        """Take in the similarities [n, T] of the training samples start, start + 1, ..., which follow all before."""
+        width = scores.shape[1] // BLOCK * BLOCK
+        full = self.keys.shape[1] == self.k
+        if not full and width < BLOCK * self.k:
+            width = 0
+        if width:
+            blocks = scores[:, :width].view(len(scores), -1, BLOCK)  # [n,T/32,32]
+            self._merge(_reaching(blocks, _decoded(self.keys.amin(1))[0] if full else None, self.k, start))
+        if width < scores.shape[1]:
+            columns = torch.arange(start + width, start + scores.shape[1], device=scores.device)
+            self._merge(_encoded(scores[:, width:], columns))
 
     def sorted(self) -> tuple[Tensor, Tensor]:
         """Return values and indices [n, <=k], largest first."""
-        self._merge()
-        return self.values, self.index
+        return _decoded(self.keys.sort(dim=1, descending=True).values)
 
-    def _merge(self) -> None:
-        if self.waiting:
-            values = torch.cat([self.values, *(part for part, _ in self.waiting)], 1)
-            index = torch.cat([self.index, *(part for _, part in self.waiting)], 1)
-            self.waiting, self.width = [], 0
-            values, order = values.sort(dim=1, descending=True, stable=True)
-            self.values, self.index = values[:, : self.k].clone(), index.gather(1, order[:, : self.k])
+    def _merge(self, keys: Tensor) -> None:
+        self.keys = torch.cat([self.keys, keys], 1)
+        if self.keys.shape[1] > self.k:
+            self.keys = self.keys.topk(self.k, dim=1, sorted=False).values
+
+
+def _reaching(blocks: Tensor, bound: Tensor | None, k: int, start: int) -> Tensor:
+    """Return the keys [n, h] of the values that may be among the k largest; the lowest key fills short rows.
+
+    Args:
+        blocks: similarities [n, b, 32], b >= k where there is no bound.
+        bound: [n], what a value must exceed; None = it must be among the k largest of these.
+        k: neighbours.
+        start: training index of the first.
+    """
+    highest = blocks.amax(2)  # [n,b]
+    if bound is None:  # the largest number below the k-th maximum
+        kth = highest.topk(k, dim=1).values[:, -1]
+        bound = torch.nextafter(kth, kth.new_tensor(-torch.inf))
+    row, block = (highest > bound[:, None]).nonzero().unbind(1)  # [r]
+    values = blocks[row, block]  # [r,32]
+    hit, inside = (values > bound[row, None]).nonzero().unbind(1)  # [s]
+    keys, rows = _encoded(values[hit, inside], start + block[hit] * BLOCK + inside), row[hit]  # [s]
+    count = torch.bincount(rows, minlength=len(blocks))  # [n]
+    place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
+    padded = keys.new_full((len(blocks), int(count.max()) if len(count) else 0), torch.iinfo(torch.int64).min)
+    padded[rows, place] = keys
+    return padded
+
+
+def _encoded(values: Tensor, index: Tensor) -> Tensor:
+    """Return int64 keys that order as float32 values do, and among equal ones against the index."""
+    bits = (values + 0.0).view(torch.int32).long()  # + 0.0: no negative zero
+    return (bits ^ (bits >> 31 & 0x7FFFFFFF)) * INDICES + (INDICES - 1 - index)
+
+
+def _decoded(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the values, float32, and the indices of keys."""
+    bits = keys >> 32
+    values = (bits ^ (bits >> 31 & 0x7FFFFFFF)).int().view(torch.float32)
+    return values, INDICES - 1 - (keys & (INDICES - 1))

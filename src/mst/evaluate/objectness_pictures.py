@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mst.errors import UsageError
 from mst.evaluate.detection_pictures import side_by_side
 from mst.evaluate.objectness import ImageScore, ObjectImage
+from mst.runtime.files import check_folder
 from mst.runtime.logging import warn
 from mst.runtime.results import append_jsonl
 
@@ -31,8 +31,7 @@ def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, N
     Raises:
         UsageError: `folder` is a file.
     """
-    if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--pictures {folder} is a file: name a folder")
+    check_folder(folder, "--pictures")
     scores = folder / "scores.jsonl"
     count, refused = 0, False
 

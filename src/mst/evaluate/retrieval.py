@@ -159,7 +159,7 @@ def evaluate_retrieval(
     if not len(found.precision):
         raise UsageError("no validation image has another image of its class to find: use --database train")
     recall = {f"recall_at_{k}": percent((found.first < k).double().mean().item()) for k in protocol.ranks}
-    extra = counts(base, val, data.classes) | {"queries_alone": found.alone}
+    extra = counts(base, val, data.classes) | {"queries_alone": found.alone} | ({"train_images": 0} if same else {})
     return Result(
         task="retrieval",
         metrics={"map": percent(found.precision.mean().item()), **recall},

@@ -15,6 +15,7 @@ from torch import Tensor
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.detection_pictures import side_by_side
 from mst.evaluate.segmentation_data import NO_CLASS
+from mst.runtime.files import check_folder
 
 GAP, LINE = 4, 16
 """Pixels between entries of the legend, and height of its lines."""
@@ -87,8 +88,7 @@ def sheet_writer(folder: Path, limit: int, classes: Sequence[str]) -> Watch:
     """
     if limit < 0:
         raise UsageError(f"--picture-limit {limit}: must be at least 0")
-    if folder.is_file():
-        raise UsageError(f"--pictures {folder} is a file: name a folder")
+    check_folder(folder, "--pictures")
     count = 0
 
     def write(name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from mst.errors import UsageError
+from mst.runtime.files import check_folder
 
 Schedule = Literal["cosine", "steps", "poly"]
 STEP_SHARES, STEP_FACTOR = (2 / 3, 11 / 12), 0.1
@@ -72,6 +74,8 @@ class Checkpointing:
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise UsageError(f"--checkpoint-every {self.checkpoint_every}: must be at least 1")
+        if self.checkpoints:
+            check_folder(Path(self.checkpoints), "--checkpoints")
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:

@@ -22,7 +22,7 @@ class TaskRecipe:
         expected: the number it gives, or "not measured yet".
         note: what else a user should know.
         task: the words between `mst` and the options: `evaluate segmentation`, `finetune`.
-        options: each option without its dashes (`batch-size`) -> its value: a text, a number, on or off, or a tuple.
+        options: each option without its dashes (`batch-size`) -> its value: text, number, on or off, tuple or None.
     """
 
     name: str
@@ -46,4 +46,4 @@ def option_words(name: str, value: object) -> list[str]:
     if isinstance(value, bool):
         return [flag(name if value else f"no-{name}")]
     values = value if isinstance(value, tuple | list) else (value,)
-    return [flag(name), *map(str, values)]
+    return [flag(name), *("none" if each is None else str(each) for each in values)]

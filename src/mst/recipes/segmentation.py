@@ -34,7 +34,7 @@ SETR_CITYSCAPES = TaskRecipe(
         "min-lr": 1e-4,
         "schedule": "poly",
         "weight-decay": 0.0,
-        "clip-norm": "None",
+        "clip-norm": None,
         "loss-stride": 1,
         "scales": (0.5, 2.0),
         "max-class-share": 0.75,

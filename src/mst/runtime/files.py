@@ -6,7 +6,7 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from mst.errors import RunFailure
+from mst.errors import RunFailure, UsageError
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -28,6 +28,24 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with suppress(OSError):  # a read-only disk refuses this as well
             aside.unlink(missing_ok=True)
         raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error
+
+
+def check_folder(folder: Path, flag: str) -> None:
+    """Refuse a place where no folder can be made, or nothing be written: before hours of work.
+
+    Args:
+        folder: existing or not.
+        flag: the option that named it, for the message.
+
+    Raises:
+        UsageError: it is a file or lies below one, or this user may not write there.
+    """
+    place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not place.is_dir():
+        where = "is a file" if place == folder else f"lies below {place}, which is a file"
+        raise UsageError(f"{flag} {folder} {where}: name a folder")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise UsageError(f"{flag} {folder}: no permission to write in {place}: name another folder")
 
 
 def sync_folder(folder: Path) -> None:

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mst.errors import UsageError
+from mst.evaluate import neighbors
 from mst.evaluate.neighbors import nearest_neighbors, query_rows
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -83,6 +84,26 @@ def test_repeated_training_samples_are_ordered_by_index_in_every_tiling(tile: in
     similarity, index = nearest_neighbors(train, torch.tensor([[1.0, 0.0]]), 8, tile=tile)
     assert index.tolist() == [[0, 2, 4, 6, 8, 10, 1, 3]]
     assert similarity.tolist() == [[1.0] * 6 + [0.0] * 2]
+
+
+@pytest.mark.parametrize("held", [1, 64, 200, 2**22])
+def test_groups_of_queries_do_not_change_the_neighbours(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(neighbors, "PRODUCT", held)
+    draw = torch.Generator().manual_seed(0)
+    train, queries = torch.randn(150, 4, generator=draw).sign(), torch.randn(7, 4, generator=draw).sign()
+    values, index = nearest_neighbors(train, queries, 2, tile=64)  # corners of a cube: products of 0, +-1/2, +-1
+    expected, order = sorted_out(train, queries, 2)
+    assert torch.equal(values, expected)
+    assert torch.equal(index, order)
+
+
+@pytest.mark.parametrize("dim", [7, 63, 192, 384])
+def test_copies_of_one_sample_are_ordered_by_index(dim: int) -> None:
+    draw = torch.Generator().manual_seed(dim)
+    train = torch.randn(1, dim, generator=draw).repeat(1033, 1)
+    similarity, index = nearest_neighbors(train, torch.randn(3, dim, generator=draw), 20)
+    assert index.tolist() == [list(range(20))] * 3
+    assert bool((similarity == similarity[:, :1]).all())
 
 
 def test_what_is_not_a_number_is_refused() -> None:

@@ -165,6 +165,11 @@ def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.Cap
         ({"--batch-size": 16}, "larger than the training set (8): at most 8"),
         ({"--layer-decay": 2}, "--layer-decay 2.0: must be at most 1"),
         ({"--randaugment": "foo"}, "--randaugment foo"),
+        ({"--randaugment": "rand-bogus"}, "timm does not know bogus"),
+        ({"--workers": -5}, "--workers -5: must be at least 0, or -1"),
+        ({"--max-unreadable-share": 2}, "--max-unreadable-share 2.0: must lie between 0 and 1"),
+        ({"--repeats": 9}, "--repeats 9: must be at most --batch-size 4"),
+        ({"--mixup": "nan"}, "--mixup nan: must be a finite number"),
         ({"--out": data / "run"}, "lie one in the other"),
         ({"--epoch": 2}, "unknown option --epoch"),
     ):

@@ -73,6 +73,10 @@ class Running:
         ):
             if value < 1:
                 raise UsageError(f"{name} {value}: must be at least 1")
+        if self.workers < -1:
+            raise UsageError(f"--workers {self.workers}: must be at least 0, or -1 for as many as a GPU needs")
+        if not 0.0 <= self.max_unreadable_share <= 1.0:
+            raise UsageError(f"--max-unreadable-share {self.max_unreadable_share}: must lie between 0 and 1")
 
 
 @dataclass(frozen=True)

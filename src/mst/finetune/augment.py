@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -27,6 +28,8 @@ RGB = 3
 TRANSLATE_SHARE = 0.45
 AREA, ASPECT = (0.02, 1 / 3), 0.3
 TRIES = 10
+KNOWN_PART = re.compile(r"(m|n|p|mstd|mmax|inc)\d.*|t.+")
+"""Parts of a description that timm heeds; without a digit it would ignore them."""
 CUTMIX_SHARE = 0.5
 
 
@@ -52,6 +55,9 @@ class RandAugment:
         try:
             if not description.startswith("rand"):
                 raise ValueError("it must begin with rand")
+            ignored = [part for part in description.split("-")[1:] if not KNOWN_PART.fullmatch(part)]
+            if ignored:
+                raise ValueError(f"timm does not know {ignored[0]}")
             self._operation = rand_augment_transform(description, values)
             for operation in self._operation.ops:
                 if operation.name.startswith("Posterize"):

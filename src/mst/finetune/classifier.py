@@ -71,6 +71,8 @@ class FinetuneProtocol:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
         if self.batch_size % self.accumulate:
             raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+        if self.repeats > self.batch_size:
+            raise UsageError(f"--repeats {self.repeats}: must be at most --batch-size {self.batch_size}")
         for name in ("base_lr", "clip_norm", "layer_decay"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -128,22 +128,13 @@ def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: M
 
 
 def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:
-    """Return the first scenes of both splits with their semantic maps, in memory."""
-    import torch
-
-    from mst.data.synthetic import CLASSES, SceneSet
-    from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet
+    """Return the first scenes of both splits with their semantic maps."""
+    from mst.data.synthetic import SceneSet
+    from mst.evaluate.segmentation_data import scene_segmentation
 
     size, seed = config.views.global_size, config.runtime.seed
-
-    def pairs(split: str, start: int) -> SegmentationSet:
-        drawn = list(SceneSet(seed, min(scenes[split], SEGMENTATION_SCENES[split]), size, start))
-        return SegmentationSet.from_tensors(
-            [torch.from_numpy(scene.image) for scene in drawn],
-            [torch.from_numpy(scene.semantic_map) for scene in drawn],
-        )
-
-    return SegmentationData(("background", *CLASSES), pairs("train", 0), pairs("val", scenes["train"]))
+    train, val = (min(scenes[split], SEGMENTATION_SCENES[split]) for split in ("train", "val"))
+    return scene_segmentation(SceneSet(seed, train, size), SceneSet(seed, val, size, start=scenes["train"]))
 
 
 def _show(done: Quickstart, *, json: bool) -> None:

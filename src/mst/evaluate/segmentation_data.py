@@ -112,14 +112,14 @@ def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int
 
 
 def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
-    """Return synthetic scenes with their semantic maps; class 0 is the background."""
+    """Return synthetic scenes with their semantic maps, drawn once into memory; class 0 is the background."""
 
     def pairs(scenes: SceneSet) -> SegmentationSet:
-        def read(index: int) -> tuple[Tensor, Tensor]:
-            scene = scenes[index]
-            return torch.from_numpy(scene.image), torch.from_numpy(scene.semantic_map).long()
-
-        return SegmentationSet(tuple(f"scene {scenes.start + index}" for index in range(len(scenes))), read)
+        drawn = list(scenes)
+        return SegmentationSet.from_tensors(
+            [torch.from_numpy(scene.image) for scene in drawn],
+            [torch.from_numpy(scene.semantic_map) for scene in drawn],
+        )
 
     return SegmentationData(("background", *CLASSES), pairs(train), pairs(val))
 

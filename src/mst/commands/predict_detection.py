@@ -35,7 +35,7 @@ class PredictDetectionArguments:
         model: the folder of a trained detector: --out or --save-model of `mst evaluate detection`.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for predictions.json and pictures/.
-        min_score: what scores less is left out of predictions.json.
+        min_score: what scores less is left out of predictions.json; what scores below 0.05 is in any case.
         picture_score: what scores less is not drawn.
         picture_limit: at most this many pictures; 0 = none, None = one of each image.
         limit: only this many images, drawn evenly from the sorted list.

@@ -334,6 +334,7 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
     for wrong, message in (
         (lambda: TrainingSettings(epochs=0), "--epochs and --batch-size"),
         (lambda: TrainingSettings(layer_decay=0), "--layer-decay 0: must be above 0"),
+        (lambda: TrainingSettings(warmup_steps=-4), "--warmup-steps -4: must be at least 0"),
         (lambda: TrainingSettings(drop_path=1), "--drop-path 1: must be at least 0 and below 1"),
         (lambda: TrainingSettings(accumulate=3), "--batch-size 16 is no multiple of --accumulate 3"),
         (lambda: DetectorShape(short_sides=(8,)), "at least 32 pixels"),

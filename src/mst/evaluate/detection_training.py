@@ -68,6 +68,8 @@ class TrainingSettings:
     def __post_init__(self) -> None:
         if min(self.epochs, self.batch_size) < 1 or min(self.lr, self.clip_norm) <= 0 or self.weight_decay < 0:
             raise UsageError("--epochs and --batch-size must be at least 1, --lr and --clip-norm above 0")
+        if self.warmup_steps < 0:
+            raise UsageError(f"--warmup-steps {self.warmup_steps}: must be at least 0")
         if not 0.0 < self.layer_decay <= 1.0:
             raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
         if not 0.0 <= self.drop_path < 1.0:

@@ -272,7 +272,9 @@ class _Session(Generic[Batch]):
         if self.record is not None:
             self.record.bad_step({"step": state.step, "loss": str(loss), "grad_norm": str(norm)})
         if state.bad_streak >= limit:
-            raise RunFailure(f"{limit} steps in a row without a finite loss: lower --lr or use --precision fp32")
+            raise RunFailure(
+                f"{limit} steps in a row without a finite loss: lower the learning rate or use --precision fp32"
+            )
         logging.warn(
             f"{self.training.title}: step {state.step} skipped: loss {loss:g}, gradient norm {norm:g} are not finite"
         )

@@ -226,7 +226,8 @@ def _from_scratch(config: FinetuneConfig) -> Network:
     size = config.image.size or (known.input_size[1:] if known else FALLBACK_SIZE)
     channels = config.image.channels or len(IMAGENET_MEAN)
     spec = backbone_spec(ModelConfig(backbone=name), image_size=(size[0], size[1]), channels=channels)
-    mean, std = IMAGENET_MEAN, IMAGENET_STD
+    mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = IMAGENET_STD
     if channels != len(IMAGENET_MEAN):
         mean, std = channel_statistics(LabelledFolder(config.data, channels=channels).train.paths, channels=channels)
     return Network(spec, mean, std, "")

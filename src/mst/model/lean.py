@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 _ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-_ONEDNN_BF16 = bool(_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+_ONEDNN_BF16 = bool(
+    _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+)
 """Whether oneDNN multiplies bfloat16 on this CPU: then it adds the bias, or applies GELU, while the product is hot."""
 
 

@@ -82,9 +82,7 @@ def train_step(
     pair, device = state.pair, state.center.device
     objective = ObjectiveValues.from_config(config.objective, teacher_temp=values.teacher_temp)
     buffers = [buffer.clone() for buffer in state.buffers]
-    sums = _BatchSums(
-        plan.batch_size, losses=torch.zeros(3, device=device), logits=torch.zeros_like(state.center)[None]
-    )
+    sums = _BatchSums(plan.batch_size, torch.zeros(3, device=device), torch.zeros_like(state.center)[None])
 
     # Gradients of the mean loss over the batch, a part at a time.
     state.optimizer.zero_grad(set_to_none=True)

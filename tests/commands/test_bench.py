@@ -72,7 +72,7 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
         ("bench", "name a recipe"),
         ("bench debg", "did you mean debug?"),
         ("bench debug --steps 0", "--steps 0: at least 1"),
-        ("bench debug --seconds nan", "must be a positive number"),
+        ("bench debug --seconds nan", "must be a finite number"),
         ("bench debug --seconds -1", "--seconds -1"),
         ("bench debug --data.train nowhere", "nowhere does not exist"),
         ("bench debug --views.global-size 30", "30"),

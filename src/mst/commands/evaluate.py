@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
 from functools import partial
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from mst.commands.evaluate_detection import run_detection
 from mst.commands.evaluate_objectness import run_objectness
 from mst.commands.evaluate_segmentation import run_segmentation
 from mst.commands.evaluation import Common, run_task
-from mst.commands.output import emit
 from mst.commands.subject import ImageOptions, Subject, load_subject
+from mst.commands.tasks import Task, run_first_word
 from mst.errors import UsageError
 from mst.evaluate import knn, linear_probe, logistic, retrieval
 from mst.evaluate.features import FeatureSettings
@@ -237,19 +236,12 @@ def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits 
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    if not argv or argv[0] in {"-h", "--help"}:
-        names = "\n".join(f"  mst evaluate {name} --help" for name in TASKS)
-        emit(f"usage: mst evaluate {'|'.join(TASKS)} --backbone RUN|FILE --data PATH [--out DIR]\n\n{names}")
-        return 0
-    if argv[0] not in TASKS:
-        close = get_close_matches(argv[0], TASKS, n=1)
-        raise UsageError(
-            f"unknown evaluation {argv[0]}: use {', '.join(TASKS)}{f'; did you mean {close[0]}?' if close else ''}"
-        )
-    return TASKS[argv[0]](argv[1:])
+    return run_first_word(
+        argv, TASKS, prog="mst evaluate", noun="evaluation", options="--backbone RUN|FILE --data PATH [--out DIR]"
+    )
 
 
-TASKS: dict[str, Callable[[Sequence[str]], int]] = {
+TASKS: dict[str, Task] = {
     "knn": partial(run_task, "knn", KnnArguments, evaluate_knn),
     "linear": partial(run_task, "linear", LinearArguments, evaluate_linear),
     "logistic": partial(run_task, "logistic", LogisticArguments, evaluate_logistic),

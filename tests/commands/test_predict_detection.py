@@ -78,7 +78,7 @@ def test_mistakes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "broken.jpg").write_bytes(b"no picture")
     (tmp_path / "file").write_text("x")
     for changed, message in (
-        ({"--model": tmp_path}, "holds no detector (detector.json and detector.safetensors)"),
+        ({"--model": tmp_path}, "has no detector.json: give the --save-model or --out of an `mst evaluate detection`"),
         ({"--data": tmp_path / "gone"}, "gone does not exist"),
         ({"--data": tmp_path / "broken.jpg"}, "none of 1 images can be read, the first:"),
         ({"--out": tmp_path / "file"}, "is a file: name a folder"),

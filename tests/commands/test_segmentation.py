@@ -142,7 +142,7 @@ def test_mistakes(run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.C
         assert "masks/4.png: 5 is no class of 0..1 and not ignore_index 7" in answer.err
     predict = ["predict", "segmentation", "--data", data / "images", "--out"]
     for words, message in (
-        ([tmp_path / "o", "--model", run_folder], "has no segmenter.json: give the --out"),
+        ([tmp_path / "o", "--model", run_folder], "has no segmenter.json: give the --save-model"),
         ([tmp_path / "file", "--model", run_folder], "is a file: name a folder"),
         ([tmp_path / "o", "--model", run_folder, "--limit", "0"], "--limit 0: must be at least 1"),
     ):

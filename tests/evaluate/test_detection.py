@@ -261,17 +261,17 @@ def test_a_saved_detector_finds_the_same(coco: CocoSet, tmp_path: Path) -> None:
         ({"classes": ["box"]}, "1 classes and 2 category ids"),
         ({"classes": ["box"], "category_ids": [3]}, r"detector\.safetensors does not fit detector\.json"),
         ({"format": 2}, "format 2, this version reads 1"),
-        ({"shape": {}}, "cannot read the detector"),
-        ({"spec": {}}, "cannot read the detector"),
+        ({"shape": {}}, r"cannot read .*detector\.json"),
+        ({"spec": {}}, r"cannot read .*detector\.json"),
     ):
         file.write_text(json.dumps({**values, **changed}))
         with pytest.raises(CheckpointError, match=message):
             load_detector(file.parent)
     file.write_text(json.dumps(values))
     (file.parent / "detector.safetensors").write_bytes(b"short")
-    with pytest.raises(CheckpointError, match="cannot read the detector"):
+    with pytest.raises(CheckpointError, match=r"cannot read .*detector\.safetensors"):
         load_detector(file.parent)
-    with pytest.raises(CheckpointError, match="holds no detector"):
+    with pytest.raises(CheckpointError, match=r"has no detector\.json: give the --save-model"):
         load_detector(tmp_path)
     with pytest.raises(UsageError, match=r"--save-model .*detector\.json is a file"):
         evaluate_detection(swin, data_of(coco), SHORT, settings=QUIET, save_to=file)

@@ -210,7 +210,7 @@ def test_saved_segmenters_say_the_same(tmp_path: Path) -> None:
 
     run(protocol(steps=2), trained=save)
     run(SegmentationProtocol(size=(32, 48), steps=2), trained=save)
-    with pytest.raises(CheckpointError, match=r"has no segmenter.json: give the --out"):
+    with pytest.raises(CheckpointError, match=r"has no segmenter.json: give the --save-model"):
         load_segmenter(tmp_path, CPU)
     description = tmp_path / "m" / "segmenter.json"
     description.write_text(description.read_text().replace('"dark"', '"dim", "dark"'))

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
 from torchvision.models.detection import MaskRCNN
 
-from mst.errors import CheckpointError, MstError
 from mst.evaluate.detector import DetectorShape, build_detector
+from mst.evaluate.model_files import ModelFiles
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import BackboneSpec
 from mst.model.build import build_backbone
-from mst.runtime.files import write_atomic
 
-FORMAT = 1
-WEIGHTS, DESCRIPTION = "detector.safetensors", "detector.json"
+FILES = ModelFiles("detector", "mst evaluate detection", version=1)
 
 
 @dataclass(frozen=True)
@@ -45,7 +40,7 @@ class DetectorDescription:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types."""
-        return {"format": FORMAT, **asdict(self), "spec": self.spec.to_json()}
+        return {**asdict(self), "spec": self.spec.to_json()}
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> DetectorDescription:
@@ -54,8 +49,6 @@ class DetectorDescription:
         Raises:
             MstError, KeyError, TypeError, ValueError: it is none.
         """
-        if values["format"] != FORMAT:
-            raise ValueError(f"format {values['format']}, this version reads {FORMAT}")
         shape = {**values["shape"], "short_sides": tuple(values["shape"]["short_sides"])}
         names = ("classes", "category_ids", "mean", "std")
         lists = {name: tuple(values[name]) for name in names}
@@ -68,12 +61,9 @@ def save_detector(folder: Path, detector: MaskRCNN, description: DetectorDescrip
     """Write weights and description into a folder, in place of an older detector there.
 
     Raises:
-        RunFailure: the disk refused.
+        RunFailure: the folder cannot be made, or the disk refused.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in detector.state_dict().items()}
-    write_atomic(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
-    write_atomic(folder / DESCRIPTION, json.dumps(description.to_json(), indent=2))
+    FILES.save(folder, detector, description.to_json())
 
 
 def load_detector(folder: Path, *, compute: torch.dtype = torch.float32) -> tuple[MaskRCNN, DetectorDescription]:
@@ -86,23 +76,11 @@ def load_detector(folder: Path, *, compute: torch.dtype = torch.float32) -> tupl
     Raises:
         CheckpointError: no detector there, or a damaged one.
     """
-    file = folder / DESCRIPTION
-    if not file.is_file() or not (folder / WEIGHTS).is_file():
-        raise CheckpointError(
-            f"{folder} holds no detector ({DESCRIPTION} and {WEIGHTS}): give the --out of an `mst evaluate detection`"
-        )
-    try:
-        found = DetectorDescription.from_json(json.loads(file.read_text(encoding="utf-8")))
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, MstError, OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"cannot read the detector in {folder}: {error}; train or copy it again") from error
-    with torch.random.fork_rng(devices=[]):
-        pyramid = Pyramid(build_backbone(found.spec), channels=found.shape.channels, frozen=True, compute=compute)
-        detector = build_detector(pyramid, len(found.classes), found.shape, mean=found.mean, std=found.std)
-    try:
-        detector.load_state_dict(weights)
-    except RuntimeError as error:
-        raise CheckpointError(
-            f"{folder / WEIGHTS} does not fit {DESCRIPTION} ({str(error).splitlines()[0]}): train or copy it again"
-        ) from error
-    return detector.eval(), found
+
+    def build(values: dict[str, Any]) -> tuple[MaskRCNN, DetectorDescription]:
+        found = DetectorDescription.from_json(values)
+        with torch.random.fork_rng(devices=[]):
+            pyramid = Pyramid(build_backbone(found.spec), channels=found.shape.channels, frozen=True, compute=compute)
+            return build_detector(pyramid, len(found.classes), found.shape, mean=found.mean, std=found.std), found
+
+    return FILES.load(folder, build)

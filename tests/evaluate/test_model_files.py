@@ -1,0 +1,111 @@
+"""Trained networks on disk: the same again, never half, and every refusal names file, problem and remedy."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from evaluate.segmenters import vit
+from mst.errors import CheckpointError, RunFailure
+from mst.evaluate.detector import DetectorShape, build_detector
+from mst.evaluate.detector_file import DetectorDescription, save_detector
+from mst.evaluate.model_files import ModelFiles
+from mst.evaluate.pyramid import Pyramid
+from mst.evaluate.segmentation_file import save_segmenter
+from mst.evaluate.segmentation_heads import HeadShape
+from mst.evaluate.segmentation_inference import View
+from mst.evaluate.segmentation_model import Segmenter
+
+FILES = ModelFiles("thing", "mst make thing", version=3)
+GREY, WHITE = (0.5,) * 3, (1.0,) * 3
+
+
+def build(values: dict[str, Any]) -> tuple[nn.Module, str]:
+    return nn.Linear(values["width"], 2).train(), values["name"]
+
+
+def saved(folder: Path) -> nn.Linear:
+    network = nn.Linear(3, 2)
+    FILES.save(folder, network, {"width": 3, "name": "it"})
+    return network
+
+
+def save_a_segmenter(folder: Path) -> None:
+    segmenter = Segmenter(vit(), ("a", "b"), HeadShape("linear"), frozen=True, seed=0)
+    save_segmenter(folder, segmenter, View((32, 32), None, GREY, WHITE))
+
+
+def save_a_detector(folder: Path) -> None:
+    shape = DetectorShape(short_sides=(48,), long_side=96, channels=16, head_dim=32, anchor_size=8)
+    backbone = vit()
+    pyramid = Pyramid(backbone, channels=16, frozen=True, compute=torch.float32)
+    detector = build_detector(pyramid, 1, shape, mean=GREY, std=WHITE)
+    save_detector(folder, detector, DetectorDescription(backbone.spec, shape, ("box",), (1,), GREY, WHITE))
+
+
+def test_what_was_saved_comes_back(tmp_path: Path) -> None:
+    network = saved(tmp_path / "new" / "folder")
+    loaded, name = FILES.load(tmp_path / "new" / "folder", build)
+    assert (name, loaded.training) == ("it", False)
+    for key, value in network.state_dict().items():
+        assert torch.equal(loaded.state_dict()[key], value)
+    again = saved(tmp_path / "new" / "folder")
+    assert torch.equal(FILES.load(tmp_path / "new" / "folder", build)[0].state_dict()["weight"], again.weight)
+    names = sorted(file.name for file in (tmp_path / "new" / "folder").iterdir())
+    assert names == ["thing.json", "thing.safetensors"]
+
+
+@pytest.mark.parametrize("save", [save_a_segmenter, save_a_detector, saved])
+def test_a_folder_that_cannot_be_made(save: Callable[[Path], object], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(RunFailure, match=rf"cannot make {folder} for the \w+: .*; name another folder") as refused:
+            save(folder)
+        assert "\n" not in str(refused.value)
+    assert (tmp_path / "file").read_text() == "x"
+
+
+@pytest.mark.parametrize("missing", ["thing.json", "thing.safetensors"])
+def test_a_missing_file(missing: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / missing).unlink()
+    with pytest.raises(CheckpointError, match=f"has no {missing}: give the --save-model or --out of an `mst make thi"):
+        FILES.load(tmp_path, build)
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"format": 2}, "cannot read .*thing.json: format 2, this version reads 3; train the thing or copy it again"),
+        ({"width": "wide"}, "cannot read .*thing.json: .*; train the thing or copy it again"),
+        ({"width": 4}, r"thing.safetensors does not fit thing.json \(.*size mismatch.*\): train the thing or copy it"),
+    ],
+)
+def test_a_description_of_something_else(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    file = tmp_path / "thing.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(CheckpointError, match=problem) as refused:
+        FILES.load(tmp_path, build)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": 3}', "\xff\xfe"])
+def test_a_damaged_description(text: str, tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "thing.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(CheckpointError, match=r"cannot read .*thing\.json: .*; train the thing or copy it again"):
+        FILES.load(tmp_path, build)
+
+
+def test_damaged_weights(tmp_path: Path) -> None:
+    saved(tmp_path)
+    (tmp_path / "thing.safetensors").write_bytes(b"short")
+    with pytest.raises(CheckpointError, match=r"cannot read .*thing\.safetensors: .*; train the thing or copy it"):
+        FILES.load(tmp_path, build)

@@ -11,6 +11,7 @@ from torchmetrics.functional.retrieval import retrieval_average_precision
 
 from evaluate.fakes import FakeBackbone, colour_sets
 from mst.errors import UsageError
+from mst.evaluate import retrieval
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.protocol import ImageTransform, LowShot
 from mst.evaluate.retrieval import RetrievalProtocol, average_precision, evaluate_retrieval, retrieve
@@ -43,6 +44,17 @@ def test_equals_the_definition(m: int, classes: int, same: bool, rows: int, seed
     assert found.alone == len(queries) - len(first)
     assert found.first.tolist() == first
     assert found.precision.tolist() == pytest.approx(precision)
+
+
+@pytest.mark.parametrize("tile", [1, 7, 20, 100])
+def test_tiles_change_nothing(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    draw = torch.Generator().manual_seed(1)
+    base, labels = torch.randn(21, 4, generator=draw), torch.randint(3, (21,), generator=draw)
+    whole = retrieve(base, labels, base, labels, same=True)
+    monkeypatch.setattr(retrieval, "TILE", tile)
+    found = retrieve(base, labels, base, labels, same=True, rows=5)
+    assert torch.equal(found.precision, whole.precision)
+    assert torch.equal(found.first, whole.first)
 
 
 def test_average_precision_is_that_of_torchmetrics() -> None:

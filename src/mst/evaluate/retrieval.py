@@ -94,7 +94,7 @@ def retrieve(
     with progress_bar("retrieval", len(queries), shown=progress) as advance:
         for start in range(0, len(queries), rows):
             part = unit(queries[start : start + rows])  # [B,D]
-            scores = torch.cat([found.clone() for _, found in tiles(database, part, TILE)], 1)  # [B,m]
+            scores = torch.cat([found for _, found in tiles(database, part, TILE)], 1)  # [B,m]
             own = torch.arange(start, start + len(part), device=scores.device)[:, None]
             if same:
                 scores.scatter_(1, own, -torch.inf)  # last, and never right

@@ -289,6 +289,13 @@ def test_help_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--max-unreadable-share" in capsys.readouterr().out
 
 
+def test_images_of_other_channels(tmp_path: Path, labelled: Path) -> None:
+    spec = BackboneSpec("vit_tiny_patch16_224", (16, 16), 5, 8, embed_dim=32, depth=1, num_heads=2)
+    save_backbone(tmp_path / "five.safetensors", build_backbone(spec), {"mean": [0.5] * 5, "std": [0.5] * 5})
+    with pytest.raises(MstError, match=r"has 3 channels, 5 are asked for by the backbone$"):
+        evaluate_knn(tmp_path / "five.safetensors", labelled, settings=QUIET)
+
+
 def test_channels_without_known_normalisation_are_refused(tmp_path: Path) -> None:
     spec = BackboneSpec("vit_tiny_patch16_224", (16, 16), 1, 8, embed_dim=32, depth=1, num_heads=2)
     save_backbone(tmp_path / "grey.safetensors", build_backbone(spec), {})

@@ -152,6 +152,7 @@ def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.Cap
     unknown = labelled_folder(tmp_path / "unknown", val=("cow",))
     (tmp_path / "empty" / "train").mkdir(parents=True)
     (tmp_path / "empty" / "val").mkdir()
+    five = saved(tmp_path, BackboneSpec("vit_tiny_patch16_224", (32, 32), 5, 16, 32, 2, 2))
     for changes, message in (
         ({"--data": tmp_path / "empty"}, "has no class folders"),
         ({"--data": one}, "has one class, cat: at least two"),
@@ -161,6 +162,8 @@ def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.Cap
         ({"--backbone": "scratch:resnet50"}, "is not a network of patch tokens"),
         ({"--backbone": "scratch:vit_tinny"}, "is not a timm model"),
         ({"--channels": 5}, "takes images of 3"),
+        ({"--backbone": five}, f"has 3 channels, 5 are asked for by --backbone {five}"),
+        ({"--backbone": "scratch:vit_tiny_patch16_224", "--channels": 5}, "5 are asked for by --channels"),
         ({"--size": [30, 32]}, "--size 30x32 is not a multiple of the patch size 16"),
         ({"--batch-size": 16}, "larger than the training set (8): at most 8"),
         ({"--layer-decay": 2}, "--layer-decay 2.0: must be at most 1"),
@@ -197,5 +200,8 @@ def test_unreadable_images_are_replaced_and_listed(
     shutil.copytree(data, broken)
     next((broken / "train" / "cat").iterdir()).write_bytes(b"no image")
     words = ["finetune", "--backbone", backbone, "--data", broken, "--out", tmp_path / "o", *FAST]
+    answer = call(capsys, *words, "--max-unreadable-share", "0.05")
+    assert (answer.status, "mend or remove them, or raise --max-unreadable-share" in answer.err) == (2, True)
+    words.append("--overwrite")
     assert call(capsys, *words, "--max-unreadable-share", "0.5").status == 0
     assert len((tmp_path / "o" / "unreadable.txt").read_text().splitlines()) == 1

@@ -290,7 +290,7 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ("pretrain debug --data.train IMAGES --out RUN --runtime.device cuda:99", "--runtime.device cuda:99"),
         (
             "pretrain debug --data.train IMAGES --out RUN --data.channels 5",
-            "has 3 channels, --data.channels asks for 5",
+            "has 3 channels, 5 are asked for by --data.channels",
         ),
         ("pretrain debug --data.train IMAGES --out RUN --monitor.knn-data IMAGES", "has no folder train"),
         ("pretrain debug --data.train IMAGES --out IMAGES", "is not empty and holds no run"),

@@ -100,7 +100,7 @@ def test_channels_that_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixtur
     images = six_channels(tmp_path / "set", 9)
     answer = call(capsys, "pretrain", "debug", "--data.train", images, "--data.channels", "5", "--out", tmp_path / "r")
     assert answer.status == 2
-    assert "--data.channels asks for 5 channels" in answer.line
+    assert "5 channels first or last are asked for by --data.channels" in answer.line
     answer = call(capsys, "pretrain", "debug", "--data.train", images, "--out", tmp_path / "r")
     assert "holds no images" in answer.line
     labelled = labelled_folder(tmp_path / "labelled", ("cat",))
@@ -110,5 +110,5 @@ def test_channels_that_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixtur
         answer = call(capsys, *command, *recipe, *words, option, labelled)
         assert answer.status == 2
         assert f"{option}: none of the images tried can be decoded" in answer.line
-        assert "has 3 channels, --data.channels asks for 6" in answer.line
+        assert "has 3 channels, 6 are asked for by --data.channels" in answer.line
     assert not (tmp_path / "r").exists()

@@ -49,9 +49,9 @@ def test_channels_last_wins_where_both_fit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        (PIXELS[..., :4], "--data.channels asks for 6"),
-        (PIXELS[..., 0], "--data.channels asks for 6"),
-        (PIXELS[None], "--data.channels asks for 6"),
+        (PIXELS[..., :4], "6 channels first or last are asked for"),
+        (PIXELS[..., 0], "6 channels first or last are asked for"),
+        (PIXELS[None], "6 channels first or last are asked for"),
         (np.array([{"a": 1}], dtype=object), "only whole numbers and floats"),
         (PIXELS.astype(complex), "only whole numbers and floats"),
         (PIXELS[:0], "empty or truncated"),

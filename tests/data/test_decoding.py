@@ -170,7 +170,7 @@ def test_pages_of_a_tiff_are_channels(tmp_path: Path) -> None:
     path = write(tmp_path / "a.tif", planes[0], "TIFF", save_all=True, append_images=planes[1:])
     image = decode_image(path, channels=5)
     assert torch.equal(image, torch.cat([pixels(plane) for plane in planes]))
-    with pytest.raises(UnreadableImage, match=r"has 5 channels, --data.channels asks for 4"):
+    with pytest.raises(UnreadableImage, match=r"has 5 channels, 4 are asked for"):
         decode_image(path, channels=4)
 
 

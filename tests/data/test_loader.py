@@ -15,7 +15,7 @@ from torch import Tensor
 from data.pictures import by_sample, write_textures
 from mst.data import reader, unreadable
 from mst.data.decoding import Detail, decode_image
-from mst.data.loader import BatchLoader, StackedBatch, _chunk_sizes
+from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunk_sizes
 from mst.data.reader import ImageCache
 from mst.data.sampler import batch_indices, sample_order
 from mst.data.sources import ImageIndex, index_images
@@ -142,6 +142,9 @@ def test_too_many_unreadable_files_end_the_run(tmp_path: Path, workers: int) -> 
     ) as caught:
         run(index, batch_size=8, total_steps=10, workers=workers)
     assert "\n" not in str(caught.value)
+    assert "raise --data.max-unreadable-share" in str(caught.value)
+    with pytest.raises(DataError, match=r"or raise --share$"):
+        run(index, batch_size=8, total_steps=10, workers=workers, flags=Flags("--workers", "--share"))
     assert len(run(index, batch_size=8, total_steps=10, max_unreadable_share=0.101)) == 10
 
 

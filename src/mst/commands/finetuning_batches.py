@@ -16,7 +16,7 @@ from mst.commands.finetuning_start import FinetuneConfig, Network
 from mst.commands.setup import loader_workers
 from mst.config.schema import RunConfig
 from mst.data.labelled import LabelledFolder
-from mst.data.loader import BatchLoader
+from mst.data.loader import BatchLoader, Flags
 from mst.evaluate.protocol import random_resized_crop
 from mst.finetune.augment import RGB, RandAugment, erased, mixed
 from mst.finetune.schedule import LoopSettings
@@ -129,6 +129,7 @@ def batches(work: Work, settings: LoopSettings, first: int) -> Generator[Labelle
         workers=loader_workers(asked, select_device(config.device, flag="--device")),
         max_unreadable_share=config.running.max_unreadable_share,
         unreadable_file=work.run.unreadable,
+        flags=Flags("--workers", "--max-unreadable-share"),
     )
     with closing(loader):
         for position, batch in enumerate(loader):

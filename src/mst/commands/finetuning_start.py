@@ -12,7 +12,7 @@ from mst.commands.evaluate import Limits
 from mst.commands.setup import check_sample
 from mst.commands.subject import RANDOM, load_subject
 from mst.config.schema import ModelConfig
-from mst.data.labelled import LabelledFolder, LabelledImages
+from mst.data.labelled import LabelledFolder
 from mst.data.statistics import channel_statistics
 from mst.errors import DataError, UsageError
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
@@ -185,18 +185,15 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         part.evenly(limit)
         for part, limit in ((folder.train, config.limits.train_limit), (folder.val, config.limits.val_limit))
     )
-    _check_part(folder.train, channels)
-    _check_part(folder.val, channels)
+    origin = "--channels" if config.backbone.startswith(SCRATCH) else f"--backbone {config.backbone}"
+    for part in (folder.train, folder.val):
+        check_sample(part.paths, channels=channels, patch_size=1, origin=origin)
     if len(folder.train.paths) < config.protocol.batch_size:
         count = len(folder.train.paths)
         raise DataError(
             f"--batch-size {config.protocol.batch_size} is larger than the training set ({count}): at most {count}"
         )
     return folder
-
-
-def _check_part(part: LabelledImages, channels: int) -> None:
-    check_sample(part.paths, channels=channels, patch_size=1)
 
 
 def described_network(config: FinetuneConfig) -> Network:
@@ -229,7 +226,9 @@ def _from_scratch(config: FinetuneConfig) -> Network:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     if channels != len(IMAGENET_MEAN):
-        mean, std = channel_statistics(LabelledFolder(config.data, channels=channels).train.paths, channels=channels)
+        images = LabelledFolder(config.data, channels=channels).train.paths
+        check_sample(images, channels=channels, patch_size=1, origin="--channels")
+        mean, std = channel_statistics(images, channels=channels)
     return Network(spec, mean, std, "")
 
 

@@ -11,7 +11,7 @@ from rich.table import Table
 from mst.commands.environment import device_name
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
-from mst.data.decoding import Detail, UnreadableImage, decode_image
+from mst.data.decoding import Detail, OtherChannels, UnreadableImage, decode_image
 from mst.data.folders import cache_folder
 from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics
@@ -95,7 +95,7 @@ def prepare(config: RunConfig) -> Setup:
     images = index_images(config.data.train, limit=config.data.limit, channels=channels, cache=cache)
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
-    check_sample(images, channels=channels, patch_size=spec.patch_size)
+    check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels")
     if needs_measuring(config):
         mean, std = channel_statistics(images, channels=channels)
         plan = derive(config, len(images), measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
@@ -124,7 +124,7 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
     """Open a few labelled images: those of another kind are to be noticed before a run, not after.
 
     Raises:
-        DataError: none of them can be decoded; `option` says where they come from.
+        DataError: none of them can be decoded as `--data.channels` asks; `option` says where they come from.
     """
     for images in (sets.train, sets.val):
         problem: UnreadableImage | None = None
@@ -135,7 +135,8 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
             except UnreadableImage as unreadable:
                 problem = problem or unreadable
         else:
-            raise DataError(f"{option}: none of the images tried can be decoded; the first: {problem}")
+            said = _explained(problem, "--data.channels")
+            raise DataError(f"{option}: none of the images tried can be decoded; the first: {said}")
 
 
 def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:
@@ -157,10 +158,16 @@ def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
     return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
 
 
-def check_sample(images: ImageIndex, *, channels: int, patch_size: int) -> None:
+def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str) -> None:
     """Open a few images, evenly spaced.
 
     Raises:
+    Args:
+        images: all of them.
+        channels: C.
+        patch_size: the least that their sides may be.
+        origin: what asks for so many channels, for the message.
+
         DataError: none can be decoded, or all are smaller than one patch.
     """
     sizes: list[tuple[int, int]] = []
@@ -174,7 +181,7 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int) -> None:
             sizes.append((height, width))
     if not sizes:
         tried = "none of the" if len(problems) == len(images) else f"none of {len(problems)} images tried of"
-        raise DataError(f"{tried} {len(images)} images can be decoded; the first: {problems[0]}")
+        raise DataError(f"{tried} {len(images)} images can be decoded; the first: {_explained(problems[0], origin)}")
     if max(min(size) for size in sizes) < patch_size:
         height, width = max(sizes)
         raise DataError(
@@ -184,6 +191,11 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int) -> None:
 
 
 def loader_workers(config: RunConfig, device: torch.device) -> int:
+def _explained(problem: UnreadableImage | None, origin: str) -> str:
+    """Return a problem; where the number of channels is what does not fit, with what asks for it."""
+    return f"{problem} by {origin}" if isinstance(problem, OtherChannels) else str(problem)
+
+
     """Return the number of loader processes: as asked, or to keep a GPU fed, or to leave a CPU to the networks."""
     if config.runtime.workers >= 0:
         return config.runtime.workers

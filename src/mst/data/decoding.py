@@ -95,6 +95,10 @@ class UnreadableImage(DataError):
         return f"{self.path}: {self.reason}"
 
 
+class OtherChannels(UnreadableImage):
+    """An image of another number of channels than asked for: whoever asked says by which option."""
+
+
 def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None = None) -> Tensor:
     """Return the image in a file, upright (EXIF orientation applied), first frame of an animation.
 
@@ -113,18 +117,18 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
         uint8 [channels, H, W], the channels of a pixel together in memory.
 
     Raises:
-        UnreadableImage: no file, no permission, empty, damaged, truncated, too large, unknown form, or another
-            number of channels than asked for.
+        UnreadableImage: no file, no permission, empty, damaged, truncated, too large, unknown form, or (as
+            `OtherChannels`) another number of channels than asked for.
     """
     try:
         data = bytearray(Path(path).read_bytes())
         if not data:
             raise UnreadableImage(path, "empty file")
         if data.startswith(NPY_MAGIC):
-            return _decode_array(data, channels)
+            return _decode_array(path, data, channels)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
-        return image if image is not None else _decode_with_pillow(data, channels, reduction)
+        return image if image is not None else _decode_with_pillow(path, data, channels, reduction)
     except UnreadableImage:
         raise
     except OSError as error:
@@ -181,7 +185,7 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     return image[None].contiguous(memory_format=torch.channels_last)[0]
 
 
-def _decode_with_pillow(data: bytearray, channels: int, reduction: int) -> Tensor:
+def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int) -> Tensor:
     """Decode anything in `FORMATS`; errors are Pillow's, and its remarks about damaged metadata stay unsaid."""
     with _quiet_pillow, Image.open(io.BytesIO(data), formats=FORMATS) as image:
         if image.width * image.height > MAX_PIXELS:
@@ -189,12 +193,12 @@ def _decode_with_pillow(data: bytearray, channels: int, reduction: int) -> Tenso
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         # [H, W] or [H, W, channels]
-        pixels = _grey_or_rgb(_upright(image), channels) if channels in {1, 3} else _bands(image, channels)
+        pixels = _grey_or_rgb(_upright(image), channels) if channels in {1, 3} else _bands(path, image, channels)
     pixels = np.array(np.atleast_3d(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _decode_array(data: bytearray, channels: int) -> Tensor:
+def _decode_array(path: str | Path, data: bytearray, channels: int) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
     stream = io.BytesIO(data)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -215,7 +219,7 @@ def _decode_array(data: bytearray, channels: int) -> Tensor:
     elif values.ndim == 3 and values.shape[0] == channels:
         pixels = values.transpose(1, 2, 0)
     else:
-        raise ValueError(f"has shape {shape}, --data.channels asks for {channels} channels first or last")
+        raise OtherChannels(path, f"has shape {shape}, {channels} channels first or last are asked for")
     pixels = np.array(_eight_bits(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -241,12 +245,12 @@ def _grey_or_rgb(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _bands(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
+def _bands(path: str | Path, image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     """Return [H, W, channels]: the bands of every page side by side, colours as stored."""
     pages = [np.atleast_3d(_eight_bits(page)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
     count = sum(page.shape[2] for page in pages)
     if count != channels:
-        raise ValueError(f"has {count} channel{'s' * (count != 1)}, --data.channels asks for {channels}")
+        raise OtherChannels(path, f"has {count} channel{'s' * (count != 1)}, {channels} are asked for")
     return np.concatenate(pages, axis=2)
 
 

@@ -47,6 +47,17 @@ class StackedBatch(NamedTuple):
     step: int
 
 
+class Flags(NamedTuple):
+    """How the command at hand names the options that messages advise to change."""
+
+    workers: str
+    max_unreadable_share: str
+
+
+RUN_FLAGS = Flags("--runtime.workers", "--data.max-unreadable-share")
+"""Those of a run's settings."""
+
+
 class BatchLoader:
     """Iterates, once, over the batches of steps start_step..total_steps-1.
 
@@ -78,6 +89,7 @@ class BatchLoader:
         enough: Detail | None = None,
         max_unreadable_share: float = 0.05,
         unreadable_file: Path | None = None,
+        flags: Flags = RUN_FLAGS,
     ) -> None:
         """Prepare; nothing is read before the first batch is asked for.
 
@@ -95,6 +107,7 @@ class BatchLoader:
             enough: decode larger JPEGs at a part of their size, see `mst.data.decoding.decode_image`.
             max_unreadable_share: more than this share of unreadable files ends the iteration with a `DataError`.
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
+            flags: of the command, for messages.
 
         Raises:
             DataError: the batch is larger than the data set.
@@ -107,7 +120,14 @@ class BatchLoader:
         self.steps_per_epoch = steps_per_epoch(len(index), batch_size)
         self.wait_seconds = 0.0
         samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * batch_size
-        self.unreadable = UnreadableFiles(index, limit=max_unreadable_share, enough=samples, listing=unreadable_file)
+        self.unreadable = UnreadableFiles(
+            index,
+            limit=max_unreadable_share,
+            flag=flags.max_unreadable_share,
+            enough=samples,
+            listing=unreadable_file,
+        )
+        self._flags = flags
         self._steps = range(start_step, total_steps)
         self._batch_size = batch_size
         self._pass_size = batch_size // accumulate
@@ -127,7 +147,7 @@ class BatchLoader:
         except BrokenExecutor as error:
             raise RunFailure(
                 "a loader process died (out of memory, or of shared memory in /dev/shm?):"
-                " use fewer --runtime.workers, or 0"
+                f" use fewer {self._flags.workers}, or 0"
             ) from error
         finally:
             self.wait_seconds += time.perf_counter() - started

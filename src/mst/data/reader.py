@@ -121,7 +121,7 @@ class SampleReader:
                 unreadable.append((index, error.reason))
         raise DataError(
             f"{tries} images in a row could not be read, the last: {self.index[index]}: {unreadable[-1][1]};"
-            " check the files and --data.train"
+            " mend or remove them"
         )
 
     def _decoded(self, index: int) -> Tensor:

@@ -88,7 +88,7 @@ def index_images(
     """
     sources = [paths] if isinstance(paths, str | Path) else list(paths)
     if not sources:
-        raise UsageError("no images given: --data.train takes folders, image files or text files of paths")
+        raise UsageError("no images given: name folders, image files or text files of paths")
     visited: set[tuple[int, int]] = set()
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
     parts = [_images_of(Path(os.path.abspath(Path(source).expanduser())), visited, wanted, cache) for source in sources]

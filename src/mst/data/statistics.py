@@ -33,16 +33,19 @@ def channel_statistics(images: ImageIndex, *, channels: int, sample: int = MEASU
     first = torch.zeros(channels, dtype=torch.float64)  # [C]
     second = torch.zeros(channels, dtype=torch.float64)  # [C]
     read = 0
+    problem: UnreadableImage | None = None
     for path in images.evenly(sample):
         try:
             pixels = decode_image(path, channels=channels).flatten(1).double() / 255  # [C, H*W]
-        except UnreadableImage:
+        except UnreadableImage as unreadable:
+            problem = problem or unreadable
             continue
         first += pixels.mean(dim=1)
         second += pixels.square().mean(dim=1)
         read += 1
     if not read:
-        raise DataError(f"none of {min(sample, len(images))} images can be decoded to measure mean and std")
+        tried = min(sample, len(images))
+        raise DataError(f"none of {tried} images can be decoded to measure mean and std; the first: {problem}")
     mean = first / read
     std = (second / read - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
     return _rounded(mean), _rounded(std)

@@ -20,11 +20,13 @@ class UnreadableFiles:
 
     Attributes:
         limit: largest share of unreadable files among those read.
+        flag: how the user gave the limit, for the message.
         listing: text file that gets one line per file, path TAB reason; None = no list.
     """
 
-    def __init__(self, index: ImageIndex, *, limit: float, enough: int, listing: Path | None) -> None:
+    def __init__(self, index: ImageIndex, *, limit: float, flag: str, enough: int, listing: Path | None) -> None:
         self.limit = limit
+        self.flag = flag
         self.listing = listing
         self._index = index
         self._enough = min(enough, ENOUGH_TO_JUDGE)
@@ -66,7 +68,7 @@ class UnreadableFiles:
             raise DataError(
                 f"{failed} of the {self.files_read} images read so far are unreadable"
                 f" ({failed / self.files_read:.1%}, at most {self.limit:.1%}){where};"
-                " mend or remove them, or raise --data.max-unreadable-share"
+                f" mend or remove them, or raise {self.flag}"
             )
 
     def _append(self, new: dict[int, str]) -> None:

@@ -17,7 +17,7 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from mst.data.decoding import UnreadableImage
+from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError, UsageError
 from mst.evaluate.image_sets import ImageSet
 from mst.runtime.device import select_precision
@@ -152,14 +152,16 @@ def read_batches(
                     ahead.append([pool.submit(_load, images, transform, i) for i in parts[position + len(ahead)]])
                 loaded = [future.result() for future in ahead.popleft()]
                 pixels = {i: item for i, item in zip(part, loaded, strict=True) if isinstance(item, Tensor)}
-                bad = [str(item) for item in loaded if isinstance(item, UnreadableImage)]
+                bad = [item for item in loaded if isinstance(item, UnreadableImage)]
                 failed += len(bad)
                 if failed > allowed or failed == len(images):
+                    origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
                     raise DataError(
                         f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
-                        f"may be left out; the last: {bad[-1]}"
+                        f"may be left out; the last: {bad[-1]}{origin}"
                     )
-                yield ImageBatch(list(pixels), torch.stack(list(pixels.values())) if pixels else torch.empty(0), bad)
+                tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
+                yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 

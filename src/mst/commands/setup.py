@@ -161,13 +161,13 @@ def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
 def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str) -> None:
     """Open a few images, evenly spaced.
 
-    Raises:
     Args:
         images: all of them.
         channels: C.
         patch_size: the least that their sides may be.
         origin: what asks for so many channels, for the message.
 
+    Raises:
         DataError: none can be decoded, or all are smaller than one patch.
     """
     sizes: list[tuple[int, int]] = []
@@ -190,12 +190,12 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: 
         )
 
 
-def loader_workers(config: RunConfig, device: torch.device) -> int:
 def _explained(problem: UnreadableImage | None, origin: str) -> str:
     """Return a problem; where the number of channels is what does not fit, with what asks for it."""
     return f"{problem} by {origin}" if isinstance(problem, OtherChannels) else str(problem)
 
 
+def loader_workers(config: RunConfig, device: torch.device) -> int:
     """Return the number of loader processes: as asked, or to keep a GPU fed, or to leave a CPU to the networks."""
     if config.runtime.workers >= 0:
         return config.runtime.workers

@@ -236,12 +236,22 @@ def _explained(said: str, types: Mapping[str, Any], written: Sequence[str]) -> s
     if found is None or found[0] not in types:
         return said.replace("Unrecognized options:", "unexpected word")
     option = found[0]
-    after = written[written.index(option) + 1 :] if option in written else []
-    words = list(takewhile(lambda word: not word.startswith("--"), after))
+    words = _refused_words(option, choices(types[option]), written)
     allowed = describe_type(types[option])
     if not words:
         return f"{option} needs a value: {allowed}"
     return f"{option} {' '.join(words)}: must be {allowed}{suggestion(words[0], choices(types[option]))}"
+
+
+def _refused_words(option: str, allowed: Collection[str], written: Sequence[str]) -> list[str]:
+    """Return what follows an option; of one given twice, where a word is missing or no choice, else the last time.
+
+    The last time is the one that counts; words of earlier ones are refused only if they are missing or no choice.
+    """
+    places = [place for place, word in enumerate(written) if word == option]
+    times = [list(takewhile(lambda word: not word.startswith("--"), written[place + 1 :])) for place in places] or [[]]
+    wrong = (words for words in times if not words or (allowed and words[0] not in allowed))
+    return next(wrong, times[-1])
 
 
 def _split_equals(argv: Sequence[str]) -> list[str]:

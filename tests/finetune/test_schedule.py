@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from mst.errors import UsageError
@@ -32,9 +34,29 @@ def test_cosine_and_poly_end_at_the_least_rate() -> None:
     assert rates("cosine", 2, warmup=2) == [0.5, 1.0]
 
 
-def test_what_makes_no_sense_is_refused() -> None:
-    for wrong in ({"steps": 0}, {"batch_size": 0}, {"lr": 0.0}, {"clip_norm": 0.0}, {"batch_size": 3, "accumulate": 2}):
-        with pytest.raises(UsageError):
-            LoopSettings(**{"steps": 1, "batch_size": 1, "lr": 1.0, **wrong})  # type: ignore[arg-type]
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"steps": 0}, "--steps 0: must be at least 1"),
+        ({"batch_size": -2}, "--batch-size -2: must be at least 1"),
+        ({"accumulate": 0}, "--accumulate 0: must be at least 1"),
+        ({"row_every": 0}, "row_every 0: must be at least 1"),
+        ({"evaluate_every": 0}, "evaluate_every 0: must be at least 1"),
+        ({"max_bad_steps": 0}, "max_bad_steps 0: must be at least 1"),
+        ({"lr": 0.0}, "--lr 0: must be above 0"),
+        ({"lr": math.nan}, "--lr nan: must be above 0"),
+        ({"clip_norm": -0.5}, "--clip-norm -0.5: must be above 0"),
+        ({"warmup_steps": -1}, "--warmup-steps -1: must be at least 0"),
+        ({"min_lr": -1e-6}, "--min-lr -1e-06: must be at least 0"),
+        ({"batch_size": 3, "accumulate": 2}, "--batch-size 3 is no multiple of --accumulate 2"),
+    ],
+)
+def test_the_value_that_makes_no_sense_is_named(wrong: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        LoopSettings(**{"steps": 1, "batch_size": 1, "lr": 1.0, **wrong})  # type: ignore[arg-type]
+    assert str(refused.value) == message
+
+
+def test_checkpoints_have_a_distance() -> None:
     with pytest.raises(UsageError, match="--checkpoint-every 0"):
         Checkpointing("x", 0)

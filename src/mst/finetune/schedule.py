@@ -51,10 +51,21 @@ class LoopSettings:
     max_bad_steps: int = 10
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.accumulate, self.row_every, self.max_bad_steps) < 1:
-            raise UsageError("steps, --batch-size, --accumulate and the like must be at least 1")
-        if self.lr <= 0 or self.min_lr < 0 or (self.clip_norm is not None and self.clip_norm <= 0):
-            raise UsageError("--lr and --clip-norm must be above 0")
+        counts = (("--steps", self.steps), ("--batch-size", self.batch_size), ("--accumulate", self.accumulate))
+        inner = (  # no options: what a caller in Python may set
+            ("row_every", self.row_every),
+            ("evaluate_every", self.evaluate_every),
+            ("max_bad_steps", self.max_bad_steps),
+        )
+        for name, count in (*counts, *inner):
+            if count is not None and count < 1:
+                raise UsageError(f"{name} {count}: must be at least 1")
+        for name, value in (("--lr", self.lr), ("--clip-norm", self.clip_norm)):
+            if value is not None and not value > 0:
+                raise UsageError(f"{name} {value:g}: must be above 0")
+        for name, value in (("--warmup-steps", self.warmup_steps), ("--min-lr", self.min_lr)):
+            if not value >= 0:
+                raise UsageError(f"{name} {value:g}: must be at least 0")
         if self.batch_size % self.accumulate:
             raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
 

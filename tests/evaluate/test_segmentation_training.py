@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from evaluate.segmenters import striped, striped_data, swin, vit
@@ -36,6 +40,7 @@ from mst.evaluate.segmentation_training import (
 from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.model.backbone import Backbone
 from mst.runtime.results import Result
+from mst.runtime.seeding import generator
 
 CPU = torch.device("cpu")
 QUIET = FeatureSettings(forward_batch=3, workers=2, precision="fp32", progress=False)
@@ -112,10 +117,33 @@ def test_batches_depend_on_their_step_alone() -> None:
 
 
 def test_every_epoch_sees_every_image() -> None:
-    seen = [index for step in range(9) for index, _ in positions(step, 6, 4, seed=0)]
+    seen = [index for index, _ in islice(positions(0, 6, seed=0), 36)]
     for epoch in range(6):
         assert sorted(seen[6 * epoch : 6 * epoch + 6]) == list(range(6))
     assert seen[:6] != seen[6:12]
+
+
+@hypothesis.settings(deadline=None)
+@given(images=st.integers(1, 7), place=st.integers(0, 30), wanted=st.integers(0, 20), seed=st.integers(0, 99))
+def test_each_position_is_that_of_its_epochs_order(images: int, place: int, wanted: int, seed: int) -> None:
+    expected = []
+    for each in range(place, place + wanted):  # the definition: one image at a time, its epoch's whole order each time
+        epoch, position = divmod(each, images)
+        order = torch.randperm(images, generator=generator(seed, "segmentation-order", epoch))
+        expected.append((int(order[position]), each))
+    assert list(islice(positions(place, images, seed), wanted)) == expected
+
+
+def test_an_order_is_drawn_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counted(*names: Any) -> torch.Generator:
+        drawn.append(names[1:])
+        return generator(*names)
+
+    monkeypatch.setattr(segmentation_training, "generator", counted)
+    assert len(list(islice(positions(4, 6, seed=0), 14))) == 14
+    assert drawn == [("segmentation-order", epoch) for epoch in range(3)]
 
 
 def test_rates_of_head_and_backbone() -> None:

@@ -7,8 +7,9 @@ lowest learning rate is scaled with the group, not the same for all. Letters: B 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -177,14 +178,13 @@ def coarse(masks: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(masks[:, None].float(), (size[0], size[1]), mode="nearest-exact")[:, 0].long()
 
 
-def positions(step: int, count: int, batch_size: int, seed: int) -> list[tuple[int, int]]:
-    """Return (image, place in the whole training) of each image of a step; each epoch has an order of its own."""
-    chosen = []
-    for place in range(step * batch_size, (step + 1) * batch_size):
-        epoch, position = divmod(place, count)
-        order = torch.randperm(count, generator=generator(seed, "segmentation-order", epoch))
-        chosen.append((int(order[position]), place))
-    return chosen
+def positions(place: int, images: int, seed: int) -> Iterator[tuple[int, int]]:
+    """Yield (image, place) from place `place` of the whole training on; each epoch has an order of its own."""
+    first, skipped = divmod(place, images)
+    for epoch in count(first):
+        order = torch.randperm(images, generator=generator(seed, "segmentation-order", epoch)).tolist()
+        yield from islice(zip(order, count(epoch * images), strict=False), skipped, None)
+        skipped = 0
 
 
 def batch_stream(task: Task, first: int, seed: int) -> Generator[Batch, None, None]:
@@ -193,7 +193,7 @@ def batch_stream(task: Task, first: int, seed: int) -> Generator[Batch, None, No
     Raises:
         DataError: an image or a mask cannot be used.
     """
-    data, count = task.data, len(task.data.train)
+    data, size = task.data, task.loop.batch_size
 
     def read(chosen: tuple[int, int]) -> tuple[Tensor, Tensor]:
         index, place = chosen
@@ -204,12 +204,12 @@ def batch_stream(task: Task, first: int, seed: int) -> Generator[Batch, None, No
         draw = generator(seed, "segmentation-augment", place)
         return augmented(image, mask, task.view, task.augmentation, draw)
 
-    steps = range(first, task.loop.steps)
-    wanted = (item for step in steps for item in positions(step, count, task.loop.batch_size, seed))
+    steps = max(task.loop.steps - first, 0)
+    wanted = islice(positions(first * size, len(data.train), seed), steps * size)
     stream = read_ahead(read, wanted, task.workers)
     try:
-        for _ in range(len(steps) * task.loop.accumulate):
-            pairs = [next(stream) for _ in range(task.loop.batch_size // task.loop.accumulate)]
+        for _ in range(steps * task.loop.accumulate):
+            pairs = [next(stream) for _ in range(size // task.loop.accumulate)]
             images, masks = zip(*pairs, strict=True)
             yield Batch(torch.stack(images), torch.stack(masks))
     finally:

@@ -105,6 +105,10 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
         (["export", "--backbone", "x", "--out", "y", "--format", "onx"], "must be one of timm"),
         (["export", "--backbone", "nowhere", "--out", "y"], "nowhere"),
         (["report", "nowhere"], "nowhere"),
+        (["evaluate", "knn", "--backbone", "nowhere", "--data", ""], "--data '' is empty"),
+        (["finetune", "--backbone", "nowhere", "--data", "", "--out", "run"], "--data '' is empty"),
+        (["embed", "--backbone", "nowhere", "--data=", "--out", "x.npz"], "--data '' is empty"),
+        (["compare", "nowhere", ""], "'' is empty"),
     ],
 )
 def test_wrong_calls(words: list[str], part: str, capsys: pytest.CaptureFixture[str]) -> None:

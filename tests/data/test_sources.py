@@ -115,5 +115,6 @@ def test_bad_sources_get_one_clear_line(tmp_path: Path, path: str, error: type[E
 
 
 def test_nothing_given() -> None:
-    with pytest.raises(UsageError, match="no images given"):
-        index_images(())
+    for nothing in ([], "", ["x", ""]):
+        with pytest.raises(UsageError, match="no images given"):
+            index_images(nothing)

@@ -70,7 +70,7 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
     if HELP & set(argv):
         _show_help(kind, prog, tyro.conf.OmitArgPrefixes)
         return None
-    words = _split_equals(argv)
+    words = _written(argv)
     if issubclass(kind, RecipeOption):
         words = _with_recipe(words, prog)
     own = {flag(leaf.name): leaf for leaf, _ in _leaves(kind)}
@@ -91,7 +91,7 @@ def parse_run_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) ->
     if HELP & set(argv):
         _show_help(_with_settings(kind), prog)
         return None
-    words, settings = _split_settings(_split_equals(argv), {flag(leaf.name) for leaf, _ in _leaves(kind)}, prog)
+    words, settings = _split_settings(_written(argv), {flag(leaf.name) for leaf, _ in _leaves(kind)}, prog)
     return _converted(kind, words, prog), settings
 
 
@@ -254,10 +254,18 @@ def _refused_words(option: str, allowed: Collection[str], written: Sequence[str]
     return next(wrong, times[-1])
 
 
-def _split_equals(argv: Sequence[str]) -> list[str]:
-    """Write `--key_name=value` as `--key-name value`."""
+def _written(argv: Sequence[str]) -> list[str]:
+    """Write `--key_name=value` as `--key-name value`.
+
+    Raises:
+        UsageError: an empty word: as a path it would be the working folder.
+    """
     parts = (word.split("=", 1) if word.startswith("--") else [word] for word in argv)
-    return [part.replace("_", "-") if part.startswith("--") else part for found in parts for part in found]
+    words = [part.replace("_", "-") if part.startswith("--") else part for found in parts for part in found]
+    if "" in words:
+        option = next((word for word in reversed(words[: words.index("")]) if word.startswith("--")), "")
+        raise UsageError(f"{option} '' is empty (an unset shell variable?): give a value, or leave it away".strip())
+    return words
 
 
 def _required(leaf: Field[Any]) -> bool:

@@ -87,7 +87,7 @@ def index_images(
         DataError: a folder without an image, an empty list, or a list whose first path is no file.
     """
     sources = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not sources:
+    if not sources or "" in sources:
         raise UsageError("no images given: name folders, image files or text files of paths")
     visited: set[tuple[int, int]] = set()
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}

@@ -256,6 +256,7 @@ def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
     ("words", "message"),
     [
         (["--size", "15", "16"], "--size 15 16: both must be multiples of the patch size 8"),
+        (["--seed", "-1"], "--seed -1: must be at least 0"),
         (["--resize-ratio", "0.5"], "resize-ratio 0.5: must be at least 1"),
         (["--out", "{file}"], "is a file: name a folder"),
         (["--out", "{file}/below"], "which is a file: name a folder"),

@@ -39,6 +39,7 @@ from mst.runtime.files import write_atomic
 from mst.runtime.lock import only_process_in
 from mst.runtime.results import Result, append_jsonl, read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir
+from mst.runtime.seeding import check_seed
 
 TASK = "finetune"
 SETTINGS_OF_NUMBERS = ("backbone", "protocol", "image", "limits", "seed")
@@ -99,6 +100,7 @@ def finetune_backbone(
 
 def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     """Check everything, make the folder, and carry the training out."""
+    check_seed(config.seed)
     check_new_run_dir(root, overwrite=overwrite)
     check_apart(config, root)
     select_device(config.device, flag="--device")

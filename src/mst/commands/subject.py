@@ -21,6 +21,7 @@ from mst.runtime.files import check_folder
 from mst.runtime.logging import info, warn
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
+from mst.runtime.seeding import check_seed
 
 RANDOM = "random:"
 """`random:PATH` is the network of PATH with fresh weights: the number to compare with."""
@@ -128,8 +129,9 @@ def load_subject(
 
     Raises:
         CheckpointError: no backbone there, or a damaged one.
-        UsageError: nothing can be written to `out`.
+        UsageError: nothing can be written to `out`, or the seed is negative.
     """
+    check_seed(seed)
     if out:
         check_folder(Path(out), "--out")
     if isinstance(backbone, Backbone):

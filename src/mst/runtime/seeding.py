@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from mst.errors import UsageError
+
 if TYPE_CHECKING:
     import torch
 
@@ -18,6 +20,16 @@ def derive_seed(*parts: int | str) -> int:
     """Return a 63-bit seed that is a pure function of `parts`."""
     text = "/".join(str(part) for part in parts)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def check_seed(seed: int) -> None:
+    """Refuse what no seed of a command may be.
+
+    Raises:
+        UsageError: a negative number.
+    """
+    if seed < 0:
+        raise UsageError(f"--seed {seed}: must be at least 0")
 
 
 def generator(*parts: int | str, device: str = "cpu") -> torch.Generator:

@@ -174,6 +174,7 @@ def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.Cap
         ({"--repeats": 9}, "--repeats 9: must be at most --batch-size 4"),
         ({"--seed": -1, "--backbone": "scratch:vit_tiny_patch16_224"}, "--seed -1: must be at least 0"),
         ({"--mixup": "nan"}, "--mixup nan: must be a finite number"),
+        ({"--out": backbone / "run", "--data": tmp_path / "nowhere"}, "which is a file: name a folder"),
         ({"--out": data / "run"}, "lie one in the other"),
         ({"--epoch": 2}, "unknown option --epoch"),
     ):

@@ -295,7 +295,9 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
         ),
         ("pretrain debug --data.train IMAGES --out RUN --monitor.knn-data IMAGES", "has no folder train"),
         ("pretrain debug --data.train IMAGES --out IMAGES", "is not empty and holds no run"),
-        ("pretrain debug --data.train IMAGES --out FILE", "is a file"),
+        ("pretrain debug --data.train IMAGES --out FILE", "is a file: name a folder"),
+        ("pretrain debug --data.train NOWHERE --out FILE/x", "which is a file: name a folder"),
+        (f"pretrain debug --data.train NOWHERE --out {'x' * 300}", "File name too long: name another folder"),
         ("pretrain --resume RUN", "holds no run"),
         ("pretrain --resume RUN --overwrite", "holds no run"),
         ("pretrain --resume", "--resume needs a value"),
@@ -303,7 +305,7 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
 )
 def test_refused_calls(words: str, part: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("x")
-    places = {"IMAGES": images, "RUN": tmp_path / "run", "FILE": tmp_path / "file"}
+    places = {"IMAGES": images, "RUN": tmp_path / "run", "FILE": tmp_path / "file", "FILE/x": tmp_path / "file" / "x"}
     answer = call(capsys, *(places.get(word, word) for word in words.split()))
     assert answer.status == 2
     assert part in answer.line

@@ -38,7 +38,7 @@ def test_a_lock_left_behind_does_not_make_a_folder_full(tmp_path: Path) -> None:
 
 def test_a_folder_in_a_file_cannot_be_made(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    with pytest.raises(UsageError, match="cannot create"):
+    with pytest.raises(UsageError, match="which is a file: name a folder"):
         create_run_dir(tmp_path / "file" / "run", overwrite=False)
     with pytest.raises(UsageError, match="holds no run"):
         open_run_dir(tmp_path)

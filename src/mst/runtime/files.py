@@ -38,8 +38,14 @@ def check_folder(folder: Path, flag: str) -> None:
         flag: the option that named it, for the message.
 
     Raises:
-        UsageError: it is a file or lies below one, or this user may not write there.
+        UsageError: it is a file or lies below one, this user may not write there, or its name is too long.
     """
+    try:
+        folder.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError as error:
+        raise UsageError(f"{flag} {folder}: {error.strerror}: name another folder") from error
     place = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not place.is_dir():
         where = "is a file" if place == folder else f"lies below {place}, which is a file"

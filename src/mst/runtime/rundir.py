@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import UsageError
+from mst.runtime.files import check_folder
 from mst.runtime.lock import LOCK_NAME, only_process_in
 
 UNTRAINED = "-untrained"
@@ -99,10 +100,10 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
     """Refuse a place where no run can be made; nothing is written.
 
     Raises:
-        UsageError: `path` is a file, holds something that is not a run, or holds a run and `overwrite` is false.
+        UsageError: `path` is no place for a folder (see `check_folder`), holds something that is not a run, or holds a
+            run and `overwrite` is false.
     """
-    if path.exists() and not path.is_dir():
-        raise UsageError(f"--out {path} is a file, not a folder: name a new folder")
+    check_folder(path, "--out")
     if path.is_dir() and any(entry.name != LOCK_NAME for entry in path.iterdir()):
         if not _was_written_here(RunDir(path)):
             raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")

@@ -29,14 +29,16 @@ VALUES = ObjectiveValues.from_config(ObjectiveConfig(), teacher_temp=0.04)
 DINO = replace(VALUES, strategy="none", restoration_weight=0.0)
 
 
-def tiny_pair(*, restoration: bool = True, size: tuple[int, int] = (32, 32), head_norm: str = "none") -> Pair:
+def tiny_pair(
+    *, restoration: bool = True, size: tuple[int, int] = (32, 32), head_norm: str = "none", drop_path: float = 0.0
+) -> Pair:
     model = ModelConfig(
         backbone="vit_tiny_patch16_224",
         patch_size=8,
         embed_dim=32,
         depth=2,
         num_heads=2,
-        drop_path=0.0,
+        drop_path=drop_path,
         head_hidden=32,
         head_bottleneck=16,
         head_norm=head_norm,

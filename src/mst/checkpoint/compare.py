@@ -20,13 +20,14 @@ FREE = (
     "runtime.device",
     "runtime.workers",
     "runtime.threads",
+    "runtime.replicas",
     "runtime.colour",
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
 
 The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
-Another device or number of threads changes the last bits of a sum, and colours on another device change some pixels by
-one grey level; all else continues exactly as it would have.
+Another device, or number of threads or replicas, changes the last bits of a sum, and colours on another device change
+some pixels by one grey level; all else continues exactly as it would have.
 """
 
 

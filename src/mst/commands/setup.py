@@ -23,6 +23,7 @@ from mst.model.pair import Pair, build_pair
 from mst.model.start import start_from
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
+from mst.train.state import replica_count
 from mst.views.parameters import least_image
 
 MOST_WORKERS = 16
@@ -224,6 +225,9 @@ def describe_setup(setup: Setup) -> Table:
     )
     table.add_row("device", device_name(setup.device), "")
     table.add_row("precision", *setup.precision_reason.split(": ", 1))
+    replicas = replica_count(setup.config, plan, setup.device)
+    if replicas > 1:
+        table.add_row("replicas", str(replicas), f"of {torch.get_num_threads()} compute threads")
     table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
     for key, reason in plan.reasons.items():
         table.add_row(key, format_value(getattr(plan, key)), reason)

@@ -17,9 +17,10 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from mst.commands.setup import Setup
+from mst.config.load import override
 from mst.runtime.seeding import generator
 from mst.train.schedule import step_values
-from mst.train.state import new_state
+from mst.train.state import new_state, replica_count
 from mst.train.step import train_step
 from mst.views.record import Views
 
@@ -82,6 +83,7 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode) -> N
     """Let `watch` see the networks, the optimizer's state and one optimizer step with all that is alive in it.
 
     With accumulation two passes are made: the second one meets the gradients of the first, all others are like it.
+    What is watched is watched in one thread, so one replica does all the work; of the others there are the gradients.
 
     Args:
         setup: the run; its images are not read.
@@ -89,15 +91,19 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode) -> N
     """
     images, passes = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
     plan = setup.plan.model_copy(update={"batch_size": images * passes})
+    config = override(setup.config, {"runtime.replicas": 1})
     pair = setup.build_pair(resumed=True)
     answers = _Answers()  # type: ignore[no-untyped-call]
     with FakeTensorMode(allow_non_fake_inputs=True), answers, watch:
-        state = new_state(pair.to_empty(device=setup.device), setup.config, plan)
+        state = new_state(pair.to_empty(device=setup.device), config, plan)
         for parameter in state.parameters:
             parameter.grad = torch.zeros_like(parameter)
+        others = replica_count(setup.config, setup.plan, setup.device) - 1
+        kept = [torch.zeros_like(parameter) for parameter in state.parameters for _ in range(others)]
         state.optimizer.step()  # makes its averages, which the first steps of a run do not have yet
         views = (random_views(setup, images) for _ in range(passes))
-        train_step(state, views, step_values(plan, setup.config, 0), setup.config, plan, dtype=setup.precision)
+        train_step(state, views, step_values(plan, config, 0), config, plan, dtype=setup.precision)
+        del kept
 
 
 def random_views(setup: Setup, images: int) -> Views:

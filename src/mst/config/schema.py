@@ -239,6 +239,9 @@ class RuntimeConfig(Section):
     """Processes that decode and augment; 0 = in a background thread of this process; -1 = derived from the cores."""
     threads: Natural = 0
     """Compute threads; 0 = torch's choice."""
+    replicas: Natural = 0
+    """Parts of a batch that a CPU works on at the same time, each with its share of the threads; 0 = one per thread, up
+    to four. A head with BatchNorm has one."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who jitters, blurs and solarizes the crops: the loader, or the networks' device; auto = the device if a GPU."""
 

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from mst.model.attention import cls_attention
 from mst.model.lean import attention, gelu_linear, linear, norm_linear
+from mst.model.stochastic_depth import kept_samples
 
 
 def is_standard(block: Any) -> bool:
@@ -92,8 +93,8 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
     """
     if drop_rate == 0.0:
         return x + branch(inputs)
-    keep = torch.empty(len(x)).bernoulli_(1.0 - drop_rate)  # [B], on the CPU whatever the device: no waiting for it
-    kept, scale = keep.nonzero()[:, 0], 1.0 / (1.0 - drop_rate)
+    # Drawn on the CPU whatever the device: no waiting for it.
+    kept, scale = kept_samples(len(x), drop_rate).nonzero()[:, 0], 1.0 / (1.0 - drop_rate)
     if len(kept) == 0:  # one sample with weight zero, so that every weight has its gradient of zero
         kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
     kept = kept.to(x.device, non_blocking=True)

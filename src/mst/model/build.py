@@ -12,6 +12,7 @@ from mst.config.schema import ModelConfig
 from mst.errors import UsageError
 from mst.model.backbone import Backbone, BackboneSpec, LinearInit, check_image_size
 from mst.model.eva import EvaBackbone
+from mst.model.stochastic_depth import replace_drop_paths
 from mst.model.swin import CELL, SwinBackbone
 from mst.model.vit import VitBackbone
 
@@ -78,6 +79,7 @@ def build_backbone(
         raise UsageError(
             f"timm cannot build {spec.name} with {arguments}: {str(error) or 'sizes do not fit'}"
         ) from error
+    replace_drop_paths(model)
     backbone = adapter(spec, model)
     backbone.init_weights(seed, init)
     return backbone

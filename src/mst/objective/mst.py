@@ -24,6 +24,7 @@ from mst.model.tokens import Summary, Tokens
 from mst.objective.dino import count_pairs, marginal_entropy, mean_entropy, teacher_probabilities, view_targets
 from mst.objective.masking import ATTENTION_STRATEGIES, attention_mask
 from mst.objective.prototypes import prototype_cross_entropy
+from mst.objective.replicas import Replicas
 from mst.objective.restoration import pixel_mask, psnr, restoration_loss
 from mst.views.record import Views
 
@@ -124,13 +125,15 @@ def mst_losses(
     generator: torch.Generator,
     *,
     backward: Callable[[Tensor], None] | None = None,
+    replicas: Replicas | None = None,
     statistics: bool = False,
     std: Sequence[float] | None = None,
 ) -> StepOutput:
     """Compute the losses of one batch; the caller sets the compute type (autocast).
 
     The loss is a sum over the student's views, which meet only in a head with BatchNorm. So with `backward`, each part
-    is differentiated as soon as it is known: the activations of one part are in memory, not those of all.
+    is differentiated as soon as it is known: the activations of one part are in memory, not those of all. For the same
+    reason the images can be shared out to replicas of the pair.
 
     Args:
         pair: student, teacher and image decoder.
@@ -139,40 +142,106 @@ def mst_losses(
         values: weights, temperatures and masking of this step.
         generator: draws the mask; one on the CPU gives the same mask on every device.
         backward: called with each part of the total, which then carries no gradient; None = the caller differentiates.
+        replicas: of `pair`, which is the first of them; None = it is the only one.
         statistics: whether to fill `StepOutput.statistics` (see `step_statistics`).
         std: what the views were normalised with, per channel, for the PSNR; None leaves it out.
 
     Raises:
         UsageError: a restoration weight without a decoder, or impossible masking values.
     """
+    replicas = replicas or Replicas(pair)
     crops, batch = views.global_crops.shape[:2]
-    images = views.global_crops.flatten(0, 1)  # [G*B,C,H,W]
 
     # The teacher sees the global crops whole, and says what matters in them.
     with torch.no_grad():
-        teacher = pair.teacher.backbone.summary(images, importance=values.strategy in ATTENTION_STRATEGIES)
-        teacher_logits = pair.teacher.head(teacher.cls).unflatten(0, (crops, batch))  # [G,B,K]
+        seen = replicas.run(lambda pair, share: teacher_view(pair, shared(views, share), values), batch)
+        teacher = whole_summary([summary for summary, _ in seen], crops)
+        teacher_logits = torch.cat([logits for _, logits in seen], dim=1)  # [G,B,K]
         teacher_probs = teacher_probabilities(teacher_logits, center, values.teacher_temp)  # [G,B,K]
 
     # The student sees the global crops without the masked tokens, and the local crops whole. It predicts what the
     # teacher says of the other views, and the pixels of the global crops.
     mask = student_mask(teacher, values, generator)  # [G*B,N] or None
+
+    def student_of(pair: Pair, share: slice) -> tuple[LossTerms, Tensor | None]:
+        hidden = None if mask is None else mask.view(crops, batch, -1)[:, share].flatten(0, 1)
+        own = shared(views, share)
+        return student_view(
+            pair, own, hidden, teacher_probs[:, share], values, batch=batch, backward=backward, pixels=statistics
+        )
+
+    predicted = replicas.run(student_of, batch)
+    losses = reduce(LossTerms.plus, (terms for terms, _ in predicted))
+    reconstruction = whole([pixels for _, pixels in predicted], crops)
+    output = StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction, {})
+    if not statistics:
+        return output
+    return replace(output, statistics=step_statistics(output, views.global_crops.flatten(0, 1), std))
+
+
+def shared(views: Views, share: slice) -> Views:
+    """Return the crops of some images."""
+    return Views(views.global_crops[:, share], views.local_crops[:, share], views.indices[share])
+
+
+def whole(shares: Sequence[Tensor | None], crops: int) -> Tensor | None:
+    """Put shares of the images [G*b, ...] together again [G*B, ...]; None if one is None."""
+    found = [share.view(crops, -1, *share.shape[1:]) for share in shares if share is not None]
+    return torch.cat(found, dim=1).flatten(0, 1) if len(found) == len(shares) else None
+
+
+def whole_summary(shares: Sequence[Summary], crops: int) -> Summary:
+    """Put the teacher's words on shares of the images together again."""
+    cls = whole([share.cls for share in shares], crops)  # [G*B,D]
+    assert cls is not None
+    return Summary(cls, shares[0].grid, whole([share.importance for share in shares], crops))
+
+
+def teacher_view(pair: Pair, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
+    """Return the teacher's summary of the global crops, with importance if the mask needs it, and logits [G, B, K]."""
+    images = views.global_crops.flatten(0, 1)  # [G*B,C,H,W]
+    summary = pair.teacher.backbone.summary(images, importance=values.strategy in ATTENTION_STRATEGIES)
+    logits: Tensor = pair.teacher.head(summary.cls)
+    return summary, logits.view(*views.global_crops.shape[:2], -1)
+
+
+def student_view(
+    pair: Pair,
+    views: Views,
+    mask: Tensor | None,
+    teacher_probs: Tensor,
+    values: ObjectiveValues,
+    *,
+    batch: int,
+    backward: Callable[[Tensor], None] | None,
+    pixels: bool,
+) -> tuple[LossTerms, Tensor | None]:
+    """Return the losses of some images of a batch, and with `pixels` the reconstruction [G*b, C, H, W] or None.
+
+    Args:
+        pair: only its student and decoder are used.
+        views: crops of b images.
+        mask: tokens hidden in the global crops [G*b, N], or None.
+        teacher_probs: [G, b, K].
+        values: as in `mst_losses`.
+        batch: B, images of the whole batch: the losses of its shares add up to its losses.
+        backward: as in `mst_losses`.
+        pixels: whether to keep the reconstruction.
+    """
+    crops = len(views.global_crops)
     pairs = count_pairs(crops, crops + len(views.local_crops))
+    share = len(views.indices) / batch
     parts, reconstructions = [], []
     for part in student_parts(views, mask, teacher_probs, together=pair.student.head.couples_images):
         distillation, reconstruction = student_losses(pair, part, values)
-        terms = loss_terms(distillation / (pairs * batch), reconstruction, part, crops, values)
+        terms = loss_terms(distillation / (pairs * batch), reconstruction, part, share / crops, values)
         if backward is not None:
             backward(terms.total)
             terms = terms.detach()
         parts.append(terms)
-        if statistics and reconstruction is not None:
+        if pixels and reconstruction is not None:
             reconstructions.append(reconstruction.detach())
-
-    reconstruction = torch.cat(reconstructions) if reconstructions else None
-    losses = reduce(LossTerms.plus, parts)
-    output = StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction, {})
-    return replace(output, statistics=step_statistics(output, images, std)) if statistics else output
+    return reduce(LossTerms.plus, parts), torch.cat(reconstructions) if reconstructions else None
 
 
 def student_parts(
@@ -256,7 +325,7 @@ def loss_terms(
     distillation: Tensor,
     reconstruction: Tensor | None,
     part: tuple[CropSet, ...],
-    global_crops: int,
+    share: float,
     values: ObjectiveValues,
 ) -> LossTerms:
     """Return a part's share of both losses and of their weighted sum.
@@ -265,14 +334,14 @@ def loss_terms(
         distillation: its share of the mean over images and pairs.
         reconstruction: of its global crops [n*B, C, H, W], or None.
         part: what the student was given; the global crops, if any, come first.
-        global_crops: G, over all parts.
+        share: what one of its crops is of all global crops of the batch.
         values: the weights.
     """
     total = values.distillation_weight * distillation
     if reconstruction is None:
         return LossTerms(total, distillation, torch.zeros_like(distillation))
     crops = part[0].crops
-    restoration = restoration_loss(reconstruction, crops.flatten(0, 1)) * (len(crops) / global_crops)
+    restoration = restoration_loss(reconstruction, crops.flatten(0, 1)) * (len(crops) * share)
     return LossTerms(total + values.restoration_weight * restoration, distillation, restoration)
 
 

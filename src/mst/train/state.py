@@ -16,8 +16,12 @@ from torch.optim import AdamW
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import CheckpointError
 from mst.model.pair import Pair
+from mst.objective.replicas import Replicas
 from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
 from mst.train.optimizer import build_optimizer
+
+MOST_REPLICAS = 4
+"""Each one has gradients of its own, so this many times the memory of those."""
 
 
 @dataclass
@@ -29,6 +33,7 @@ class TrainState:
         optimizer: AdamW over student and decoder.
         center: running mean of the teacher's logits [1, K].
         features: the teacher's latest features, for RankMe.
+        replicas: of the pair, which share its work on a CPU (not saved).
         means: losses since the last row of metrics.
         collapse: how long the statistics have looked collapsed.
         step: optimizer steps done, skipped ones included.
@@ -43,6 +48,7 @@ class TrainState:
     optimizer: AdamW
     center: Tensor
     features: FeatureBuffer
+    replicas: Replicas
     means: RunningMeans = field(default_factory=RunningMeans)
     collapse: CollapseWatch = field(default_factory=CollapseWatch)
     step: int = 0
@@ -105,9 +111,22 @@ class TrainState:
 def new_state(pair: Pair, config: RunConfig, plan: RunPlan) -> TrainState:
     """Return the state at step 0 around an initialised pair, which stays on its device."""
     device = pair.student.head.prototypes.device
+    count = replica_count(config, plan, device)
     return TrainState(
         pair=pair,
         optimizer=build_optimizer(pair, config.optimizer),
         center=torch.zeros(1, plan.prototypes, device=device),
         features=FeatureBuffer(pair.student.backbone.embed_dim, device=device),
+        replicas=Replicas(pair, count, threads=max(1, torch.get_num_threads() // count)),
     )
+
+
+def replica_count(config: RunConfig, plan: RunPlan, device: torch.device) -> int:
+    """Return how many replicas work on a pass: as asked, or one per compute thread of a CPU; never more than images.
+
+    A head with BatchNorm looks at the whole batch, so it has one.
+    """
+    if device.type != "cpu" or config.model.head_norm == "batch":
+        return 1
+    wanted = config.runtime.replicas or min(torch.get_num_threads(), MOST_REPLICAS)
+    return max(1, min(wanted, plan.batch_size_per_pass))

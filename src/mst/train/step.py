@@ -85,21 +85,19 @@ def train_step(
     sums = _BatchSums(plan.batch_size, torch.zeros(3, device=device), torch.zeros_like(state.center)[None])
 
     # Gradients of the mean loss over the batch, a part at a time.
-    state.optimizer.zero_grad(set_to_none=True)
+    state.replicas.forget_gradients()
     for position, views in enumerate(passes):
         draws = (config.runtime.seed, "step", state.step, position)
         with drawn_from(device, *draws), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = mst_losses(
-                pair,
-                views,
-                state.center,
-                objective,
-                generator(*draws, "mask"),
+                *(pair, views, state.center, objective, generator(*draws, "mask")),
                 backward=_Backward(len(views.indices) / plan.batch_size, device),
+                replicas=state.replicas,
                 statistics=statistics,
                 std=plan.std,
             )
         sums.add(output, views)
+    state.replicas.gather_gradients()
 
     if values.freeze_last_layer:
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)

@@ -1,0 +1,134 @@
+"""Replicas of a pair that share its weights: each works on some images of a batch in a thread of its own.
+
+On a CPU the threads of one operation wait for each other at its end, thousands of times a step, and a product of
+moderate size is slower on two threads than two such products on one each. So a batch is divided instead, as data
+parallel training over processes does it. The replicas' gradients are added in a fixed order; what is drawn at random is
+drawn for the whole batch. So the result is that of one replica up to the rounding of sums.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain, pairwise
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from mst.model.pair import Pair
+from mst.model.stochastic_depth import share_of_draws
+
+T = TypeVar("T")
+
+
+class Replicas:
+    """Some replicas of a pair, the first of which is the pair itself.
+
+    Args:
+        pair: on the CPU, if there is more than one replica.
+        count: how many.
+        threads: of each one's operations.
+    """
+
+    def __init__(self, pair: Pair, count: int = 1, *, threads: int = 1) -> None:
+        self._pairs = [pair, *(_replica(pair) for _ in range(count - 1))]
+        # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
+        self._parameters = [[p for p in each.parameters() if p.requires_grad] for each in self._pairs]
+        self._per_replica = threads
+        self._threads = _threads(count, threads) if count > 1 else None
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Replicas:
+        """Return as many replicas of a copy of the pair, with threads of their own."""
+        return Replicas(copy.deepcopy(self._pairs[0], memo), len(self._pairs), threads=self._per_replica)
+
+    def __len__(self) -> int:
+        return len(self._pairs)
+
+    def run(self, task: Callable[[Pair, slice], T], images: int) -> list[T]:
+        """Return task(pair, images of its share) of all replicas, in order; they run at the same time.
+
+        The caller's autocast and gradient modes hold in them too, and they continue torch's generator of the CPU.
+
+        Args:
+            task: raises what this method then raises.
+            images: of the batch; with fewer than replicas, some have nothing to do.
+        """
+        count = min(len(self), images)
+        if self._threads is None or count == 1:
+            return [task(self._pairs[0], slice(0, images))]
+        bounds = [images * index // count for index in range(count + 1)]
+        inherited = _Inherited(images)
+        futures = [
+            self._threads.submit(inherited.call, task, pair, slice(*ends))
+            for pair, ends in zip(self._pairs, pairwise(bounds), strict=False)
+        ]
+        return [future.result() for future in futures]
+
+    def forget_gradients(self) -> None:
+        """Set all gradients to None."""
+        for parameter in chain.from_iterable(self._parameters):
+            parameter.grad = None
+
+    def gather_gradients(self) -> None:
+        """Add the replicas' gradients to those of the pair, in the order of the replicas, and forget them."""
+        own, *others = self._parameters
+        for parameters in others:
+            sums: list[tuple[Tensor, Tensor]] = []
+            for mine, other in zip(own, parameters, strict=True):
+                if mine.grad is not None and other.grad is not None:
+                    sums.append((mine.grad, other.grad))
+                elif other.grad is not None:
+                    mine.grad = other.grad
+                other.grad = None
+            if sums:
+                torch._foreach_add_(*map(list, zip(*sums, strict=True)))
+
+
+class _Inherited:
+    """What a thread does not inherit from the one that starts it."""
+
+    def __init__(self, images: int) -> None:
+        self.images = images
+        self.state = torch.default_generator.get_state()
+        self.type, self.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
+        self.gradients = torch.is_grad_enabled()
+
+    def call(self, task: Callable[[Pair, slice], T], pair: Pair, share: slice) -> T:
+        """Return task(pair, share)."""
+        generator = torch.Generator()
+        generator.set_state(self.state)
+        with (
+            share_of_draws(generator, share, self.images),
+            torch.set_grad_enabled(self.gradients),
+            torch.autocast("cpu", self.type, enabled=self.autocast),
+        ):
+            return task(pair, share)
+
+
+def _replica(pair: Pair) -> Pair:
+    """Return a pair on the same memory, whose student and decoder collect their own gradients."""
+    shared: dict[int, object] = {id(pair.teacher): pair.teacher}
+    for buffer in pair.buffers():
+        shared[id(buffer)] = buffer
+    for parameter in pair.parameters():
+        shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
+    return copy.deepcopy(pair, shared)
+
+
+def _threads(count: int, threads: int) -> ThreadPoolExecutor:
+    """Return as many threads, all started, with as many threads of torch each; the caller keeps its own."""
+    own, all_there = torch.get_num_threads(), threading.Barrier(count)
+
+    def begin() -> None:
+        torch.set_num_threads(threads)
+        torch.get_num_threads()  # torch sets up a thread once, at its first question: from the number just set
+        all_there.wait()
+
+    pool = ThreadPoolExecutor(count, thread_name_prefix="replica")
+    for future in [pool.submit(begin) for _ in range(count)]:
+        future.result()
+    torch.set_num_threads(own)  # the number for threads to come, too
+    return pool

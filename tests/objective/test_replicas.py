@@ -1,0 +1,163 @@
+"""Replicas divide a batch without changing what is computed."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor
+
+from mst.model.pair import Pair
+from mst.model.stochastic_depth import DropPath, kept_samples, share_of_draws
+from mst.objective.mst import StepOutput, mst_losses
+from mst.objective.replicas import Replicas
+from mst.runtime.seeding import drawn_from, generator
+from objective.test_mst import STD, VALUES, double_views, gradients, some_center, some_views, tiny_pair
+
+CPU = torch.device("cpu")
+
+
+def losses_of(pair: Pair, replicas: Replicas | None) -> StepOutput:
+    views, center = double_views(), some_center().double()
+    with drawn_from(CPU, "draws"):
+        return mst_losses(
+            pair,
+            views,
+            center,
+            VALUES,
+            generator("step"),
+            backward=lambda loss: loss.backward(),
+            replicas=replicas,
+            statistics=True,
+            std=STD,
+        )
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize("drop_path", [0.0, 0.5])
+def test_the_step_is_that_of_one_replica(count: int, drop_path: float) -> None:
+    alone, divided = (tiny_pair(drop_path=drop_path).double() for _ in range(2))
+    replicas = Replicas(divided, count)
+    one, many = losses_of(alone, None), losses_of(divided, replicas)
+    replicas.gather_gradients()
+    assert one.mask is not None
+    assert many.mask is not None
+    assert torch.equal(one.mask, many.mask)
+    close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)  # logits are float32 in any case
+    for name in ("teacher_logits", "teacher_probs", "reconstruction"):
+        close(getattr(one, name), getattr(many, name))
+    for name in ("total", "self_distillation", "restoration"):
+        close(getattr(one.losses, name), getattr(many.losses, name))
+    close(one.teacher._asdict(), many.teacher._asdict())
+    close(one.statistics, many.statistics)
+    for module, other in ((alone.student, divided.student), (alone.decoder, divided.decoder)):
+        assert module is not None
+        assert other is not None
+        close(gradients(module), gradients(other))
+
+
+def test_two_runs_give_the_same_bits() -> None:
+    outcomes = []
+    for _ in range(2):
+        pair = tiny_pair(drop_path=0.3)
+        replicas = Replicas(pair, 3)
+        views = some_views(batch=7)
+        with drawn_from(CPU, "draws"):
+            mst_losses(
+                pair, views, some_center(), VALUES, generator("s"), backward=lambda x: x.backward(), replicas=replicas
+            )
+        replicas.gather_gradients()
+        outcomes.append(gradients(pair.student))
+    assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
+
+
+def test_replicas_share_weights_and_not_gradients() -> None:
+    pair = tiny_pair()
+    replicas = Replicas(pair, 2)
+    seen = replicas.run(lambda pair, _: pair, 2)
+    assert seen[0] is pair
+    assert seen[1].teacher is pair.teacher
+    for mine, other in zip(pair.student.parameters(), seen[1].student.parameters(), strict=True):
+        assert mine.data_ptr() == other.data_ptr()
+        assert other.requires_grad == mine.requires_grad
+        other.grad = torch.ones_like(other) if other.requires_grad else None
+        assert mine.grad is None
+    with torch.no_grad():
+        next(pair.student.parameters()).add_(1.0)
+    assert torch.equal(next(pair.student.parameters()), next(seen[1].student.parameters()))
+    replicas.gather_gradients()
+    learnt = [p for p in pair.student.parameters() if p.requires_grad]
+    assert all(p.grad is not None and torch.equal(p.grad, torch.ones_like(p)) for p in learnt)
+    assert all(p.grad is None for p in seen[1].student.parameters())
+    replicas.forget_gradients()
+    assert all(p.grad is None for p in pair.student.parameters())
+
+
+def test_every_image_has_one_share_and_the_modes_are_the_callers() -> None:
+    replicas, together = Replicas(tiny_pair(), 3), threading.Barrier(3)
+
+    def look(_: Pair, share: slice) -> tuple[int, int, bool, bool, torch.dtype, int, str]:
+        if share.stop - share.start < 8:
+            together.wait()
+        return (
+            *(share.start, share.stop, torch.is_grad_enabled(), torch.is_autocast_enabled("cpu")),
+            *(torch.get_autocast_dtype("cpu"), torch.get_num_threads(), threading.current_thread().name),
+        )
+
+    own = torch.get_num_threads()
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        seen = replicas.run(look, 8)
+    assert [s[:2] for s in seen] == [(0, 2), (2, 5), (5, 8)]
+    assert {s[2:6] for s in seen} == {(False, True, torch.bfloat16, 1)}
+    assert len({s[6] for s in seen}) == 3
+    assert {s[2:4] for s in replicas.run(look, 8)} == {(True, False)}
+    assert torch.get_num_threads() == own
+    assert replicas.run(lambda _, share: share, 2) == [slice(0, 1), slice(1, 2)]
+    assert Replicas(tiny_pair()).run(look, 8)[0][6] == threading.current_thread().name
+
+
+def test_an_error_in_a_replica_is_the_callers() -> None:
+    def fail(_: Pair, share: slice) -> None:
+        if share.start:
+            raise MemoryError(f"at {share.start}")
+
+    with pytest.raises(MemoryError, match="at 2"):
+        Replicas(tiny_pair(), 2).run(fail, 4)
+
+
+def test_a_copy_has_its_own_pair() -> None:
+    replicas = Replicas(tiny_pair(), 2)
+    other = copy.deepcopy(replicas)
+    assert len(other) == 2
+    assert other.run(lambda pair, _: pair, 2)[0] is not replicas.run(lambda pair, _: pair, 2)[0]
+
+
+def shares(rows: int, crops: int, bounds: list[tuple[int, int]], images: int) -> list[Tensor]:
+    state = generator("depth").get_state()
+    found = []
+    for start, stop in bounds:
+        source = torch.Generator()
+        source.set_state(state)
+        with share_of_draws(source, slice(start, stop), images):
+            found.append(torch.stack([kept_samples(crops * (stop - start), 0.5) for _ in range(rows)]))
+    return [share.unflatten(1, (crops, -1)) for share in found]
+
+
+def test_shares_of_the_draws_are_the_draws() -> None:
+    whole = shares(3, 2, [(0, 9)], 9)[0]
+    assert 0.0 < whole.mean() < 1.0
+    assert torch.equal(torch.cat(shares(3, 2, [(0, 4), (4, 9)], 9), dim=2), whole)
+
+
+@pytest.mark.parametrize("shape", [(64, 3), (64, 5, 2), (64, 2, 2, 3)])
+def test_drop_path_zeroes_whole_samples_and_scales_the_others(shape: tuple[int, ...]) -> None:
+    layer = DropPath(0.25)
+    with drawn_from(CPU, "drop"):
+        out = layer(torch.ones(shape)).flatten(1)
+    assert torch.equal(out, out[:, :1].expand_as(out))
+    dropped, kept = sorted(set(out[:, 0].tolist()))
+    assert (dropped, kept) == (0.0, pytest.approx(1 / 0.75))
+    assert torch.equal(layer.eval()(torch.ones(shape)), torch.ones(shape))

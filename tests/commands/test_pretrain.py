@@ -362,3 +362,14 @@ def test_full_disk_leaves_the_last_checkpoint(
     assert "No space left on device; the checkpoint of step 2 is intact" in answer.err.splitlines()[-1]
     assert call(capsys, "pretrain", "--resume", run).status == 0
     assert (run / "backbone.safetensors").read_bytes() == (finished / "backbone.safetensors").read_bytes()
+
+
+def test_labelled_images_of_one_class_measure_nothing(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = labelled_folder(tmp_path / "one", train=("cat",), val=("cat",))
+    words = ("pretrain", "debug", "--data.train", images, "--out", tmp_path / "run")
+    answer = call(capsys, *words, "--monitor.knn-data", one)
+    assert answer.status == 2
+    assert "--monitor.knn-data: all 4 training images are of class cat, so every answer would be right" in answer.line
+    assert not (tmp_path / "run").exists()

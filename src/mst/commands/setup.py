@@ -125,7 +125,8 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
     """Open a few labelled images: those of another kind are to be noticed before a run, not after.
 
     Raises:
-        DataError: none of them can be decoded as `--data.channels` asks; `option` says where they come from.
+        DataError: none of them can be decoded as `--data.channels` asks, or all training images are of one class;
+            `option` says where they come from.
     """
     for images in (sets.train, sets.val):
         problem: UnreadableImage | None = None
@@ -138,6 +139,10 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
         else:
             said = _explained(problem, "--data.channels")
             raise DataError(f"{option}: none of the images tried can be decoded; the first: {said}")
+    try:
+        sets.check_classes()
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
 
 
 def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:

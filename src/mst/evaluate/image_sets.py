@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -74,6 +75,20 @@ class LabelledSets:
                 raise DataError(f"the {name} set is empty: at least one labelled image is needed")
             if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(self.classes):
                 raise DataError(f"the {name} set has a label outside 0..{len(self.classes) - 1}")
+
+    def check_classes(self, part: Literal["train", "val"] = "train") -> None:
+        """Refuse a part whose images are all of one class: whatever is found in it would be right.
+
+        Raises:
+            DataError: there is one class only.
+        """
+        images, title = (self.train, "training") if part == "train" else (self.val, "validation")
+        found = torch.unique(images.labels).tolist()
+        if len(found) == 1:
+            raise DataError(
+                f"all {len(images)} {title} images are of class {self.classes[found[0]]}, so every answer would be "
+                "right: images of at least 2 classes are needed"
+            )
 
     @staticmethod
     def from_folder(

@@ -145,8 +145,12 @@ def evaluate_knn(
     Returns:
         Result with `top1`, `top5` (at the headline k) and `top1_k{k}`, `top5_k{k}`, in percent. k larger than the
         number of training images is cut; `extra["notes"]` says so.
+
+    Raises:
+        UsageError: one class only.
     """
     protocol, settings = protocol or KnnProtocol(), settings or FeatureSettings()
+    data.check_classes()
     source = FeatureSource(backbone, transform, settings, features)
     train = source.read("training", data.train, protocol.labels.select(data.train.labels, seed=seed))
     val = source.read("validation", data.val)

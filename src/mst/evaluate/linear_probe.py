@@ -214,9 +214,10 @@ def evaluate_linear(
         `extra["lr"]` is the chosen rate, `extra["rates"]` has one row for each.
 
     Raises:
-        UsageError: several learning rates but no class with two training images to choose one on.
+        UsageError: one class only, or several learning rates but no class with two training images to choose one on.
     """
     protocol, settings = protocol or LinearProtocol(), settings or FeatureSettings()
+    data.check_classes()
     chosen = protocol.labels.select(data.train.labels, seed=seed)
     source = FeatureSource(backbone, transform, settings, features)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)

@@ -175,9 +175,10 @@ def evaluate_logistic(
         `top1_held_out`, in percent; `extra["penalty"]` is the chosen one, `extra["converged"]` whether it was solved.
 
     Raises:
-        UsageError: several penalties but no class with two training images to choose one on.
+        UsageError: one class only, or several penalties but no class with two training images to choose one on.
     """
     protocol, settings = protocol or LogisticProtocol(), settings or FeatureSettings()
+    data.check_classes()
     source, device = FeatureSource(backbone, transform, settings, features), device_of(backbone)
     chosen = protocol.labels.select(data.train.labels, seed=seed)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)

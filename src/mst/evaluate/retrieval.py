@@ -146,9 +146,10 @@ def evaluate_retrieval(
         Result with `map` and `recall_at_{k}` in percent; `extra["queries_alone"]` queries had no right image.
 
     Raises:
-        UsageError: no query has a right image.
+        UsageError: one class only, or no query has a right image.
     """
     protocol, settings = protocol or RetrievalProtocol(), settings or FeatureSettings()
+    data.check_classes(protocol.database)
     source = FeatureSource(backbone, transform, settings, features)
     val = source.read("validation", data.val)
     same = protocol.database == "val"

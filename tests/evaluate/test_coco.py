@@ -17,7 +17,7 @@ from pycocotools import mask as pycoco
 
 from evaluate.coco_folders import coco_content, write_coco
 from mst.errors import DataError
-from mst.evaluate.coco import check_image_sizes, coco_json, find_coco, read_coco
+from mst.evaluate.coco import check_images, coco_json, find_coco, read_coco
 from mst.evaluate.coco_masks import BadMask, RunLengths, decode_counts, mask_of, read_segmentation, run_lengths_of
 
 
@@ -174,10 +174,19 @@ def test_sizes_in_headers_are_those_of_upright_images(tmp_path: Path) -> None:
     turned = Image.new("RGB", (24, 32))
     turned.getexif()[274] = 6  # shown turned by a quarter: 32 wide, 24 high
     turned.save(tmp_path / "images" / "a.png", exif=turned.getexif())
-    (tmp_path / "images" / "c.png").write_bytes(b"no picture")  # not a matter of size
     coco = read_coco(*find_coco(tmp_path, "train"))
-    check_image_sizes(coco)
+    check_images(coco.images, channels=3)
     assert coco.images[0].read().shape == (3, 24, 32)
+
+
+def test_images_that_no_training_could_read(tmp_path: Path) -> None:
+    write_coco(tmp_path)
+    coco = read_coco(*find_coco(tmp_path, "train"))
+    with pytest.raises(DataError, match=r"a\.png: has 3 channels, 5 are asked for by the backbone$"):
+        check_images(coco.images, channels=5)
+    (tmp_path / "images" / "c.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match=r"an annotated image cannot be read: .*c\.png: not an image"):
+        check_images(coco.images, channels=3)
 
 
 def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> None:
@@ -185,7 +194,7 @@ def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> 
     Image.new("RGB", (5, 6)).save(tmp_path / "images" / "a.png")
     file, images = find_coco(tmp_path, "train")
     coco = read_coco(file, images)
-    for look in (coco.images[0].read, lambda: check_image_sizes(coco)):
+    for look in (coco.images[0].read, lambda: check_images(coco.images, channels=3)):
         with pytest.raises(DataError, match=r"a\.png: the image is 6x5, its annotations say 24x32"):
             look()
     whole = file.read_text()

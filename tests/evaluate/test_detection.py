@@ -348,7 +348,7 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
     write_coco(tmp_path / "d", coco_content())
     (tmp_path / "d" / "images" / "c.png").write_bytes(b"x")
     broken = read_coco(*find_coco(tmp_path / "d", "train"))
-    with pytest.raises(DataError, match=r"a validation image cannot be read: .*c\.png"):
+    with pytest.raises(DataError, match=r"an annotated image cannot be read: .*c\.png"):
         evaluate_detection(vit(), DetectionData(coco, broken), SHORT, settings=QUIET)
 
 

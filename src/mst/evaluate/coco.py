@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 from PIL import ExifTags, Image
 from torch import Tensor
 
-from mst.data.decoding import decode_image
+from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.errors import DataError
 from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
 from mst.runtime.logging import warn
@@ -266,17 +266,26 @@ def _box(value: Any, size: tuple[int, int], name: str) -> tuple[float, float, fl
     return x, y, x + width, y + height
 
 
-def check_image_sizes(coco: CocoSet) -> None:
+def check_images(images: Sequence[CocoImage], *, channels: int) -> None:
     """Compare the header of every image with its annotations: before hours of training, not in their midst.
 
+    The first one, and files without a header that Pillow knows, are read whole.
+
     Raises:
-        DataError: an image has another size than its annotations say. A file without a readable header is left to
-            whoever reads it.
+        DataError: an image has another size than its annotations say; or one that is read whole cannot be, or has not
+            the channels of the backbone.
     """
-    for image in coco.images:
+    for position, image in enumerate(images):
         size = _size_in_header(image.path)
-        if size is not None:
+        if position and size is not None:
             image.check_size(size)
+            continue
+        try:
+            image.read(channels=channels)
+        except OtherChannels as problem:
+            raise DataError(f"{problem} by the backbone") from problem
+        except UnreadableImage as problem:
+            raise DataError(f"an annotated image cannot be read: {problem}") from problem
 
 
 def _size_in_header(path: Path) -> tuple[int, int] | None:
@@ -285,7 +294,7 @@ def _size_in_header(path: Path) -> tuple[int, int] | None:
         with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
             turned = image.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
             return image.size if turned else (image.height, image.width)
-    except Exception:  # whatever damaged bytes raise: the decoder will say what is wrong
+    except Exception:  # whatever damaged bytes raise: the decoder says what is wrong
         return None
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError
-from mst.evaluate.coco import CocoImage, CocoSet, check_image_sizes
+from mst.evaluate.coco import CocoImage, CocoSet, check_images
 from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_metrics import Detection, coco_metrics
 from mst.evaluate.detection_training import (
@@ -107,8 +107,12 @@ def evaluate_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
-    _check(data, protocol.shape, save_to)
+    coco_mask_library()
+    if save_to is not None:
+        check_folder(save_to, "--save-model")
     images = trainable_images(data.train)
+    for read in (images, data.val.images):
+        _check(read, backbone.spec.channels, protocol.shape)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     identity = {**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)}
@@ -133,15 +137,11 @@ def evaluate_detection(
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
 
 
-def _check(data: DetectionData, shape: DetectorShape, save_to: Path | None) -> None:
-    """Refuse whatever would end in an error later: before hours of training."""
-    coco_mask_library()
-    if save_to is not None:
-        check_folder(save_to, "--save-model")
-    for coco in (data.train, data.val):
-        check_image_sizes(coco)
-        for image in coco.images:
-            check_proportions(image, shape)
+def _check(images: Sequence[CocoImage], channels: int, shape: DetectorShape) -> None:
+    """Refuse images that would end in an error later: before hours of training."""
+    check_images(images, channels=channels)
+    for image in images:
+        check_proportions(image, shape)
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

@@ -36,6 +36,8 @@ def test_what_is_refused(tmp_path: Path) -> None:
     (tmp_path / "x.pth").write_bytes(b"no weights")
     for name, message in (
         ("timm:nosuch_network", "timm has no model of this name"),
+        (f"timm:{NAME}.nosuch", "timm has no model of this name"),
+        (f"{NAME}=", "name a file of weights after the ="),
         (f"{NAME}={tmp_path / 'gone.pth'}", r"gone\.pth does not exist"),
         (f"{NAME}={tmp_path / 'x.pth'}", r"cannot read weights from .*x\.pth"),
         (f"nosuch={tmp_path / 'x.pth'}", "does not exist: give a run folder"),

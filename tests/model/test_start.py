@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import pickle
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -131,21 +133,27 @@ def test_other_networks_are_refused(change: dict[str, Any], said: str, tmp_path:
     [
         ("nowhere", "nowhere does not exist"),
         ("timm:vit_tiny_patch61", "timm has no such model"),
+        ("timm:resnet50", "timm:resnet50: backbone 'resnet50' is not a network of patch tokens"),
         ("timm:test_vit4", "timm has no trained weights"),
-        ("junk.pth", "cannot read weights from"),
-        ("junk.safetensors", "cannot read weights from"),
-        ("code.pth", "cannot read weights from"),
+        ("junk.pth", r"cannot read weights from .*junk\.pth: it is damaged, or more than tensors"),
+        ("empty.pth", r"cannot read weights from .*empty\.pth: it is damaged, or more than tensors"),
+        ("junk.safetensors", r"cannot read weights from .*junk\.safetensors: it is damaged"),
+        ("code.pth", "save its state_dict instead"),
+        ("plain.pkl", "save its state_dict instead"),
         ("list.pth", "holds no tensors by name"),
     ],
 )
 def test_bad_sources(source: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"no weights")
     (tmp_path / "junk.safetensors").write_bytes(b"no weights")
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"weight": np.zeros(3)}, protocol=4))
     torch.save({"hook": print}, tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match=said) as caught:
         start_from(tiny(), source if ":" in source else str(tmp_path / source))
     assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300 + len(str(tmp_path))
 
 
 def test_timm_weights_with_and_without_a_network(

@@ -167,9 +167,14 @@ def _foreign_name(source: str) -> str | None:
 def _foreign(source: str, *, trained: bool) -> tuple[Backbone, str, None]:
     """Return a network by its timm name with weights of another project, at the size that timm states for it."""
     name = str(_foreign_name(source))
-    known = timm.get_pretrained_cfg(name)
+    try:
+        known = timm.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag after a known name
+        known = None
     if known is None:
         raise CheckpointError(f"{source}: timm has no model of this name (timm.list_models() lists them)")
+    if source.endswith("="):
+        raise CheckpointError(f"{source}: name a file of weights after the =")
     size = known.input_size[1], known.input_size[2]
     network = build_backbone(backbone_spec(ModelConfig(backbone=name), image_size=size, channels=3)).eval()
     own_values = source.startswith(TIMM)

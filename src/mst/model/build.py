@@ -38,7 +38,7 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
         UsageError: unknown name, a network without patch tokens, a size that patches do not tile.
     """
     name = config.backbone.split(".")[0]
-    _family(name)
+    family(name)
     own_patch_size, own_width, own_heads = _own_sizes(name)
     width, heads = config.embed_dim or own_width, config.num_heads or own_heads
     if width % heads:
@@ -70,7 +70,7 @@ def build_backbone(
     Raises:
         UsageError: a network that this package cannot read.
     """
-    adapter = FAMILIES[_family(spec.name)]
+    adapter = FAMILIES[family(spec.name)]
     arguments = adapter.timm_arguments(spec)
     try:
         with torch.random.fork_rng(devices=[]):
@@ -87,28 +87,32 @@ def build_backbone(
 
 def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
     """Return the keyword arguments with which `timm.create_model(spec.name, ...)` makes the same network."""
-    return FAMILIES[_family(spec.name)].timm_arguments(spec)
+    return FAMILIES[family(spec.name)].timm_arguments(spec)
 
 
 def any_size_arguments(name: str) -> dict[str, Any]:
     """Return what makes timm's network of this name accept images of other sizes than the one it is built for."""
-    return FAMILIES[_family(name)].ANY_SIZE
+    return FAMILIES[family(name)].ANY_SIZE
 
 
-def _family(name: str) -> str:
-    """Return the timm module of a model name."""
+def family(name: str) -> str:
+    """Return the timm module of a model name without a tag.
+
+    Raises:
+        UsageError: timm has no such model, or it is none that this package can read.
+    """
     for module in FAMILIES:
         if name in timm.list_models(module=module):
             return module
     readable = [known for module in FAMILIES for known in timm.list_models(module=module)]
     if timm.is_model(name):
         raise UsageError(
-            f"model.backbone {name!r} is not a network of patch tokens that this package can mask: "
+            f"backbone {name!r} is not a network of patch tokens that this package can mask: "
             f"use a model of {', '.join(FAMILIES)} (for example deit_small_patch16_224)"
         )
     near = difflib.get_close_matches(name, readable, n=3, cutoff=0.3)
     raise UsageError(
-        f"model.backbone {name!r} is not a timm model: did you mean {', '.join(near) or 'deit_small_patch16_224'}?"
+        f"backbone {name!r} is not a timm model: did you mean {', '.join(near) or 'deit_small_patch16_224'}?"
     )
 
 
@@ -118,7 +122,7 @@ def _own_sizes(name: str) -> tuple[int, int, int]:
         model: Any = timm.create_model(name, num_classes=0)
     height, width = model.patch_embed.patch_size
     if height != width:
-        raise UsageError(f"model.backbone {name!r} has {height}x{width} px patches: use a model with square patches")
+        raise UsageError(f"backbone {name!r} has {height}x{width} px patches: use a model with square patches")
     heads = next(layer.num_heads for layer in model.modules() if hasattr(layer, "num_heads"))
     cell = CELL if hasattr(model, "layers") else 1  # Swin: one token of the last stage
     return int(height) * cell, int(model.embed_dim), int(heads)

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import logging
 import math
-import pickle
 import re
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,9 +25,10 @@ from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from mst.errors import CheckpointError
+from mst.errors import CheckpointError, UsageError
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import FILE_NAME, load_backbone
+from mst.model.build import family
 
 TIMM = "timm:"
 HUB = "huggingface_hub"
@@ -94,14 +95,14 @@ def start_from(backbone: Backbone, source: str) -> Start:
     )
     if start.matched < LEAST_MATCHED * len(expected) or FIRST_CONVOLUTION not in taken:
         raise CheckpointError(
-            f"{start}; at least {LEAST_MATCHED:.0%} are needed: is it a {backbone.spec.name}? (set --model.backbone)"
+            f"{start}; at least {LEAST_MATCHED:.0%} are needed: is it a {backbone.spec.name}? Name the right one"
         )
     kinds = {_kind(name) for name in expected}
     deeper = next((name for name in start.unexpected if _kind(name) in kinds), None)
     if deeper is not None:
         raise CheckpointError(
-            f"{source} holds a deeper network, {deeper} has no place here: set --model.backbone or --model.depth to "
-            "what it was made with"
+            f"{source} holds a deeper network, {deeper} has no place here: name the network (or the depth) it was made "
+            "with"
         )
     backbone.model.load_state_dict({**expected, **taken})
     return start
@@ -135,17 +136,40 @@ def _read(source: str) -> tuple[Weights, tuple[int, int] | None]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist: give a run folder, a file of weights or {TIMM}NAME")
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else torch.load(path, "cpu", weights_only=True)
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError, KeyError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"cannot read weights from {path}: {reason}") from error
+        content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read weights from {path}: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot read weights from {path}: it is damaged, or no safetensors file") from error
     return _unwrapped(content, path), None
+
+
+def _load_torch(path: Path) -> Any:
+    """Return what `torch.save` wrote, read without running code from it.
+
+    Raises:
+        CheckpointError: it is something else, or needs code.
+    """
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, "cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # whatever bytes that are no weights raise
+        raise CheckpointError(
+            f"cannot read weights from {path}: it is damaged, or more than tensors (a whole model needs code: save its "
+            "state_dict instead)"
+        ) from error
 
 
 def _from_timm(name: str) -> Weights:
     """Return the weights that timm fetches, or has fetched before."""
     if not timm.is_model(name):
         raise CheckpointError(f"{TIMM}{name}: timm has no such model (timm.list_pretrained() lists those with weights)")
+    try:
+        family(name.partition(".")[0])
+    except UsageError as error:
+        raise CheckpointError(f"{TIMM}{name}: {error}") from error
     if not timm.models.is_model_pretrained(name):
         raise CheckpointError(f"{TIMM}{name}: timm has no trained weights of it (see timm.list_pretrained())")
     try:
@@ -223,8 +247,8 @@ class _Fitting:
         if fitted is None:
             raise CheckpointError(
                 f"{self.source} holds another network: {name} is {list(weight.shape)} there and "
-                f"{list(expected.shape)} here; set --model.backbone (and --model.patch-size, embed-dim, depth, "
-                "num-heads) to what it was made with"
+                f"{list(expected.shape)} here; name the network it was made with (by its timm name, patch size, "
+                "width, depth and heads)"
             )
         return fitted
 

@@ -86,8 +86,8 @@ class LabelledSets:
         found = torch.unique(images.labels).tolist()
         if len(found) == 1:
             raise DataError(
-                f"all {len(images)} {title} images are of class {self.classes[found[0]]}, so every answer would be "
-                "right: images of at least 2 classes are needed"
+                f"the {title} images ({len(images)}) are all of class {self.classes[found[0]]}, so every answer would "
+                "be right: images of at least 2 classes are needed"
             )
 
     @staticmethod

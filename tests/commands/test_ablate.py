@@ -14,7 +14,8 @@ from mst.commands import pretraining
 from mst.config.load import changed_keys
 from mst.errors import Interrupted
 from mst.recipes.ablations import FAMILIES
-from mst.runtime.results import read_jsonl
+from mst.runtime.results import append_jsonl, read_jsonl
+from mst.runtime.rundir import RunDir
 
 QUICK = (
     "--monitor.tensorboard",
@@ -90,6 +91,26 @@ def test_twins_and_seeds_interrupted_and_compared(
         assert part in refused.line
 
 
+def test_other_evaluations_of_its_runs_change_nothing(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, labelled = tmp_path / "out", labelled_folder(tmp_path / "labelled")
+    words = ("ablate", "head", "--recipe", "debug", "--data.train", images, "--eval", labelled, "--out", out, *QUICK)
+    first = json.loads(call(capsys, *words, "--json").out)["values"]
+    plain, bn = (RunDir(out / twin / "seed_0") for twin in ("plain", "bn"))
+    own = read_jsonl(plain.results)[0]
+    wrong = {**own, "metrics": {**own["metrics"], "top1": -1.0}}
+    for row in ({**wrong, "backbone": f"random:{plain.root}"}, {**wrong, "protocol": {}}, {**wrong, "data": "other"}):
+        append_jsonl(plain.results, row)
+    assert json.loads(call(capsys, *words, "--json").out)["values"] == first
+    assert len(read_jsonl(plain.results)) == 4  # its own evaluation is not repeated
+
+    bn.ablation.write_text('{"task": "knn", "metr')  # damaged: done again
+    bn.results.write_text(json.dumps(wrong) + "\n")
+    assert json.loads(call(capsys, *words, "--json").out)["values"] == first
+    assert [row["metrics"]["top1"] for row in read_jsonl(bn.results)] == [-1.0, *first["bn"]["knn_top1"]]
+
+
 @pytest.mark.parametrize(
     ("words", "part"),
     [
@@ -109,10 +130,15 @@ def test_twins_and_seeds_interrupted_and_compared(
         ("ablate head --recipe debug --data.train IMAGES --out IMAGES", "holds no ablation"),
         ("ablate head --recipe debug --data.train nowhere --out OUT", "does not exist"),
         ("ablate head --recipe debug --data.train IMAGES --out OUT --eval IMAGES", "has no folder train"),
+        (
+            "ablate head --recipe debug --data.train IMAGES --out OUT --eval LABELLED --eval-train-limit 1",
+            "--eval: the training images (1) are all of class cat",
+        ),
     ],
 )
 def test_refused_calls(words: str, part: str, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    places = {"IMAGES": images, "OUT": tmp_path / "out"}
+    labelled = labelled_folder(tmp_path / "labelled")
+    places = {"IMAGES": images, "OUT": tmp_path / "out", "LABELLED": labelled}
     answer = call(capsys, *(places.get(word, word) for word in words.split()))
     assert answer.status == 2
     assert part in answer.err.splitlines()[-1]

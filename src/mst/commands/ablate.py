@@ -21,10 +21,9 @@ from mst.errors import Interrupted, UsageError
 from mst.recipes import base_config
 from mst.recipes.ablations import FAMILIES, find_family
 from mst.recipes.variants import Variant
-from mst.report.ablation import AblationRow, markdown, plot_ablation, read_ablation
+from mst.report.ablation import AblationRow, markdown, own_result, plot_ablation, read_ablation
 from mst.runtime import logging
 from mst.runtime.files import write_atomic
-from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 
 
@@ -202,7 +201,13 @@ def check_images(cell: Cell, labelled: Labelled) -> None:
 
     prepare(cell.config)
     if labelled.folder:
-        check_labelled(LabelledSets.from_folder(labelled.folder, channels=cell.config.data.channels), "--eval")
+        sets = LabelledSets.from_folder(
+            labelled.folder,
+            channels=cell.config.data.channels,
+            train_limit=labelled.train_limit,
+            val_limit=labelled.val_limit,
+        )
+        check_labelled(sets, "--eval")
 
 
 def open_folder(options: AblateOptions) -> None:
@@ -232,9 +237,10 @@ def finish(cell: Cell, labelled: Labelled) -> None:
         pretrain(cell.config, cell.folder, resume=RunDir(cell.folder).exists())
     except Interrupted as stop:
         raise Interrupted(f"{stop}; the same mst ablate command goes on with the rest", stop.exit_code - 128) from stop
-    if labelled.folder and not any(row.get("task") == "knn" for row in read_jsonl(RunDir(cell.folder).results)):
+    if labelled.folder and own_result(RunDir(cell.folder)) is None:
         limits = Limits(labelled.train_limit, labelled.val_limit)
-        evaluate_knn(cell.folder, labelled.folder, limits=limits, device=cell.config.runtime.device)
+        result = evaluate_knn(cell.folder, labelled.folder, limits=limits, device=cell.config.runtime.device)
+        write_atomic(RunDir(cell.folder).ablation, json.dumps(result.row(), indent=2) + "\n")
 
 
 def write_table(rows: Sequence[AblationRow], options: AblateOptions) -> None:

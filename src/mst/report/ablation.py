@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
 
@@ -47,12 +49,24 @@ class AblationRow:
 
 
 def read_ablation(runs: Mapping[str, Sequence[Path]]) -> list[AblationRow]:
-    """Return a row per variant from its run folders: last values of metrics.jsonl, k-NN accuracy of results.jsonl."""
+    """Return a row per variant from its run folders: last values of metrics.jsonl, accuracy of the ablation's k-NN."""
     rows = []
     for name, folders in runs.items():
         found = [_last_values(RunDir(folder)) for folder in folders]
         rows.append(AblationRow(name, {key: tuple(run[key] for run in found if key in run) for key in COLUMNS}))
     return rows
+
+
+def own_result(run: RunDir) -> Mapping[str, Any] | None:
+    """Return the k-NN row that the ablation has written for a run, None where there is no complete one.
+
+    The rows of results.jsonl may be of other weights, images or settings: anybody can add to them.
+    """
+    try:
+        row = json.loads(run.ablation.read_text(encoding="utf-8"))
+        return row if is_number(row["metrics"]["top1"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def markdown(rows: Sequence[AblationRow], *, each: bool = False) -> str:
@@ -111,8 +125,5 @@ def _last_values(run: RunDir) -> dict[str, float]:
     for row in read_jsonl(run.metrics):
         values |= {key: row[key] for key in COLUMNS if is_number(row.get(key))}
     values.pop("knn_top1", None)  # while training it is measured on parts of the images only
-    for row in read_jsonl(run.results):
-        metrics = row.get("metrics")
-        if row.get("task") == "knn" and isinstance(metrics, Mapping) and is_number(metrics.get("top1")):
-            values["knn_top1"] = metrics["top1"]
-    return values
+    result = own_result(run)
+    return values if result is None else {**values, "knn_top1": result["metrics"]["top1"]}

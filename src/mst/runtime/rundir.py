@@ -43,6 +43,11 @@ class RunDir:
         return self.root / "results.jsonl"
 
     @property
+    def ablation(self) -> Path:
+        """The evaluation that the table of an ablation shows, if the run belongs to one; later ones do not count."""
+        return self.root / "ablation_knn.json"
+
+    @property
     def checkpoints(self) -> Path:
         """Folder of `step_N` checkpoints."""
         return self.root / "checkpoints"

@@ -13,6 +13,7 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.report.compare import ComparisonTable, Line, compare_results, plot_comparison
+from mst.runtime.files import check_folder
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not a.runs:
         raise UsageError("name runs to compare: mst compare RUN RUN ...")
+    if a.plot:
+        check_folder(Path(a.plot).parent, "--plot")
     table = compare_results([Path(name).expanduser() for name in a.runs], every_metric=a.all)
     if a.plot:
         plot_comparison(table, Path(a.plot))

@@ -18,7 +18,7 @@ from mst.errors import UsageError
 from mst.evaluate.features import Features, FeatureSettings, extract_features
 from mst.evaluate.image_sets import ImageSet
 from mst.model.backbone import Backbone
-from mst.runtime.files import write_atomic
+from mst.runtime.files import check_folder, write_atomic
 
 SUFFIXES = (".npz", ".npy")
 
@@ -76,7 +76,8 @@ def embed(
         `Features`: `features` [n, D] float32, `names` (paths); unreadable files have no row and are listed.
 
     Raises:
-        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy.
+        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy, or nothing
+            can be written there.
     """
     target = None if out is None else _checked_target(Path(out))
     if limit is not None and limit < 1:
@@ -110,6 +111,7 @@ def _checked_target(path: Path) -> Path:
         raise UsageError(f"--out {path}: name a file that ends in {' or '.join(SUFFIXES)}")
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder: name a file")
+    check_folder(path.parent, "--out")
     return path
 
 

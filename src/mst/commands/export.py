@@ -12,6 +12,7 @@ from rich.text import Text
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import ConfigError, UsageError
+from mst.runtime.files import check_folder
 
 FORMATS = ("timm",)
 
@@ -66,6 +67,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
     folder = Path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
+    check_folder(folder, "--out")
 
     from mst.export.timm_folder import export_timm  # needs torch
     from mst.model.backbone_file import load_backbone

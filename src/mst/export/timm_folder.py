@@ -36,7 +36,10 @@ def export_timm(backbone: Backbone, folder: Path) -> float:
     Raises:
         RunFailure: the disk refused, or timm's network gives other features.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailure(f"cannot make {folder}: {error.strerror or error}") from error
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
     write_atomic(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "config.json", json.dumps(timm_config(backbone), indent=2) + "\n")

@@ -111,6 +111,13 @@ def test_stopped_and_resumed_is_bit_equal(
     again = call(capsys, "finetune", "--resume", tmp_path / "cut", "--json")
     assert "finished: nothing to do" in again.err
     assert len(read_jsonl(tmp_path / "cut" / "results.jsonl")) == 1
+    assert "holds the settings of mst finetune" in call(capsys, "pretrain", "--resume", tmp_path / "cut").line
+    (tmp_path / "cut" / "results.jsonl").write_text("[]\n{}\n")
+    for name in ("plan.json", "config.json"):
+        for content in ("{", "{}") if name == "plan.json" else ("{",):
+            (tmp_path / "cut" / name).write_text(content)
+            answer = call(capsys, "finetune", "--resume", tmp_path / "cut")
+            assert (answer.status, f"{name} is damaged" in answer.line) == (2, True), answer.err
 
 
 def test_swin_oblong_other_channels_and_from_scratch(

@@ -171,12 +171,13 @@ def test_the_model_card_has_the_numbers_and_no_escapes(run: RunDir) -> None:
 )
 def test_a_missing_or_broken_file_is_left_out(run: RunDir, missing: str) -> None:
     path = run.root / missing
-    for content in ("{broken", "[1, 2]\n7\n", None):
-        if content is None:
-            path.unlink()
-        else:
-            path.write_text(content)
+    for content in (b"{broken", b"[1, 2]\n7\n", b'{"step": "x", "data": 3, "reasons": 4}', b"\xff\xfe"):
+        path.write_bytes(content)
         assert "MST" in page_of(run).text
+    path.unlink()
+    assert "MST" in page_of(run).text
+    path.mkdir()
+    assert "MST" in page_of(run).text
 
 
 def test_an_empty_folder_gives_a_page_that_says_so(tmp_path: Path) -> None:

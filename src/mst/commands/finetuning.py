@@ -23,7 +23,7 @@ from mst.commands.finetuning_start import (
     labelled_folder,
     started_backbone,
 )
-from mst.errors import UsageError
+from mst.errors import CheckpointError, UsageError
 from mst.evaluate.classification import Scores, score_classifier
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import ImageSet
@@ -131,11 +131,11 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
     config = _stored(run)
     if device is not None:
         config = replace(config, device=device)
-    done = [row for row in read_jsonl(run.results) if row["task"] == TASK]
+    done = [row for row in read_jsonl(run.results) if isinstance(row, dict) and row.get("task") == TASK]
     if done:
         logging.info(f"{run.root} is finished: nothing to do")
         return Result(**done[-1])
-    network = Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
+    network = _stored_network(run)
     folder = labelled_folder(config, network.spec.channels)
     begun = any(run.checkpoints.glob("step_*"))
     backbone = network.build(config) if begun else started_backbone(config, network)
@@ -161,15 +161,29 @@ def _stored(run: RunDir) -> FinetuneConfig:
     """Return the settings of a folder.
 
     Raises:
-        UsageError: no fine-tuning was started there.
+        UsageError: no fine-tuning was started there, or its settings are damaged.
     """
     try:
         values = json.loads(run.config.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except OSError as error:
         raise UsageError(f"--resume {run.root} holds no run of mst finetune (no config.json)") from error
+    except ValueError as error:
+        raise UsageError(f"--resume {run.root}: config.json is damaged ({error}): start anew") from error
     if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
         raise UsageError(f"--resume {run.root} holds no run of mst finetune: is it one of mst pretrain?")
     return FinetuneConfig.from_json(values["settings"])
+
+
+def _stored_network(run: RunDir) -> Network:
+    """Return the network of a folder.
+
+    Raises:
+        UsageError: plan.json is damaged.
+    """
+    try:
+        return Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+        raise UsageError(f"--resume {run.root}: plan.json is damaged ({error}): start anew") from error
 
 
 def _carry_out(work: Work, model: Classifier) -> Result:

@@ -65,6 +65,8 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} is not a JSON configuration: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
+    if isinstance(values.get("task"), str):
+        raise ConfigError(f"{path} holds the settings of mst {values['task']}, not of mst pretrain")
     return _checked(values, where=f"{path}: ")
 
 

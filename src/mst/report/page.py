@@ -70,7 +70,7 @@ def page_context(records: RunRecords) -> dict[str, Any]:
     return {
         "name": records.name,
         "recipe": records.config.get("recipe", records.name),
-        "channels": records.config.get("data", {}).get("channels", 3),
+        "channels": records.setting("data", "channels", 3),
         "subtitle": subtitle(records),
         "facts": facts(records),
         "findings": findings,

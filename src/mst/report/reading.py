@@ -47,7 +47,7 @@ class RunRecords:
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of every row of metrics that has a number under `key`."""
-        return [(row["step"], float(row[key])) for row in self.metrics if is_number(row.get(key)) and "step" in row]
+        return [(row["step"], float(row[key])) for row in self.metrics if is_number(row.get(key))]
 
     def last(self, key: str) -> float | None:
         """Return the last number under `key`."""
@@ -67,7 +67,7 @@ def read_run(run: RunDir) -> RunRecords:
         config=_read_object(run.config),
         plan=_read_object(run.plan),
         environment=_read_object(run.environment),
-        metrics=[row for row in read_jsonl(run.metrics) if isinstance(row, dict)],
+        metrics=[row for row in read_jsonl(run.metrics) if isinstance(row, dict) and is_number(row.get("step"))],
         results=[row for row in read_jsonl(run.results) if isinstance(row, dict)],
         previews=sorted(run.previews.glob("*.png")),
         pictures={folder.name: sorted(folder.glob("*.png")) for folder in sorted(run.pictures.glob("*/"))},
@@ -86,6 +86,6 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 def _read_lines(path: Path) -> list[str]:
     try:
-        return [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
     except OSError:
         return []

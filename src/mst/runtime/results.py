@@ -46,11 +46,11 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Return all complete rows; a half-written last line (a killed process) is left out."""
-    if not path.exists():
+    """Return all complete rows; a half-written last line (a killed process) and damaged ones are left out."""
+    if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             rows.append(json.loads(line))
         except json.JSONDecodeError:

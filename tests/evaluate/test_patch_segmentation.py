@@ -142,11 +142,17 @@ def test_bad_folders_are_named(folder: Path) -> None:
     (folder / "val.txt").write_text("\n")
     with pytest.raises(DataError, match=r"val\.txt names no image"):
         segmentation_folder(folder)
+    (folder / "val.txt").write_bytes(b"\xff\xfe")
+    with pytest.raises(DataError, match=r"val\.txt cannot be read as a list of image names"):
+        segmentation_folder(folder)
     (folder / "classes.json").write_text("{}")
     with pytest.raises(DataError, match=r"classes\.json: expected"):
         segmentation_folder(folder)
     (folder / "classes.json").unlink()
     with pytest.raises(DataError, match=r"has no classes\.json"):
+        segmentation_folder(folder)
+    (folder / "classes.json").mkdir()
+    with pytest.raises(DataError, match=r"classes\.json: expected"):
         segmentation_folder(folder)
 
 

@@ -131,7 +131,7 @@ def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:
     with `classes` and, where some pixels have no class, `ignore_index`.
 
     Raises:
-        DataError: a part is missing, a listed image or mask does not exist, or a list is empty.
+        DataError: a part is missing or of another kind, a listed image or mask does not exist, or a list is empty.
     """
     for part in ("images", "masks", "train.txt", "val.txt", "classes.json"):
         if not (root / part).exists():
@@ -151,7 +151,7 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
         if not classes or not all(isinstance(name, str) for name in classes):
             raise ValueError("no class names")
         return tuple(classes), None if ignore is None else int(ignore)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f'{path}: expected ["name", ...] or {{"classes": [...], "ignore_index": n}} ({error})'
         ) from error
@@ -160,7 +160,10 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
 def _listed_set(
     root: Path, listing: Path, num_classes: int, ignore_index: int | None, channels: int
 ) -> SegmentationSet:
-    names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    try:
+        names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{listing} cannot be read as a list of image names ({error})") from error
     if not names:
         raise DataError(f"{listing} names no image")
     images = [_find(root / "images", name, IMAGE_SUFFIXES, listing) for name in names]

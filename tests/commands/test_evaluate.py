@@ -255,8 +255,9 @@ def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--size", "15", "16"], "--size 15 16: both must be multiples of the patch size 8"),
+        (["--size", "15", "16"], "--size 15x16 is not a multiple of the patch size 8: use 8x16 or 16x16"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
+        (["--size", "-8", "8"], "--size -8x8 is smaller than one 8 px patch"),
         (["--resize-ratio", "0.5"], "resize-ratio 0.5: must be at least 1"),
         (["--out", "{file}"], "is a file: name a folder"),
         (["--out", "{file}/below"], "which is a file: name a folder"),
@@ -308,3 +309,7 @@ def test_channels_without_known_normalisation_are_refused(tmp_path: Path) -> Non
     assert load_backbone(tmp_path / "grey.safetensors").spec.channels == 1
     with pytest.raises(MstError, match="does not say mean and std of its 1 channels"):
         load_subject(tmp_path / "grey.safetensors").transform(ImageOptions())
+    for mean, std in (([0.5, 0.5], [1.0]), ("x", 3), ([0.5], [0.0]), ([None], [1.0])):
+        save_backbone(tmp_path / "grey.safetensors", build_backbone(spec), {"mean": mean, "std": std})
+        with pytest.raises(MstError, match="in its metadata: needed is a number for each of its 1 channels"):
+            load_subject(tmp_path / "grey.safetensors").transform(ImageOptions())

@@ -37,6 +37,7 @@ def test_what_is_refused(tmp_path: Path) -> None:
     for name, message in (
         ("timm:nosuch_network", "timm has no model of this name"),
         (f"timm:{NAME}.nosuch", "timm has no model of this name"),
+        ("random:", "--backbone 'random:' names no network"),
         (f"{NAME}=", "name a file of weights after the ="),
         (f"{NAME}={tmp_path / 'gone.pth'}", r"gone\.pth does not exist"),
         (f"{NAME}={tmp_path / 'x.pth'}", r"cannot read weights from .*x\.pth"),

@@ -87,6 +87,9 @@ def test_another_architecture(saved: Path) -> None:
     values["spec"].update(depth=1, embed_dim=48)
     saved.with_suffix(".json").write_text(json.dumps(values))
     refuse(saved, "of another shape")
+    for wrong in ({"depth": -1}, {"channels": 0}, {"patch_size": 8.5}, {"name": 3}, {"image_size": [0, 32]}):
+        saved.with_suffix(".json").write_text(json.dumps({**values, "spec": {**values["spec"], **wrong}}))
+        refuse(saved, "not a backbone description")
 
 
 def test_one_tensor_too_many(saved: Path) -> None:

@@ -12,10 +12,11 @@ from safetensors.torch import save
 from mst.config.schema import ModelConfig
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
-from mst.model.backbone import Backbone
+from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import TIMM, start_from
+from mst.report.reading import is_number
 from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
 from mst.runtime.logging import info, warn
@@ -69,10 +70,21 @@ class Subject:
 
     @property
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Normalisation of its images: what its file says; ImageNet's for RGB where it says nothing."""
+        """Normalisation of its images: what its file says; ImageNet's for RGB where it says nothing.
+
+        Raises:
+            CheckpointError: its file says something else than a number for each channel.
+            UsageError: it says nothing, and its images are not RGB.
+        """
         metadata = self.backbone.metadata
         if "mean" in metadata and "std" in metadata:
-            return tuple(metadata["mean"]), tuple(metadata["std"])
+            mean, std = metadata["mean"], metadata["std"]
+            if not (_numbers(mean, self.channels) and _numbers(std, self.channels) and min(std) > 0):
+                raise CheckpointError(
+                    f"{self.name} says mean {mean} and std {std} in its metadata: needed is a number for each of its "
+                    f"{self.channels} channels, std above 0"
+                )
+            return tuple(mean), tuple(std)
         if self.channels != len(IMAGENET_MEAN):
             raise UsageError(f"{self.name} does not say mean and std of its {self.channels} channels in its metadata")
         return IMAGENET_MEAN, IMAGENET_STD
@@ -83,9 +95,8 @@ class Subject:
         Raises:
             UsageError: the size is no multiple of the patch.
         """
-        size, patch = options.size or self.backbone.spec.image_size, self.backbone.patch_size
-        if min(size) < patch or size[0] % patch or size[1] % patch:
-            raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
+        size = options.size or self.backbone.spec.image_size
+        check_image_size(size, self.backbone.patch_size, "--size")
         mean, std = self.mean_std
         return ImageTransform(size, mean, std, options.resize_ratio, options.whole_if_exact)
 
@@ -114,6 +125,11 @@ class Subject:
         return named
 
 
+def _numbers(values: object, count: int) -> bool:
+    """Whether a JSON value is a list of so many finite numbers."""
+    return isinstance(values, list | tuple) and len(values) == count and all(map(is_number, values))
+
+
 def load_subject(
     backbone: str | Path | Backbone, *, out: str | Path | None = None, device: str = "auto", seed: int = 0
 ) -> Subject:
@@ -139,6 +155,8 @@ def load_subject(
     name = str(backbone)
     fresh = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
+    if not source:
+        raise CheckpointError(f"--backbone '{name}' names no network: give a run folder or a backbone file")
     place = select_device(device, flag="--device")
     network, sha256, folder = _own(source) if _foreign_name(source) is None else _foreign(source, trained=not fresh)
     if not fresh:

@@ -52,12 +52,17 @@ class BackboneSpec:
         """Rebuild the record.
 
         Raises:
-            CheckpointError: a key is missing or unknown.
+            CheckpointError: a key is missing or unknown, or a number is no whole number of at least 1.
         """
         try:
-            return cls(**{**values, "image_size": (int(values["image_size"][0]), int(values["image_size"][1]))})
+            spec = cls(**{**values, "image_size": (int(values["image_size"][0]), int(values["image_size"][1]))})
         except (TypeError, KeyError, ValueError, IndexError) as error:
             raise CheckpointError(f"not a backbone description ({error}): {values}") from error
+        own = (spec.embed_dim, spec.depth, spec.num_heads)
+        numbers = [*spec.image_size, spec.channels, spec.patch_size, *(number for number in own if number is not None)]
+        if not isinstance(spec.name, str) or any(type(number) is not int or number < 1 for number in numbers):
+            raise CheckpointError(f"not a backbone description: {values}")
+        return spec
 
 
 @contextmanager
@@ -168,7 +173,7 @@ class Backbone(nn.Module, ABC):
         if channels != self.spec.channels:
             raise UsageError(
                 f"images have {channels} channels, this backbone takes {self.spec.channels}: "
-                f"convert them or train a backbone with --data.channels {channels}"
+                f"convert them, or train a backbone on such images (mst pretrain ... --data.channels {channels})"
             )
         check_image_size((height, width), self.patch_size)
         return height // self.patch_size, width // self.patch_size

@@ -61,7 +61,7 @@ def test_mistakes(run_folder: Path, data: Path, capsys: pytest.CaptureFixture[st
         ([data, "--train-limit", "0"], "--train-limit 0: must be at least 1"),
         ([data, "--detections", "x.txt"], "--detections x.txt: name a .json file"),
         ([data, "--val-split", "test"], "instances_test.json"),
-        ([data, "--clip-norm", "0"], "--clip-norm above 0"),
+        ([data, "--clip-norm", "0"], "--clip-norm 0.0: must be above 0"),
     ):
         answer = call(capsys, *base, *words, *([] if "--clip-norm" in words else WORDS))
         assert (answer.status, message in answer.line) == (2, True), answer.err

@@ -177,7 +177,7 @@ def test_mistakes(data: Path, backbone: Path, tmp_path: Path, capsys: pytest.Cap
         ({"--randaugment": "foo"}, "--randaugment foo"),
         ({"--randaugment": "rand-bogus"}, "timm does not know bogus"),
         ({"--workers": -5}, "--workers -5: must be at least 0, or -1"),
-        ({"--max-unreadable-share": 2}, "--max-unreadable-share 2.0: must lie between 0 and 1"),
+        ({"--max-unreadable-share": 2}, "--max-unreadable-share 2.0: must be between 0 and 1"),
         ({"--repeats": 9}, "--repeats 9: must be at most --batch-size 4"),
         ({"--seed": -1, "--backbone": "scratch:vit_tiny_patch16_224"}, "--seed -1: must be at least 0"),
         ({"--mixup": "nan"}, "--mixup nan: must be a finite number"),

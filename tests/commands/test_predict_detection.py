@@ -82,7 +82,7 @@ def test_mistakes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"--data": tmp_path / "gone"}, "gone does not exist"),
         ({"--data": tmp_path / "broken.jpg"}, "none of 1 images can be read, the first:"),
         ({"--out": tmp_path / "file"}, "is a file: name a folder"),
-        ({"--min-score": "2"}, "--min-score 2.0: must lie between 0 and 1"),
+        ({"--min-score": "2"}, "--min-score 2.0: must be between 0 and 1"),
         ({"--picture-limit": "-1"}, "--picture-limit -1: must be at least 0"),
     ):
         options = {"--model": model, "--data": tmp_path / "photos", "--out": tmp_path / "o", **changed}

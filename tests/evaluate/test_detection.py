@@ -332,12 +332,13 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no image has an object to learn from"):
         trainable_images(nothing)
     for wrong, message in (
-        (lambda: TrainingSettings(epochs=0), "--epochs and --batch-size"),
+        (lambda: TrainingSettings(epochs=0), "--epochs 0: must be at least 1"),
         (lambda: TrainingSettings(layer_decay=0), "--layer-decay 0: must be above 0"),
         (lambda: TrainingSettings(warmup_steps=-4), "--warmup-steps -4: must be at least 0"),
         (lambda: TrainingSettings(drop_path=1), "--drop-path 1: must be at least 0 and below 1"),
         (lambda: TrainingSettings(accumulate=3), "--batch-size 16 is no multiple of --accumulate 3"),
-        (lambda: DetectorShape(short_sides=(8,)), "at least 32 pixels"),
+        (lambda: DetectorShape(short_sides=(8,)), "--short-sides 8: must be at least 32"),
+        (lambda: DetectorShape(anchor_size=10**9), "--anchor-size 1000000000: must be between 1 and 1333"),
         (lambda: Checkpointing("x", 0), "--checkpoint-every 0"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -266,7 +266,7 @@ def test_settings_that_cannot_be() -> None:
         class_weights((1, 1, 1), 2)
     with pytest.raises(UsageError, match="--head upernet with 1 image a pass has no statistics for batch norm"):
         SegmentationProtocol(batch_size=2, shape=HeadShape("upernet"), training=HeadTraining(accumulate=2))
-    with pytest.raises(UsageError, match="--lr 0: must be above 0"):
+    with pytest.raises(UsageError, match=r"--lr 0\.0: must be above 0"):
         SegmentationProtocol(lr=0.0)
     with pytest.raises(UsageError, match="--layer-decay"):
         HeadTraining(layer_decay=0.0)

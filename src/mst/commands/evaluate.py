@@ -13,7 +13,6 @@ from mst.commands.evaluate_segmentation import run_segmentation
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import ImageOptions, Subject, load_subject
 from mst.commands.tasks import Task, run_first_word
-from mst.errors import UsageError
 from mst.evaluate import knn, linear_probe, logistic, retrieval
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
@@ -22,6 +21,7 @@ from mst.evaluate.linear_probe import LinearProtocol
 from mst.evaluate.logistic import LogisticProtocol
 from mst.evaluate.retrieval import RetrievalProtocol
 from mst.model.backbone import Backbone
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
 
@@ -38,9 +38,7 @@ class Limits:
     val_limit: int | None = None
 
     def __post_init__(self) -> None:
-        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: must be at least 1")
+        check_numbers(self, "train_limit", "val_limit", least=1)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from mst.evaluate.features import FeatureSettings
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.runtime.files import check_folder, write_atomic
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
 
@@ -48,15 +49,12 @@ class DetectionOptions:
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
-        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: must be at least 1")
+        check_numbers(self, "train_limit", "val_limit", least=1)
         if self.detections and (Path(self.detections).is_dir() or Path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
         if self.detections:
             check_folder(Path(self.detections).parent, "--detections")
-        if self.picture_limit < 0:
-            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
+        check_numbers(self, "picture_limit", least=0)
 
 
 @dataclass(frozen=True)

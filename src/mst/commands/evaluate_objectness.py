@@ -16,6 +16,7 @@ from mst.evaluate.features import FeatureSettings
 from mst.evaluate.objectness import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
 from mst.evaluate.objectness_pictures import picture_writer
 from mst.model.backbone import Backbone
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
 SCENES = "scenes:"
@@ -40,10 +41,8 @@ class ObjectOptions:
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
-        if self.limit is not None and self.limit < 1:
-            raise UsageError(f"--limit {self.limit}: must be at least 1")
-        if self.picture_limit < 0:
-            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
+        check_numbers(self, "limit", least=1)
+        check_numbers(self, "picture_limit", least=0)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import load_subject
-from mst.errors import UsageError
 from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.segmentation import SegmentationProtocol
@@ -21,6 +20,7 @@ from mst.evaluate.segmentation_pictures import sheet_writer
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.runtime.files import check_folder
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 from mst.runtime.rundir import RunDir
 
@@ -46,11 +46,8 @@ class SegmentationOptions:
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
-        for name, value in (("--train-limit", self.train_limit), ("--val-limit", self.val_limit)):
-            if value is not None and value < 1:
-                raise UsageError(f"{name} {value}: must be at least 1")
-        if self.picture_limit < 0:
-            raise UsageError(f"--picture-limit {self.picture_limit}: must be at least 0")
+        check_numbers(self, "train_limit", "val_limit", least=1)
+        check_numbers(self, "picture_limit", least=0)
         if self.save_model:
             check_folder(Path(self.save_model), "--save-model")
 

@@ -21,6 +21,7 @@ from mst.model.backbone import Backbone, BackboneSpec, check_image_size
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import start_from
 from mst.runtime import logging
+from mst.runtime.limits import check_numbers
 
 SCRATCH = "scratch:"
 """`scratch:NAME` is timm's network of that name with fresh weights."""
@@ -40,8 +41,7 @@ class InputOptions:
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        if self.channels is not None and not 1 <= self.channels <= 64:
-            raise UsageError(f"--channels {self.channels}: must be 1 to 64")
+        check_numbers(self, "channels", least=1, most=64)
 
 
 @dataclass(frozen=True)
@@ -67,16 +67,10 @@ class Running:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        for name, value in (
-            ("--evaluate-epochs", self.evaluate_epochs),
-            ("--checkpoint-every", self.checkpoint_every),
-        ):
-            if value < 1:
-                raise UsageError(f"{name} {value}: must be at least 1")
+        check_numbers(self, "evaluate_epochs", "checkpoint_every", least=1)
         if self.workers < -1:
             raise UsageError(f"--workers {self.workers}: must be at least 0, or -1 for as many as a GPU needs")
-        if not 0.0 <= self.max_unreadable_share <= 1.0:
-            raise UsageError(f"--max-unreadable-share {self.max_unreadable_share}: must lie between 0 and 1")
+        check_numbers(self, "max_unreadable_share", least=0, most=1)
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,14 @@ from rich.table import Table
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.data.sources import index_images
-from mst.errors import DataError, UsageError
+from mst.errors import DataError
 from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.detection_prediction import Prediction, predict_objects, prediction_json
 from mst.evaluate.detector_file import DetectorDescription, load_detector
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.files import check_folder, write_atomic
+from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 
 FILE = "predictions.json"
@@ -58,12 +59,9 @@ class PredictDetectionArguments:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name, score in (("--min-score", self.min_score), ("--picture-score", self.picture_score)):
-            if not 0.0 <= score <= 1.0:
-                raise UsageError(f"{name} {score}: must lie between 0 and 1")
-        for name, value, least in (("--picture-limit", self.picture_limit, 0), ("--limit", self.limit, 1)):
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value}: must be at least {least}")
+        check_numbers(self, "min_score", "picture_score", least=0, most=1)
+        check_numbers(self, "picture_limit", least=0)
+        check_numbers(self, "limit", least=1)
 
 
 def predict_detection(

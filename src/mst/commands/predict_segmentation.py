@@ -17,7 +17,7 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.sources import ImageIndex, index_images
-from mst.errors import DataError, UsageError
+from mst.errors import DataError
 from mst.evaluate.features import progress_bar
 from mst.evaluate.segmentation_data import read_ahead
 from mst.evaluate.segmentation_file import load_segmenter
@@ -25,6 +25,7 @@ from mst.evaluate.segmentation_inference import predict_mask
 from mst.evaluate.segmentation_pictures import index_picture, save_picture, sheet
 from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
+from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 
 MASKS, PICTURES = "masks", "pictures"
@@ -60,9 +61,8 @@ class PredictSegmentationArguments:
     json: bool = False
 
     def __post_init__(self) -> None:
-        for name, value, least in (("--picture-limit", self.picture_limit, 0), ("--limit", self.limit, 1)):
-            if value is not None and value < least:
-                raise UsageError(f"{name} {value}: must be at least {least}")
+        check_numbers(self, "picture_limit", least=0)
+        check_numbers(self, "limit", least=1)
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from mst.evaluate.detector import flipped, training_target
 from mst.finetune.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.loop import Outcome, Surroundings, Training, fit
 from mst.finetune.schedule import Checkpointing, LoopSettings
+from mst.runtime.limits import check_numbers
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
 
@@ -66,15 +67,13 @@ class TrainingSettings:
     frozen: bool = False
 
     def __post_init__(self) -> None:
-        if min(self.epochs, self.batch_size) < 1 or min(self.lr, self.clip_norm) <= 0 or self.weight_decay < 0:
-            raise UsageError("--epochs and --batch-size must be at least 1, --lr and --clip-norm above 0")
-        if self.warmup_steps < 0:
-            raise UsageError(f"--warmup-steps {self.warmup_steps}: must be at least 0")
-        if not 0.0 < self.layer_decay <= 1.0:
-            raise UsageError(f"--layer-decay {self.layer_decay}: must be above 0 and at most 1")
+        check_numbers(self, "epochs", "batch_size", "accumulate", least=1)
+        check_numbers(self, "lr", "clip_norm", above=0)
+        check_numbers(self, "weight_decay", "warmup_steps", least=0)
+        check_numbers(self, "layer_decay", above=0, most=1)
         if not 0.0 <= self.drop_path < 1.0:
             raise UsageError(f"--drop-path {self.drop_path}: must be at least 0 and below 1")
-        if self.accumulate < 1 or self.batch_size % self.accumulate:
+        if self.batch_size % self.accumulate:
             raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
 
     def loop(self, images: int) -> LoopSettings:

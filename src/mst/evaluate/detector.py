@@ -18,10 +18,11 @@ from torchvision.models.detection.roi_heads import paste_masks_in_image
 from torchvision.models.detection.rpn import AnchorGenerator
 from torchvision.models.detection.transform import resize_boxes
 
-from mst.errors import DataError, UsageError
+from mst.errors import DataError
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.detection_metrics import Detection, encode_mask
+from mst.runtime.limits import check_numbers
 
 LEVELS = 5
 """Four levels of the pyramid and the pooled one."""
@@ -50,10 +51,9 @@ class DetectorShape:
     anchor_size: int = 32
 
     def __post_init__(self) -> None:
-        if not self.short_sides or min(*self.short_sides, self.long_side) < 32:
-            raise UsageError(f"--short-sides {self.short_sides} and --long-side {self.long_side}: at least 32 pixels")
-        if min(self.channels, self.head_dim, self.anchor_size) < 1:
-            raise UsageError("--channels, --head-dim and --anchor-size must be at least 1")
+        check_numbers(self, "short_sides", "long_side", least=32)
+        check_numbers(self, "channels", "head_dim", least=1)
+        check_numbers(self, "anchor_size", least=1, most=self.long_side)
 
 
 def build_detector(

@@ -18,9 +18,10 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor, nn
 
 from mst.data.decoding import OtherChannels, UnreadableImage
-from mst.errors import DataError, UsageError
+from mst.errors import DataError
 from mst.evaluate.image_sets import ImageSet
 from mst.runtime.device import select_precision
+from mst.runtime.limits import check_numbers
 from mst.runtime.logging import console, warn
 
 if TYPE_CHECKING:
@@ -49,10 +50,8 @@ class FeatureSettings:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        if min(self.forward_batch, self.workers) < 1:
-            raise UsageError("--forward-batch and --workers must be at least 1")
-        if not 0.0 <= self.max_unreadable_share <= 1.0:
-            raise UsageError(f"--max-unreadable-share {self.max_unreadable_share}: must lie between 0 and 1")
+        check_numbers(self, "forward_batch", "workers", least=1)
+        check_numbers(self, "max_unreadable_share", least=0, most=1)
 
 
 @dataclass(frozen=True)

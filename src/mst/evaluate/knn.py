@@ -23,6 +23,7 @@ from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.neighbors import TILE, nearest_neighbors, query_rows
 from mst.evaluate.protocol import ImageTransform, LowShot
+from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
 
@@ -47,12 +48,11 @@ class KnnProtocol:
     labels: LowShot = field(default_factory=LowShot)
 
     def __post_init__(self) -> None:
-        if not self.neighbors or min(self.neighbors) < 1:
-            raise UsageError(f"--neighbors {self.neighbors}: name numbers of at least 1")
+        check_numbers(self, "neighbors", least=1)
         if self.headline not in self.neighbors:
-            raise UsageError(f"--headline {self.headline}: must be one of --neighbors {self.neighbors}")
-        if self.temperature <= 0:
-            raise UsageError(f"--temperature {self.temperature}: must be above 0")
+            known = " ".join(map(str, self.neighbors))
+            raise UsageError(f"--headline {self.headline}: must be one of --neighbors {known}")
+        check_numbers(self, "temperature", above=0)
 
 
 def knn_predict(

@@ -34,6 +34,7 @@ from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.linear_heads import LinearHeads
 from mst.evaluate.metrics import accuracy
 from mst.evaluate.protocol import ImageTransform, LowShot, random_resized_crop
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 from mst.runtime.seeding import generator
 
@@ -67,10 +68,8 @@ class LinearProtocol:
     labels: LowShot = field(default_factory=LowShot)
 
     def __post_init__(self) -> None:
-        if not self.lrs or min(self.lrs) <= 0:
-            raise UsageError(f"--lrs {self.lrs}: name learning rates above 0")
-        if min(self.epochs, self.batch_size, self.blocks) < 1:
-            raise UsageError("--epochs, --batch-size and --blocks must be at least 1")
+        check_numbers(self, "lrs", above=0)
+        check_numbers(self, "epochs", "batch_size", "blocks", least=1)
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
 

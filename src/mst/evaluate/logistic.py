@@ -24,6 +24,7 @@ from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.linear_probe import held_out_mask
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.protocol import ImageTransform, LowShot
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
 if TYPE_CHECKING:
@@ -55,12 +56,8 @@ class LogisticProtocol:
     labels: LowShot = field(default_factory=LowShot)
 
     def __post_init__(self) -> None:
-        if not self.penalties or min(self.penalties) <= 0:
-            raise UsageError(f"--penalties {self.penalties}: name numbers above 0")
-        if min(self.iterations, self.blocks) < 1:
-            raise UsageError("--iterations and --blocks must be at least 1")
-        if self.tolerance <= 0:
-            raise UsageError(f"--tolerance {self.tolerance}: must be above 0")
+        check_numbers(self, "penalties", "tolerance", above=0)
+        check_numbers(self, "iterations", "blocks", least=1)
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
 

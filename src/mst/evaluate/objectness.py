@@ -26,6 +26,7 @@ from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
+from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
 
@@ -51,9 +52,7 @@ class ObjectnessProtocol:
     corloc_iou: float = 0.5
 
     def __post_init__(self) -> None:
-        for name, value in (("--mass", self.mass), ("--corloc-iou", self.corloc_iou)):
-            if not 0.0 < value <= 1.0:
-                raise UsageError(f"{name} {value}: must be above 0 and at most 1")
+        check_numbers(self, "mass", "corloc_iou", above=0, most=1)
 
 
 class ObjectImage(NamedTuple):

@@ -32,6 +32,7 @@ from mst.finetune.loop import Surroundings
 from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
+from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import derive_seed
@@ -73,10 +74,9 @@ class SegmentationProtocol:
     augmentation: Augmentation = field(default_factory=Augmentation)
 
     def __post_init__(self) -> None:
-        if min(self.steps, self.batch_size, self.loss_stride) < 1 or self.weight_decay < 0:
-            raise UsageError("--steps, --batch-size and --loss-stride must be at least 1, --weight-decay at least 0")
-        if self.lr is not None and self.lr <= 0:
-            raise UsageError(f"--lr {self.lr:g}: must be above 0")
+        check_numbers(self, "steps", "batch_size", "loss_stride", least=1)
+        check_numbers(self, "weight_decay", least=0)
+        check_numbers(self, "lr", above=0)
         together = self.batch_size // self.training.accumulate
         if together < 2 and self.shape.norm == "batch" and self.shape.head == "upernet":
             raise UsageError(

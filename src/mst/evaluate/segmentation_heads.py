@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mst.errors import UsageError
+from mst.runtime.limits import check_numbers
 
 HeadName = Literal["linear", "setr-naive", "setr-pup", "upernet"]
 NormName = Literal["batch", "group"]
@@ -46,8 +46,7 @@ class HeadShape:
     norm: NormName = "batch"
 
     def __post_init__(self) -> None:
-        if self.channels < 1:
-            raise UsageError(f"--channels {self.channels}: must be at least 1")
+        check_numbers(self, "channels", least=1)
 
 
 def norm_layer(name: NormName, channels: int) -> nn.Module:

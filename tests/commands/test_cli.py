@@ -182,6 +182,7 @@ def test_inspect_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixt
     assert summary["formats"] == {"JPEG": 6}
     assert all(0 < value < 1 for value in summary["mean"] + summary["std"])
     assert "broken.png" in call(capsys, "inspect", folder).out
+    assert "None" not in call(capsys, "inspect", folder / "broken.png").out
 
 
 def test_flags_can_be_switched_off(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def test_another_architecture(saved: Path) -> None:
     refuse(saved, "of another shape")
     for wrong in ({"depth": -1}, {"channels": 0}, {"patch_size": 8.5}, {"name": 3}, {"image_size": [0, 32]}):
         saved.with_suffix(".json").write_text(json.dumps({**values, "spec": {**values["spec"], **wrong}}))
-        refuse(saved, "not a backbone description")
+        refuse(saved, r"backbone\.json: not a backbone description")
 
 
 def test_one_tensor_too_many(saved: Path) -> None:

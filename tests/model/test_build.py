@@ -14,8 +14,8 @@ from mst.model.build import backbone_spec, build_backbone
         ({"backbone": "resnet50"}, (32, 32), "'resnet50' is not a network of patch tokens"),
         ({}, (36, 32), "crop size 36x32 is not a multiple of the patch size 16: use 32x32 or 48x32"),
         ({}, (8, 8), "crop size 8x8 is smaller than one 16 px patch: use at least 16x16"),
-        ({"embed_dim": 30, "num_heads": 4}, (32, 32), "embed_dim 30 is not a multiple of model.num_heads 4"),
-        ({"embed_dim": 32}, (32, 32), "embed_dim 32 is not a multiple of model.num_heads 6"),
+        ({"embed_dim": 30, "num_heads": 4}, (32, 32), "--model.embed-dim 30 is not a multiple of --model.num-heads 4"),
+        ({"embed_dim": 32}, (32, 32), "--model.embed-dim 32 is not a multiple of --model.num-heads 6"),
     ],
 )
 def test_one_clear_line(settings: dict[str, object], size: tuple[int, int], said: str) -> None:

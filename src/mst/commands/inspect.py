@@ -160,13 +160,14 @@ def _tables(summary: dict[str, Any]) -> list[Table]:
     table = Table(box=None, show_header=False, pad_edge=False)
     table.add_row("images", str(summary["images"]))
     table.add_row("unreadable", str(len(summary["unreadable"])))
-    table.add_row("sides", f"{summary['shortest_side']} to {summary['longest_side']} px")
-    for key in ("sizes", "modes", "formats"):
-        found = list(summary[key].items())
-        rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        table.add_row(key, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
-    for key in ("mean", "std"):
-        table.add_row(key, " ".join(f"{value:.3f}" for value in summary[key]))
+    if summary["readable"]:
+        table.add_row("sides", f"{summary['shortest_side']} to {summary['longest_side']} px")
+        for key in ("sizes", "modes", "formats"):
+            found = list(summary[key].items())
+            rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+            table.add_row(key, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
+        for key in ("mean", "std"):
+            table.add_row(key, " ".join(f"{value:.3f}" for value in summary[key]))
     tables = [table]
     if summary["unreadable"]:
         broken = Table("unreadable", "why", box=None, pad_edge=False)

@@ -96,7 +96,7 @@ class Subject:
             UsageError: the size is no multiple of the patch.
         """
         size = options.size or self.backbone.spec.image_size
-        check_image_size(size, self.backbone.patch_size, "--size")
+        check_image_size(size, self.backbone.patch_size, "--size" if options.size else f"{self.name}: image size")
         mean, std = self.mean_std
         return ImageTransform(size, mean, std, options.resize_ratio, options.whole_if_exact)
 

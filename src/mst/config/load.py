@@ -66,7 +66,8 @@ def load_config(path: Path) -> RunConfig:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
     if isinstance(values.get("task"), str):
-        raise ConfigError(f"{path} holds the settings of mst {values['task']}, not of mst pretrain")
+        task = values["task"]
+        raise ConfigError(f"{path} holds the settings of mst {task}, not of mst pretrain: go on with mst {task}")
     return _checked(values, where=f"{path}: ")
 
 

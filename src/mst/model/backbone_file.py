@@ -74,11 +74,15 @@ def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
             )
     try:
         values = json.loads(description.read_text())
-        if values["format"] != FORMAT:
-            raise CheckpointError(f"{description} has format {values['format']}, this version reads {FORMAT}")
-        return BackboneSpec.from_json(values["spec"]), dict(values["metadata"])
+        number, spec, metadata = values["format"], values["spec"], dict(values["metadata"])
     except (ValueError, KeyError, TypeError, OSError) as error:
         raise CheckpointError(f"cannot read {description}: {error}; copy or export the backbone again") from error
+    if number != FORMAT:
+        raise CheckpointError(f"{description} has format {number}, this version reads {FORMAT}")
+    try:
+        return BackboneSpec.from_json(spec), metadata
+    except CheckpointError as error:
+        raise CheckpointError(f"{description}: {error}") from error
 
 
 def _check_match(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:

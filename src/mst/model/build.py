@@ -42,7 +42,9 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
     own_patch_size, own_width, own_heads = _own_sizes(name)
     width, heads = config.embed_dim or own_width, config.num_heads or own_heads
     if width % heads:
-        raise UsageError(f"model.embed_dim {width} is not a multiple of model.num_heads {heads}: change one of them")
+        raise UsageError(
+            f"--model.embed-dim {width} is not a multiple of --model.num-heads {heads}: change one of them"
+        )
     spec = BackboneSpec(
         name=name,
         image_size=image_size,

@@ -234,6 +234,7 @@ def test_bad_input_is_one_line(
         (["knn", "--backbone", "a", "--data", "b", "--temperature", "-1"], "temperature -1.0: must be above 0"),
         (["knn", "--backbone", "a", "--data", "b", "--precision", "fp8"], "fp8: must be one of auto, fp32, bf16"),
         (["knn", "--backbone", "a", "--data", "b", "--device", "tpu"], "use auto, cpu, cuda"),
+        (["linear", "--backbone", "a", "--data", "b", "--momentum", "2"], "--momentum 2.0: must be between 0 and 1"),
         (["linear", "--backbone", "a", "--data", "b", "--train-share", "2"], "train-share 2.0: must be"),
         (["linear", "--backbone", "a", "--data", "b", "--train-limit", "0"], "train-limit 0: must be at least 1"),
         (["segmentation", "--backbone", "a", "--data", "b", "--steps", "0"], "steps"),

@@ -50,7 +50,8 @@ def test_scenes_as_a_table(run_folder: Path, tmp_path: Path, capsys: pytest.Capt
 @pytest.mark.parametrize(
     ("data", "words", "message"),
     [
-        ("scenes:many", [], "name a number of scenes, for example scenes:200"),
+        ("scenes:many", [], "name a number of scenes from 1 to 1000000, for example scenes:200"),
+        ("scenes:1000001", [], "--data scenes:1000001: name a number of scenes from 1 to 1000000"),
         ("nowhere", [], "no COCO annotations at nowhere/annotations/instances_val.json"),
         ("scenes:2", ["--mass", "2"], "--mass 2.0: must be above 0 and at most 1"),
         ("scenes:2", ["--size", "30", "32"], "--size 30 32: both must be multiples of the patch size 8"),

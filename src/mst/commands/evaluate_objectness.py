@@ -21,6 +21,8 @@ from mst.runtime.results import Result
 
 SCENES = "scenes:"
 """`--data scenes:200` are 200 synthetic scenes, drawn on the spot."""
+MOST_SCENES = 1_000_000
+"""Their names are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +108,8 @@ def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:
     if not data.startswith(SCENES):
         return coco_objects(read_coco(*find_coco(data, split)), channels=subject.channels)
     count = data.removeprefix(SCENES)
-    if not count.isdecimal() or int(count) < 1:
-        raise UsageError(f"--data {data}: name a number of scenes, for example {SCENES}200")
+    if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:
+        raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {SCENES}200")
     if subject.channels != 3:
         raise UsageError(f"--data {data}: scenes have 3 channels, this backbone takes {subject.channels}")
     return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size))

@@ -70,6 +70,7 @@ class LinearProtocol:
     def __post_init__(self) -> None:
         check_numbers(self, "lrs", above=0)
         check_numbers(self, "epochs", "batch_size", "blocks", least=1)
+        check_numbers(self, "momentum", least=0, most=1)
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
 

@@ -121,11 +121,7 @@ class BatchLoader:
         self.wait_seconds = 0.0
         samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * batch_size
         self.unreadable = UnreadableFiles(
-            index,
-            limit=max_unreadable_share,
-            flag=flags.max_unreadable_share,
-            enough=samples,
-            listing=unreadable_file,
+            index, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )
         self._flags = flags
         self._steps = range(start_step, total_steps)

@@ -107,12 +107,8 @@ def evaluate_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
-    coco_mask_library()
-    if save_to is not None:
-        check_folder(save_to, "--save-model")
     images = trainable_images(data.train)
-    for read in (images, data.val.images):
-        _check(read, backbone.spec.channels, protocol.shape)
+    _check((images, data.val.images), backbone.spec.channels, protocol.shape, save_to)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     identity = {**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)}
@@ -137,11 +133,15 @@ def evaluate_detection(
     return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
 
 
-def _check(images: Sequence[CocoImage], channels: int, shape: DetectorShape) -> None:
-    """Refuse images that would end in an error later: before hours of training."""
-    check_images(images, channels=channels)
-    for image in images:
-        check_proportions(image, shape)
+def _check(sets: Sequence[Sequence[CocoImage]], channels: int, shape: DetectorShape, save_to: Path | None) -> None:
+    """Refuse whatever would end in an error later: before hours of training."""
+    coco_mask_library()
+    if save_to is not None:
+        check_folder(save_to, "--save-model")
+    for images in sets:
+        check_images(images, channels=channels)
+        for image in images:
+            check_proportions(image, shape)
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _load_torch(path: Path) -> Any:
     try:
         with warnings.catch_warnings(action="ignore"):
             return torch.load(path, "cpu", weights_only=True)
-    except OSError:
+    except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever bytes that are no weights raise
         raise CheckpointError(

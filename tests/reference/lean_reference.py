@@ -27,12 +27,6 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | No
     return F.linear((x - mean) / (variance + norm.eps).sqrt() * norm.weight + norm.bias, weight, bias)
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None) -> Tensor:
-    """A linear layer of x times the normal distribution's cumulative share below x, then a scale."""
-    out = layer(x * 0.5 * (1 + torch.erf(x / 2**0.5)))
-    return out if gamma is None else out * gamma
-
-
 def norm_gelu(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """GELU of a group normalisation of maps [B, C, h, w]."""
     return F.gelu(F.group_norm(x, groups, weight, bias, eps))

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mst.commands.pretraining import as_views, make_loader
 from mst.commands.probe import process_memory
-from mst.commands.setup import Setup, checked_spec
+from mst.commands.setup import Setup, checked_spec, prepare_process
 from mst.commands.simulation import random_views, simulate_step
 from mst.config.derive import check_consistent, derive
 from mst.config.schema import RunConfig
@@ -82,8 +82,7 @@ def prepare_without_images(config: RunConfig) -> Setup:
         UsageError: something is wrong with the settings.
     """
     check_consistent(config)
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
+    prepare_process(config)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
     plan = derive(config, WITHOUT_IMAGES * config.train.batch_size)

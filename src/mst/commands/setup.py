@@ -23,6 +23,7 @@ from mst.model.pair import Pair, build_pair
 from mst.model.start import start_from
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
+from mst.runtime.memory import keep_freed_memory
 from mst.train.state import replica_count
 from mst.views.parameters import least_image
 
@@ -80,15 +81,21 @@ class Setup:
         return pair.to(self.device)
 
 
+def prepare_process(config: RunConfig) -> None:
+    """Set the number of compute threads, and let the process keep the memory that a step gives back."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    keep_freed_memory()
+
+
 def prepare(config: RunConfig) -> Setup:
-    """Check settings, device and images, and derive the plan; nothing is written. Sets the number of compute threads.
+    """Check settings, device and images, and derive the plan; nothing is written. Prepares the process.
 
     Raises:
         UsageError: the first thing that is wrong, with what to do.
     """
     check_consistent(config)
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
+    prepare_process(config)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
     channels = config.data.channels

@@ -12,12 +12,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from torch import Tensor, nn
 
 from mst.model.attention import cls_attention
-from mst.model.lean import attention, gelu_linear, linear, norm_linear
+from mst.model.lean import attention, linear, norm_linear
 from mst.model.stochastic_depth import kept_samples
 
 
@@ -104,7 +105,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
 
 def _mlp(block: Any, x: Tensor) -> Tensor:
     hidden = norm_linear(x, block.norm2, block.mlp.fc1.weight, block.mlp.fc1.bias)  # [B, T, 4 * D]
-    return gelu_linear(hidden, block.mlp.fc2, _gamma(block.ls2))
+    return linear(F.gelu(hidden), block.mlp.fc2, _gamma(block.ls2))
 
 
 def _gamma(scale: nn.Module) -> Tensor | None:

@@ -51,15 +51,11 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | No
     return out
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None = None) -> Tensor:
-    """Return layer(gelu(x)) * gamma, x [..., D], gamma [E] or None; keeps x, not gelu(x)."""
-    weight, bias = _scaled(layer, gamma)
-    out: Tensor = _GeluLinear.apply(x, weight, bias, compute_type(x))
-    return out
-
-
 def attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """Return softmax(scale * q k^T) v, heads side by side [B, T, D], of qkv [B, T, 3 * D]; keeps no T x T matrix."""
+    """Return softmax(scale * q k^T) v, heads side by side [B, T, D], of qkv [B, T, 3 * D].
+
+    Keeps T x T matrices of up to 4 * d tokens only, when they are no larger than the hidden layer that follows.
+    """
     out: Tensor = _Attention.apply(qkv, heads, scale)
     return out
 
@@ -110,41 +106,27 @@ class _NormLinear(torch.autograd.Function):
         return dx, dnorm_weight, dnorm_bias, None, dweight, dbias, None
 
 
-class _GeluLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
-        x, narrow = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, narrow)
-        ctx.bias = bias is not None
-        return _product(F.gelu(x), narrow, bias)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dy, dweight, dbias = _product_gradients(grad, F.gelu(x), weight, ctx.bias)
-        return torch.ops.aten.gelu_backward(dy, x), dweight, dbias, None
-
-
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, qkv: Tensor, heads: int, scale: float) -> Tensor:
         batch, tokens, width = qkv.shape
         packed = qkv.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).contiguous()  # [3, B, A, T, d]
-        ctx.save_for_backward(packed)
-        ctx.scale = scale
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
-        out = torch.bmm(_weights(q, k, scale), v)  # [B*A, T, d]
+        weights = _weights(q, k, scale)  # [B*A, T, T]
+        ctx.save_for_backward(packed, weights if tokens <= 4 * q.shape[2] else None)
+        ctx.scale = scale
+        out = torch.bmm(weights, v)  # [B*A, T, d]
         return out.view(batch, heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, width // 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (packed,) = ctx.saved_tensors
+        packed, weights = ctx.saved_tensors
         _, batch, heads, tokens, _ = packed.shape
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
         grad = grad.view(batch, tokens, heads, -1).transpose(1, 2).reshape(v.shape)  # [B*A, T, d]
-        weights = _weights(q, k, ctx.scale)  # [B*A, T, T], once more
+        if weights is None:
+            weights = _weights(q, k, ctx.scale)  # [B*A, T, T], once more
         dpacked = torch.empty_like(packed).flatten(1, 2)  # [3, B*A, T, d]
         torch.bmm(weights.transpose(1, 2), grad, out=dpacked[2])
         dweights = torch.bmm(grad, v.transpose(1, 2))  # [B*A, T, T]

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from mst.config.schema import RunConfig
 
 HERE = Path(__file__).resolve().parent
+COUNTED = 16
+"""Images of the counted step: enough for stochastic depth to leave some out."""
 BACKBONES = {"deit": "deit_small_patch16_224", "swin": "swin_tiny_patch4_window7_224"}
 
 
@@ -34,18 +36,6 @@ def configuration(backbone: str, images: str, *, batch: int, epochs: float = 1.0
         "train.epochs": epochs, "runtime.precision": precision, "runtime.device": "cpu",
     }  # fmt: skip
     return mst.load_recipe("own-images", settings)
-
-
-def step_flops(setup: Setup) -> int:
-    """Return the operations of one training step."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from mst.commands.simulation import simulate_step
-    from mst.model.lean import FLOP_FORMULAS
-
-    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
-    simulate_step(setup, counter)
-    return int(counter.get_total_flops())
 
 
 def decoder_flops(setup: Setup) -> int:
@@ -68,9 +58,10 @@ def decoder_flops(setup: Setup) -> int:
 def flops_per_image(backbone: str, images: str) -> dict[str, int]:
     """Return the operations of the step and of the decoder; in float32, whose operators torch's counter knows all."""
     from mst.commands.setup import prepare
+    from mst.commands.simulation import step_operations
 
-    setup = prepare(configuration(backbone, images, batch=1, precision="fp32"))
-    return {"step": step_flops(setup), "decoder": decoder_flops(setup)}
+    setup = prepare(configuration(backbone, images, batch=COUNTED, precision="fp32"))
+    return {"step": step_operations(setup) // COUNTED, "decoder": decoder_flops(setup) // COUNTED}
 
 
 def count(args: argparse.Namespace) -> None:

@@ -11,18 +11,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from mst.commands.pretraining import as_views, make_loader
 from mst.commands.probe import process_memory
 from mst.commands.setup import Setup, checked_spec, prepare_process
-from mst.commands.simulation import random_views, simulate_step
+from mst.commands.simulation import random_views, step_operations
 from mst.config.derive import check_consistent, derive
 from mst.config.schema import RunConfig
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageIndex
 from mst.errors import RunFailure
-from mst.model.lean import FLOP_FORMULAS
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
@@ -122,9 +120,7 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunFailure(f"a pass of {asked} images does not fit into memory: raise --train.accumulate") from error
     memory = torch.cuda.max_memory_allocated(setup.device) if on_gpu(setup) else process_memory(largest=True)
-    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
-    simulate_step(part, counter)
-    flops, step_seconds, ceiling = counter.get_total_flops(), statistics.median(times), matrix_product_speed(setup)
+    flops, step_seconds, ceiling = step_operations(part), statistics.median(times), matrix_product_speed(setup)
     images = part.plan.batch_size
     return Speed(
         images_per_pass=images,

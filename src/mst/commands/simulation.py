@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from mst.commands.setup import Setup
 from mst.config.load import override
+from mst.model.lean import FLOP_FORMULAS
 from mst.runtime.seeding import generator
 from mst.train.schedule import step_values
 from mst.train.state import new_state, replica_count
@@ -64,22 +65,37 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers where the step asks for values: every number is one half, and no element is zero.
+    """Answers where the step asks for values: every number is one half, and so many of the drawn samples are kept.
 
-    So nothing is dropped by stochastic depth: the most that a step can cost.
+    Args:
+        dropping: whether stochastic depth leaves out as many as on average; else none, the most a step can cost.
     """
+
+    def __init__(self, *, dropping: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._dropping, self._share = dropping, 1.0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0.5
+        if func is torch.ops.aten.bernoulli_.float:
+            self._share = args[1] if self._dropping else 1.0
         if func is torch.ops.aten.nonzero.default:
-            return torch.zeros(args[0].numel(), args[0].ndim, dtype=torch.int64, device=args[0].device)
+            kept = round(args[0].numel() * self._share)
+            return torch.zeros(kept, args[0].ndim, dtype=torch.int64, device=args[0].device)
         return func(*args, **(kwargs or {}))
 
 
-def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode) -> None:
+def step_operations(setup: Setup) -> int:
+    """Return the floating point operations of the products and convolutions of a step, as many as on average."""
+    counter = FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS)
+    simulate_step(setup, counter, dropping=True)
+    return int(counter.get_total_flops())
+
+
+def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, dropping: bool = False) -> None:
     """Let `watch` see the networks, the optimizer's state and one optimizer step with all that is alive in it.
 
     With accumulation two passes are made: the second one meets the gradients of the first, all others are like it.
@@ -88,12 +104,13 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode) -> N
     Args:
         setup: the run; its images are not read.
         watch: sees every operation, as `LiveBytes` or torch's `FlopCounterMode`.
+        dropping: whether stochastic depth leaves out samples, as many as on average.
     """
     images, passes = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
     plan = setup.plan.model_copy(update={"batch_size": images * passes})
     config = override(setup.config, {"runtime.replicas": 1})
     pair = setup.build_pair(resumed=True)
-    answers = _Answers()  # type: ignore[no-untyped-call]
+    answers = _Answers(dropping=dropping)
     with FakeTensorMode(allow_non_fake_inputs=True), answers, watch:
         state = new_state(pair.to_empty(device=setup.device), config, plan)
         for parameter in state.parameters:

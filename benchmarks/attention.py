@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from machine import machine
 from torch import Tensor
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -70,7 +71,7 @@ def main() -> None:
             f"{row['plain_ms']:7.2f} ms  ratio {row['ratio']:.2f} ({ratios[0]:.2f} - {ratios[-1]:.2f})"
         )
     if args.out:
-        Path(args.out).write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=2) + "\n")
+        Path(args.out).write_text(json.dumps({"machine": machine(), "rows": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

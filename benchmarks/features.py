@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 import torch
+from machine import machine
 
 HERE = Path(__file__).resolve().parent
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -113,8 +114,8 @@ def main() -> None:
     ratios = [a["images_per_second"] / b["images_per_second"] for a, b in zip(rows["mst"], rows["timm"], strict=True)]
     table = {
         "settings": {key: value for key, value in vars(args).items() if key not in {"json", "worker"}},
+        "machine": machine(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         **{name: {key: spread([row[key] for row in done]) for key in done[0]} for name, done in rows.items()},
         "mst / timm": {"images_per_second": spread(ratios)},
     }

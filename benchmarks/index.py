@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import shutil
 import tempfile
 import time
 from pathlib import Path
 
-from mst.commands.environment import git_commit
+from machine import machine
+
 from mst.data.folders import FRESH
 from mst.data.sources import index_images
 
@@ -79,8 +79,7 @@ def main() -> None:
     for name, values in seconds.items():
         print(f"{name:20} {min(values):6.2f} - {max(values):.2f} s")
     if arguments.out:
-        machine = {"processor": platform.processor() or platform.machine(), "commit": git_commit()}
-        record = {"machine": machine, "files": arguments.files, "folders": arguments.folders, "seconds": seconds}
+        record = {"machine": machine(), "files": arguments.files, "folders": arguments.folders, "seconds": seconds}
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
 

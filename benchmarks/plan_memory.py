@@ -16,6 +16,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from machine import machine
+
 HERE = Path(__file__).resolve().parent
 STEPS, IMAGES = 3, 128
 SETUPS: dict[str, dict[str, object]] = {
@@ -82,7 +84,7 @@ def main() -> None:
     if args.worker:
         worker(args.worker, args.setup, args.images)
         return
-    table: dict[str, Any] = {}
+    table: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         write = (
             f"from pathlib import Path; from mst.data.synthetic import write_scene_folder as w; w(Path({folder!r}), "

@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from machine import machine
+
 SRC = Path(__file__).resolve().parent.parent / "src"
 
 
@@ -85,7 +87,7 @@ def main() -> None:
     print(rows["chunked / straightforward"])
     if args.out:
         settings = {key: value for key, value in vars(args).items() if key not in {"kind", "out"}}
-        Path(args.out).write_text(json.dumps({"settings": settings, **rows}, indent=2) + "\n")
+        Path(args.out).write_text(json.dumps({"machine": machine(), "settings": settings, **rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

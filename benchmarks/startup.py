@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import shutil
 import statistics
 import subprocess
@@ -17,7 +15,8 @@ import tempfile
 import time
 from pathlib import Path
 
-from mst.commands.environment import git_commit
+from machine import machine
+
 from views import photograph_files
 
 POLL = 0.02
@@ -72,12 +71,7 @@ def main() -> None:
     for name, values in seconds.items():
         print(f"{name:24} {statistics.median(values):6.2f} s  ({min(values):.2f} - {max(values):.2f})")
     if arguments.out:
-        machine = {
-            "processor": platform.processor() or platform.machine(),
-            "cores": os.cpu_count(),
-            "commit": git_commit(),
-        }
-        arguments.out.write_text(json.dumps({"machine": machine, "seconds": seconds}, indent=2) + "\n")
+        arguments.out.write_text(json.dumps({"machine": machine(), "seconds": seconds}, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -138,12 +138,13 @@ def main() -> None:
     if args.worker:
         (count if args.task == "count" else train)(args)
         return
+    from machine import machine
     from train_step import write_images
 
     with tempfile.TemporaryDirectory() as data:
         write_images(Path(data), args.images, (375, 500))
         table = {"settings": {key: getattr(args, key) for key in ("steps", "warmup", "images", "batch")}}
-        table |= compare(args, data)
+        table |= {"machine": machine(), **compare(args, data)}
     print(json.dumps(table, indent=2))
     if args.out is not None:
         args.out.write_text(json.dumps(table, indent=2) + "\n")

@@ -67,7 +67,11 @@ def mst_worker(args: argparse.Namespace) -> None:
         objective=schema.ObjectiveConfig(
             strategy="none" if plain else "attention_low", restoration_weight=0.0 if plain else 0.6
         ),
-        train=schema.TrainConfig(batch_size=s["batch"], epochs=float(args.steps * s["batch"]) / args.images),
+        train=schema.TrainConfig(
+            batch_size=s["batch"],
+            epochs=float(args.steps * s["batch"]) / args.images,
+            accumulate=args.accumulate,
+        ),
         runtime=schema.RuntimeConfig(precision=args.precision),
     )
     clock = StepClock()
@@ -100,7 +104,7 @@ def lightly_worker(args: argparse.Namespace) -> None:
         },
         overwrite=True,
     )
-    print(clock.report(args.warmup, s["batch"]))
+    print(clock.report(args.warmup, s["batch"]), flush=True)
 
 
 def run_once(worker: str, python: str, args: argparse.Namespace, data: str) -> dict[str, Any]:
@@ -109,7 +113,8 @@ def run_once(worker: str, python: str, args: argparse.Namespace, data: str) -> d
         command = [
             python, __file__, "--worker", worker, "--data", data, "--out", out, "--setting", args.setting, "--steps",
             str(args.steps), "--warmup", str(args.warmup), "--images", str(args.images), "--precision", args.precision,
-            "--prototypes", str(args.prototypes), *(["--cpu"] if args.cpu else []),
+            "--prototypes", str(args.prototypes), "--accumulate", str(args.accumulate),
+            *(["--cpu"] if args.cpu else []),
         ]  # fmt: skip
         environment = {
             **os.environ,
@@ -141,6 +146,12 @@ def summary(rows: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
     return table
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return what decides the figures."""
+    hidden = {"worker", "data", "out", "json", "lightly_python"}
+    return {key: value for key, value in vars(args).items() if key not in hidden}
+
+
 def main() -> None:
     """Parse, run the contenders in turn, print and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0] if __doc__ else "")
@@ -151,6 +162,8 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=64)
     parser.add_argument("--precision", choices=["auto", "bf16", "fp32"], default="bf16")
     parser.add_argument("--prototypes", type=int, default=1024)
+    parser.add_argument("--accumulate", type=int, default=1, help="passes of an optimizer step of mst: less memory")
+    parser.add_argument("--without-dino", action="store_true", help="leave out the step without masking and decoder")
     parser.add_argument("--cpu", action="store_true", help="keep lightly-train on the CPU")
     parser.add_argument("--lightly-python", default="", help="python of an environment with lightly-train")
     parser.add_argument("--json", default="", help="write the table here")
@@ -161,7 +174,11 @@ def main() -> None:
     if args.worker:
         (lightly_worker if args.worker == "lightly" else mst_worker)(args)
         return
-    contenders = {"mst": sys.executable, "mst-dino": sys.executable}
+    from machine import machine
+
+    contenders = {"mst": sys.executable}
+    if not args.without_dino:
+        contenders["mst-dino"] = sys.executable
     if args.lightly_python:
         contenders["lightly"] = args.lightly_python
     rows: dict[str, list[dict[str, Any]]] = {name: [] for name in contenders}
@@ -173,7 +190,8 @@ def main() -> None:
                 print(f"repetition {repetition + 1}: {name} {rows[name][-1]}", file=sys.stderr, flush=True)
     table = {
         "setting": args.setting,
-        "settings": vars(args) | {"lightly_python": bool(args.lightly_python)},
+        "machine": machine(),
+        "settings": settings_of(args),
         **summary(rows),
     }
     print(json.dumps(table, indent=2))

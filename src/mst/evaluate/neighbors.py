@@ -16,8 +16,8 @@ from torch import Tensor
 
 from mst.errors import UsageError
 
-BLOCK = 32
-"""Similarities that share one maximum."""
+BLOCK = 8
+"""Similarities that share one maximum: the columns c, c + b, c + 2 b, ... of b blocks, as adjacent maxima are fast."""
 TILE = 8192
 """Training samples compared at a time."""
 PRODUCT = 2**22
@@ -111,7 +111,7 @@ class Best:
         if not full and width < BLOCK * self.k:
             width = 0
         if width:
-            blocks = scores[:, :width].view(len(scores), -1, BLOCK)  # [n,T/32,32]
+            blocks = scores[:, :width].view(len(scores), BLOCK, -1)  # [n,8,b]
             self._merge(_reaching(blocks, _decoded(self.keys.amin(1))[0] if full else None, self.k, start))
         if width < scores.shape[1]:
             columns = torch.arange(start + width, start + scores.shape[1], device=scores.device)
@@ -131,19 +131,19 @@ def _reaching(blocks: Tensor, bound: Tensor | None, k: int, start: int) -> Tenso
     """Return the keys [n, h] of the values that may be among the k largest; the lowest key fills short rows.
 
     Args:
-        blocks: similarities [n, b, 32], b >= k where there is no bound.
+        blocks: similarities [n, 8, b], b >= k where there is no bound.
         bound: [n], what a value must exceed; None = it must be among the k largest of these.
         k: neighbours.
         start: training index of the first.
     """
-    highest = blocks.amax(2)  # [n,b]
+    highest = blocks.amax(1)  # [n,b]
     if bound is None:  # the largest number below the k-th maximum
         kth = highest.topk(k, dim=1).values[:, -1]
         bound = torch.nextafter(kth, kth.new_tensor(-torch.inf))
     row, block = (highest > bound[:, None]).nonzero().unbind(1)  # [r]
-    values = blocks[row, block]  # [r,32]
+    values = blocks[row, :, block]  # [r,8]
     hit, inside = (values > bound[row, None]).nonzero().unbind(1)  # [s]
-    keys, rows = _encoded(values[hit, inside], start + block[hit] * BLOCK + inside), row[hit]  # [s]
+    keys, rows = _encoded(values[hit, inside], start + inside * blocks.shape[2] + block[hit]), row[hit]  # [s]
     count = torch.bincount(rows, minlength=len(blocks))  # [n]
     place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
     padded = keys.new_full((len(blocks), int(count.max()) if len(count) else 0), torch.iinfo(torch.int64).min)

@@ -24,18 +24,24 @@ PRODUCT = 2**22
 """Similarities computed at a time: 16 MB, which the allocator keeps; larger ones are new memory every time."""
 BUDGET = 2**27
 """Numbers that the rows of one search may hold together."""
+GATHERED = 2**20
+"""Numbers of training samples to compare again at a time: 4 MB."""
 INDICES = 2**32
 """Training samples that a key can tell apart."""
+LOWEST = torch.iinfo(torch.int64).min
+"""The key of nothing."""
 _ONEDNN = bool(
     torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
     and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 )
 """Whether oneDNN's own product of plain tensors is there."""
+_BF16 = bool(_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
+"""Whether this CPU multiplies bfloat16 itself, at twice the speed of float32."""
 
 
 def query_rows(k: int, tile: int = TILE) -> int:
     """Return how many queries to search at once, so that memory stays bounded whatever k is."""
-    return max(1, min(2048, BUDGET // (tile + 8 * k)))
+    return max(1, min(4096, BUDGET // (tile + 8 * k)))
 
 
 def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, tile: int = TILE) -> tuple[Tensor, Tensor]:
@@ -52,14 +58,99 @@ def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, tile: int = TIL
     """
     if len(train) == 0:
         raise UsageError("k-NN needs at least one training sample")
-    k = min(k, len(train))
-    parts = torch.split(unit(queries), max(1, PRODUCT // tile))
+    k, queries = min(k, len(train)), unit(queries)
+    if candidates_pay(train, queries, k, tile):
+        return from_candidates(train, queries, k, kept=kept_for(k), tile=2 * tile)
+    return from_all(train, queries, k, tile=tile)
+
+
+def from_all(train: Tensor, queries: Tensor, k: int, *, tile: int) -> tuple[Tensor, Tensor]:
+    """Return `nearest_neighbors`' result for queries [n, D] of length 1 from the float32 products of all pairs."""
+    parts = torch.split(queries, max(1, PRODUCT // tile))
     best = [Best(len(part), k, part.device) for part in parts]
     for start, samples in _samples(train, tile, queries.device):
         for part, found in zip(parts, best, strict=True):
             found.add(products(part, samples), start)
     values, index = zip(*(found.sorted() for found in best), strict=True)
     return torch.cat(values), torch.cat(index)
+
+
+def kept_for(k: int) -> int:
+    """Return how many candidates to keep for k neighbours."""
+    return 2 * k + 64
+
+
+def candidates_pay(train: Tensor, queries: Tensor, k: int, tile: int) -> bool:
+    """Return whether `from_candidates` is likely to be faster: tried for a few queries and every eighth sample."""
+    kept, few = kept_for(k), 8
+    cpu = train.device.type == queries.device.type == "cpu"
+    if not (_BF16 and cpu and train.shape[1] >= 128 and len(train) >= 128 * kept and len(queries)):
+        return False
+    some = queries[:: max(1, len(queries) // 64)]
+    found = candidates(train[::few], some, -(-k // few), kept=kept // few, tile=tile)
+    return float(torch.cat([counts < kept // few for _, counts in found]).float().mean()) >= 0.75
+
+
+def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) -> tuple[Tensor, Tensor]:
+    """Return `nearest_neighbors`' result for queries [n, D] of length 1; float32 products only for the candidates.
+
+    Queries with `kept` candidates or more are compared with all training samples.
+    """
+    found = candidates(train, queries, k, kept=kept, tile=tile)
+    sure = torch.cat([counts < kept for _, counts in found])  # [n]
+    values, order = queries.new_empty(len(queries), k), sure.new_empty(len(queries), k, dtype=torch.int64)
+    first = 0
+    for index, counts in found:
+        rows = max(1, GATHERED // max(1, queries.shape[1] * index.shape[1]))
+        for start in range(0, len(index), rows):
+            part, out = slice(start, start + rows), slice(first + start, first + min(start + rows, len(index)))
+            keys = _keys(train, queries[out], index[part], counts[part])
+            values[out], order[out] = _decoded(keys.topk(k, dim=1).values)
+        first += len(index)
+    if not bool(sure.all()):
+        values[~sure], order[~sure] = from_all(train, queries[~sure], k, tile=tile)
+    return values, order
+
+
+def _keys(train: Tensor, queries: Tensor, index: Tensor, counts: Tensor) -> Tensor:
+    """Return the keys [n, c] of queries [n, D] and the training samples index [n, >=c], of each row counts [n]."""
+    width = int(counts.max())
+    near = index[:, :width].clamp(max=len(train) - 1)  # [n,c]
+    samples = F.normalize(train.index_select(0, near.flatten()).float(), dim=1)  # [n*c,D]; train[near] is slow
+    similarity = samples.view(*near.shape, -1).mul_(queries[:, None]).sum(2)  # [n,c]
+    beyond = torch.arange(width) >= counts[:, None]
+    return _encoded(similarity, near).masked_fill_(beyond, LOWEST)
+
+
+def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) -> list[tuple[Tensor, Tensor]]:
+    """Return for groups of queries training indices [B, c] by bfloat16 similarity, and how many [B] may be neighbours.
+
+    The k neighbours, k < `kept`, are among that many first indices, where these are fewer than `kept`.
+
+    A product of rows q and s of length 1 differs from that of their roundings q' and s' by at most
+    |q - q'| |s| + |q'| |s - s'|, which is computed; rounding the result adds 2^-8 of it, and adding up D products in
+    float32, here and for the similarity itself, less than (D + 8) 2^-22.
+    """
+    narrow, lost = _narrowed(queries)
+    lengths = narrow.float().norm(dim=1)
+    furthest = 0.0
+    parts = torch.split(narrow, max(1, 2 * PRODUCT // tile))  # of half the bytes
+    best = [Best(len(part), k, part.device, kept) for part in parts]
+    for start, samples in _samples(train, tile, queries.device):
+        short, missing = _narrowed(samples)
+        furthest = max(furthest, float(missing.amax()))
+        error = lost + furthest * lengths + (queries.shape[1] + 8) * 2.0**-22  # [n]
+        for part, found, wrong in zip(parts, best, error.split(len(parts[0])), strict=True):
+            found.error = wrong
+            found.add(products(part, short), start)
+    return [found.within_error() for found in best]
+
+
+def _narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return rows [n, D] in bfloat16 and the length [n] of what the rounding took from each."""
+    narrow = rows.bfloat16()
+    lost = [(a - b.float()).norm(dim=1) for a, b in zip(rows.split(1024), narrow.split(1024), strict=True)]  # in cache
+    return narrow, torch.cat(lost)
 
 
 def tiles(train: Tensor, queries: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:
@@ -74,7 +165,7 @@ def _samples(train: Tensor, tile: int, device: torch.device) -> Iterator[tuple[i
 
 
 def products(queries: Tensor, samples: Tensor) -> Tensor:
-    """Return the products [n, T] of float32 rows [n, D] and [T, D].
+    """Return the products [n, T] of rows [n, D] and [T, D], in their type; they are added up in float32.
 
     On a CPU oneDNN computes them, where torch has it: unlike MKL it gave equal rows equal products wherever they stood
     in every shape tried, and on an AMD EPYC it takes less time.
@@ -98,55 +189,80 @@ def unit(features: Tensor) -> Tensor:
 
 
 class Best:
-    """The k largest values of each row so far, earlier ones first among equals."""
+    """The k largest values of each row so far, earlier ones first among equals.
 
-    def __init__(self, rows: int, k: int, device: torch.device) -> None:
-        self.k = k
+    Where values are rounded, `error` [n] besides 2^-8 of the value, all that may be among the k largest, up to `kept`.
+    """
+
+    def __init__(self, rows: int, k: int, device: torch.device, kept: int | None = None) -> None:
+        self.k, self.kept = k, kept or k
+        self.error: Tensor | None = None
         self.keys = torch.empty(rows, 0, dtype=torch.int64, device=device)
 
     def add(self, scores: Tensor, start: int) -> None:
         """Take in the similarities [n, T] of the training samples start, start + 1, ..., which follow all before."""
         width = scores.shape[1] // BLOCK * BLOCK
-        full = self.keys.shape[1] == self.k
+        full = self.keys.shape[1] >= self.k
         if not full and width < BLOCK * self.k:
             width = 0
         if width:
             blocks = scores[:, :width].view(len(scores), BLOCK, -1)  # [n,8,b]
-            self._merge(_reaching(blocks, _decoded(self.keys.amin(1))[0] if full else None, self.k, start))
+            highest = blocks.amax(1).float()  # [n,b]
+            self._merge(_reaching(blocks, highest, self._bound() if full else self._first_bound(highest), start))
         if width < scores.shape[1]:
             columns = torch.arange(start + width, start + scores.shape[1], device=scores.device)
-            self._merge(_encoded(scores[:, width:], columns))
+            self._merge(_encoded(scores[:, width:].float(), columns))
 
     def sorted(self) -> tuple[Tensor, Tensor]:
         """Return values and indices [n, <=k], largest first."""
         return _decoded(self.keys.sort(dim=1, descending=True).values)
 
+    def within_error(self) -> tuple[Tensor, Tensor]:
+        """Return indices [n, c], largest value first, and how many [n] of each row may be among the k largest."""
+        values, index = self.sorted()
+        return index, (values > self._below(values[:, self.k - 1])[:, None]).sum(1)
+
+    def _bound(self) -> Tensor:
+        """Return what later values must exceed, [n]."""
+        if self.error is None:
+            return _decoded(self.keys.amin(1))[0]
+        return self._below(_decoded(self.keys.topk(self.k, dim=1, sorted=False).values.amin(1))[0])
+
+    def _first_bound(self, highest: Tensor) -> Tensor:
+        """Return what values must exceed to be among the k largest of blocks with these maxima [n, b], b >= k."""
+        return self._below(highest.topk(self.k, dim=1, sorted=False).values.amin(1))
+
+    def _below(self, kth: Tensor) -> Tensor:
+        """Return what all values exceed, [n], that may be as large as the k-th largest so far, [n].
+
+        Rounded, both may be off: a value d below it is off by no more than error + (|kth| + d) / 256.
+        """
+        if self.error is None:
+            return torch.nextafter(kth, kth.new_tensor(-torch.inf))
+        return kth - (2 * self.error + kth.abs() * 2.0**-7) * (1 + 2.0**-7)
+
     def _merge(self, keys: Tensor) -> None:
         self.keys = torch.cat([self.keys, keys], 1)
-        if self.keys.shape[1] > self.k:
-            self.keys = self.keys.topk(self.k, dim=1, sorted=False).values
+        if self.keys.shape[1] > self.kept:
+            self.keys = self.keys.topk(self.kept, dim=1, sorted=False).values
 
 
-def _reaching(blocks: Tensor, bound: Tensor | None, k: int, start: int) -> Tensor:
-    """Return the keys [n, h] of the values that may be among the k largest; the lowest key fills short rows.
+def _reaching(blocks: Tensor, highest: Tensor, bound: Tensor, start: int) -> Tensor:
+    """Return the keys [n, h] of the values that exceed the bound; the lowest key fills short rows.
 
     Args:
-        blocks: similarities [n, 8, b], b >= k where there is no bound.
-        bound: [n], what a value must exceed; None = it must be among the k largest of these.
-        k: neighbours.
+        blocks: similarities [n, 8, b].
+        highest: their maxima [n, b].
+        bound: [n].
         start: training index of the first.
     """
-    highest = blocks.amax(1)  # [n,b]
-    if bound is None:  # the largest number below the k-th maximum
-        kth = highest.topk(k, dim=1).values[:, -1]
-        bound = torch.nextafter(kth, kth.new_tensor(-torch.inf))
     row, block = (highest > bound[:, None]).nonzero().unbind(1)  # [r]
-    values = blocks[row, :, block]  # [r,8]
+    values = blocks[row, :, block].float()  # [r,8]
     hit, inside = (values > bound[row, None]).nonzero().unbind(1)  # [s]
     keys, rows = _encoded(values[hit, inside], start + inside * blocks.shape[2] + block[hit]), row[hit]  # [s]
     count = torch.bincount(rows, minlength=len(blocks))  # [n]
     place = torch.arange(len(rows), device=rows.device) - (count.cumsum(0) - count)[rows]
-    padded = keys.new_full((len(blocks), int(count.max()) if len(count) else 0), torch.iinfo(torch.int64).min)
+    padded = keys.new_full((len(blocks), int(count.max()) if len(count) else 0), LOWEST)
     padded[rows, place] = keys
     return padded
 

@@ -2,6 +2,7 @@
 
 Every value that a tile must beat is known before it is searched: the worst neighbour so far, or at first the k-th
 largest of the maxima of small blocks, which k different values reach. Only blocks whose maximum reaches it are read.
+Where bfloat16 products are fast they choose candidates, a proven error apart; only these are compared in float32.
 Equal similarities are ordered by training index, whatever the tiles: value and index are one integer.
 Letters: m training samples, n queries, D features, k neighbours, T training samples of a tile.
 """
@@ -88,7 +89,7 @@ def candidates_pay(train: Tensor, queries: Tensor, k: int, tile: int) -> bool:
         return False
     some = queries[:: max(1, len(queries) // 64)]
     found = candidates(train[::few], some, -(-k // few), kept=kept // few, tile=tile)
-    return float(torch.cat([counts < kept // few for _, counts in found]).float().mean()) >= 0.75
+    return float(torch.cat([counts < kept // few for _, counts in found]).float().mean()) >= 0.9
 
 
 def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) -> tuple[Tensor, Tensor]:
@@ -96,19 +97,20 @@ def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: 
 
     Queries with `kept` candidates or more are compared with all training samples.
     """
-    found = candidates(train, queries, k, kept=kept, tile=tile)
-    sure = torch.cat([counts < kept for _, counts in found])  # [n]
-    values, order = queries.new_empty(len(queries), k), sure.new_empty(len(queries), k, dtype=torch.int64)
-    first = 0
-    for index, counts in found:
-        rows = max(1, GATHERED // max(1, queries.shape[1] * index.shape[1]))
-        for start in range(0, len(index), rows):
-            part, out = slice(start, start + rows), slice(first + start, first + min(start + rows, len(index)))
-            keys = _keys(train, queries[out], index[part], counts[part])
-            values[out], order[out] = _decoded(keys.topk(k, dim=1).values)
+    values, order = queries.new_empty(len(queries), k), queries.new_empty(len(queries), k, dtype=torch.int64)
+    first, unsure = 0, []
+    for index, counts in candidates(train, queries, k, kept=kept, tile=tile):
+        within = counts < kept
+        unsure.append(first + (~within).nonzero().squeeze(1))
+        rows = within.nonzero().squeeze(1)
+        together = max(1, GATHERED // (queries.shape[1] * index.shape[1]))
+        for some in torch.split(rows, together) if len(rows) else ():
+            keys = _keys(train, queries[first + some], index[some], counts[some])
+            values[first + some], order[first + some] = _decoded(keys.topk(k, dim=1).values)
         first += len(index)
-    if not bool(sure.all()):
-        values[~sure], order[~sure] = from_all(train, queries[~sure], k, tile=tile)
+    rest = torch.cat(unsure)
+    if len(rest):
+        values[rest], order[rest] = from_all(train, queries[rest], k, tile=tile)
     return values, order
 
 
@@ -140,7 +142,7 @@ def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) 
         short, missing = _narrowed(samples)
         furthest = max(furthest, float(missing.amax()))
         error = lost + furthest * lengths + (queries.shape[1] + 8) * 2.0**-22  # [n]
-        for part, found, wrong in zip(parts, best, error.split(len(parts[0])), strict=True):
+        for part, found, wrong in zip(parts, best, torch.split(error, len(parts[0])), strict=True):
             found.error = wrong
             found.add(products(part, short), start)
     return [found.within_error() for found in best]
@@ -149,7 +151,9 @@ def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) 
 def _narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
     """Return rows [n, D] in bfloat16 and the length [n] of what the rounding took from each."""
     narrow = rows.bfloat16()
-    lost = [(a - b.float()).norm(dim=1) for a, b in zip(rows.split(1024), narrow.split(1024), strict=True)]  # in cache
+    lost = [
+        (a - b.float()).norm(dim=1) for a, b in zip(torch.split(rows, 1024), torch.split(narrow, 1024), strict=True)
+    ]
     return narrow, torch.cat(lost)
 
 
@@ -208,7 +212,8 @@ class Best:
         if width:
             blocks = scores[:, :width].view(len(scores), BLOCK, -1)  # [n,8,b]
             highest = blocks.amax(1).float()  # [n,b]
-            self._merge(_reaching(blocks, highest, self._bound() if full else self._first_bound(highest), start))
+            bound = self._bound() if full else self._first_bound(highest)
+            self._merge(_reaching(blocks, *self._enough(highest, bound), start))
         if width < scores.shape[1]:
             columns = torch.arange(start + width, start + scores.shape[1], device=scores.device)
             self._merge(_encoded(scores[:, width:].float(), columns))
@@ -232,10 +237,20 @@ class Best:
         """Return what values must exceed to be among the k largest of blocks with these maxima [n, b], b >= k."""
         return self._below(highest.topk(self.k, dim=1, sorted=False).values.amin(1))
 
-    def _below(self, kth: Tensor) -> Tensor:
-        """Return what all values exceed, [n], that may be as large as the k-th largest so far, [n].
+    def _enough(self, highest: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
+        """Return which blocks [n, b] to read and their bound [n], raised where more would exceed it than are kept."""
+        read = highest > bound[:, None]
+        many = (read.sum(1) > self.kept).nonzero().squeeze(1)
+        if len(many):
+            least = highest[many].topk(self.kept, dim=1, sorted=False).values.amin(1)
+            bound[many] = torch.nextafter(least, least.new_tensor(-torch.inf))  # others may be equal: they are read
+            read[many] = highest[many] > bound[many, None]
+        return read, bound
 
-        Rounded, both may be off: a value d below it is off by no more than error + (|kth| + d) / 256.
+    def _below(self, kth: Tensor) -> Tensor:
+        """Return what values must exceed, [n], where the k-th largest so far is `kth` [n].
+
+        Rounded, both may be off, a value d below it by no more than error + (|kth| + d) / 256.
         """
         if self.error is None:
             return torch.nextafter(kth, kth.new_tensor(-torch.inf))
@@ -247,16 +262,16 @@ class Best:
             self.keys = self.keys.topk(self.kept, dim=1, sorted=False).values
 
 
-def _reaching(blocks: Tensor, highest: Tensor, bound: Tensor, start: int) -> Tensor:
+def _reaching(blocks: Tensor, read: Tensor, bound: Tensor, start: int) -> Tensor:
     """Return the keys [n, h] of the values that exceed the bound; the lowest key fills short rows.
 
     Args:
         blocks: similarities [n, 8, b].
-        highest: their maxima [n, b].
+        read: those with such values [n, b].
         bound: [n].
         start: training index of the first.
     """
-    row, block = (highest > bound[:, None]).nonzero().unbind(1)  # [r]
+    row, block = read.nonzero().unbind(1)  # [r]
     values = blocks[row, :, block].float()  # [r,8]
     hit, inside = (values > bound[row, None]).nonzero().unbind(1)  # [s]
     keys, rows = _encoded(values[hit, inside], start + inside * blocks.shape[2] + block[hit]), row[hit]  # [s]

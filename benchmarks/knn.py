@@ -114,6 +114,8 @@ def main() -> None:
     if args.worker:
         worker(args)
         return
+    from machine import machine
+
     names = [name for name in SEARCHES if name != "faiss" or importlib.util.find_spec("faiss")]
     rows: dict[str, list[dict[str, float]]] = {name: [] for name in names}
     for repetition in range(args.repetitions):
@@ -122,8 +124,8 @@ def main() -> None:
             print(f"repetition {repetition + 1}: {name} {rows[name][-1]}", file=sys.stderr, flush=True)
     table = {
         "settings": {key: getattr(args, key) for key in ("train", "queries", "dim", "k", "repetitions")},
+        "machine": machine(),
         "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
         "same_neighbours": len({row["checksum"] for parts in rows.values() for row in parts}) == 1,
         **{name: {key: spread([row[key] for row in parts]) for key in MEASURES} for name, parts in rows.items()},
     }

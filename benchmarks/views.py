@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -13,9 +12,8 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import PIL
 import torch
-import torchvision
+from machine import machine
 from PIL import Image, ImageFilter, ImageOps
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor
@@ -196,9 +194,7 @@ def main() -> None:
     for name in ("mst", "mst, batches of 8", "mst, batches of 32", "mst, colours on the device"):
         print(f"{name} / pil recipe, one core: {ratio[name]:.2f}")
     if arguments.out:
-        machine = {"processor": platform.processor() or platform.machine(), "python": platform.python_version()}
-        versions = {"torch": torch.__version__, "torchvision": torchvision.__version__, "pillow": PIL.__version__}
-        record = {"machine": machine, "versions": versions, "ratio": ratio, "images_per_second": results}
+        record = {"machine": machine(), "ratio": ratio, "images_per_second": results}
         arguments.out.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -55,7 +55,7 @@ def test_crops_that_nothing_happens_to_stay(size: tuple[int, int]) -> None:
     numbers = np.zeros((5, COLOUR_NUMBERS))
     numbers[:, :4] = -1
     numbers[3, -1] = 1  # solarize
-    finish(crops, ColourParameters.from_numbers(numbers))
+    finish(crops, ColourParameters.from_numbers(numbers), crops)
     assert torch.equal(crops[[0, 1, 2, 4]], before[[0, 1, 2, 4]])
     assert torch.equal(crops[3], torch.minimum(before[3], 255 - before[3]))
 

@@ -23,14 +23,14 @@ LUMINANCE = (0.2989, 0.587, 0.114)
 """torchvision's weights of red, green and blue."""
 FLOAT32_WHOLE = 1 << 24
 """float32 holds every whole number up to this one."""
+NO_CHROMA = 1e-30
+"""Divides zero to zero, and is lost in any other range of values."""
 
 
 def luminance(planes: Tensor) -> Tensor:
     """Return the grey value of three colour planes [3, n, h, w] -> [n, h, w]."""
-    grey = planes[0] * LUMINANCE[0]
-    grey += planes[1] * LUMINANCE[1]
-    grey += planes[2] * LUMINANCE[2]
-    return grey
+    red, green, blue = planes.unbind()
+    return (red * LUMINANCE[0]).add_(green, alpha=LUMINANCE[1]).add_(blue, alpha=LUMINANCE[2])
 
 
 def adjust_brightness(planes: Tensor, factor: Tensor) -> None:
@@ -50,32 +50,32 @@ def adjust_contrast(planes: Tensor, factor: Tensor) -> None:
 
 def adjust_saturation(planes: Tensor, factor: Tensor) -> None:
     """Move away from (factor > 1) or towards the pixel's grey value."""
-    offset = luminance(planes).mul_(1 - factor)  # [n, h, w]
-    planes.mul_(factor).add_(offset).clamp_(0, 255)
+    torch.lerp(luminance(planes), planes, factor, out=planes).clamp_(0, 255)
 
 
 def adjust_hue(planes: Tensor, factor: Tensor) -> None:
     """Turn the hue by a factor in turns, keeping each pixel's largest value and its range of values c.
 
-    In HSV with the hue in sixths of a turn, a channel is its largest value for hues up to 1 away from the channel's own
-    colour, falls by c on the way from 1 to 2, and stays there. c times that distance is the sum of the three channels
-    - 2 * channel + max - 2 * min, and its sign is the sign of the difference of the other two channels: so the hue
-    is shifted without a division, a comparison or a selection, all of which cost more than this arithmetic.
+    With the hue in turns from red, -1/2 to 1/2, red is its largest value up to 1/6, falls by c on the way from 1/6 to
+    1/3 (on either side) and stays there; green rises likewise between 1/6 and 1/3 of distance from -1/6, blue from 1/6.
+    6 c times a pixel's distance from red is green + blue - red + largest - 2 * least, and its sign is that of
+    green - blue: so the hue is shifted without a comparison or a selection, which cost more than this arithmetic.
     """
-    red, green, blue = planes  # [n, h, w]
-    largest = torch.maximum(torch.maximum(red, green), blue)
-    least = torch.minimum(torch.minimum(red, green), blue)
-    chroma = largest - least
-    distance = red + green
-    distance.add_(blue).add_(largest).sub_(least, alpha=2)
-    distance = torch.sub(distance, planes, alpha=2)  # [3, n, h, w] 0..3c
-    side = torch.empty_like(planes)
-    for i in range(3):
-        torch.sub(planes[i - 2], planes[i - 1], out=side[i])
-    torch.copysign(distance, side, out=distance)  # -3c..3c
-    distance.add_(chroma * (factor * 6)).abs_()  # 0..6c; beyond 3c it comes back from the other side
-    distance.sub_(chroma * 3).abs_().add_(largest.sub_(chroma, alpha=2))  # max + c - the distance within 0..3c
-    torch.clamp(distance, least, chroma.add_(least), out=planes)
+    red, green, blue = planes.unbind()  # [n, h, w]
+    largest = torch.maximum(green, blue)
+    largest = torch.maximum(largest, red, out=largest)
+    least = torch.minimum(green, blue)
+    least = torch.minimum(least, red, out=least)
+    chroma = (largest - least).add_(NO_CHROMA)
+    hue = (green + blue).sub_(red).add_(chroma).sub_(least)
+    hue.copysign_(green - blue)
+    torch.addcdiv(factor, hue, chroma, value=1 / 6, out=hue)  # the hue of a grey pixel does not matter
+    torch.sub(hue, hue.round(), out=red)
+    torch.add(red, 1 / 6, out=green)
+    torch.sub(red, 1 / 6, out=blue)
+    planes.abs_().clamp_(1 / 6, 1 / 3)
+    torch.addcmul(largest.add_(chroma), red, chroma, value=-6, out=red)
+    torch.addcmul(least.sub_(chroma), planes[1:], chroma, value=6, out=planes[1:])
 
 
 def turn_grey(planes: Tensor) -> None:
@@ -100,6 +100,19 @@ def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], N
 
 
 _ADJUST = (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue)  # as OPERATIONS
+
+
+def adjust(planes: Tensor, order: Sequence[int], factors: Tensor) -> None:
+    """Apply the jitter's operations to crops that all take them in one order.
+
+    Args:
+        planes: float32 [C, n, h, w].
+        order: indices into `OPERATIONS`; -1 = nothing.
+        factors: of each of `OPERATIONS`, [n, 4, 1, 1].
+    """
+    for number in order:
+        if number >= 0:
+            _ADJUST[number](planes, factors[:, number])
 
 
 def jitter(planes: Tensor, parameters: ColourParameters) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -62,3 +65,43 @@ def blur(planes: Tensor, sigma: Floats) -> None:
         for tap in range(1, reach + 1):
             pair = padded.narrow(axis, reach - tap, length) + padded.narrow(axis, reach + tap, length)
             planes.add_(pair.mul_(columns[tap]))
+
+
+def blur_one(planes: Tensor, sigma: float) -> None:
+    """Do to one crop what `blur` does to many: with its own number of taps, and quicker where it fills a cache.
+
+    The crop is padded once and weighed as one row of numbers: what is left or right of a pixel is one place away, what
+    is above or below as many places as a padded row is long. What this mixes across the borders lies in the padding.
+
+    Args:
+        planes: float32 [C, h, w].
+        sigma: standard deviation in pixels, positive.
+    """
+    C, h, w = planes.shape
+    reach = min(max(round(3 * sigma), 1), min(h, w) - 1)
+    weights = [math.exp(-0.5 * (tap / sigma) ** 2) for tap in range(1, reach + 1)]
+    padded = F.pad(planes[None], (reach,) * 4, mode="reflect")
+    length = w + 2 * reach
+    blurred = _weigh(_weigh(padded.flatten(), weights, 1), weights, length)
+    rows = blurred.as_strided((C, h, w), ((h + 2 * reach) * length, length, 1))
+    torch.mul(rows, (1 + 2 * sum(weights)) ** -2, out=planes)
+
+
+def _weigh(numbers: Tensor, weights: Sequence[float], step: int) -> Tensor:
+    """Add to each number its neighbours `step`, 2 `step`, ... places away, times a weight, where it has all of them.
+
+    Args:
+        numbers: [N].
+        weights: of the R neighbours on either side, the nearest first.
+        step: how far apart neighbours are.
+
+    Returns:
+        [N - 2 * R * step].
+    """
+    reach = len(weights)
+    shifted = numbers.as_strided((2 * reach + 1, len(numbers) - 2 * reach * step), (step, 1)).unbind()
+    result = shifted[reach]
+    for tap, weight in enumerate(weights, 1):
+        result = torch.add(result, shifted[reach - tap], alpha=weight, out=None if tap == 1 else result)
+        result.add_(shifted[reach + tap], alpha=weight)
+    return result

@@ -6,9 +6,6 @@ are worked on together; a crop's result depends on the crop and its parameters a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -24,30 +21,24 @@ CHUNK_VALUES = {"cpu": 1 << 18, "other": 1 << 25}
 """Values of smaller crops, or of any on a GPU, worked on together, so that they share the cost of a call."""
 
 
-def finish(crops: Tensor, parameters: ColourParameters) -> None:
-    """Change the colours of n crops in place.
+def finish(crops: Tensor, parameters: ColourParameters, finished: Tensor) -> None:
+    """Change the colours of n crops.
 
     Args:
-        crops: uint8 [n, C, h, w] on any device.
+        crops: uint8 [n, C, h, w] on any device, in any memory layout.
         parameters: of the n crops.
+        finished: where the results go, of the crops' shape; may be the crops themselves.
     """
     n, C, h, w = crops.shape
     if crops.device.type == "cpu" and C * h * w >= LARGE_CROP:
-        for rows in _alike(parameters, max(1, CACHED_VALUES // (C * h * w))):
-            planes = torch.empty(C, len(rows), h, w)
-            for place, row in enumerate(rows):
-                planes[:, place] = crops[row]
-            change_colours(planes, parameters[np.array(rows)])
-            whole = _whole(planes)
-            for place, row in enumerate(rows):
-                crops[row] = whole[:, place]
+        _finish_large(crops, parameters, finished)
         return
     step = max(1, CHUNK_VALUES["cpu" if crops.device.type == "cpu" else "other"] // (C * h * w))
     for start in range(0, n, step):
         some = crops[start : start + step].transpose(0, 1)  # [C, m, h, w]
         planes = some.to(torch.float32, memory_format=torch.contiguous_format)
         change_colours(planes, parameters[start : start + step])
-        some.copy_(_whole(planes))
+        finished[start : start + step].transpose(0, 1).copy_(_whole(planes))
 
 
 def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
@@ -64,7 +55,7 @@ def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
     done = []
     for cut, some in ((views.global_crops, parameters[:large]), (views.local_crops, parameters[large:])):
         crops = cut.to(device, non_blocking=True).contiguous()  # [V, B, C, h, w]
-        finish(crops.flatten(0, 1), some)
+        finish(crops.flatten(0, 1), some, crops.flatten(0, 1))
         done.append(crops)
     return Views(done[0], done[1], views.indices)
 
@@ -83,18 +74,43 @@ def change_colours(planes: Tensor, parameters: ColourParameters) -> None:
     colour.on_rows(planes, parameters.solarize.nonzero()[0].tolist(), colour.solarize)
 
 
+def _finish_large(crops: Tensor, parameters: ColourParameters, finished: Tensor) -> None:
+    """Do `finish`: the jitter to crops that take it in one order, all else to each crop alone."""
+    p = parameters
+    most = max(1, CACHED_VALUES // crops[0].numel())
+    factors = torch.from_numpy(p.factors).float()[..., None, None]  # [n, 4, 1, 1]
+    rest = list(zip(p.grey.tolist(), p.sigma.tolist(), p.solarize.tolist(), strict=True))
+    orders: dict[tuple[int, ...], list[int]] = {}
+    for row, order in enumerate(p.order.tolist()):
+        orders.setdefault(tuple(order), []).append(row)
+    sources, places = crops.unbind(), finished.unbind()
+    for order, alike in orders.items():
+        for start in range(0, len(alike), most):
+            rows = alike[start : start + most]
+            planes = torch.empty(crops.shape[1], len(rows), *crops.shape[2:])  # [C, m, h, w]
+            ones = planes.split(1, dim=1)  # each [C, 1, h, w]
+            for one, row in zip(ones, rows, strict=True):
+                one[:, 0].copy_(sources[row])
+            colour.adjust(planes, order, factors[rows])
+            for one, row in zip(ones, rows, strict=True):
+                _change_rest(one, *rest[row])
+            for whole, row in zip(_whole(planes).unbind(1), rows, strict=True):
+                places[row].copy_(whole)
+
+
+def _change_rest(planes: Tensor, grey: bool, sigma: float, solarize: bool) -> None:
+    """Do what follows the jitter to one crop [C, 1, h, w]."""
+    if grey:
+        colour.turn_grey(planes)
+    if sigma >= crop.SMALLEST_SIGMA:
+        different = planes[:1] if grey else planes
+        crop.blur_one(different[:, 0], sigma)
+        if grey:
+            planes[1:] = different
+    if solarize:
+        colour.solarize(planes)
+
+
 def _whole(planes: Tensor) -> Tensor:
     """Round to int16: CPUs convert float32 to it and it to uint8 in a third of the time from float32 to uint8."""
     return planes.round_().to(torch.int16)
-
-
-def _alike(parameters: ColourParameters, most: int) -> Iterator[list[int]]:
-    """Yield rows that take the jitter in one order, at most so many together; where nothing happens, none."""
-    p = parameters
-    changed = (p.order >= 0).any(1) | p.grey | (p.sigma >= crop.SMALLEST_SIGMA) | p.solarize  # [n]
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for row in changed.nonzero()[0].tolist():
-        groups.setdefault(tuple(p.order[row].tolist()), []).append(row)
-    for group in groups.values():
-        for start in range(0, len(group), most):
-            yield group[start : start + most]

@@ -73,10 +73,11 @@ class MultiCrop:
         Raises:
             DataError: an image is not uint8 or has another number of channels.
         """
-        global_crops, local_crops, parameters = self.cut(images, generators)
+        cut_global, cut_local, parameters = self._cut(images, generators, torch.channels_last)
         large = self.config.global_crops * len(images)
-        finish(global_crops.flatten(0, 1), parameters[:large])
-        finish(local_crops.flatten(0, 1), parameters[large:])
+        global_crops, local_crops = (torch.empty(crops.shape, dtype=torch.uint8) for crops in (cut_global, cut_local))
+        finish(cut_global.flatten(0, 1), parameters[:large], global_crops.flatten(0, 1))
+        finish(cut_local.flatten(0, 1), parameters[large:], local_crops.flatten(0, 1))
         return ImageCrops(global_crops, local_crops)
 
     def cut(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> CutCrops:
@@ -85,6 +86,12 @@ class MultiCrop:
         Raises:
             DataError: as `batch`.
         """
+        return self._cut(images, generators, torch.contiguous_format)
+
+    def _cut(
+        self, images: Sequence[Tensor], generators: Sequence[torch.Generator], layout: torch.memory_format
+    ) -> CutCrops:
+        """Do `cut`, the crops in a memory layout: the resize writes, and `finish` may read, channels last."""
         for image in images:
             if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != self.channels:
                 raise DataError(
@@ -97,11 +104,13 @@ class MultiCrop:
         sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
         parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
         large, small = height_width(config.global_size), height_width(config.local_size)
-        global_crops = torch.empty(G, B, self.channels, *large, dtype=torch.uint8)
-        local_crops = torch.empty(L, B, self.channels, *small, dtype=torch.uint8)
+        global_crops, local_crops = (
+            torch.empty(V * B, self.channels, *size, dtype=torch.uint8, memory_format=layout).unflatten(0, (V, B))
+            for V, size in ((G, large), (L, small))
+        )
         for b, image in enumerate(images):
-            # The resize reads the three values of a pixel together.
-            source = image[None].contiguous(memory_format=torch.channels_last)  # [1, C, H, W]
+            # The resize reads the values of a pixel together; so it writes them if the strides of all dimensions say so.
+            source = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # [1, C, H, W]
             cut(source, parameters[b : G * B : B], global_crops[:, b])
             cut(source, parameters[G * B + b :: B], local_crops[:, b])
         return CutCrops(global_crops, local_crops, parameters)

@@ -90,6 +90,27 @@ def test_blur(size: tuple[int, int]) -> None:
         assert (ours - reference_blur(image.double(), s)).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("size", [(24, 31), (2, 2), (3, 17)])
+@pytest.mark.parametrize("sigma", [0.3, 0.9, 2.0, 7.0])
+def test_blur_of_one_crop(size: tuple[int, int], sigma: float) -> None:
+    image = colours(1)[0, :, : size[0], : size[1]]
+    got = image.float()
+    crop.blur_one(got, sigma)
+    assert (got - reference_blur(image.double(), sigma)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize("operation", [*ADJUST.values(), lambda planes, _: colour.turn_grey(planes)])
+def test_a_crop_is_the_same_bits_alone_and_among_others(operation: Callable[[Tensor, Tensor], None]) -> None:
+    images, factors = colours(5), column([0.31, -0.07, 0.5, 0.8, 1.9])
+    got = applied(images, lambda planes: operation(planes, factors))
+    for i in range(5):
+        alone = applied(images[i : i + 1, ..., :29], lambda planes, i=i: operation(planes, factors[i : i + 1]))
+        if operation is not colour.adjust_contrast:  # whose mean is that of the whole crop
+            assert torch.equal(got[i : i + 1, ..., :29], alone)
+        alone = applied(images[i : i + 1], lambda planes, i=i: operation(planes, factors[i : i + 1]))
+        assert torch.equal(got[i : i + 1], alone)
+
+
 def test_a_blur_that_is_left_out_changes_nothing() -> None:
     images = colours()
     assert torch.equal(reference_blur(images, crop.SMALLEST_SIGMA), images)

@@ -3,8 +3,8 @@
 The formulas are torchvision's (adjust_brightness, adjust_contrast, adjust_saturation, adjust_hue, rgb_to_grayscale,
 solarize). The difference: crops stay in float32 from the resize to the end and are rounded once, where torchvision's
 uint8 functions cut the fraction off after every operation; each operation is within one grey level of torchvision's.
-Only single additions, products, minima and sums of whole numbers are used: the result for a crop is the same bits
-whatever shares its batch and however many threads run.
+Each number of a result comes from the same few operations on its own pixel, and sums are of whole numbers: the result
+for a crop is the same bits whatever shares its batch and however many threads run.
 
 Planes are float32 [C, n, h, w], 0-255, changed in place; factors are [n, 1, 1].
 """
@@ -43,9 +43,9 @@ def adjust_contrast(planes: Tensor, factor: Tensor) -> None:
     grey = luminance(planes) if len(planes) == 3 else planes.mean(0)  # [n, h, w]
     # The sum of whole numbers does not depend on its order, as long as all of them are exact.
     exact = torch.float32 if grey[0].numel() * 255 < FLOAT32_WHOLE else torch.float64
-    mean = grey.round_().sum((1, 2), keepdim=True, dtype=exact) / grey[0].numel()  # [n, 1, 1]
-    offset = mean.float() * (1 - factor)  # [n, 1, 1]
-    planes.mul_(factor).add_(offset).clamp_(0, 255)
+    total = grey.round_().sum((1, 2), keepdim=True, dtype=exact)  # [n, 1, 1]
+    offset = total * ((1 - factor) / grey[0].numel())
+    planes.mul_(factor).add_(offset.float()).clamp_(0, 255)
 
 
 def adjust_saturation(planes: Tensor, factor: Tensor) -> None:
@@ -62,15 +62,14 @@ def adjust_hue(planes: Tensor, factor: Tensor) -> None:
     green - blue: so the hue is shifted without a comparison or a selection, which cost more than this arithmetic.
     """
     red, green, blue = planes.unbind()  # [n, h, w]
-    largest = torch.maximum(green, blue)
-    largest = torch.maximum(largest, red, out=largest)
-    least = torch.minimum(green, blue)
-    least = torch.minimum(least, red, out=least)
+    largest, least, hue = torch.maximum(green, blue), torch.minimum(green, blue), green + blue
+    torch.sub(green, blue, out=green)
+    torch.maximum(largest, red, out=largest)
+    torch.minimum(least, red, out=least)
     chroma = (largest - least).add_(NO_CHROMA)
-    hue = (green + blue).sub_(red).add_(chroma).sub_(least)
-    hue.copysign_(green - blue)
+    hue.sub_(red).add_(chroma).sub_(least).copysign_(green)
     torch.addcdiv(factor, hue, chroma, value=1 / 6, out=hue)  # the hue of a grey pixel does not matter
-    torch.sub(hue, hue.round(), out=red)
+    torch.sub(hue, torch.round(hue, out=red), out=red)
     torch.add(red, 1 / 6, out=green)
     torch.sub(red, 1 / 6, out=blue)
     planes.abs_().clamp_(1 / 6, 1 / 3)

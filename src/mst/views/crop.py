@@ -16,15 +16,25 @@ SMALLEST_SIGMA = 0.25
 """A blur below this moves no value of 0-255 by half a grey level, so it is left out."""
 
 
+def resizable(image: Tensor, layout: torch.memory_format) -> Tensor:
+    """Return an image [C, H, W] as [1, C, H, W] with the values of a pixel together, which the resize reads quickest.
+
+    The resize writes crops in the layout that the strides speak of. That of the first dimension, of which there is one,
+    moves nothing and decides: H * W * C is channels last, C is not.
+    """
+    pixels = image.permute(1, 2, 0).contiguous()  # [H, W, C]
+    return pixels[None].permute(0, 3, 1, 2) if layout == torch.channels_last else pixels.permute(2, 0, 1)[None]
+
+
 def cut(image: Tensor, parameters: CropParameters, crops: Tensor) -> None:
     """Cut boxes out of one image and resize them (bicubic, antialiased), mirrored where asked.
 
     Equal to torchvision's resized_crop, without its dispatch, which costs more than resizing a small box.
 
     Args:
-        image: uint8 [1, C, H, W]; quickest in channels-last memory.
+        image: uint8 [1, C, H, W], see `resizable`.
         parameters: boxes and flips of the n crops.
-        crops: where they go: uint8 [n, C, h, w]; larger than the boxes is fine.
+        crops: where they go: uint8 [n, C, h, w] in the layout of `resizable`; larger than the boxes is fine.
     """
     size, p = crops.shape[-2:], parameters
     columns = (column.tolist() for column in (p.top, p.left, p.height, p.width, p.flip))

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from mst.config.schema import ViewsConfig
 from mst.errors import DataError
-from mst.views.crop import cut
+from mst.views.crop import cut, resizable
 from mst.views.finish import finish
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
 
@@ -103,14 +103,13 @@ class MultiCrop:
         uniforms = draw_uniforms(G + L, generators)  # [DRAWS, V, B]
         sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
         parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
-        large, small = height_width(config.global_size), height_width(config.local_size)
+        shapes = [(self.channels, *height_width(size)) for size in (config.global_size, config.local_size)]
         global_crops, local_crops = (
-            torch.empty(V * B, self.channels, *size, dtype=torch.uint8, memory_format=layout).unflatten(0, (V, B))
-            for V, size in ((G, large), (L, small))
+            torch.empty(V * B, *shape, dtype=torch.uint8, memory_format=layout).view(V, B, *shape)
+            for V, shape in zip((G, L), shapes, strict=True)
         )
         for b, image in enumerate(images):
-            # The resize reads the values of a pixel together; so it writes them if the strides of all dimensions say so.
-            source = image.permute(1, 2, 0).contiguous()[None].permute(0, 3, 1, 2)  # [1, C, H, W]
+            source = resizable(image, layout)
             cut(source, parameters[b : G * B : B], global_crops[:, b])
             cut(source, parameters[G * B + b :: B], local_crops[:, b])
         return CutCrops(global_crops, local_crops, parameters)

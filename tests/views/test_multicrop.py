@@ -91,6 +91,17 @@ def test_more_images_than_fit_one_chunk() -> None:
         assert torch.equal(batch.local_crops[:, i], alone.local_crops)
 
 
+@pytest.mark.parametrize("config", [SMALL, ODD, LARGE], ids=["small", "odd", "large"])
+def test_images_that_are_not_worked_on_together(config: ViewsConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    multicrop = MultiCrop(config, channels=3)
+    expected = multicrop.batch(images(), generators())
+    for values in (1, 4 * sum(crops[:, 0].numel() for crops in expected)):
+        monkeypatch.setattr("mst.views.multicrop.CUT_VALUES", values)
+        got = multicrop.batch(images(), generators())
+        assert torch.equal(got.global_crops, expected.global_crops)
+        assert torch.equal(got.local_crops, expected.local_crops)
+
+
 def test_shapes_and_types() -> None:
     crops = MultiCrop(ODD, channels=3)(images()[0], generators()[0])
     assert crops.global_crops.shape == (3, 3, 45, 30)

@@ -6,6 +6,7 @@ crops of a sample depend on its image and its generator only, never on the batch
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -18,6 +19,9 @@ from mst.errors import DataError
 from mst.views.crop import cut, resizable
 from mst.views.finish import finish
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
+
+CUT_VALUES = 1 << 22
+"""Values of crops cut before their colours change: what stays in the last cache, and takes the same memory again."""
 
 
 class ImageCrops(NamedTuple):
@@ -73,12 +77,30 @@ class MultiCrop:
         Raises:
             DataError: an image is not uint8 or has another number of channels.
         """
+        B, shapes = len(images), self._shapes()
+        together = max(1, CUT_VALUES // sum(math.prod(shape) for shape in shapes))
+        if together >= B:
+            return self._batch(images, generators)
+        crops = ImageCrops(*(torch.empty(V, B, *shape, dtype=torch.uint8) for V, *shape in shapes))
+        for start in range(0, B, together):
+            some = slice(start, start + together)
+            for whole, part in zip(crops, self._batch(images[some], generators[some]), strict=True):
+                whole[:, some] = part
+        return crops
+
+    def _batch(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> ImageCrops:
         cut_global, cut_local, parameters = self._cut(images, generators, torch.channels_last)
         large = self.config.global_crops * len(images)
         global_crops, local_crops = (torch.empty(crops.shape, dtype=torch.uint8) for crops in (cut_global, cut_local))
         finish(cut_global.flatten(0, 1), parameters[:large], global_crops.flatten(0, 1))
         finish(cut_local.flatten(0, 1), parameters[large:], local_crops.flatten(0, 1))
         return ImageCrops(global_crops, local_crops)
+
+    def _shapes(self) -> tuple[tuple[int, int, int, int], tuple[int, int, int, int]]:
+        """Return (G, C, H, W) and (L, C, h, w)."""
+        config, C = self.config, self.channels
+        large, small = height_width(config.global_size), height_width(config.local_size)
+        return (config.global_crops, C, *large), (config.local_crops, C, *small)
 
     def cut(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> CutCrops:
         """Do the geometric half of `batch`; `mst.views.finish` does the other half, here or on another device.
@@ -103,10 +125,9 @@ class MultiCrop:
         uniforms = draw_uniforms(G + L, generators)  # [DRAWS, V, B]
         sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
         parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
-        shapes = [(self.channels, *height_width(size)) for size in (config.global_size, config.local_size)]
         global_crops, local_crops = (
             torch.empty(V * B, *shape, dtype=torch.uint8, memory_format=layout).view(V, B, *shape)
-            for V, shape in zip((G, L), shapes, strict=True)
+            for V, *shape in self._shapes()
         )
         for b, image in enumerate(images):
             source = resizable(image, layout)

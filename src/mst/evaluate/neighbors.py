@@ -9,13 +9,18 @@ Letters: m training samples, n queries, D features, k neighbours, T training sam
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
+from mst.runtime.threads import side_by_side
+
+T = TypeVar("T")
 
 BLOCK = 8
 """Similarities that share one maximum: the columns c, c + b, c + 2 b, ... of b blocks, as adjacent maxima are fast."""
@@ -70,9 +75,8 @@ def from_all(train: Tensor, queries: Tensor, k: int, *, tile: int) -> tuple[Tens
     parts = torch.split(queries, max(1, PRODUCT // tile))
     best = [Best(len(part), k, part.device) for part in parts]
     for start, samples in _samples(train, tile, queries.device):
-        for part, found in zip(parts, best, strict=True):
-            found.add(products(part, samples), start)
-    values, index = zip(*(found.sorted() for found in best), strict=True)
+        _each(queries.device, partial(_compare, samples=samples, start=start), parts, best)
+    values, index = zip(*_each(queries.device, Best.sorted, best), strict=True)
     return torch.cat(values), torch.cat(index)
 
 
@@ -97,20 +101,29 @@ def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: 
 
     Queries with `kept` candidates or more are compared with all training samples.
     """
-    values, order = queries.new_empty(len(queries), k), queries.new_empty(len(queries), k, dtype=torch.int64)
-    first, unsure = 0, []
-    for index, counts in candidates(train, queries, k, kept=kept, tile=tile):
-        within = counts < kept
-        unsure.append(first + (~within).nonzero().squeeze(1))
-        rows = within.nonzero().squeeze(1)
-        together = max(1, GATHERED // (queries.shape[1] * index.shape[1]))
-        for some in torch.split(rows, together) if len(rows) else ():
-            keys = _keys(train, queries[first + some], index[some], counts[some])
-            values[first + some], order[first + some] = _decoded(keys.topk(k, dim=1).values)
-        first += len(index)
-    rest = torch.cat(unsure)
+    index, counts = zip(*candidates(train, queries, k, kept=kept, tile=tile), strict=True)
+    parts = torch.split(queries, len(counts[0]))
+    found = _each(queries.device, partial(_compare_again, train, k=k, kept=kept), parts, index, counts)
+    values, order = (torch.cat(column) for column in zip(*found, strict=True))
+    rest = (torch.cat(counts) >= kept).nonzero().squeeze(1)
     if len(rest):
         values[rest], order[rest] = from_all(train, queries[rest], k, tile=tile)
+    return values, order
+
+
+def _compare_again(
+    train: Tensor, queries: Tensor, index: Tensor, counts: Tensor, *, k: int, kept: int
+) -> tuple[Tensor, Tensor]:
+    """Return similarities and indices [n, k] of queries [n, D] from candidates index [n, c] of each row counts [n].
+
+    Rows of queries with `kept` candidates or more are not filled.
+    """
+    values, order = queries.new_empty(len(queries), k), queries.new_empty(len(queries), k, dtype=torch.int64)
+    rows = (counts < kept).nonzero().squeeze(1)
+    together = max(1, GATHERED // (queries.shape[1] * index.shape[1]))
+    for some in torch.split(rows, together) if len(rows) else ():
+        keys = _keys(train, queries[some], index[some], counts[some])
+        values[some], order[some] = _decoded(keys.topk(k, dim=1).values)
     return values, order
 
 
@@ -142,10 +155,20 @@ def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) 
         short, missing = _narrowed(samples)
         furthest = max(furthest, float(missing.amax()))
         error = lost + furthest * lengths + (queries.shape[1] + 8) * 2.0**-22  # [n]
-        for part, found, wrong in zip(parts, best, torch.split(error, len(parts[0])), strict=True):
-            found.error = wrong
-            found.add(products(part, short), start)
-    return [found.within_error() for found in best]
+        errors = torch.split(error, len(parts[0]))
+        _each(queries.device, partial(_compare, samples=short, start=start), parts, best, errors)
+    return _each(queries.device, Best.within_error, best)
+
+
+def _compare(queries: Tensor, found: Best, error: Tensor | None = None, *, samples: Tensor, start: int) -> None:
+    """Let the best of queries [n, D] take in the samples [T, D] from `start` on, their products off by `error` [n]."""
+    found.error = error
+    found.add(products(queries, samples), start)
+
+
+def _each(device: torch.device, function: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
+    """Return list(map(function, *arguments)), side by side on a CPU."""
+    return side_by_side(function, *arguments) if device.type == "cpu" else list(map(function, *arguments))
 
 
 def _narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,7 @@ drawn for the whole batch. So the result is that of one replica up to the roundi
 from __future__ import annotations
 
 import copy
-import threading
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import chain, pairwise
 from typing import TypeVar
 
@@ -20,6 +18,7 @@ from torch import Tensor, nn
 
 from mst.model.pair import Pair
 from mst.model.stochastic_depth import share_of_draws
+from mst.runtime.threads import compute_threads
 
 T = TypeVar("T")
 
@@ -38,7 +37,7 @@ class Replicas:
         # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
         self._parameters = [[p for p in each.parameters() if p.requires_grad] for each in self._pairs]
         self._per_replica = threads
-        self._threads = _threads(count, threads) if count > 1 else None
+        self._threads = compute_threads(count, threads, "replica") if count > 1 else None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Replicas:
         """Return as many replicas of a copy of the pair, with threads of their own."""
@@ -116,19 +115,3 @@ def _replica(pair: Pair) -> Pair:
     for parameter in pair.parameters():
         shared[id(parameter)] = nn.Parameter(parameter.detach(), requires_grad=parameter.requires_grad)
     return copy.deepcopy(pair, shared)
-
-
-def _threads(count: int, threads: int) -> ThreadPoolExecutor:
-    """Return as many threads, all started, with as many threads of torch each; the caller keeps its own."""
-    own, all_there = torch.get_num_threads(), threading.Barrier(count)
-
-    def begin() -> None:
-        torch.set_num_threads(threads)
-        torch.get_num_threads()  # torch sets up a thread once, at its first question: from the number just set
-        all_there.wait()
-
-    pool = ThreadPoolExecutor(count, thread_name_prefix="replica")
-    for future in [pool.submit(begin) for _ in range(count)]:
-        future.result()
-    torch.set_num_threads(own)  # the number for threads to come, too
-    return pool

@@ -14,8 +14,10 @@ OPTIONS = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
     "MALLOC_TOP_PAD_": (-2, 2**26),
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**25),
+    "MALLOC_ARENA_MAX": (-8, 1),
 }
-"""Environment variable: (number of the option, bytes). Larger blocks than the last one are always returned."""
+"""Environment variable: (number of the option, value): bytes, and how many stores of freed memory there are, so that
+what one thread frees serves another. Blocks above the mapping threshold are always returned."""
 
 
 def keep_freed_memory() -> bool:

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
+from mst.runtime.device import ONEDNN, ONEDNN_BF16, cpu_has_bfloat16
 from mst.runtime.threads import side_by_side
 
 T = TypeVar("T")
@@ -36,12 +37,7 @@ INDICES = 2**32
 """Training samples that a key can tell apart."""
 LOWEST = torch.iinfo(torch.int64).min
 """The key of nothing."""
-_ONEDNN = bool(
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-"""Whether oneDNN's own product of plain tensors is there."""
-_BF16 = bool(_ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported() and torch.cpu._is_avx512_bf16_supported())
+_BF16 = ONEDNN_BF16 and cpu_has_bfloat16()
 """Whether this CPU multiplies bfloat16 itself, at twice the speed of float32."""
 
 
@@ -197,7 +193,7 @@ def products(queries: Tensor, samples: Tensor) -> Tensor:
     On a CPU oneDNN computes them, where torch has it: unlike MKL it gave equal rows equal products wherever they stood
     in every shape tried, and on an AMD EPYC it takes less time.
     """
-    if _ONEDNN and queries.device.type == "cpu":
+    if ONEDNN and queries.device.type == "cpu":
         out: Tensor = torch.ops.mkldnn._linear_pointwise(queries, samples, None, "none", [], "")
         return out
     return queries @ samples.T

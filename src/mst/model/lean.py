@@ -16,11 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-_ONEDNN = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-_ONEDNN_BF16 = bool(
-    _ONEDNN and hasattr(torch.ops.mkldnn, "_linear_pointwise") and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-)
-"""Whether oneDNN multiplies bfloat16 on this CPU: then it adds the bias, or applies GELU, while the product is hot."""
+from mst.runtime.device import ONEDNN, ONEDNN_BF16
 
 
 def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
@@ -28,7 +24,7 @@ def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:
     return 2 * x.numel() * weight[0]
 
 
-FLOP_FORMULAS: dict[Any, Any] = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if _ONEDNN else {}
+FLOP_FORMULAS: dict[Any, Any] = {torch.ops.mkldnn._linear_pointwise: _linear_flops} if ONEDNN else {}
 """For `FlopCounterMode(custom_mapping=...)`, which does not know oneDNN's own product."""
 
 
@@ -155,7 +151,7 @@ def _scaled(layer: nn.Linear, gamma: Tensor | None) -> tuple[Tensor, Tensor | No
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """Return x weight^T + bias for x [..., D], weight [E, D] of one type, bias [E] of any."""
     narrow = None if bias is None else bias.to(x.dtype)
-    if _ONEDNN_BF16 and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+    if ONEDNN_BF16 and x.device.type == "cpu" and x.dtype == torch.bfloat16:  # adds the bias while the product is hot
         out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, narrow, "none", [], "")
         return out
     return F.linear(x, weight, narrow)

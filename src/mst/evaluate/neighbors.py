@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.runtime.device import ONEDNN, ONEDNN_BF16, cpu_has_bfloat16
+from mst.model.lean import ONEDNN, ONEDNN_BF16
+from mst.runtime.device import cpu_has_bfloat16
 from mst.runtime.threads import side_by_side
 
 T = TypeVar("T")

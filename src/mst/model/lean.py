@@ -16,7 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from mst.runtime.device import ONEDNN, ONEDNN_BF16
+ONEDNN = bool(
+    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+)
+"""Whether oneDNN's own linear layer on plain tensors is there (not in every build of torch)."""
+ONEDNN_BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Whether it takes bfloat16 on this CPU."""
 
 
 def _linear_flops(x: torch.Size, weight: torch.Size, *_: Any, **__: Any) -> int:

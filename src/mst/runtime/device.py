@@ -8,14 +8,6 @@ import torch
 
 from mst.errors import UsageError
 
-ONEDNN = bool(
-    torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
-    and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-)
-"""Whether oneDNN's own linear layer on plain tensors is there (not in every build of torch)."""
-ONEDNN_BF16 = bool(ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported())
-"""Whether it takes bfloat16 on this CPU."""
-
 
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is how the user gave it.

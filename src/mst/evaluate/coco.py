@@ -20,6 +20,7 @@ from torch import Tensor
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.errors import DataError
 from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
+from mst.evaluate.content import digest_of
 from mst.runtime.logging import warn
 
 
@@ -98,6 +99,11 @@ class CocoSet:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
+
+    def fingerprint(self) -> str:
+        """Return a digest of the annotations' bytes, and of names and content of images, see `mst.evaluate.content`."""
+        files = [image.path for image in self.images]
+        return digest_of([file.name for file in files], files=files, whole=[self.file])
 
 
 class _BadRecord(ValueError):

@@ -10,7 +10,8 @@ Letters: N = h*w patch tokens, H W pixels, M objects.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,10 +21,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
+from mst.data.sources import even_positions
 from mst.data.synthetic import SceneSet
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
+from mst.evaluate.content import digest_of, digest_of_values
 from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
 from mst.runtime.limits import check_numbers
@@ -73,12 +76,23 @@ class ObjectImage(NamedTuple):
 
 @dataclass(frozen=True)
 class ObjectSet:
-    """Images with objects, read one at a time; `read` may raise `UnreadableImage`."""
+    """Images with objects, read one at a time; `read` may raise `UnreadableImage`.
+
+    Attributes:
+        title: what the set is called.
+        names: of the images.
+        read: index -> image and objects.
+        without_objects: images that were left out because nothing is annotated in them.
+        files: the images, where they are files.
+        annotations: the file that the objects come from, or None.
+    """
 
     title: str
     names: tuple[str, ...]
     read: Callable[[int], ObjectImage]
     without_objects: int = 0
+    files: tuple[Path, ...] = ()
+    annotations: Path | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -89,9 +103,19 @@ class ObjectSet:
         if limit is None or limit >= len(self):
             return self
         chosen = [index * len(self) // limit for index in range(limit)]
-        return ObjectSet(
-            self.title, tuple(self.names[i] for i in chosen), lambda i: self.read(chosen[i]), self.without_objects
+        return replace(
+            self,
+            names=tuple(self.names[i] for i in chosen),
+            read=lambda i: self.read(chosen[i]),
+            files=tuple(self.files[i] for i in chosen if self.files),
         )
+
+    def fingerprint(self) -> str:
+        """Return a digest of names and content, see `mst.evaluate.content`; of sets in memory 8 images are read."""
+        if self.annotations is not None:
+            return digest_of(self.names, files=self.files, whole=[self.annotations])
+        chosen = even_positions(len(self), 8).tolist()
+        return digest_of_values((self.title, *self.names), (part for index in chosen for part in self.read(index)))
 
 
 class ImageScore(NamedTuple):
@@ -129,7 +153,8 @@ def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
         return ObjectImage(image.read(channels=channels), *_truth(image))
 
     names = tuple(str(image.path) for image in kept)
-    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept))
+    files = tuple(image.path for image in kept)
+    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco.file)
 
 
 def _truth(image: CocoImage) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:

@@ -77,7 +77,7 @@ def _split(root: Path, split: str, channels: int) -> SegmentationSet:
         ids = read_values(masks[index], (image.shape[1], image.shape[2]))
         return image, train_ids(ids, masks[index])
 
-    return SegmentationSet(tuple(map(str, images)), read)
+    return SegmentationSet(tuple(map(str, images)), read, tuple(zip(images, masks, strict=True)))
 
 
 def _mask_of(root: Path, split: str, image: Path) -> Path:

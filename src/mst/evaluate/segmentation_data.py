@@ -22,6 +22,7 @@ from mst.data.decoding import decode_image
 from mst.data.sources import even_positions
 from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
+from mst.evaluate.content import digest_of, digest_of_values
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -39,10 +40,12 @@ class SegmentationSet:
     Attributes:
         names: a path or another name for each pair.
         read: index -> (uint8 image [C, H, W], int64 mask [H, W]).
+        files: image and mask of each pair, where they are files.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], tuple[Tensor, Tensor]]
+    files: tuple[tuple[Path, Path], ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -59,7 +62,18 @@ class SegmentationSet:
         if limit is None or limit >= len(self):
             return self
         chosen = even_positions(len(self), limit).tolist()
-        return SegmentationSet(tuple(self.names[i] for i in chosen), lambda index: self.read(chosen[index]))
+        return SegmentationSet(
+            tuple(self.names[i] for i in chosen),
+            lambda index: self.read(chosen[index]),
+            tuple(self.files[i] for i in chosen if self.files),
+        )
+
+    def fingerprint(self) -> str:
+        """Return a digest of names and content, see `mst.evaluate.content`; of sets in memory 64 pairs are read."""
+        if self.files:
+            return digest_of(self.names, files=[file for pair in self.files for file in pair])
+        chosen = even_positions(len(self), 64).tolist()
+        return digest_of_values(self.names, (part for index in chosen for part in self.read(index)))
 
 
 @dataclass(frozen=True)
@@ -173,7 +187,7 @@ def _listed_set(
         image = decode_image(images[index], channels=channels)
         return image, read_mask(masks[index], (image.shape[1], image.shape[2]), num_classes, ignore_index)
 
-    return SegmentationSet(tuple(map(str, images)), read)
+    return SegmentationSet(tuple(map(str, images)), read, tuple(zip(images, masks, strict=True)))
 
 
 def _find(folder: Path, name: str, suffixes: Sequence[str], listing: Path) -> Path:

@@ -9,17 +9,23 @@ import hashlib
 import io
 import json
 import os
-import pickle
+import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
 import torch
 
+from mst.errors import CheckpointError
 from mst.runtime.files import sync_folder
 
 FORMAT_VERSION = 1
 INFO = "info.json"
+PART = re.compile(r"\w+\.pt")
+"""Name of a part's file."""
+REASON = 200
+"""Most characters that a message takes from torch."""
 
 
 class Damaged(Exception):
@@ -101,15 +107,33 @@ def read_folder(folder: Path) -> Checkpoint:
     """Read a checkpoint whole.
 
     Raises:
-        Damaged: a file is missing, short, changed or unreadable.
+        Damaged: a file is missing, short, changed or no checkpoint.
+        CheckpointError: the system does not let it be read (permission, too many open files).
     """
+    try:
+        return _read_folder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"cannot read {error.filename or folder}: {error.strerror or error}; mend that: it may well be sound"
+        ) from error
+
+
+def _read_folder(folder: Path) -> Checkpoint:
+    """See `read_folder`; raises OSError as it comes."""
     record = verified_info(folder)
     parts = {}
     for name in record["files"]:
         try:
-            parts[name.removesuffix(".pt")] = torch.load(folder / name, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-            raise Damaged(f"{name} cannot be read: {str(error).splitlines()[0]}") from error
+            with warnings.catch_warnings(action="ignore"):
+                part = torch.load(folder / name, map_location="cpu", weights_only=True)
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # whatever bytes that are no checkpoint raise
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise Damaged(f"{name} cannot be read: {reason[:REASON]}") from error
+        if not isinstance(part, dict):
+            raise Damaged(f"{name} holds {type(part).__name__} instead of values by name")
+        parts[name.removesuffix(".pt")] = part
     return Checkpoint(path=folder, step=record["step"], parts=parts, info=record["info"])
 
 
@@ -118,21 +142,40 @@ def verified_info(folder: Path) -> dict[str, Any]:
 
     Raises:
         Damaged: as `read_folder`.
+        OSError: the system does not let a file be read.
     """
     try:
         record = json.loads((folder / INFO).read_text(encoding="utf-8"))
     except OSError as error:
-        raise Damaged(f"{INFO} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+        raise _gone(INFO, error) from error
+    except (ValueError, RecursionError) as error:
         raise Damaged(f"{INFO} is not valid JSON") from error
     content = {key: value for key, value in record.items() if key != "sha256"} if isinstance(record, dict) else {}
     if not content or record.get("sha256") != _digest(content):
         raise Damaged(f"{INFO} was changed after it was written")
-    if content["format"] != FORMAT_VERSION:
-        raise Damaged(f"it has format {content['format']}, this version of mst reads {FORMAT_VERSION}")
+    if content.get("format") != FORMAT_VERSION:
+        raise Damaged(f"it has format {content.get('format')}, this version of mst reads {FORMAT_VERSION}")
+    _check_content(content)
     for name, expected in content["files"].items():
         _verify_file(folder / name, expected)
     return content
+
+
+def _check_content(content: dict[str, Any]) -> None:
+    """Refuse a record, sound by its digest, that `write_folder` cannot have written.
+
+    Raises:
+        Damaged: something is missing, of another kind, or names a file outside the folder.
+    """
+    files, step = content.get("files"), content.get("step")
+    if type(step) is not int or step < 0:
+        raise Damaged(f"{INFO} says step {step!r}: must be a whole number from 0")
+    if not isinstance(files, dict) or not isinstance(content.get("info"), dict):
+        raise Damaged(f"{INFO} lists no files, or no settings")
+    for name, expected in files.items():
+        known = isinstance(expected, dict) and type(expected.get("size")) is int
+        if not PART.fullmatch(name) or not known or not isinstance(expected.get("sha256"), str):
+            raise Damaged(f"{INFO} lists {name!r}, which is no part of a checkpoint")
 
 
 def _write_part(path: Path, part: dict[str, Any]) -> dict[str, Any]:
@@ -156,9 +199,16 @@ def _verify_file(path: Path, expected: dict[str, Any]) -> None:
         with path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise Damaged(f"{path.name} cannot be read: {error.strerror}") from error
+        raise _gone(path.name, error) from error
     if digest != expected["sha256"]:
         raise Damaged(f"{path.name} was changed after it was written (SHA-256 differs)")
+
+
+def _gone(name: str, error: OSError) -> Exception:
+    """Return what to raise: a file that is gone is damage, one that the system withholds may be sound."""
+    if isinstance(error, FileNotFoundError | NotADirectoryError | IsADirectoryError):
+        return Damaged(f"{name} cannot be read: {error.strerror}")
+    return error
 
 
 def _digest(content: dict[str, Any]) -> str:

@@ -16,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mst.checkpoint.fit import Unfit, check_tensor, number, section, whole
+
 FEATURE_ROWS = 2048
 """Features that RankMe looks at; it can reach at most the smaller of this and D."""
 
@@ -71,6 +73,15 @@ class FeatureBuffer:
         """Return all that `load_state_dict` needs."""
         return {"rows": self._rows, "seen": self._seen}
 
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse what `state_dict` of such a buffer cannot have returned.
+
+        Raises:
+            Unfit: other rows, or no count.
+        """
+        check_tensor(values.get("rows"), self._rows, "features rows", finite=False)
+        whole(values, "seen")
+
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""
         self._rows.copy_(values["rows"])
@@ -99,6 +110,18 @@ class RunningMeans:
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs."""
         return {"sums": dict(self._sums), "count": self._count}
+
+    def check(self, values: Mapping[str, Any]) -> None:
+        """Refuse what `state_dict` cannot have returned.
+
+        Raises:
+            Unfit: no sums by name, or no count.
+        """
+        sums = section(values, "sums")
+        for name in sums:
+            number(sums, name)
+        if whole(values, "count") == 0 and sums:
+            raise Unfit(f"count is 0 beside {len(sums)} sums")
 
     def load_state_dict(self, values: Mapping[str, Any]) -> None:
         """Take over what `state_dict` returned."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
+from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tensor, number, section, whole
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import CheckpointError
 from mst.model.pair import Pair
@@ -88,24 +89,44 @@ class TrainState:
         """Take over what `state_dicts` returned, strictly.
 
         Raises:
-            CheckpointError: a part, a key or a shape does not fit this state's networks.
+            CheckpointError: a part, a key, a shape, a type or a number does not fit; nothing has changed.
         """
         try:
-            self.pair.student.load_state_dict(parts["student"])
-            self.pair.teacher.load_state_dict(parts["teacher"])
-            if self.pair.decoder is not None:
-                self.pair.decoder.load_state_dict(parts["decoder"])
-            self.optimizer.load_state_dict(dict(parts["optimizer"]))
-            progress = parts["progress"]
-            self.center.copy_(progress["center"])
-            self.features.load_state_dict(progress["features"])
-            self.means.load_state_dict(progress["means"])
-            self.collapse.load_state_dict(progress["collapse"])
-            self.step, self.seconds = int(progress["step"]), float(progress["seconds"])
-            self.bad_steps, self.bad_streak = int(progress["bad_steps"]), int(progress["bad_streak"])
-        except (KeyError, RuntimeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise CheckpointError(f"the checkpoint does not fit this run's networks: {reason}") from error
+            progress, modules = self._checked(parts)
+        except Unfit as error:
+            raise CheckpointError(f"the checkpoint does not fit this run's networks: {error}") from error
+        for name, module in modules.items():
+            module.load_state_dict(parts[name])
+        self.optimizer.load_state_dict(dict(parts["optimizer"]))
+        self.center.copy_(progress["center"])
+        self.features.load_state_dict(progress["features"])
+        self.means.load_state_dict(progress["means"])
+        self.collapse.load_state_dict(progress["collapse"])
+        self.step, self.seconds = progress["step"], float(progress["seconds"])
+        self.bad_steps, self.bad_streak = progress["bad_steps"], progress["bad_streak"]
+
+    def _checked(self, parts: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], dict[str, nn.Module]]:
+        """Return the progress and the networks by the names of their parts, once all of it fits.
+
+        Raises:
+            Unfit: something does not.
+        """
+        pair, progress = self.pair, section(parts, "progress")
+        modules: dict[str, nn.Module] = {"student": pair.student, "teacher": pair.teacher}
+        if pair.decoder is not None:
+            modules["decoder"] = pair.decoder
+        step = whole(progress, "step")
+        for key in ("bad_steps", "bad_streak"):
+            whole(progress, key, most=step)
+        number(progress, "seconds", least=0.0)
+        check_tensor(progress.get("center"), self.center, "center")
+        self.features.check(section(progress, "features"))
+        self.means.check(section(progress, "means"))
+        whole(section(progress, "collapse"), "streak", most=step)
+        for name, module in modules.items():
+            check_module(parts.get(name), module, name)
+        check_optimizer(parts.get("optimizer"), self.optimizer, steps=step)
+        return progress, modules
 
 
 def new_state(pair: Pair, config: RunConfig, plan: RunPlan) -> TrainState:

@@ -21,6 +21,8 @@ class Result:
         backbone_sha256: hash of that file ("" for a module in memory).
         seed: the seed of the evaluation.
         data: name of the data set: its folder's, or "in memory"; "" in rows of older versions.
+        data_identity: what the data set holds, `mst.runtime.identity.DataIdentity.row()`; empty in rows of older
+            versions.
         extra: pictures, per-class tables and the like, by name.
     """
 
@@ -31,6 +33,7 @@ class Result:
     backbone_sha256: str = ""
     seed: int = 0
     data: str = ""
+    data_identity: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
 
     def row(self) -> dict[str, Any]:

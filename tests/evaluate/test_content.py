@@ -17,6 +17,7 @@ from mst.data.synthetic import SceneSet
 from mst.evaluate.coco import find_coco, read_coco
 from mst.evaluate.objectness import coco_objects, scene_objects
 from mst.evaluate.segmentation_data import SegmentationSet, segmentation_folder
+from mst.runtime.identity import DataIdentity
 
 
 def write_pairs(root: Path) -> Path:
@@ -40,15 +41,15 @@ def swap(first: Path, second: Path) -> None:
     second.write_bytes(one)
 
 
-def segmentation(root: Path) -> str:
+def segmentation(root: Path) -> DataIdentity:
     return segmentation_folder(root).train.fingerprint()
 
 
-def detection(root: Path) -> str:
+def detection(root: Path) -> DataIdentity:
     return read_coco(*find_coco(root, "train")).fingerprint()
 
 
-def objectness(root: Path) -> str:
+def objectness(root: Path) -> DataIdentity:
     return coco_objects(read_coco(*find_coco(root, "train"))).fingerprint()
 
 
@@ -62,7 +63,7 @@ def objectness(root: Path) -> str:
     ],
 )
 def test_swapped_files_are_another_set_and_a_copy_is_the_same(
-    tmp_path: Path, write: Callable[[Path], Path], digest: Callable[[Path], str], first: str, second: str
+    tmp_path: Path, write: Callable[[Path], Path], digest: Callable[[Path], DataIdentity], first: str, second: str
 ) -> None:
     root = write(tmp_path / "one")
     shutil.copytree(root, tmp_path / "two")
@@ -73,7 +74,7 @@ def test_swapped_files_are_another_set_and_a_copy_is_the_same(
 
 
 @pytest.mark.parametrize("digest", [detection, objectness])
-def test_other_annotations_are_another_set(tmp_path: Path, digest: Callable[[Path], str]) -> None:
+def test_other_annotations_are_another_set(tmp_path: Path, digest: Callable[[Path], DataIdentity]) -> None:
     file = write_coco(tmp_path) / "annotations" / "instances_train.json"
     before, content = digest(tmp_path), json.loads(file.read_text())
     content["categories"][0]["id"], content["categories"][1]["id"] = 3, 7

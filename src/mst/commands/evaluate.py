@@ -211,16 +211,18 @@ class _Task:
     def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
         """Load backbone and images, evaluate, record."""
         subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
+        sets = _labelled(self.data, subject, self.limits)
+        identity = sets.fingerprint()
         result = evaluate(
             subject.backbone,
-            _labelled(self.data, subject, self.limits),
+            sets,
             subject.transform(self.image or ImageOptions()),
             protocol,
             settings=self.settings,
             features=Path(self.features).expanduser() if self.features else None,
             seed=self.seed,
         )
-        return subject.record(result, self.out, self.data)
+        return subject.record(result, self.out, self.data, identity)
 
 
 def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:

@@ -102,6 +102,7 @@ def evaluate_detection(
     options = options or DetectionOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
     sets = data if isinstance(data, DetectionData) else _read(Path(data), options)
+    identity = sets.fingerprint()
     mean, std = subject.mean_std
     folder = _optional(options.pictures) or subject.pictures("detection", out)
     watch = detection_writer(folder, options.picture_limit, sets.val.classes) if folder else None
@@ -117,7 +118,7 @@ def evaluate_detection(
         save_to=_optional(options.save_model or out),
         watch=watch,
     )
-    result = subject.record(result, out, data)
+    result = subject.record(result, out, data, identity)
     if options.detections:
         target = Path(options.detections)
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -90,18 +90,20 @@ def evaluate_objectness(
     options = objects or ObjectOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
+    images = images.evenly(options.limit)
+    identity = images.fingerprint()
     folder = Path(options.pictures) if options.pictures else subject.pictures("objectness", out)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,
-        images.evenly(options.limit),
+        images,
         protocol,
         mean=mean,
         std=std,
         settings=settings,
         watch=picture_writer(folder, options.picture_limit) if folder else None,
     )
-    return subject.record(result, out, data)
+    return subject.record(result, out, data, identity)
 
 
 def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:

@@ -96,10 +96,11 @@ def evaluate_segmentation(
     """
     options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    pairs = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
+    given = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
+    pairs = given.evenly(options.train_limit, options.val_limit)
+    identity = pairs.fingerprint()
     mean, std = subject.mean_std
-    folder = options.save_model or out
-    model = None if folder is None else Path(folder)
+    model = Path(options.save_model or out or "") if options.save_model or out else None
     task = "patch_segmentation" if protocol.cached else "segmentation"
     pictures = Path(options.pictures) if options.pictures else subject.pictures(task, out)
 
@@ -109,7 +110,7 @@ def evaluate_segmentation(
 
     result = segmentation.evaluate_segmentation(
         subject.backbone,
-        pairs.evenly(options.train_limit, options.val_limit),
+        pairs,
         protocol,
         mean=mean,
         std=std,
@@ -120,7 +121,7 @@ def evaluate_segmentation(
         trained=save,
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
-    return subject.record(result, out, data)
+    return subject.record(result, out, data, identity)
 
 
 def read_segmentation(folder: Path, channels: int) -> SegmentationData:

@@ -23,10 +23,12 @@ from mst.commands.finetuning_start import (
     labelled_folder,
     started_backbone,
 )
+from mst.commands.subject import described_data
+from mst.data.labelled import LabelledFolder
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.classification import Scores, score_classifier
 from mst.evaluate.features import FeatureSettings
-from mst.evaluate.image_sets import ImageSet
+from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.finetune.layer_decay import build_optimizer, parameter_groups
@@ -36,6 +38,7 @@ from mst.model.backbone_file import save_backbone
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.files import write_atomic
+from mst.runtime.identity import CONTENTS, DataIdentity
 from mst.runtime.lock import only_process_in
 from mst.runtime.results import Result, append_jsonl, read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir
@@ -205,11 +208,13 @@ def _carry_out(work: Work, model: Classifier) -> Result:
         scorer.row,
     )
     plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
+    contents = identity_of(folder)
     identity = {
         **json.loads(json.dumps(plain)),
         "network": network.to_json(),
         "classes": list(folder.classes),
         "images": len(folder.train.paths),
+        CONTENTS: contents.digest,
     }
     where = Surroundings(
         device,
@@ -224,7 +229,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     )
     outcome = fit(training, settings, where)
     _save(work, model, outcome)
-    result = _result(work, outcome, scorer.latest or scorer())
+    result = _result(work, outcome, scorer.latest or scorer(), contents)
     append_jsonl(run.results, result.row())
     logging.info(f"done: {run.backbone}")
     return result
@@ -265,7 +270,7 @@ def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
     write_atomic(run.root / "classes.json", json.dumps(list(work.folder.classes), indent=2) + "\n")
 
 
-def _result(work: Work, outcome: Outcome, scores: Scores) -> Result:
+def _result(work: Work, outcome: Outcome, scores: Scores, contents: DataIdentity) -> Result:
     """Return the row of results.jsonl."""
     config, network, folder = work.config, work.network, work.folder
     protocol: dict[str, Any] = {
@@ -289,6 +294,12 @@ def _result(work: Work, outcome: Outcome, scores: Scores) -> Result:
         config.backbone,
         network.sha256,
         config.seed,
-        Path(config.data).name,
-        extra,
+        **described_data(config.data, contents),
+        extra=extra,
     )
+
+
+def identity_of(folder: LabelledFolder) -> DataIdentity:
+    """Return what a labelled folder holds."""
+    train, val = (ImageSet.from_paths(*part, channels=3) for part in (folder.train, folder.val))
+    return LabelledSets(folder.classes, train, val).fingerprint()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import timm
 from safetensors.torch import save
@@ -19,6 +20,7 @@ from mst.model.start import TIMM, start_from
 from mst.report.reading import is_number
 from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
+from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import info, warn
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
@@ -106,16 +108,16 @@ class Subject:
         untrained = self.name.startswith(RANDOM)
         return None if folder is None else RunDir(folder).pictures_of(task, untrained=untrained)
 
-    def record(self, result: Result, out: str | Path | None, data: object) -> Result:
+    def record(self, result: Result, out: str | Path | None, data: object, identity: DataIdentity) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of `out` or the run folder.
 
         Args:
             result: of the evaluation.
             out: a folder; None = the backbone's run folder, if it has one.
             data: what was given as data: a path, a text such as `scenes:200`, or sets in memory.
+            identity: what the data hold.
         """
-        name = (Path(data).expanduser().resolve().name or str(data)) if isinstance(data, str | Path) else "in memory"
-        named = replace(result, backbone=self.name, backbone_sha256=self.sha256, data=name)
+        named = replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
         folder = Path(out) if out else self.folder
         if folder is not None:
             try:
@@ -123,6 +125,13 @@ class Subject:
             except OSError as error:
                 warn(f"cannot write {RunDir(folder).results}: {error.strerror}; the result is only shown")
         return named
+
+
+def described_data(data: object, identity: DataIdentity) -> dict[str, Any]:
+    """Return what a row says of its data: the last part of the path, and the identity with the whole one."""
+    place = Path(data).expanduser() if isinstance(data, str | Path) else None
+    path = str(place.resolve()) if place is not None and place.exists() else "in memory" if place is None else str(data)
+    return {"data": Path(path).name or path, "data_identity": replace(identity, name=path).row()}
 
 
 def _numbers(values: object, count: int) -> bool:

@@ -20,7 +20,8 @@ from torch import Tensor
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.errors import DataError
 from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
-from mst.evaluate.content import digest_of
+from mst.evaluate.content import identity_of_files
+from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import warn
 
 
@@ -100,10 +101,10 @@ class CocoSet:
         """Return the number of images."""
         return len(self.images)
 
-    def fingerprint(self) -> str:
-        """Return a digest of the annotations' bytes, and of names and content of images, see `mst.evaluate.content`."""
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of the annotations' bytes, and of names and content of the images."""
         files = [image.path for image in self.images]
-        return digest_of([file.name for file in files], files=files, whole=[self.file])
+        return identity_of_files([str(file) for file in files], files=files, annotations=[self.file])
 
 
 class _BadRecord(ValueError):

@@ -37,6 +37,7 @@ from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
 from mst.runtime.device import select_precision
 from mst.runtime.files import check_folder
+from mst.runtime.identity import CONTENTS, DataIdentity, together
 from mst.runtime.results import Result
 from mst.runtime.seeding import drawn_from
 
@@ -69,6 +70,10 @@ class DetectionData:
             )
         if not any(not found.crowd for image in self.val.images for found in image.objects):
             raise DataError(f"{self.val.file}: no image has an object to be found, so there is nothing to score")
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of both sets."""
+        return together("", self.train.fingerprint(), self.val.fingerprint())
 
 
 def evaluate_detection(
@@ -111,7 +116,7 @@ def evaluate_detection(
     _check((images, data.val.images), backbone.spec.channels, protocol.shape, save_to)
     detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
-    identity = {**described, "weights": fingerprint(backbone), "seed": seed, "images": len(images)}
+    start = {"weights": fingerprint(backbone), "seed": seed, "images": len(images), CONTENTS: data.fingerprint().digest}
     trained = train_detector(
         detector,
         detector_optimizer(detector, protocol.training),
@@ -121,7 +126,7 @@ def evaluate_detection(
         channels=backbone.spec.channels,
         seed=seed,
         saving=saving or Checkpointing(),
-        identity=json.loads(json.dumps(identity)),
+        identity=json.loads(json.dumps({**described, **start})),
         workers=settings.workers,
         progress=settings.progress,
     )

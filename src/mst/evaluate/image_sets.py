@@ -5,6 +5,7 @@ Letters: n images, C channels, H W pixels.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,10 @@ from torch import Tensor
 
 from mst.data.decoding import decode_image
 from mst.data.labelled import LabelledFolder
-from mst.data.sources import ImageIndex
+from mst.data.sources import ImageIndex, even_positions
 from mst.errors import DataError
+from mst.evaluate.content import identity_of_files, identity_of_values
+from mst.runtime.identity import DataIdentity, identify, together
 
 
 @dataclass(frozen=True)
@@ -27,11 +30,13 @@ class ImageSet:
         names: a path or another name for each image, shown when it cannot be read.
         labels: class numbers [n], int64.
         read: index -> uint8 image [C, H, W]; may raise `mst.data.decoding.UnreadableImage`.
+        files: whether the names are paths of the images.
     """
 
     names: tuple[str, ...]
     labels: Tensor
     read: Callable[[int], Tensor]
+    files: bool = False
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -44,6 +49,7 @@ class ImageSet:
             tuple(map(str, paths)),
             torch.as_tensor(labels, dtype=torch.int64),
             lambda index: decode_image(paths[index], channels=channels),
+            files=True,
         )
 
     @staticmethod
@@ -57,8 +63,19 @@ class ImageSet:
         chosen = list(indices)
         read = self.read
         return ImageSet(
-            tuple(self.names[index] for index in chosen), self.labels[chosen], lambda position: read(chosen[position])
+            tuple(self.names[index] for index in chosen),
+            self.labels[chosen],
+            lambda position: read(chosen[position]),
+            self.files,
         )
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of names, labels and content; of sets in memory 64 images are read."""
+        labels = self.labels.numpy().tobytes()
+        if self.files:
+            return identity_of_files(self.names, files=[Path(name) for name in self.names], annotations=[labels])
+        chosen = even_positions(len(self), 64).tolist()
+        return identity_of_values(self.names, (self.read(index) for index in chosen), annotations=[labels])
 
 
 @dataclass(frozen=True)
@@ -75,6 +92,11 @@ class LabelledSets:
                 raise DataError(f"the {name} set is empty: at least one labelled image is needed")
             if int(images.labels.min()) < 0 or int(images.labels.max()) >= len(self.classes):
                 raise DataError(f"the {name} set has a label outside 0..{len(self.classes) - 1}")
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of both sets and their classes."""
+        classes = identify("", b"", count=0, annotations=[os.fsencode(name) for name in self.classes])
+        return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def check_classes(self, part: Literal["train", "val"] = "train") -> None:
         """Refuse a part whose images are all of one class: whatever is found in it would be right.

@@ -26,9 +26,10 @@ from mst.data.synthetic import SceneSet
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
-from mst.evaluate.content import digest_of, digest_of_values
+from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
+from mst.runtime.identity import DataIdentity
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.results import Result
@@ -110,12 +111,13 @@ class ObjectSet:
             files=tuple(self.files[i] for i in chosen if self.files),
         )
 
-    def fingerprint(self) -> str:
-        """Return a digest of names and content, see `mst.evaluate.content`; of sets in memory 8 images are read."""
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of names and content; of sets in memory 8 images are read."""
         if self.annotations is not None:
-            return digest_of(self.names, files=self.files, whole=[self.annotations])
+            return identity_of_files(self.names, files=self.files, annotations=[self.annotations])
         chosen = even_positions(len(self), 8).tolist()
-        return digest_of_values((self.title, *self.names), (part for index in chosen for part in self.read(index)))
+        parts = (part for index in chosen for part in self.read(index))
+        return identity_of_values(self.names, parts, title=self.title)
 
 
 class ImageScore(NamedTuple):

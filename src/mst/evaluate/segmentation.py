@@ -32,6 +32,7 @@ from mst.finetune.loop import Surroundings
 from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
+from mst.runtime.identity import CONTENTS
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 from mst.runtime.rundir import RunDir
@@ -255,6 +256,7 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
         "first_image": work.data.train.names[0],
         "weights": fingerprint(work.segmenter.backbone),
         "precision": str(compute),
+        CONTENTS: work.data.fingerprint().digest,
     }
     plain = json.loads(json.dumps(identity))
     where = Surroundings(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)

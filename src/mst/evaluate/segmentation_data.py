@@ -22,7 +22,8 @@ from mst.data.decoding import decode_image
 from mst.data.sources import even_positions
 from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
-from mst.evaluate.content import digest_of, digest_of_values
+from mst.evaluate.content import identity_of_files, identity_of_values
+from mst.runtime.identity import DataIdentity, identify, together
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -68,12 +69,13 @@ class SegmentationSet:
             tuple(self.files[i] for i in chosen if self.files),
         )
 
-    def fingerprint(self) -> str:
-        """Return a digest of names and content, see `mst.evaluate.content`; of sets in memory 64 pairs are read."""
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of names and content; of sets in memory 64 pairs are read."""
         if self.files:
-            return digest_of(self.names, files=[file for pair in self.files for file in pair])
+            images, masks = zip(*self.files, strict=True)
+            return identity_of_files(self.names, files=[*images, *masks])
         chosen = even_positions(len(self), 64).tolist()
-        return digest_of_values(self.names, (part for index in chosen for part in self.read(index)))
+        return identity_of_values(self.names, (part for index in chosen for part in self.read(index)))
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,11 @@ class SegmentationData:
     train: SegmentationSet
     val: SegmentationSet
     ignore_index: int | None = None
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of both sets, their classes and the value without a class."""
+        classes = identify("", b"", count=0, annotations=[repr((self.classes, self.ignore_index)).encode()])
+        return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def evenly(self, train: int | None, val: int | None) -> SegmentationData:
         """Return parts of both sets, see `SegmentationSet.evenly`."""

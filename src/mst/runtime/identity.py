@@ -15,10 +15,12 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-SIZES, CONTENTS = 1024, 128
+MOST_SIZES, MOST_READ = 1024, 128
 """Files of a set, at even distances, whose sizes are looked at, and whose contents are."""
 PIECE = 1 << 15
 """Bytes read at the beginning and at the end of a file whose contents are looked at."""
+CONTENTS = "contents of the data"
+"""Key of a data set's digest in what a checkpoint must have been trained with; in messages: `other contents of ...`."""
 LETTERS = 32
 """Hexadecimal digits of a digest that are kept: 128 bits."""
 WORDS = {
@@ -34,16 +36,16 @@ class DataIdentity:
     """What a data set holds.
 
     Attributes:
-        name: where it lies, as an absolute path, or another name for data in memory; not part of the digest.
+        name: where it lies, as an absolute path, or another name for data in memory; two copies are equal all the same.
         count: images.
         digest: over count and parts: equal for two copies of the same data, wherever they lie.
         parts: digests by what they cover: `names`, `files`, `annotations`; a part that a set does not have is absent.
     """
 
-    name: str
+    name: str = field(compare=False)
     count: int
     digest: str
-    parts: Mapping[str, str] = field(default_factory=dict)
+    parts: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def row(self) -> dict[str, Any]:
         """Return the record as JSON types."""
@@ -120,7 +122,7 @@ def relative_names(paths: Sequence[bytes]) -> list[bytes]:
     return [path[start:] for path in paths]
 
 
-def sample_positions(count: int, most: int = SIZES) -> list[int]:
+def sample_positions(count: int, most: int = MOST_SIZES) -> list[int]:
     """Return at most `most` of the positions 0..count-1, at even distances, ascending."""
     chosen = min(count, most)
     return [position * count // chosen for position in range(chosen)]
@@ -143,7 +145,7 @@ def _digest(parts: Iterable[bytes]) -> str:
 def _files_digest(files: Sequence[str | Path | bytes]) -> str:
     """Return a digest of the sizes of an even sample, and of the contents of a smaller one."""
     sized = [files[position] for position in sample_positions(len(files))]
-    read = set(sample_positions(len(sized), CONTENTS))
+    read = set(sample_positions(len(sized), MOST_READ))
     return _digest(
         part for position, path in enumerate(sized) for part in _size_and_content(path, read=position in read)
     )

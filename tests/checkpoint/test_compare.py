@@ -7,6 +7,7 @@ import pytest
 from mst.checkpoint.compare import FREE, changed_settings, is_free, refuse_changed_settings
 from mst.config.schema import RunConfig
 from mst.errors import CheckpointError
+from mst.runtime.identity import identify
 
 
 def changed(**sections: dict[str, object]) -> dict[str, object]:
@@ -53,3 +54,28 @@ def test_free_keys_exist() -> None:
         assert any(is_free(key) and key.startswith(free) for key in known | {"recipe"}), free
     assert not is_free("runtime.seed")
     assert not is_free("monitoring")
+
+
+def plan(images: int, **more: object) -> dict[str, object]:
+    identity = identify("x", [b"%d" % n for n in range(images)], count=images)
+    return {"dataset_size": images, "lr": 1.0, "data_identity": identity.row(), **more}
+
+
+def test_changed_images_are_refused_until_they_are_accepted() -> None:
+    refuse_changed_settings(plan(16), plan(16, accepted_data=[]))
+    with pytest.raises(CheckpointError, match=r"other images \(17 images, not 16\).*--accept-changed-data"):
+        refuse_changed_settings(plan(16), plan(17))
+    accepted = [{"identity": plan(16)["data_identity"], "until_step": 3}]
+    refuse_changed_settings(plan(16), plan(17, accepted_data=accepted))
+    with pytest.raises(CheckpointError, match=r"lr 1.0 -> 2.0"):
+        refuse_changed_settings(plan(16), plan(17, accepted_data=accepted, lr=2.0))
+    with pytest.raises(CheckpointError, match="15 images, not 16"):
+        refuse_changed_settings(plan(16), plan(15, accepted_data=[{"identity": plan(17)["data_identity"]}]))
+
+
+def test_a_plan_of_an_older_version_has_only_numbers_to_compare() -> None:
+    old = {"dataset_size": 16, "lr": 1.0}
+    refuse_changed_settings(old, plan(16))
+    with pytest.raises(CheckpointError, match="dataset_size 16 -> 17"):
+        refuse_changed_settings(old, plan(17))
+    refuse_changed_settings(old, plan(17, accepted_data=[{"identity": {"count": 16}, "until_step": 3}]))

@@ -7,14 +7,27 @@ import shutil
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
-from commands.calls import call, labelled_folder
+from commands.calls import call, image_folder, labelled_folder
 from evaluate.coco_folders import coco_content, write_coco
 from evaluate.test_content import swap, write_pairs
+from mst.cli import main
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
 from mst.runtime.results import read_jsonl
+
+PRETRAIN = [
+    "--runtime.workers",
+    "0",
+    "--runtime.device",
+    "cpu",
+    "--monitor.tensorboard",
+    "false",
+    "--train.epochs",
+    "2",
+]
 
 DETECTION = [
     "--epochs",
@@ -135,3 +148,104 @@ def test_rows_of_equal_data_have_equal_digests(
         row = json.loads(call(capsys, *words, "--neighbors", "1", "--headline", "1", "--json").out)
         digests[name] = row["data_identity"]["digest"]
     assert digests["one"] == digests["two"] != digests["three"]
+
+
+@pytest.fixture(scope="module")
+def interrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `images` (16) and `run`, whose newest checkpoint is of its third of four steps."""
+    root = tmp_path_factory.mktemp("interrupted")
+    image_folder(root / "images", 16)
+    words = ["pretrain", "debug", "--data.train", root / "images", "--out", root / "run", *PRETRAIN]
+    assert main([str(word) for word in [*words, "--checkpoint.every-steps", "1", "--checkpoint.keep", "9"]]) == 0
+    shutil.rmtree(root / "run" / "checkpoints" / "step_4")
+    return root
+
+
+def copied(interrupted: Path, target: Path) -> tuple[Path, list[str]]:
+    """A copy of it all; its run, and the words that resume it."""
+    shutil.copytree(interrupted, target)
+    words = ["pretrain", "--resume", str(target / "run"), "--data.train", str(target / "images")]
+    return target / "run", words
+
+
+def test_copied_images_are_the_same(interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, words = copied(interrupted, tmp_path / "copy")
+    assert call(capsys, *words).status == 0
+    assert (run / "backbone.safetensors").read_bytes() == (interrupted / "run" / "backbone.safetensors").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("add", "17 images, not 16"),
+        ("remove", "15 images, not 16"),
+        ("replace", "other files under the same names"),
+        ("rename", "other file names"),
+        ("swap", "other files under the same names"),
+    ],
+)
+def test_changed_images_are_said_and_can_be_accepted(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change: str, said: str
+) -> None:
+    ends = []
+    for name in "ab":
+        run, words = copied(interrupted, tmp_path / name)
+        images = run.parent / "images"
+        first, second = sorted(images.glob("*.*"))[:2]
+        if change == "add":
+            shutil.copy(first, images / "zz.png")
+        elif change == "remove":
+            first.unlink()
+        elif change == "rename":
+            first.rename(images / "zz.png")
+        elif change == "swap":
+            swap(first, second)
+        else:
+            for number, file in enumerate(sorted(images.rglob("*.*"))):
+                Image.new("RGB", (40, 40), (9 * number, 200, 30)).save(file)
+        refused = call(capsys, *words)
+        assert refused.status == 2
+        line = refused.err.splitlines()[-1]
+        assert f"was started with other images ({said}): give them back, or go on with mst pretrain" in line
+        assert "--accept-changed-data" in line
+        answer = call(capsys, *words, "--accept-changed-data")
+        assert answer.status == 0, answer.err
+        assert f"from step 3 on with other images ({said})" in answer.err
+        plan = json.loads((run / "plan.json").read_text())
+        [past] = plan["accepted_data"]
+        assert (past["until_step"], past["identity"]["count"]) == (3, 16)
+        assert plan["total_steps"] == 2 * (plan["dataset_size"] // plan["batch_size"])
+        assert call(capsys, *words).status == 0  # it is not asked again
+        ends.append((run / "backbone.safetensors").read_bytes())
+    assert ends[0] == ends[1]
+
+
+def test_a_kill_after_accepting_does_not_ask_again(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = copied(interrupted, tmp_path / "copy")
+    shutil.copy(sorted((run.parent / "images").glob("*.*"))[0], run.parent / "images" / "zz.png")
+    assert call(capsys, *words, "--accept-changed-data").status == 0
+    shutil.rmtree(run / "checkpoints" / "step_4")  # as if it was killed before its next checkpoint
+    answer = call(capsys, *words)
+    assert answer.status == 0, answer.err
+    (run.parent / "images" / "zz.png").unlink()
+    assert "(16 images, not 17)" in call(capsys, *words).err
+
+
+def test_a_run_of_an_older_version_goes_on_with_one_line(
+    interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, words = copied(interrupted, tmp_path / "copy")
+    plan = json.loads((run / "plan.json").read_text())
+    del plan["data_identity"], plan["accepted_data"]
+    (run / "plan.json").write_text(json.dumps(plan))
+    answer = call(capsys, *words)
+    assert answer.status == 0, answer.err
+    assert "was started by an older version, which did not note what its images held" in answer.err
+
+
+def test_accepting_belongs_to_resuming(interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["pretrain", "debug", "--data.train", interrupted / "images", "--out", tmp_path / "x"]
+    answer = call(capsys, *words, "--accept-changed-data")
+    assert (answer.status, "goes with --resume" in answer.line) == (2, True)

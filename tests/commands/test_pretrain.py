@@ -167,7 +167,7 @@ def test_resume_from_another_working_directory_and_with_moved_images(
     image_folder(tmp_path / "moved" / "more", 3)
     answer = call(capsys, "pretrain", "--resume", run)
     assert answer.status == 2
-    assert "dataset_size 17 -> 20" in answer.err.splitlines()[-1]
+    assert "started with other images (20 images, not 17)" in answer.line
 
 
 def test_run_folder_and_images_lie_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

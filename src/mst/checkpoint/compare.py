@@ -1,4 +1,4 @@
-"""Which settings of a run changed since its checkpoint, and which of them may."""
+"""Which settings and images of a run changed since its checkpoint, and which of them may."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mst.errors import CheckpointError
+from mst.runtime.identity import DataIdentity, difference
 
 FREE = (
     "recipe",
@@ -31,6 +32,15 @@ some pixels by one grey level; all else continues exactly as it would have.
 """
 
 
+IDENTITY, ACCEPTED = "data_identity", "accepted_data"
+"""Keys of a plan: what the images are, and what was there before and was accepted to have changed."""
+FOLLOWS_FROM_DATA = (
+    *("dataset_size", "steps_per_epoch", "total_steps", "warmup_steps"),
+    *("teacher_temp_warmup_steps", "freeze_last_layer_steps", "freeze_backbone_steps"),
+)
+"""Derived values that may differ once it was accepted that the images changed."""
+
+
 def changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
     """Return `section.key` -> (saved, current) for every setting that differs; None where a side has no such key.
 
@@ -51,16 +61,38 @@ def refuse_changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]
     A key that the checkpoint does not know came with a newer version of this package: it has nothing to differ from.
 
     Raises:
-        CheckpointError: settings that define the run differ; names each with both values.
+        CheckpointError: settings that define the run differ; names each with both values. Or the images do.
     """
+    free = FOLLOWS_FROM_DATA if _accepted(saved, current) else ()
+    saved, current = ({key: side[key] for key in side if key not in {IDENTITY, ACCEPTED}} for side in (saved, current))
     known = _flat(saved)
     changed = changed_settings(saved, current)
-    changes = {key: pair for key, pair in changed.items() if key in known and not is_free(key)}
+    changes = {key: pair for key, pair in changed.items() if key in known and not is_free(key) and key not in free}
     if changes:
         lines = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in sorted(changes.items()))
         raise CheckpointError(
             f"the run was started with other settings: {lines}; resume with the old ones or start anew"
         )
+
+
+def _accepted(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:
+    """Whether the images changed since a plan was saved, and that was accepted.
+
+    Raises:
+        CheckpointError: they changed and nobody said so.
+    """
+    before, now = (DataIdentity.from_row(side.get(IDENTITY)) for side in (saved, current))
+    if before == now:
+        return False
+    past = [DataIdentity.from_row(change.get("identity")) for change in current.get(ACCEPTED, ())]
+    if before in past:
+        return True
+    if before is None or now is None:
+        return False  # of an older version, or no plan
+    raise CheckpointError(
+        f"the run was started with other images ({difference(before, now)}): give them back, or go on with "
+        "--accept-changed-data"
+    )
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -33,6 +33,9 @@ class PretrainOptions:
     """Folder of an interrupted run: go on from its newest checkpoint."""
     overwrite: bool = False
     """Delete the run that --out already holds."""
+    accept_changed_data: bool = False
+    """With --resume: go on although images were added, removed or replaced. Steps per epoch and the order of the images
+    follow from the new ones from this step on; rates, temperatures and normalisation stay; plan.json notes it."""
     json: bool = False
     """One JSON object on stdout at the end."""
 
@@ -47,7 +50,13 @@ def run(argv: Sequence[str]) -> int:
 
     from mst.commands.pretraining import pretrain  # needs torch
 
-    result = pretrain(config, out=out, resume=bool(options.resume), overwrite=options.overwrite)
+    result = pretrain(
+        config,
+        out=out,
+        resume=bool(options.resume),
+        overwrite=options.overwrite,
+        accept_changed_data=options.accept_changed_data,
+    )
     if options.json:
         emit_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
     return 0
@@ -59,6 +68,8 @@ def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
     Raises:
         UsageError: recipe, images or folder are missing, or a setting is wrong.
     """
+    if options.accept_changed_data:
+        raise UsageError("--accept-changed-data goes with --resume: a new run has no images of before")
     if not options.recipe:
         raise UsageError("name a recipe: mst pretrain RECIPE --data.train PATH --out RUN (all recipes: mst recipes)")
     config = override(base_config(options.recipe), words)

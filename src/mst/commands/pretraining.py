@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mst.commands.changed_data import resumed_setup, with_identity
 from mst.commands.environment import describe_environment
 from mst.commands.setup import (
     Setup,
@@ -80,7 +81,14 @@ def load_recipe(name: str, overrides: Mapping[str, object] | None = None) -> Run
     return override(base_config(name), overrides or {})
 
 
-def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwrite: bool = False) -> Run:
+def pretrain(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changed_data: bool = False,
+) -> Run:
     """Pre-train a backbone; `backbone.safetensors` in the run folder is the result.
 
     Args:
@@ -88,6 +96,8 @@ def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwr
         out: the run folder: a new one, or with `resume` the one to go on with.
         resume: go on from the newest sound checkpoint, with the configuration that the run was started with.
         overwrite: replace the run that `out` holds.
+        accept_changed_data: with `resume`, go on although the images are not those of before: steps per epoch and the
+            order of the images follow from the new ones, from this step on, and the plan notes the change.
 
     Raises:
         UsageError: something is wrong with the settings or the images, nothing was written; or another process is
@@ -101,7 +111,9 @@ def pretrain(config: RunConfig, out: str | Path, *, resume: bool = False, overwr
     if not resume:
         check_new_run_dir(run.root, overwrite=overwrite)
         check_apart(config, run)
-    setup = prepare(config)
+    setup = with_identity(prepare(config))
+    if resume:
+        setup = resumed_setup(setup, run, accept=accept_changed_data)
     logging.console.print(describe_setup(setup))
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:

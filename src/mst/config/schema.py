@@ -7,7 +7,7 @@ leaves open.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -291,3 +291,7 @@ class RunPlan(Section):
     std: tuple[float, ...]
     reasons: dict[str, str]
     """For each derived value, one line that says where it comes from."""
+    data_identity: dict[str, Any] = {}
+    """What the images are, `mst.runtime.identity.DataIdentity.row()`; empty in runs of older versions."""
+    accepted_data: tuple[dict[str, Any], ...] = ()
+    """Images that the run learned from before they changed: `identity`, and the `until_step` they were used."""

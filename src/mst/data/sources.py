@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from mst.data.folders import FEWEST, cache_file, extension, recall, remember, walk
 from mst.errors import DataError, UsageError
+from mst.runtime.identity import DataIdentity, identify, sample_positions
 
 EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"tif", b"tiff", b"bmp"})
 ARRAY = b"npy"
@@ -47,6 +48,29 @@ class ImageIndex:
 
     def __iter__(self) -> Iterator[Path]:
         return (self[position] for position in range(len(self)))
+
+    def fingerprint(self, name: str = "") -> DataIdentity:
+        """Return what these images are, see `mst.runtime.identity`: the same for a copy in another folder.
+
+        A million names are read one after the other; of 1,024 files the sizes count, of 128 the contents.
+
+        Args:
+            name: what the identity calls the set, such as the folder that it was found in.
+        """
+        start = self._shared()
+        names = (self.block[first + start : last] for first, last in pairwise(self.ends.tolist()))
+        files = [self[position] for position in sample_positions(len(self))]
+        return identify(name, names, count=len(self), files=files)
+
+    def _shared(self) -> int:
+        """Return the length of the folder's path that all paths begin with, its last slash included."""
+        if not len(self):
+            return 0
+        block, starts = np.frombuffer(self.block, dtype=np.uint8), self.ends[:-1]
+        folder = self.block[: self.block.rfind(b"/", 0, int(self.ends[1])) + 1]
+        most = min(len(folder), int(np.diff(self.ends).min()))
+        same = next((place for place in range(most) if (block[starts + place] != folder[place]).any()), most)
+        return folder.rfind(b"/", 0, same) + 1
 
     def evenly(self, limit: int | None) -> ImageIndex:
         """Return at most `limit` of the images, at even distances, order kept; None = all."""

@@ -95,7 +95,7 @@ class LabelledSets:
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of both sets and their classes."""
-        classes = identify("", b"", count=0, annotations=[os.fsencode(name) for name in self.classes])
+        classes = identify("", [], count=0, annotations=[os.fsencode(name) for name in self.classes])
         return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def check_classes(self, part: Literal["train", "val"] = "train") -> None:

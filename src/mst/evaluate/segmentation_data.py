@@ -96,7 +96,7 @@ class SegmentationData:
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of both sets, their classes and the value without a class."""
-        classes = identify("", b"", count=0, annotations=[repr((self.classes, self.ignore_index)).encode()])
+        classes = identify("", [], count=0, annotations=[repr((self.classes, self.ignore_index)).encode()])
         return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def evenly(self, train: int | None, val: int | None) -> SegmentationData:

@@ -12,6 +12,7 @@ import os
 import stat
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ PIECE = 1 << 15
 """Bytes read at the beginning and at the end of a file whose contents are looked at."""
 CONTENTS = "contents of the data"
 """Key of a data set's digest in what a checkpoint must have been trained with; in messages: `other contents of ...`."""
+GROUP = 4096
+"""Names that are hashed in one call."""
 LETTERS = 32
 """Hexadecimal digits of a digest that are kept: 128 bits."""
 WORDS = {
@@ -66,7 +69,7 @@ class DataIdentity:
 
 def identify(
     name: str,
-    names: Iterable[bytes] | bytes,
+    names: Iterable[bytes],
     *,
     count: int,
     files: Sequence[str | Path | bytes] = (),
@@ -77,13 +80,13 @@ def identify(
     Args:
         name: where it lies, or what it is called.
         names: of all images, in their order and relative to the set's folder (see `relative_names`), so that a copy
-            elsewhere is the same data; as bytes they are already joined.
+            elsewhere is the same data.
         count: images.
         files: paths of all files, images and masks, or of an even sample (see `sample_positions`); of these the sizes
             of at most 1024 and the contents of at most 128 count. A file that cannot be read counts as such.
         annotations: files of annotations, read whole; and bytes, such as labels and the names of classes.
     """
-    parts = {"names": _digest([names if isinstance(names, bytes) else b"\0".join(names)])}
+    parts = {"names": _names_digest(names)}
     if len(files):
         parts["files"] = _files_digest(files)
     described = list(annotations)
@@ -108,7 +111,8 @@ def difference(before: DataIdentity, now: DataIdentity) -> str:
         return ""
     if before.count != now.count:
         return f"{now.count} images, not {before.count}"
-    found = [words for part, words in WORDS.items() if before.parts.get(part) != now.parts.get(part)]
+    differ = [part for part in WORDS if before.parts.get(part) != now.parts.get(part)]
+    found = [WORDS[part] for part in differ if part != "files" or "names" not in differ]
     return " and ".join(found) or "other contents"
 
 
@@ -139,6 +143,14 @@ def _digest(parts: Iterable[bytes]) -> str:
     for part in parts:
         found.update(b"%d:" % len(part))
         found.update(part)
+    return found.hexdigest()[:LETTERS]
+
+
+def _names_digest(names: Iterable[bytes]) -> str:
+    """Return a digest of names, which hold no zero byte; a few thousand at a time, so that they need no memory."""
+    found, rest = hashlib.sha256(), iter(names)
+    while group := list(islice(rest, GROUP)):
+        found.update(b"\0".join(group) + b"\0")
     return found.hexdigest()[:LETTERS]
 
 

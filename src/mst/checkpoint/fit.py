@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, AdamW, Optimizer
 
-from mst.weights.tensors import oddity, strange_number
+from mst.weights.tensors import oddity, strange_number, type_name
 
 STEP, SQUARES = "step", ("exp_avg_sq", "max_exp_avg_sq")
 STATE_KEYS: dict[type[Optimizer], frozenset[str]] = {
@@ -67,7 +67,7 @@ def check_tensor(value: object, like: Tensor, name: str, *, finite: bool = True)
     if value.shape != like.shape:
         raise Unfit(f"{name} has shape {list(value.shape)} instead of {list(like.shape)}")
     if value.dtype != like.dtype:
-        raise Unfit(f"{name} has type {_dtype(value)} instead of {_dtype(like)}")
+        raise Unfit(f"{name} has type {type_name(value.dtype)} instead of {type_name(like.dtype)}")
     if finite and (found := strange_number(value)) is not None:
         raise Unfit(f"{name} holds {found}")
 
@@ -204,10 +204,6 @@ def _check_storage(value: object, place: str, storages: dict[int, str]) -> None:
 def _layout(value: Tensor) -> list[int]:
     """Return the strides of all dimensions in which there is a second element."""
     return [step for size, step in zip(value.shape, value.stride(), strict=True) if size > 1]
-
-
-def _dtype(value: Tensor) -> str:
-    return str(value.dtype).removeprefix("torch.")
 
 
 def _listed(names: Iterable[object]) -> str:

@@ -1,17 +1,18 @@
-"""Trained weights as the start of a backbone: from a run, a file or timm, matched by name, strictly.
+"""Trained weights as the start of a backbone: from a run, a file or timm, found by search, taken strictly.
 
 What depends on the image is adapted: position embeddings are resampled as timm does it, Swin's bias tables as Swin's
 fine-tuning does it (Liu et al. 2021), the first convolution is spread over another number of channels. Everything else
-must fit or is refused.
+must be there and fit, or the file is refused.
 """
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
 import re
-import warnings
-from collections.abc import Iterator, Mapping
+import zipfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +21,6 @@ from typing import Any
 import timm
 import torch
 import torch.nn.functional as F
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
@@ -29,19 +28,23 @@ from mst.errors import CheckpointError, UsageError
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import FILE_NAME, load_backbone
 from mst.model.build import family
+from mst.model.matching import BIAS_TABLE, EXAMPLES, FIRST_CONVOLUTION, POSITIONS, find_weights, fits
+from mst.weights.files import SAFETENSORS, read_weights
+from mst.weights.tensors import shape_of, unusable
 
 TIMM = "timm:"
 HUB = "huggingface_hub"
 """Logger of the client with which timm fetches weights."""
-LEAST_MATCHED = 0.9
-"""Share of the backbone's tensors that must be found."""
-WRAPPERS = ("teacher", "student", "state_dict", "model")
-"""Keys under which checkpoints of other projects keep the weights, the first one found counts."""
-PREFIXES = ("module.", "backbone.", "model.")
-FIRST_CONVOLUTION = "patch_embed.proj.weight"
-BIAS_TABLE = "relative_position_bias_table"
+GOOGLE = ".npz"
+"""Weights of Google's ViT."""
+MOST_UNPACKED = 20
+"""Times its size that such an archive may hold."""
+LEAST_MATCHED = 0.5
+"""Share of a network's tensors below which the file is said to hold another network."""
+CHANGING = re.compile(r"(blocks|layers|patch_embed|norm_pre|reg_token|dist_token|attn_pool)\b.*")
+"""Tensors that change the features: left out, they would be silently wrong. Heads, decoders and mask tokens do not."""
 
-Weights = dict[str, Tensor]
+Weights = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -49,26 +52,32 @@ class Start:
     """What was taken over.
 
     Attributes:
-        source: where from.
-        matched: tensors found, adapted ones included.
+        source: where from: the place in the file, and the file.
+        matched: tensors found, adapted ones included; all that the backbone has.
         adapted: what was resampled or spread, one phrase each.
-        missing: tensors of the backbone that the source has not; they keep their fresh values.
-        unexpected: tensors of the source that the backbone has not; they are left out.
+        unexpected: tensors there that the backbone has not; they are left out.
     """
 
     source: str
     matched: int
     adapted: tuple[str, ...]
-    missing: tuple[str, ...]
     unexpected: tuple[str, ...]
 
     def __str__(self) -> str:
         changes = f" ({', '.join(self.adapted)})" if self.adapted else ""
-        return (
-            f"start from {self.source}: {self.matched} of {self.matched + len(self.missing)} tensors matched{changes}, "
-            f"{len(self.missing)} missing{_some(self.missing)}, "
-            f"{len(self.unexpected)} unexpected{_some(self.unexpected)}"
-        )
+        groups = _groups(self.unexpected)
+        left = f"; not taken: {groups}" if groups else ""
+        return f"start from {self.source}: {self.matched} of {self.matched} tensors{changes}{left}"
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Weights under timm's names, the place they are from, names beside them, and the (h, w) of their positions."""
+
+    place: str
+    weights: Weights
+    beside: tuple[str, ...] = ()
+    grid: tuple[int, int] | None = None
 
 
 def start_from(backbone: Backbone, source: str) -> Start:
@@ -76,36 +85,62 @@ def start_from(backbone: Backbone, source: str) -> Start:
 
     Args:
         backbone: on the CPU.
-        source: a run folder, a backbone file, a file of weights under timm's names (`.safetensors`, or `.pth` and the
-            like, read without running code from it), or `timm:NAME` for what timm fetches.
+        source: a run folder, a backbone file, a file or folder of weights of another project (a training checkpoint as
+            well: wrappers, prefixes and other names are found by search, and no code in it is run), or `timm:NAME` for
+            what timm fetches.
 
     Raises:
-        CheckpointError: nothing there, weights of another or of a deeper network, or fewer than 90 % of the tensors.
+        CheckpointError: nothing there, no ordinary tensors, NaN, or weights of another network: whatever the backbone
+            needs and the source has not, or has in its blocks and the backbone has not.
     """
-    weights, grid = _read(source)
-    expected: Weights = backbone.timm_state_dict()
-    fitting = _Fitting(source, backbone.model, grid, [])
-    taken = {name: fitting.fit(name, weights[name], expected[name]) for name in expected if name in weights}
-    start = Start(
-        source,
-        len(taken),
-        tuple(fitting.adapted),
-        tuple(sorted(expected.keys() - taken.keys())),
-        tuple(sorted(weights.keys() - taken.keys())),
-    )
-    if start.matched < LEAST_MATCHED * len(expected) or FIRST_CONVOLUTION not in taken:
+    found = _read(source, backbone)
+    expected: dict[str, Tensor] = backbone.timm_state_dict()
+    weights = found.weights
+    _check_complete(found, expected, backbone.spec.name)
+    fitting = _Fitting(found.place, backbone.model, found.grid, [])
+    taken = {name: fitting.fit(name, weights[name], expected[name]) for name in expected}
+    backbone.model.load_state_dict(taken)
+    unexpected = (*sorted(weights.keys() - taken.keys()), *found.beside)
+    return Start(found.place, len(taken), tuple(fitting.adapted), unexpected)
+
+
+def _check_complete(found: _Source, expected: dict[str, Tensor], name: str) -> None:
+    """Refuse weights of another network.
+
+    Raises:
+        CheckpointError: tensors are missing, or would be left out and change the features.
+    """
+    weights = found.weights
+    matched = [key for key in expected if key in weights and fits(key, weights[key], expected[key])]
+    missing = [key for key in expected if key not in weights]
+    if len(matched) < LEAST_MATCHED * len(expected):
+        other = next((key for key in expected if key in weights and key not in matched), None)
+        shapes = f"{other} is {shape_of(weights[other])} there, {shape_of(expected[other])} here; " if other else ""
         raise CheckpointError(
-            f"{start}; at least {LEAST_MATCHED:.0%} are needed: is it a {backbone.spec.name}? Name the right one"
+            f"{found.place} holds another network: {len(matched)} of {len(expected)} tensors of {name} are there"
+            f"{_some(missing)}; {shapes}name the network it was made with (timm name, patch size, width, depth, heads)"
         )
-    kinds = {_kind(name) for name in expected}
-    deeper = next((name for name in start.unexpected if _kind(name) in kinds), None)
-    if deeper is not None:
+    if missing:
         raise CheckpointError(
-            f"{source} holds a deeper network, {deeper} has no place here: name the network (or the depth) it was made "
-            "with"
+            f"{found.place} has {len(matched)} of {len(expected)} tensors of {name}, {len(missing)} are missing"
+            f"{_some(missing)}: name the network it was made with, or give complete weights"
         )
-    backbone.model.load_state_dict({**expected, **taken})
-    return start
+    kinds = {_kind(key) for key in expected}
+    extra = [
+        key for key in weights if key not in expected and CHANGING.fullmatch(key) and not _is_nothing(weights[key])
+    ]
+    if extra:
+        extra.sort()
+        what = "a deeper network" if _kind(extra[0]) in kinds else "another network"
+        raise CheckpointError(
+            f"{found.place} holds {what}: {len(extra)} tensors have no place in {name}{_some(extra)}; name the network "
+            "(or the depth) it was made with"
+        )
+
+
+def _is_nothing(value: object) -> bool:
+    """Whether a tensor left out changes nothing: a bias of zeros."""
+    return isinstance(value, Tensor) and value.ndim == 1 and value.is_floating_point() and not value.any()
 
 
 def spread_channels(weight: Tensor, channels: int) -> Tensor:
@@ -122,47 +157,62 @@ def spread_channels(weight: Tensor, channels: int) -> Tensor:
     return weight[:, source] / repeats.view(1, -1, 1, 1)
 
 
-def _read(source: str) -> tuple[Weights, tuple[int, int] | None]:
-    """Return weights under timm's names, and the (h, w) grid of their position embedding where it is known."""
+def _read(source: str, backbone: Backbone) -> _Source:
+    """Return the weights that a source holds for a backbone."""
     if source.startswith(TIMM):
-        return _from_timm(source.removeprefix(TIMM)), None
+        return _Source(source, dict(_from_timm(source.removeprefix(TIMM))))
     path = Path(source).expanduser()
-    if path.is_dir():
+    if path.is_dir() and (path / FILE_NAME).is_file():
         path = path / FILE_NAME
-    if path.suffix == ".safetensors" and path.with_suffix(".json").is_file():
-        backbone = load_backbone(path)
-        height, width = backbone.spec.image_size
-        return backbone.timm_state_dict(), (height // backbone.patch_size, width // backbone.patch_size)
-    if not path.is_file():
+    if path.suffix == SAFETENSORS and _is_own(path.with_suffix(".json")):
+        own = load_backbone(path)
+        height, width = own.spec.image_size
+        return _Source(source, own.timm_state_dict(), (), (height // own.patch_size, width // own.patch_size))
+    if not path.exists():
         raise CheckpointError(f"{path} does not exist: give a run folder, a file of weights or {TIMM}NAME")
+    if path.suffix == GOOGLE:
+        return _Source(source, _from_google(path, backbone))
+    found = find_weights(read_weights(path), backbone.model, path)
+    ancestors = found.candidate.prefix.split(".")[:-2]
+    beside = tuple(name.removeprefix(".".join((*ancestors, ""))) for name in found.candidate.beside)
+    return _Source(found.candidate.place(source), found.tensors, beside)
+
+
+def _is_own(description: Path) -> bool:
+    """Whether a JSON file beside weights says what `save_backbone` says, rather than a trainer's options."""
     try:
-        content = load_file(path) if path.suffix == ".safetensors" else _load_torch(path)
-    except OSError as error:
-        raise CheckpointError(f"cannot read weights from {path}: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise CheckpointError(f"cannot read weights from {path}: it is damaged, or no safetensors file") from error
-    return _unwrapped(content, path), None
+        return b'"spec"' in description.read_bytes()
+    except OSError:
+        return False
 
 
-def _load_torch(path: Path) -> Any:
-    """Return what `torch.save` wrote, read without running code from it.
-
-    Raises:
-        CheckpointError: it is something else, or needs code.
-    """
+def _from_google(path: Path, backbone: Backbone) -> Weights:
+    """Return weights of Google's ViT, which timm reads into a copy of the network."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            return torch.load(path, "cpu", weights_only=True)
-    except (OSError, MemoryError):
-        raise
-    except Exception as error:  # whatever bytes that are no weights raise
-        raise CheckpointError(
-            f"cannot read weights from {path}: it is damaged, or more than tensors (a whole model needs code: save its "
-            "state_dict instead)"
-        ) from error
+        with zipfile.ZipFile(path) as archive:
+            names, size = archive.namelist(), sum(entry.file_size for entry in archive.infolist())
+    except (OSError, zipfile.BadZipFile, ValueError) as error:
+        raise CheckpointError(f"cannot read weights from {path}: it is damaged, or no .npz file") from error
+    if size > MOST_UNPACKED * path.stat().st_size:
+        raise CheckpointError(f"{path} is {size} bytes when unpacked, over {MOST_UNPACKED} times its size: not weights")
+    depth = len({found for name in names for found in re.findall(r"encoderblock_(\d+)/", name)})
+    if depth and depth != len(getattr(backbone.model, "blocks", ())):
+        raise CheckpointError(f"{path} holds {depth} blocks: name the network (or the depth) it was made with")
+    model = copy.deepcopy(backbone.model)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        model.load_pretrained(str(path))
+    except Exception as error:  # what timm's reader raises for other arrays
+        reason = (str(error).splitlines() or [""])[0][:150] or type(error).__name__
+        raise CheckpointError(f"{path} does not fit {backbone.spec.name}: {reason}") from error
+    weights: Weights = model.state_dict()
+    untouched = [name for name in weights if torch.equal(weights[name], before[name]) and before[name].any()]
+    if untouched:
+        raise CheckpointError(f"{path} lacks {len(untouched)} tensors of {backbone.spec.name}{_some(untouched)}")
+    return weights
 
 
-def _from_timm(name: str) -> Weights:
+def _from_timm(name: str) -> dict[str, Tensor]:
     """Return the weights that timm fetches, or has fetched before."""
     if not timm.is_model(name):
         raise CheckpointError(f"{TIMM}{name}: timm has no such model (timm.list_pretrained() lists those with weights)")
@@ -181,7 +231,7 @@ def _from_timm(name: str) -> Weights:
             f"{TIMM}{name}: the weights could not be fetched ({reason}): without a network, fetch them elsewhere and "
             "give their file"
         ) from error
-    weights: Weights = model.state_dict()
+    weights: dict[str, Tensor] = model.state_dict()
     return weights
 
 
@@ -197,28 +247,6 @@ def _quiet(name: str) -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _unwrapped(content: Any, path: Path) -> Weights:
-    """Return the tensors of another project's checkpoint without wrappers and prefixes."""
-    for key in WRAPPERS:
-        if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
-            content = content[key]
-            break
-    tensors = (
-        {str(name): value for name, value in content.items() if isinstance(value, Tensor)}
-        if (isinstance(content, Mapping))
-        else {}
-    )
-    if not tensors:
-        raise CheckpointError(f"{path} holds no tensors by name: give a file of weights")
-    weights: Weights = {}
-    for name, value in tensors.items():
-        plain = name
-        while prefix := next((prefix for prefix in PREFIXES if plain.startswith(prefix)), None):
-            plain = plain.removeprefix(prefix)
-        weights[plain] = value
-    return weights
-
-
 @dataclass(frozen=True)
 class _Fitting:
     """Brings tensors of `source` into the shapes of a backbone; what was done is added to `adapted`."""
@@ -228,29 +256,36 @@ class _Fitting:
     grid: tuple[int, int] | None
     adapted: list[str]
 
-    def fit(self, name: str, weight: Tensor, expected: Tensor) -> Tensor:
+    def fit(self, name: str, weight: object, expected: Tensor) -> Tensor:
         """Return the tensor in the shape that is expected.
 
         Raises:
-            CheckpointError: the shape cannot follow from another image size or number of channels.
+            CheckpointError: it is no ordinary tensor, holds NaN, or its shape cannot follow from another image size or
+                number of channels.
         """
+        if (reason := unusable(weight, expected)) is not None:
+            raise CheckpointError(f"{self.source}: {name} {reason}")
+        assert isinstance(weight, Tensor)
         fitted: Tensor | None = None
-        if name == "pos_embed" and weight.ndim == 3 and weight.shape[2] == expected.shape[2]:
+        if name == POSITIONS and weight.ndim == 3 and weight.shape[2] == expected.shape[2]:
             fitted = self._positions(weight, expected)
         elif weight.shape == expected.shape:
             fitted = weight
-        elif name == FIRST_CONVOLUTION and weight[:, 0].shape == expected[:, 0].shape:
-            self.adapted.append(f"{name} spread from {weight.shape[1]} to {expected.shape[1]} channels")
-            fitted = spread_channels(weight, expected.shape[1])
-        elif name.endswith(BIAS_TABLE) and weight.shape[1] == expected.shape[1]:
-            fitted = self._bias_table(name, weight)
+        elif fits(name, weight, expected):
+            fitted = self._first_convolution(weight, expected) if name == FIRST_CONVOLUTION else None
+            fitted = self._bias_table(name, weight) if name.endswith(BIAS_TABLE) else fitted
         if fitted is None:
             raise CheckpointError(
                 f"{self.source} holds another network: {name} is {list(weight.shape)} there and "
                 f"{list(expected.shape)} here; name the network it was made with (by its timm name, patch size, "
                 "width, depth and heads)"
             )
-        return fitted
+        return fitted.to(expected.dtype)
+
+    def _first_convolution(self, weight: Tensor, expected: Tensor) -> Tensor:
+        """Return a first convolution [D, C, p, p] for the backbone's channels."""
+        self.adapted.append(f"{FIRST_CONVOLUTION} spread from {weight.shape[1]} to {expected.shape[1]} channels")
+        return spread_channels(weight, expected.shape[1])
 
     def _positions(self, weight: Tensor, expected: Tensor) -> Tensor | None:
         """Return the position embedding [1, prefix + h*w, D] of the backbone's grid; None if it has no such grid."""
@@ -261,7 +296,7 @@ class _Fitting:
             return None
         if old != new:
             self.adapted.append(f"pos_embed resampled {old[0]}x{old[1]} -> {new[0]}x{new[1]}")
-        resampled: Tensor = resample_abs_pos_embed(weight, list(new), list(old), num_prefix_tokens=prefix)
+        resampled: Tensor = resample_abs_pos_embed(weight.float(), list(new), list(old), num_prefix_tokens=prefix)
         return resampled
 
     def _bias_table(self, name: str, weight: Tensor) -> Tensor | None:
@@ -271,7 +306,7 @@ class _Fitting:
             return None
         window = self.model.get_submodule(name.removesuffix(f".{BIAS_TABLE}")).window_size
         size = [2 * cells - 1 for cells in window]
-        table = weight.T.view(1, -1, side, side)  # [1, A, 2m-1, 2m-1]
+        table = weight.float().T.reshape(1, -1, side, side)  # [1, A, 2m-1, 2m-1]
         if f"{BIAS_TABLE}s resampled" not in self.adapted:
             self.adapted.append(f"{BIAS_TABLE}s resampled")
         return F.interpolate(table, size, mode="bicubic").flatten(2)[0].T  # [(2h-1)(2w-1), A]
@@ -282,5 +317,15 @@ def _kind(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def _some(names: tuple[str, ...]) -> str:
-    return f" ({', '.join(names[:2])}{', ...' if len(names) > 2 else ''})" if names else ""
+def _some(names: list[str]) -> str:
+    more = ", ..." if len(names) > EXAMPLES else ""
+    return f" ({', '.join(names[:EXAMPLES])}{more})" if names else ""
+
+
+def _groups(names: tuple[str, ...]) -> str:
+    """Return `head (4), decoder (12)`: the first parts of names, with counts, most first; at most five."""
+    counts: dict[str, int] = {}
+    for name in names:
+        counts[name.split(".")[0]] = counts.get(name.split(".")[0], 0) + 1
+    listed = [f"{group} ({count})" for group, count in sorted(counts.items(), key=lambda item: -item[1])]
+    return ", ".join(listed[:5]) + (", ..." if len(listed) > 5 else "")

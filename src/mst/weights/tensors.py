@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
+
+from mst.weights.unpickling import OddTensor
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def oddity(value: object) -> str | None:
     """Return why something is no dense tensor that holds its data, as the rest of a sentence; None if it is one."""
+    if isinstance(value, OddTensor):
+        return f"is a {value.kind}"
     if not isinstance(value, Tensor):
         return f"is {type(value).__name__}, not a tensor"
     kind = next((word for word, found in _kinds(value).items() if found), None)
@@ -32,6 +37,47 @@ def strange_number(value: Tensor) -> str | None:
     if math.isnan(least):  # aminmax hands it through
         return "NaN"
     return "infinity" if float("inf") in {-least, most} else None
+
+
+def unusable(value: object, like: Tensor) -> str | None:
+    """Return why a tensor cannot be a weight like `like`, as the rest of a sentence; None if it can.
+
+    Any floating type of 16, 32 or 64 bits will do for a weight; it is converted.
+    """
+    if (odd := oddity(value)) is not None:
+        return odd
+    assert isinstance(value, Tensor)
+    if like.is_floating_point() and value.dtype not in FLOATS:
+        names = ", ".join(type_name(kind) for kind in FLOATS)
+        return f"is of type {type_name(value.dtype)}: weights are of type {names}"
+    if not like.is_floating_point() and value.dtype != like.dtype:
+        return f"is of type {type_name(value.dtype)} instead of {type_name(like.dtype)}"
+    found = strange_number(value)
+    return None if found is None else f"holds {found}: the network it is from was broken in its training"
+
+
+def mismatch(found: Mapping[str, object], expected: Mapping[str, Tensor]) -> str | None:
+    """Return why tensors by name are not exactly those of a network, with counts and examples; None if they are."""
+    missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
+    shapes = [name for name in expected if name in found and shape_of(found[name]) != list(expected[name].shape)]
+    problems = {"missing": missing, "unknown": unknown, "of another shape": shapes}
+    parts = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
+    if parts:
+        return f"of {len(expected)} tensors, {', '.join(parts)}"
+    for name, like in expected.items():
+        if (reason := unusable(found[name], like)) is not None:
+            return f"{name} {reason}"
+    return None
+
+
+def shape_of(value: object) -> list[int]:
+    """Return the sizes of a tensor, or of the header's entry for one."""
+    return list(getattr(value, "shape", ()))
+
+
+def type_name(dtype: torch.dtype) -> str:
+    """Return `float32` for torch.float32."""
+    return str(dtype).removeprefix("torch.")
 
 
 def _kinds(value: Tensor) -> dict[str, bool]:

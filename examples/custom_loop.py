@@ -12,6 +12,7 @@ from mst.config.derive import derive
 from mst.data.synthetic import SceneSet
 from mst.model.pair import build_pair, ema_update
 from mst.objective.dino import updated_center
+from mst.objective.draws import StepDraws
 from mst.objective.mst import ObjectiveValues, mst_losses
 from mst.runtime.seeding import generator
 from mst.views.multicrop import MultiCrop
@@ -39,7 +40,8 @@ def main() -> list[float]:
         global_crops, local_crops = (normalise(part, plan.mean, plan.std) for part in crops)
 
         views = Views(global_crops, local_crops, indices)
-        output = mst_losses(pair, views, center, values, generator(SEED, step, "mask"))
+        draws = StepDraws(SEED, step, range(len(indices)), batch=len(indices))
+        output = mst_losses(pair, views, center, values, draws)
         optimizer.zero_grad()
         output.losses.total.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

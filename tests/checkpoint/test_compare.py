@@ -51,7 +51,7 @@ def test_a_key_newer_than_the_checkpoint_is_no_reason_to_refuse() -> None:
 def test_free_keys_exist() -> None:
     known = set(changed_settings({}, RunConfig().model_dump()))
     for free in FREE:
-        assert any(is_free(key) and key.startswith(free) for key in known | {"recipe"}), free
+        assert any(is_free(key) and key.startswith(free) for key in known | {"recipe", "batch_size_per_pass"}), free
     assert not is_free("runtime.seed")
     assert not is_free("monitoring")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from mst.errors import UsageError
 from mst.model.backbone import Backbone
 from mst.model.pair import Pair, build_pair
 from mst.model.tokens import Summary, Tokens
+from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
 from mst.runtime.seeding import generator
@@ -69,6 +71,16 @@ def double_views() -> Views:
     return Views(crops.double(), local_crops.double(), indices)
 
 
+def some_draws(batch: int, step: int = 0) -> StepDraws:
+    return StepDraws(seed=0, step=step, positions=range(batch), batch=batch)
+
+
+def losses_of(
+    pair: Pair, views: Views, center: Tensor, values: ObjectiveValues, step: int = 0, **options: Any
+) -> StepOutput:
+    return mst_losses(pair, views, center, values, some_draws(len(views.indices), step), **options)
+
+
 def some_center() -> Tensor:
     return 0.1 * torch.randn(1, PROTOTYPES, generator=generator("center"))
 
@@ -114,7 +126,7 @@ def test_losses_equal_the_slow_definitions(
     views = some_views(crops, local_crops, batch, size)
     values = replace(VALUES, strategy=strategy, mask_probability=0.6)
     center = some_center()
-    output = mst_losses(pair, views, center, values, generator("step"), statistics=True, std=STD)
+    output = losses_of(pair, views, center, values, statistics=True, std=STD)
 
     images = views.global_crops.flatten(0, 1)
     with torch.no_grad():
@@ -158,7 +170,7 @@ def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, recons
 def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: str) -> None:
     views, center = some_views(local_crops=local_crops), some_center()
     pair = tiny_pair(restoration=False, head_norm=head_norm)
-    output = mst_losses(pair, views, center, DINO, generator("step"))
+    output = losses_of(pair, views, center, DINO)
     output.losses.total.backward()
 
     # DINO as in algorithm 1 of its paper: one view after the other, no tokens, no masks.
@@ -191,7 +203,7 @@ def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_each_network_is_given_what_it_may_see(strategy: str) -> None:
     pair, student, teacher = spied(tiny_pair())
-    output = mst_losses(pair, some_views(), some_center(), replace(VALUES, strategy=strategy), generator("step"))
+    output = losses_of(pair, some_views(), some_center(), replace(VALUES, strategy=strategy))
     assert teacher.calls == [((6, 3, 32, 32), None, strategy in ATTENTION_STRATEGIES)]
     *global_calls, local_call = student.calls
     assert [(shape, asked) for shape, _, asked in global_calls] == [((3, 3, 32, 32), False)] * 2
@@ -204,7 +216,7 @@ def test_each_network_is_given_what_it_may_see(strategy: str) -> None:
 @pytest.mark.parametrize(("head_norm", "calls"), [("none", 2), ("batch", 1)])
 def test_no_local_crops_is_no_pass_for_them(head_norm: str, calls: int) -> None:
     pair, student, _ = spied(tiny_pair(head_norm=head_norm))
-    mst_losses(pair, some_views(local_crops=0), some_center(), VALUES, generator("step"))
+    losses_of(pair, some_views(local_crops=0), some_center(), VALUES)
     assert len(student.calls) == calls
 
 
@@ -213,14 +225,14 @@ def test_no_local_crops_is_no_pass_for_them(head_norm: str, calls: int) -> None:
 def test_a_backward_pass_per_part_gives_the_same_gradients(strategy: str, head_norm: str) -> None:
     values, views, center = replace(VALUES, strategy=strategy), double_views(), some_center().double()
     whole, parts = (tiny_pair(head_norm=head_norm).double() for _ in range(2))
-    mst_losses(whole, views, center, values, generator("step")).losses.total.backward()
+    losses_of(whole, views, center, values).losses.total.backward()
     sizes = []
 
     def backward(loss: Tensor) -> None:
         sizes.append(loss.item())
         loss.backward()
 
-    losses = mst_losses(parts, views, center, values, generator("step"), backward=backward).losses
+    losses = losses_of(parts, views, center, values, backward=backward).losses
     assert len(sizes) == (1 if head_norm == "batch" else 3)
     assert sum(sizes) == pytest.approx(losses.total.item())
     assert not losses.total.requires_grad
@@ -232,14 +244,14 @@ def test_decoder_is_not_run_without_restoration() -> None:
     pair = tiny_pair()
     assert pair.decoder is not None
     pair.decoder.register_forward_pre_hook(lambda *_: pytest.fail("the decoder ran"))
-    output = mst_losses(pair, some_views(), some_center(), replace(VALUES, restoration_weight=0.0), generator("step"))
+    output = losses_of(pair, some_views(), some_center(), replace(VALUES, restoration_weight=0.0))
     assert output.mask is not None
     assert output.losses.restoration.item() == 0.0
 
 
 def test_masks_hide_the_least_attended_tokens() -> None:
     values = replace(VALUES, mask_probability=1.0)
-    output = mst_losses(tiny_pair(), some_views(), some_center(), values, generator("step"))
+    output = losses_of(tiny_pair(), some_views(), some_center(), values)
     importance = output.teacher.importance
     assert importance is not None
     assert output.mask is not None
@@ -251,7 +263,7 @@ def test_masks_hide_the_least_attended_tokens() -> None:
 def test_gradients_reach_the_student_and_the_decoder_only() -> None:
     pair = tiny_pair()
     values = replace(VALUES, mask_probability=1.0)
-    output = mst_losses(pair, some_views(), some_center(), values, generator("step"), statistics=True, std=STD)
+    output = losses_of(pair, some_views(), some_center(), values, statistics=True, std=STD)
     output.losses.total.backward()
     assert gradients(pair.teacher) == {}
     assert not output.teacher_logits.requires_grad
@@ -266,7 +278,7 @@ def test_gradients_reach_the_student_and_the_decoder_only() -> None:
 def test_weights_scale_the_terms() -> None:
     pair, views, center = tiny_pair(), some_views(), some_center()
     values = replace(VALUES, distillation_weight=0.5, restoration_weight=2.0)
-    losses = mst_losses(pair, views, center, values, generator("step")).losses
+    losses = losses_of(pair, views, center, values).losses
     torch.testing.assert_close(losses.total, 0.5 * losses.self_distillation + 2.0 * losses.restoration)
 
 
@@ -274,21 +286,21 @@ def test_weights_scale_the_terms() -> None:
 def test_nothing_and_everything_masked(probability: float) -> None:
     values = replace(VALUES, eligible_fraction=1.0, mask_probability=probability)
     pair, views = tiny_pair(), some_views()
-    output = mst_losses(pair, views, some_center(), values, generator("step"), statistics=True, std=STD)
+    output = losses_of(pair, views, some_center(), values, statistics=True, std=STD)
     assert output.statistics["masked_share"].item() == probability
     assert math.isnan(output.statistics["psnr_visible" if probability else "psnr_masked"].item())
     assert output.losses.total.isfinite()
     if probability == 0.0:
-        whole = mst_losses(pair, views, some_center(), replace(values, strategy="none"), generator("step"))
+        whole = losses_of(pair, views, some_center(), replace(values, strategy="none"))
         torch.testing.assert_close(whole.losses.total, output.losses.total)
 
 
 def test_the_step_is_a_function_of_its_arguments() -> None:
     pair, views, center = tiny_pair(), some_views(), some_center()
     before = center.clone()
-    first = mst_losses(pair, views, center, VALUES, generator("step", 1))
-    again = mst_losses(pair, views, center, VALUES, generator("step", 1), statistics=True, std=STD)
-    other = mst_losses(pair, views, center, VALUES, generator("step", 2))
+    first = losses_of(pair, views, center, VALUES)
+    again = losses_of(pair, views, center, VALUES, statistics=True, std=STD)
+    other = losses_of(pair, views, center, VALUES, step=2)
     assert torch.equal(first.losses.total, again.losses.total)
     assert torch.equal(first.mask, again.mask)
     assert not torch.equal(first.mask, other.mask)
@@ -297,16 +309,16 @@ def test_the_step_is_a_function_of_its_arguments() -> None:
 
 
 def test_psnr_is_left_out_without_the_normalisation() -> None:
-    output = mst_losses(tiny_pair(), some_views(), some_center(), VALUES, generator("step"), statistics=True)
+    output = losses_of(tiny_pair(), some_views(), some_center(), VALUES, statistics=True)
     assert output.statistics.keys() == {"teacher_entropy", "marginal_entropy", "masked_share"}
 
 
 def test_losses_are_float32_under_autocast() -> None:
     pair, views, center = tiny_pair(), some_views(), some_center()
     values = replace(VALUES, strategy="random")  # a mask that does not depend on rounding
-    exact = mst_losses(pair, views, center, values, generator("step"))
+    exact = losses_of(pair, views, center, values)
     with torch.autocast("cpu", torch.bfloat16):
-        output = mst_losses(pair, views, center, values, generator("step"), statistics=True, std=STD)
+        output = losses_of(pair, views, center, values, statistics=True, std=STD)
     losses = output.losses
     assert {losses.total.dtype, losses.self_distillation.dtype, losses.restoration.dtype} == {torch.float32}
     assert {value.dtype for value in output.statistics.values()} == {torch.float32}
@@ -317,4 +329,4 @@ def test_losses_are_float32_under_autocast() -> None:
 
 def test_restoration_needs_a_decoder() -> None:
     with pytest.raises(UsageError, match=r"restoration_weight is 0\.6 but the pair has no decoder"):
-        mst_losses(tiny_pair(restoration=False), some_views(), some_center(), VALUES, generator("step"))
+        losses_of(tiny_pair(restoration=False), some_views(), some_center(), VALUES)

@@ -8,32 +8,30 @@ from functools import partial
 
 import pytest
 import torch
-from torch import Tensor
 
 from mst.model.pair import Pair
-from mst.model.stochastic_depth import DropPath, kept_samples, share_of_draws
+from mst.model.stochastic_depth import DropPath
 from mst.objective.mst import StepOutput, mst_losses
 from mst.objective.replicas import Replicas
-from mst.runtime.seeding import drawn_from, generator
-from objective.test_mst import STD, VALUES, double_views, gradients, some_center, some_views, tiny_pair
+from mst.runtime.seeding import drawn_from
+from objective.test_mst import STD, VALUES, double_views, gradients, some_center, some_draws, some_views, tiny_pair
 
 CPU = torch.device("cpu")
 
 
 def losses_of(pair: Pair, replicas: Replicas | None) -> StepOutput:
     views, center = double_views(), some_center().double()
-    with drawn_from(CPU, "draws"):
-        return mst_losses(
-            pair,
-            views,
-            center,
-            VALUES,
-            generator("step"),
-            backward=lambda loss: loss.backward(),
-            replicas=replicas,
-            statistics=True,
-            std=STD,
-        )
+    return mst_losses(
+        pair,
+        views,
+        center,
+        VALUES,
+        some_draws(len(views.indices)),
+        backward=lambda loss: loss.backward(),
+        replicas=replicas,
+        statistics=True,
+        std=STD,
+    )
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
@@ -65,10 +63,9 @@ def test_two_runs_give_the_same_bits() -> None:
         pair = tiny_pair(drop_path=0.3)
         replicas = Replicas(pair, 3)
         views = some_views(batch=7)
-        with drawn_from(CPU, "draws"):
-            mst_losses(
-                pair, views, some_center(), VALUES, generator("s"), backward=lambda x: x.backward(), replicas=replicas
-            )
+        mst_losses(
+            pair, views, some_center(), VALUES, some_draws(7), backward=lambda x: x.backward(), replicas=replicas
+        )
         replicas.gather_gradients()
         outcomes.append(gradients(pair.student))
     assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
@@ -133,23 +130,6 @@ def test_a_copy_has_its_own_pair() -> None:
     other = copy.deepcopy(replicas)
     assert len(other) == 2
     assert other.run(lambda pair, _: pair, 2)[0] is not replicas.run(lambda pair, _: pair, 2)[0]
-
-
-def shares(rows: int, crops: int, bounds: list[tuple[int, int]], images: int) -> list[Tensor]:
-    state = generator("depth").get_state()
-    found = []
-    for start, stop in bounds:
-        source = torch.Generator()
-        source.set_state(state)
-        with share_of_draws(source, slice(start, stop), images):
-            found.append(torch.stack([kept_samples(crops * (stop - start), 0.5) for _ in range(rows)]))
-    return [share.unflatten(1, (crops, -1)) for share in found]
-
-
-def test_shares_of_the_draws_are_the_draws() -> None:
-    whole = shares(3, 2, [(0, 9)], 9)[0]
-    assert 0.0 < whole.mean() < 1.0
-    assert torch.equal(torch.cat(shares(3, 2, [(0, 4), (4, 9)], 9), dim=2), whole)
 
 
 @pytest.mark.parametrize("shape", [(64, 3), (64, 5, 2), (64, 2, 2, 3)])

@@ -10,8 +10,8 @@ import torch
 
 from mst.config.schema import RunConfig, RunPlan
 from mst.objective.dino import updated_center
+from mst.objective.draws import StepDraws
 from mst.objective.mst import ObjectiveValues, mst_losses
-from mst.runtime.seeding import generator
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
 from mst.train.step import StepReport, train_step
@@ -46,7 +46,7 @@ def test_the_step_is_the_written_out_one() -> None:
     step(state, [views], VALUES, config, plan)
 
     objective = ObjectiveValues.from_config(config.objective, teacher_temp=VALUES.teacher_temp)
-    output = mst_losses(pair, views, torch.zeros(1, 24), objective, generator(0, "step", 0, 0, "mask"))
+    output = mst_losses(pair, views, torch.zeros(1, 24), objective, StepDraws(0, 0, range(8), 8))
     output.losses.total.backward()
     for mine, (name, other) in zip(state.pair.student.parameters(), pair.student.named_parameters(), strict=True):
         if not other.requires_grad:
@@ -81,6 +81,36 @@ def test_accumulation_is_the_whole_batch() -> None:
         for state in (whole, parts)
     ]
     torch.testing.assert_close(*moments, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", ["attention_low", "attention_hint", "block", "random"])
+@pytest.mark.parametrize("share", [1.0, 0.5])
+def test_masks_and_stochastic_depth_do_not_depend_on_accumulation(strategy: str, share: float) -> None:
+    """In float64 the weights differ by the rounding of sums only: the same masks, the same branches left out."""
+    sections = {
+        "model": {"drop_path": 0.4},
+        "objective": {"strategy": strategy, "masked_sample_share": share, "mask_probability": 0.6},
+    }
+    config, plan, whole, (views,) = prepared(**sections)
+    found = []
+    for bounds in ([(0, 8)], [(0, 4), (4, 8)], [(0, 1), (1, 6), (6, 8)]):
+        state = copy.deepcopy(whole)
+        parts = [Views(views.global_crops[:, a:b], views.local_crops[:, a:b], views.indices[a:b]) for a, b in bounds]
+        report = step(state, parts, VALUES, config, plan, statistics=True)
+        found.append((report, [parameter.detach() for parameter in state.pair.student.parameters()]))
+    (one, weights), *others = found
+    assert 0 < one.statistics["masked_share"] < 1
+    for report, own in others:
+        assert report.loss == pytest.approx(one.loss, rel=1e-5)
+        assert report.statistics["masked_share"] == pytest.approx(one.statistics["masked_share"], rel=1e-6)
+        torch.testing.assert_close(own, weights, rtol=1e-3, atol=2e-4)
+
+
+def test_a_step_leaves_the_global_generator_alone() -> None:
+    config, plan, state, (views,) = prepared(model={"drop_path": 0.4})
+    before = torch.default_generator.get_state()
+    step(state, [views], VALUES, config, plan)
+    assert torch.equal(torch.default_generator.get_state(), before)
 
 
 def test_a_frozen_last_layer_keeps_still_and_the_rest_moves() -> None:

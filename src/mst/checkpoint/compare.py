@@ -15,7 +15,9 @@ FREE = (
     "data.cache",
     "data.index_cache",
     "data.max_unreadable_share",
+    "train.accumulate",
     "train.max_bad_steps",
+    "batch_size_per_pass",
     "checkpoint",
     "monitor",
     "runtime.device",
@@ -27,7 +29,8 @@ FREE = (
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
 
 The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
-Another device, or number of threads or replicas, changes the last bits of a sum, and colours on another device change
+Another device, or number of threads, replicas or accumulation passes, changes the last bits of a sum (and the images
+that BatchNorm in a head, `model.head_norm batch`, sees at once), and colours on another device change
 some pixels by one grey level; all else continues exactly as it would have.
 """
 

@@ -20,7 +20,8 @@ import torch
 from mst.errors import CheckpointError
 from mst.runtime.files import sync_folder
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""Raised when a run of before could not go on as it would have: 2 draws masks and stochastic depth by position."""
 INFO = "info.json"
 PART = re.compile(r"\w+\.pt")
 """Name of a part's file."""
@@ -154,7 +155,10 @@ def verified_info(folder: Path) -> dict[str, Any]:
     if not content or record.get("sha256") != _digest(content):
         raise Damaged(f"{INFO} was changed after it was written")
     if content.get("format") != FORMAT_VERSION:
-        raise Damaged(f"it has format {content.get('format')}, this version of mst reads {FORMAT_VERSION}")
+        raise Damaged(
+            f"it has format {content.get('format')}, this version of mst reads {FORMAT_VERSION}: finish the run with "
+            "the version that began it, or start anew with --init FOLDER/backbone.safetensors"
+        )
     _check_content(content)
     for name, expected in content["files"].items():
         _verify_file(folder / name, expected)

@@ -214,7 +214,7 @@ def train(setup: Setup, state: TrainState, loader: BatchLoader, run: RunDir) -> 
     except torch.OutOfMemoryError as error:
         raise RunFailure(
             f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
-            f"start anew with --train.accumulate {2 * setup.config.train.accumulate}"
+            f"go on with {run.resume_command} --train.accumulate {2 * setup.config.train.accumulate}"
         ) from error
 
 

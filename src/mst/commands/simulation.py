@@ -80,8 +80,8 @@ class _Answers(TorchDispatchMode):  # type: ignore[no-untyped-call]
     ) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 0.5
-        if func is torch.ops.aten.bernoulli_.float:
-            self._share = args[1] if self._dropping else 1.0
+        if func is torch.ops.aten.ge.Scalar:  # stochastic depth compares its draws with the rate
+            self._share = 1.0 - args[1] if self._dropping else 1.0
         if func is torch.ops.aten.nonzero.default:
             kept = round(args[0].numel() * self._share)
             return torch.zeros(kept, args[0].ndim, dtype=torch.int64, device=args[0].device)

@@ -1,54 +1,58 @@
 """Stochastic depth whose draws do not depend on how a batch is divided.
 
 Source: Huang et al. 2016; timm's `DropPath` for the rule (a branch is left out per sample, the others are scaled up).
-Differs from timm in that draws are made on the CPU, and that a share of a batch gets its share of the batch's draws.
+Differs from timm in that draws are made on the CPU, and that a training step says where they come from.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import NamedTuple
 
 import torch
 from timm.layers.drop import DropPath as TimmDropPath
 from torch import Tensor, nn
 
+BRANCHES = 64
+"""Branches whose draws are made together."""
+Draw = Callable[[int, int], Tensor]
+"""(samples, count) -> numbers in [0, 1) on the CPU [samples, count]; a larger count does not change those before."""
 
-class _Share(NamedTuple):
-    generator: torch.Generator
-    images: slice
-    of: int
+
+class _Branches:
+    """The draws of one forward pass, branch after branch."""
+
+    def __init__(self, draw: Draw) -> None:
+        self._draw, self._numbers, self._next = draw, torch.empty(0, 0), 0
+
+    def take(self, rows: int) -> Tensor:
+        """Return the numbers of the next branch [rows]."""
+        if self._next == self._numbers.shape[1]:
+            self._numbers = self._draw(rows, self._next + BRANCHES)
+        self._next += 1
+        return self._numbers[:, self._next - 1]
 
 
-_SHARE: ContextVar[_Share | None] = ContextVar("share", default=None)
+_BRANCHES: ContextVar[_Branches | None] = ContextVar("branches", default=None)
 
 
 @contextmanager
-def share_of_draws(generator: torch.Generator, images: slice, of: int) -> Iterator[None]:
-    """Inside, in this thread, draw for `of` images and take the draws of `images`, which are all that is computed.
-
-    Args:
-        generator: on the CPU; shares of one batch need each their own, in the same state.
-        images: start and stop.
-        of: images of the whole batch.
-    """
-    token = _SHARE.set(_Share(generator, images, of))
+def branch_draws(draw: Draw) -> Iterator[None]:
+    """Inside, in this thread, take the draws of one forward pass from `draw` instead of torch's global generator."""
+    token = _BRANCHES.set(_Branches(draw))
     try:
         yield
     finally:
-        _SHARE.reset(token)
+        _BRANCHES.reset(token)
 
 
 def kept_samples(rows: int, drop_rate: float) -> Tensor:
-    """Return which samples keep a branch [rows], ones and zeros on the CPU; rows are images, or crops of images."""
-    share = _SHARE.get()
-    if share is None:
+    """Return which samples keep a branch [rows], ones and zeros on the CPU."""
+    branches = _BRANCHES.get()
+    if branches is None:
         return torch.empty(rows).bernoulli_(1.0 - drop_rate)
-    crops = rows // (share.images.stop - share.images.start)
-    whole = torch.empty(crops, share.of).bernoulli_(1.0 - drop_rate, generator=share.generator)
-    return whole[:, share.images].flatten()
+    return (branches.take(rows) >= drop_rate).float()
 
 
 class DropPath(TimmDropPath):

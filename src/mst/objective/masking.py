@@ -18,7 +18,9 @@ from torch import Tensor
 
 from mst.config.schema import Strategy
 from mst.errors import UsageError
+from mst.objective.draws import GeneratorDraws, StepDraws
 
+Draws = StepDraws | GeneratorDraws
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
 ATTENTION_STRATEGIES = frozenset({"attention_low", "attention_high", "attention_hint"})
 """Strategies that look at the values of `importance`; the others only at its shape."""
@@ -37,7 +39,7 @@ def attention_mask(
     strategy: str,
     eligible_fraction: float,
     mask_probability: float,
-    generator: torch.Generator,
+    generator: torch.Generator | StepDraws,
     grid: tuple[int, int] | None = None,
     masked_sample_share: float = 1.0,
 ) -> Tensor:
@@ -59,10 +61,11 @@ def attention_mask(
         strategy: one of the names above.
         eligible_fraction: share of the tokens that may be hidden, in [0, 1] (the paper's 1/num).
         mask_probability: probability that an eligible token is hidden, in [0, 1].
-        generator: source of every draw; on the CPU the mask is the same whatever the device of `importance`.
+        generator: source of every draw; on the CPU the mask is the same whatever the device of `importance`. With
+            `StepDraws` it is the same however the batch is divided, too.
         grid: (h, w) of the tokens, used by `block` only; None = a square.
-        masked_sample_share: share of the images that get a mask at all, in [0, 1]. The number of them is exact where
-            share * B is whole, otherwise one of the two nearest, so that the share holds on average.
+        masked_sample_share: share of the images that get a mask at all, in [0, 1]. The number of them (in the whole
+            batch) is exact where share * B is whole, otherwise one of the two nearest, so that it holds on average.
 
     Returns:
         mask [B, N], bool, on the device of `importance`.
@@ -75,31 +78,32 @@ def attention_mask(
     device = importance.device
     if strategy == "none":
         return torch.zeros(images, tokens, dtype=torch.bool, device=device)
+    draws = GeneratorDraws(generator) if isinstance(generator, torch.Generator) else generator
     count = math.floor(eligible_fraction * tokens)
-    hidden = _uniform(generator, images, tokens) < mask_probability  # [B,N]
+    hidden = draws.uniform("mask", images, tokens) < mask_probability  # [B,N]
     if strategy == "block":
-        mask = _blocks(hidden[:, :count].sum(dim=1), _checked_grid(grid, tokens), generator).to(device)
+        mask = _blocks(hidden[:, :count].sum(dim=1), _checked_grid(grid, tokens), draws).to(device)
     else:
-        mask = _eligible(importance, strategy, count, eligible_fraction, generator) & hidden.to(device)
-    return mask & _masked_samples(images, masked_sample_share, generator).to(device)[:, None]
+        mask = _eligible(importance, strategy, count, eligible_fraction, draws) & hidden.to(device)
+    return mask & _masked_samples(images, masked_sample_share, draws).to(device)[:, None]
 
 
-def _eligible(importance: Tensor, strategy: str, count: int, fraction: float, generator: torch.Generator) -> Tensor:
+def _eligible(importance: Tensor, strategy: str, count: int, fraction: float, draws: Draws) -> Tensor:
     """Return the `count` tokens of each image that may be hidden [B,N], bool (fewer if too many are revealed)."""
     if strategy == "attention_low":
         return _rank(importance) < count
     if strategy == "attention_high":
         return _rank(importance, descending=True) < count
     images, tokens = importance.shape
-    draws = _uniform(generator, images, tokens).to(importance.device)  # [B,N]
+    chance = draws.uniform("eligible", images, tokens).to(importance.device)  # [B,N]
     if strategy == "random":
-        return _rank(draws) < count
+        return _rank(chance) < count
     rank = _rank(importance, descending=True)  # [B,N], 0 = most attended
-    revealed = (rank < math.ceil(HINT_TOP_SHARE * tokens)) & (draws < fraction)
+    revealed = (rank < math.ceil(HINT_TOP_SHARE * tokens)) & (chance < fraction)
     return (_rank(rank + tokens * revealed) < count) & ~revealed
 
 
-def _blocks(targets: Tensor, grid: tuple[int, int], generator: torch.Generator) -> Tensor:
+def _blocks(targets: Tensor, grid: tuple[int, int], draws: Draws) -> Tensor:
     """Return masks [B,N] of rectangles with exactly `targets` [B] tokens each.
 
     As in BEiT and iBOT, a block covers at most what is still missing and at least (min(h, w) // 3)^2 tokens. Its last
@@ -111,39 +115,34 @@ def _blocks(targets: Tensor, grid: tuple[int, int], generator: torch.Generator) 
     columns = torch.arange(width, device=targets.device)  # [w]
     smallest = max(1, (min(height, width) // 3) ** 2)
     mask = torch.zeros(images, tokens, dtype=torch.bool, device=targets.device)
-    for _ in range(BLOCK_ATTEMPTS):
+    for attempt in range(BLOCK_ATTEMPTS):
         missing = targets - mask.sum(dim=1)  # [B]
         if not missing.any():
             return mask
-        draws = _uniform(generator, 4, images, 1, 1)
-        area = torch.lerp(missing.clamp(max=smallest).float(), missing.float(), draws[0, :, 0, 0])[:, None, None]
-        aspect = BLOCK_ASPECT ** (2.0 * draws[1] - 1.0)  # [B,1,1], height / width, uniform in its logarithm
+        u = draws.uniform(f"block {attempt}", images, 4).t()[..., None, None]  # [4,B,1,1]
+        area = torch.lerp(missing.clamp(max=smallest).float(), missing.float(), u[0, :, 0, 0])[:, None, None]
+        aspect = BLOCK_ASPECT ** (2.0 * u[1] - 1.0)  # [B,1,1], height / width, uniform in its logarithm
         block_height = (area * aspect).sqrt().round().clamp(1, height)
         block_width = (area / aspect).sqrt().round().clamp(1, width)
-        top = (draws[2] * (height - block_height + 1)).floor()
-        left = (draws[3] * (width - block_width + 1)).floor()
+        top = (u[2] * (height - block_height + 1)).floor()
+        left = (u[3] * (width - block_width + 1)).floor()
         block = (rows >= top) & (rows < top + block_height) & (columns >= left) & (columns < left + block_width)
         new = block.flatten(1) & ~mask  # [B,N]
         mask |= new & (new.cumsum(dim=1) <= missing[:, None])
     missing = targets - mask.sum(dim=1)
-    return mask | (_rank(_uniform(generator, images, tokens) + mask) < missing[:, None])
+    return mask | (_rank(draws.uniform("rest", images, tokens) + mask) < missing[:, None])
 
 
-def _masked_samples(images: int, share: float, generator: torch.Generator) -> Tensor:
-    """Return which images get a mask [B], bool: a random choice of floor(share * B + a draw from [0, 1))."""
-    draws = _uniform(generator, images + 1)
-    count = math.floor(share * images + float(draws[images]))
-    return _rank(draws[None, :images])[0] < count
+def _masked_samples(images: int, share: float, draws: Draws) -> Tensor:
+    """Return which images get a mask [B], bool: of the whole batch, floor(share * images + a draw from [0, 1))."""
+    numbers, own = draws.uniform_of_batch("masked samples", images)  # [whole batch + 1], [B]
+    count = math.floor(share * (len(numbers) - 1) + float(numbers[-1]))
+    return (_rank(numbers[None, :-1])[0] < count)[own]
 
 
 def _rank(values: Tensor, *, descending: bool = False) -> Tensor:
     """Return each value's place in its sorted row [B,N], int64; equal values keep their order."""
     return values.argsort(dim=1, descending=descending, stable=True).argsort(dim=1)
-
-
-def _uniform(generator: torch.Generator, *shape: int) -> Tensor:
-    """Draw from [0, 1) on the generator's own device."""
-    return torch.rand(shape, generator=generator, device=generator.device)
 
 
 def _check(importance: Tensor, strategy: str, fraction: float, probability: float, share: float) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import reduce
+from functools import partial, reduce
 from typing import NamedTuple
 
 import torch
@@ -20,8 +20,10 @@ from torch import Tensor
 from mst.config.schema import ObjectiveConfig
 from mst.errors import UsageError
 from mst.model.pair import Pair
+from mst.model.stochastic_depth import branch_draws
 from mst.model.tokens import Summary, Tokens
 from mst.objective.dino import count_pairs, marginal_entropy, mean_entropy, teacher_probabilities, view_targets
+from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, attention_mask
 from mst.objective.prototypes import prototype_cross_entropy
 from mst.objective.replicas import Replicas
@@ -85,12 +87,14 @@ class CropSet(NamedTuple):
         crops: [n, B, C, H, W].
         mask: tokens hidden from the student [n*B, N], or None.
         targets: what it should predict of each [n, B, K], or [1, B, K] where that is the same for all.
+        first: number of the first of them among the crops of an image.
         whole: whether they are global crops, which are also restored.
     """
 
     crops: Tensor
     mask: Tensor | None
     targets: Tensor
+    first: int
     whole: bool
 
 
@@ -122,7 +126,7 @@ def mst_losses(
     views: Views,
     center: Tensor,
     values: ObjectiveValues,
-    generator: torch.Generator,
+    draws: StepDraws,
     *,
     backward: Callable[[Tensor], None] | None = None,
     replicas: Replicas | None = None,
@@ -132,15 +136,14 @@ def mst_losses(
     """Compute the losses of one batch; the caller sets the compute type (autocast).
 
     The loss is a sum over the student's views, which meet only in a head with BatchNorm. So with `backward`, each part
-    is differentiated as soon as it is known: the activations of one part are in memory, not those of all. For the same
-    reason the images can be shared out to replicas of the pair.
+    is differentiated as soon as it is known, and the images can be shared out to replicas of the pair.
 
     Args:
         pair: student, teacher and image decoder.
         views: normalised crops on the device of `pair`.
         center: running mean of the teacher's logits [1, K].
         values: weights, temperatures and masking of this step.
-        generator: draws the mask; one on the CPU gives the same mask on every device.
+        draws: masks and stochastic depth of these images.
         backward: called with each part of the total, which then carries no gradient; None = the caller differentiates.
         replicas: of `pair`, which is the first of them; None = it is the only one.
         statistics: whether to fill `StepOutput.statistics` (see `step_statistics`).
@@ -161,13 +164,13 @@ def mst_losses(
 
     # The student sees the global crops without the masked tokens, and the local crops whole. It predicts what the
     # teacher says of the other views, and the pixels of the global crops.
-    mask = student_mask(teacher, values, generator)  # [G*B,N] or None
+    mask = student_mask(teacher, values, draws)  # [G*B,N] or None
 
     def student_of(pair: Pair, share: slice) -> tuple[LossTerms, Tensor | None]:
         hidden = None if mask is None else mask.view(crops, batch, -1)[:, share].flatten(0, 1)
-        own = shared(views, share)
+        own, targets, drawn = shared(views, share), teacher_probs[:, share], draws.of(share)
         return student_view(
-            pair, own, hidden, teacher_probs[:, share], values, batch=batch, backward=backward, pixels=statistics
+            pair, own, hidden, targets, values, draws=drawn, batch=batch, backward=backward, pixels=statistics
         )
 
     predicted = replicas.run(student_of, batch)
@@ -212,6 +215,7 @@ def student_view(
     teacher_probs: Tensor,
     values: ObjectiveValues,
     *,
+    draws: StepDraws,
     batch: int,
     backward: Callable[[Tensor], None] | None,
     pixels: bool,
@@ -224,6 +228,7 @@ def student_view(
         mask: tokens hidden in the global crops [G*b, N], or None.
         teacher_probs: [G, b, K].
         values: as in `mst_losses`.
+        draws: of these images.
         batch: B, images of the whole batch: the losses of its shares add up to its losses.
         backward: as in `mst_losses`.
         pixels: whether to keep the reconstruction.
@@ -233,7 +238,7 @@ def student_view(
     share = len(views.indices) / batch
     parts, reconstructions = [], []
     for part in student_parts(views, mask, teacher_probs, together=pair.student.head.couples_images):
-        distillation, reconstruction = student_losses(pair, part, values)
+        distillation, reconstruction = student_losses(pair, part, values, draws)
         terms = loss_terms(distillation / (pairs * batch), reconstruction, part, share / crops, values)
         if backward is not None:
             backward(terms.total)
@@ -256,19 +261,22 @@ def student_parts(
         together: make one part of all, because the head's BatchNorm looks at all crops of the batch, as in DINO.
     """
     of_globals, of_locals = view_targets(teacher_probs)  # [G,B,K], [1,B,K]
-    everything = CropSet(views.global_crops, mask, of_globals, True)
-    local = (CropSet(views.local_crops, None, of_locals, False),) if len(views.local_crops) else ()
+    everything = CropSet(views.global_crops, mask, of_globals, 0, True)
+    crops = len(views.global_crops)
+    local = (CropSet(views.local_crops, None, of_locals, crops, False),) if len(views.local_crops) else ()
     if together:
         yield (everything, *local)
         return
-    masks = [None] * len(of_globals) if mask is None else mask.chunk(len(of_globals))
-    for crop, hidden, targets in zip(views.global_crops, masks, of_globals, strict=True):
-        yield (CropSet(crop[None], hidden, targets[None], True),)
+    masks = [None] * crops if mask is None else mask.chunk(crops)
+    for first, (crop, hidden, targets) in enumerate(zip(views.global_crops, masks, of_globals, strict=True)):
+        yield (CropSet(crop[None], hidden, targets[None], first, True),)
     if local:
         yield local
 
 
-def student_losses(pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues) -> tuple[Tensor, Tensor | None]:
+def student_losses(
+    pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws
+) -> tuple[Tensor, Tensor | None]:
     """Run the student on one part.
 
     Returns:
@@ -276,24 +284,27 @@ def student_losses(pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValue
         crops [n*B, C, H, W], or None.
     """
     features, reconstruction, head = [], None, pair.student.head
-    for crops, mask, _, whole in part:
+    for crops, mask, _, first, whole in part:
         images = crops.flatten(0, 1)  # [n*B,C,H,W]
-        if whole and values.restoration_weight != 0:
-            tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [n*B,N,D]
-            reconstruction = restored_images(pair, tokens, values)  # [n*B,C,H,W]
-            features.append(tokens.cls)  # [n*B,D]
-        else:
-            features.append(pair.student.backbone.summary(images, mask, importance=False).cls)
+        with branch_draws(partial(draws.from_crop(first).uniform, "depth")):
+            if whole and values.restoration_weight != 0:
+                tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [n*B,N,D]
+                reconstruction = restored_images(pair, tokens, values)  # [n*B,C,H,W]
+                features.append(tokens.cls)  # [n*B,D]
+            else:
+                features.append(pair.student.backbone.summary(images, mask, importance=False).cls)
     vectors = torch.split(head.vectors(torch.cat(features)), [len(x) for x in features])  # each [n*B,d]
     prototypes = head.directions()  # [K,d]
     terms = [
         prototype_cross_entropy(x.view(*crops.shape[:2], -1), prototypes, targets, values.student_temp)
-        for x, (crops, _, targets, _) in zip(vectors, part, strict=True)
+        for x, (crops, _, targets, _, _) in zip(vectors, part, strict=True)
     ]
     return torch.stack(terms).sum(), reconstruction
 
 
-def student_mask(teacher: Summary | Tokens, values: ObjectiveValues, generator: torch.Generator) -> Tensor | None:
+def student_mask(
+    teacher: Summary | Tokens, values: ObjectiveValues, generator: torch.Generator | StepDraws
+) -> Tensor | None:
     """Return the tokens to hide from the student [G*B, N], bool, or None for strategy `none`."""
     if values.strategy == "none":
         return None

@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from mst.model.pair import Pair
-from mst.model.stochastic_depth import share_of_draws
 from mst.runtime.threads import compute_threads
 
 T = TypeVar("T")
@@ -49,7 +48,7 @@ class Replicas:
     def run(self, task: Callable[[Pair, slice], T], images: int) -> list[T]:
         """Return task(pair, images of its share) of all replicas, in order; they run at the same time.
 
-        The caller's autocast and gradient modes hold in them too, and they continue torch's generator of the CPU.
+        The caller's autocast and gradient modes hold in them too. A task draws nothing from torch's global generator.
 
         Args:
             task: raises what this method then raises.
@@ -59,7 +58,7 @@ class Replicas:
         if self._threads is None or count == 1:
             return [task(self._pairs[0], slice(0, images))]
         bounds = [images * index // count for index in range(count + 1)]
-        inherited = _Inherited(images)
+        inherited = _Inherited()
         futures = [
             self._threads.submit(inherited.call, task, pair, slice(*ends))
             for pair, ends in zip(self._pairs, pairwise(bounds), strict=False)
@@ -89,21 +88,13 @@ class Replicas:
 class _Inherited:
     """What a thread does not inherit from the one that starts it."""
 
-    def __init__(self, images: int) -> None:
-        self.images = images
-        self.state = torch.default_generator.get_state()
+    def __init__(self) -> None:
         self.type, self.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
         self.gradients = torch.is_grad_enabled()
 
     def call(self, task: Callable[[Pair, slice], T], pair: Pair, share: slice) -> T:
         """Return task(pair, share)."""
-        generator = torch.Generator()
-        generator.set_state(self.state)
-        with (
-            share_of_draws(generator, share, self.images),
-            torch.set_grad_enabled(self.gradients),
-            torch.autocast("cpu", self.type, enabled=self.autocast),
-        ):
+        with torch.set_grad_enabled(self.gradients), torch.autocast("cpu", self.type, enabled=self.autocast):
             return task(pair, share)
 
 

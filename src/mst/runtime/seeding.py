@@ -10,10 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import numpy as np
+import numpy.typing as npt
+
 from mst.errors import UsageError
 
 if TYPE_CHECKING:
     import torch
+
+_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+"""SplitMix64's constants."""
 
 
 def derive_seed(*parts: int | str) -> int:
@@ -37,6 +43,31 @@ def generator(*parts: int | str, device: str = "cpu") -> torch.Generator:
     import torch
 
     return torch.Generator(device=device).manual_seed(derive_seed(*parts))
+
+
+def uniforms(seed: int, counters: npt.NDArray[np.int64]) -> torch.Tensor:
+    """Return one uniform number in [0, 1) for each counter, float32 on the CPU, in the shape of `counters`.
+
+    A number depends on its seed and its counter alone, so any part of a stream can be drawn by itself. The numbers are
+    the upper 24 bits of SplitMix64's output number `counter` (Steele, Lea and Flood 2014, "Fast splittable
+    pseudorandom number generators", figure 17).
+
+    Args:
+        seed: of the stream, from `derive_seed`.
+        counters: places in the stream, not negative; any shape.
+    """
+    import torch
+
+    z = counters.astype(np.uint64)  # a copy; its arithmetic is modulo 2^64
+    z += np.uint64(1)
+    z *= np.uint64(_GAMMA)
+    z += np.uint64(seed)
+    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+        z ^= z >> np.uint64(shift)
+        z *= np.uint64(factor)
+    z ^= z >> np.uint64(31)
+    z >>= np.uint64(40)
+    return torch.from_numpy(z.astype(np.float32) * np.float32(2**-24))
 
 
 @contextmanager

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from mst.config.schema import RunConfig, RunPlan
 from mst.model.pair import ema_update
 from mst.objective.dino import mean_over_processes, updated_center
+from mst.objective.draws import StepDraws
 from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
-from mst.runtime.seeding import drawn_from, generator
 from mst.train.optimizer import clip_per_tensor_, set_step_values
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
@@ -86,11 +86,13 @@ def train_step(
 
     # Gradients of the mean loss over the batch, a part at a time.
     state.replicas.forget_gradients()
-    for position, views in enumerate(passes):
-        draws = (config.runtime.seed, "step", state.step, position)
-        with drawn_from(device, *draws), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+    first = 0
+    for views in passes:
+        positions = range(first, first := first + len(views.indices))
+        draws = StepDraws(config.runtime.seed, state.step, positions, plan.batch_size)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = mst_losses(
-                *(pair, views, state.center, objective, generator(*draws, "mask")),
+                *(pair, views, state.center, objective, draws),
                 backward=_Backward(len(views.indices) / plan.batch_size, device),
                 replicas=state.replicas,
                 statistics=statistics,

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from evaluate.fakes import FakeBackbone, colour_sets
 from mst.errors import UsageError
-from mst.evaluate.features import FeatureSettings
+from mst.evaluate.features import Features, FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
-from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_predict
+from mst.evaluate.knn import KnnProtocol, evaluate_knn, knn_accuracy, knn_predict
+from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.protocol import ImageTransform, LowShot
-from reference.knn import knn_scores
+from reference.knn import knn_scores, knn_top
 
 QUIET = FeatureSettings(forward_batch=7, workers=2, precision="fp32", progress=False)
 
@@ -46,6 +47,44 @@ def test_equals_the_definition(  # noqa: PLR0917
     )
     assert scores.shape == (n, classes)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-4)
+    if n:
+        truth = torch.randint(classes, (n,), generator=draw)
+        ranks = rank_of_label(scores, truth)
+        for top in (1, 2, 5):
+            assert accuracy(ranks, top) == pytest.approx(knn_top(scores.numpy(), truth.numpy(), top), abs=1e-5)
+
+
+def test_a_class_without_a_vote_is_not_among_the_five_best() -> None:
+    train, labels = torch.eye(12).repeat_interleave(30, 0), torch.arange(12).repeat_interleave(30)
+    queries, truth = torch.eye(12)[[11] * 12], torch.arange(12)
+    scores = knn_predict(train, labels, queries, num_neighbors=20, temperature=0.07, num_classes=12)
+    ranks = rank_of_label(scores, truth)
+    assert accuracy(ranks, 1) == accuracy(ranks, 5) == pytest.approx(100 / 12, abs=1e-5)
+
+
+def test_one_neighbour_has_one_candidate() -> None:
+    draw = torch.Generator().manual_seed(1)
+    names, classes = torch.arange(40) % 10, 10
+    train, val = (
+        Features(torch.randn(40, 4, generator=draw), names, tuple(map(str, range(40))), tuple(range(40)))
+        for _ in range(2)
+    )
+    found = knn_accuracy(
+        train, val, neighbors=(1, 3), temperature=0.07, num_classes=classes, device=torch.device("cpu")
+    )
+    assert found["top1_k1"] == found["top5_k1"] < found["top5_k3"]
+
+
+@pytest.mark.parametrize("temperature", [1e-4, 0.01, 0.0126])
+def test_small_temperatures_are_the_nearest_neighbour(temperature: float) -> None:
+    draw = torch.Generator().manual_seed(2)
+    train, queries = torch.randn(30, 3, generator=draw), torch.randn(9, 3, generator=draw)
+    labels = torch.arange(30) % 5
+    scores = knn_predict(train, labels, queries, num_neighbors=7, temperature=temperature, num_classes=5)
+    nearest = knn_predict(train, labels, queries, num_neighbors=1, temperature=1.0, num_classes=5).argmax(1)
+    assert not bool(scores.isnan().any() or scores.isposinf().any())
+    if temperature < 1e-3:
+        assert torch.equal(scores.argmax(1), nearest)
 
 
 @pytest.mark.parametrize(("k", "temperature", "m"), [(0, 0.07, 3), (1, 0.0, 3), (1, 0.07, 0)])

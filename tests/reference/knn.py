@@ -24,15 +24,29 @@ def knn_scores(
 
     Features [m, D] and [n, D] are compared by cosine similarity. Each of the `num_neighbors` most similar training
     samples (all of them where there are fewer; equal similarity: the lower index first) votes for its own label
-    with weight exp(similarity / temperature).
+    with weight exp(similarity / temperature). A class without a vote has -inf: it is no candidate.
     """
-    scores = np.zeros((len(features), num_classes))
+    scores = np.full((len(features), num_classes), -np.inf)
     for row, query in enumerate(features):
         similarities = [_cosine(query, other) for other in train_features]
         nearest = sorted(range(len(train_features)), key=lambda index: (-similarities[index], index))
         for index in nearest[:num_neighbors]:
-            scores[row, int(train_labels[index])] += math.exp(similarities[index] / temperature)
+            label = int(train_labels[index])
+            before = 0.0 if scores[row, label] == -np.inf else scores[row, label]
+            scores[row, label] = before + math.exp(similarities[index] / temperature)
     return scores
+
+
+def knn_top(scores: np.ndarray, labels: np.ndarray, count: int) -> float:
+    """Return the percentage of rows whose label is among the `count` best classes that got a vote.
+
+    Of equal scores the lower class number comes first.
+    """
+    hits = 0
+    for row, label in zip(scores, labels, strict=True):
+        voted = [number for number in range(len(row)) if row[number] != -np.inf]
+        hits += int(label) in sorted(voted, key=lambda number: (-row[number], number))[:count]
+    return 100.0 * hits / len(labels)
 
 
 def knn_predictions(scores: np.ndarray) -> np.ndarray:

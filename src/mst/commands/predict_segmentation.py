@@ -126,7 +126,7 @@ def predict_segmentation(
             if isinstance(image, UnreadableImage):
                 unreadable.append(str(image))
                 continue
-            mask = predict_mask(saved.segmenter, image, saved.view, precision)  # [H,W]
+            mask = predict_mask(saved.segmenter, image, saved.view, precision, str(name))  # [H,W]
             save_picture(index_picture(mask, len(classes)), target / MASKS / name)
             if picture_limit is None or len(written) < picture_limit:
                 save_picture(sheet(image, [mask], classes), target / PICTURES / name)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from mst.evaluate.features import FeatureSettings, device_of, frozen, progress_bar, read_batches
+from mst.evaluate.finite import check_finite
 from mst.evaluate.image_sets import ImageSet
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.runtime.device import select_precision
@@ -42,6 +43,7 @@ def score_classifier(
 
     Raises:
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
+        RunFailure: a score is not finite.
     """
     device = device_of(classifier)
     compute, _ = select_precision(settings.precision, device)
@@ -53,6 +55,7 @@ def score_classifier(
             if batch.indices:
                 with torch.autocast(device.type, compute, enabled=compute != torch.float32):
                     scores = classifier(batch.images.to(device, non_blocking=True))  # [B, K]
+                check_finite(scores, classifier, [images.names[index] for index in batch.indices], "class scores")
                 ranks.append(rank_of_label(scores.float().cpu(), images.labels[batch.indices]))
             advance(len(batch.indices) + len(batch.unreadable))
     placed = torch.cat(ranks)

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError
+from mst.evaluate.finite import check_finite
 from mst.evaluate.image_sets import ImageSet
 from mst.runtime.device import select_precision
 from mst.runtime.limits import check_numbers
@@ -205,6 +206,7 @@ def extract_features(
 
     Raises:
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
+        RunFailure: a feature is not finite.
     """
     settings = settings or FeatureSettings()
     rows = torch.empty(0)
@@ -214,6 +216,7 @@ def extract_features(
         for batch in read_batches(images, transform, settings):
             if batch.indices:
                 features = forward_batch(backbone, batch.images, function, settings.precision)
+                check_finite(features, backbone, [images.names[index] for index in batch.indices], "features")
                 if not kept:
                     rows = place((len(images), *features.shape[1:]))
                 rows[len(kept) : len(kept) + len(features)] = features

@@ -31,6 +31,10 @@ if TYPE_CHECKING:
     from mst.model.backbone import Backbone
 
 
+LARGEST_EXPONENT = 80.0
+"""Sums of a few thousand exp() of it are still float32."""
+
+
 @dataclass(frozen=True)
 class KnnProtocol:
     """Settings of the k-NN evaluation that change its numbers.
@@ -67,6 +71,8 @@ def knn_predict(
 ) -> Tensor:
     """Return class scores [n, C], float32: each of the k nearest training samples votes exp(similarity / temperature).
 
+    A class that got no vote has -inf: it is not among the best five, however few others there are.
+
     Args:
         train_features: [m, D], any length (they are normalised here).
         train_labels: [m], int64 in 0..C-1.
@@ -92,9 +98,16 @@ def knn_predict(
 
 
 def vote(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
-    """Return class scores [n, C] from the neighbours' similarities [n, k] and labels [n, k]."""
+    """Return class scores [n, C] from the neighbours' similarities [n, k] and labels [n, k]; -inf without a vote.
+
+    Where exp(1 / temperature) is beyond float32, the votes are relative to that of the nearest neighbour.
+    """
+    if temperature * LARGEST_EXPONENT < 1:
+        similarity = similarity - similarity[:, :1]
     scores = similarity.new_zeros(len(similarity), num_classes)
-    return scores.scatter_add_(1, labels, (similarity / temperature).exp())
+    scores.scatter_add_(1, labels, (similarity / temperature).exp())
+    voted = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels, True)
+    return scores.masked_fill_(~voted, -torch.inf)
 
 
 def knn_accuracy(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
-from mst.errors import UsageError
+from mst.errors import RunFailure, UsageError
 from mst.evaluate.feature_store import FeatureSource, LastBlocks
 from mst.evaluate.features import (
     FeatureFunction,
@@ -30,6 +30,7 @@ from mst.evaluate.features import (
     progress_bar,
     read_batches,
 )
+from mst.evaluate.finite import check_finite
 from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.linear_heads import LinearHeads
 from mst.evaluate.metrics import accuracy
@@ -184,6 +185,7 @@ def augmented_batches(
             if batch.indices:
                 with frozen(backbone):
                     features = forward_batch(backbone, batch.images, function, settings.precision).flatten(1)  # [B,D]
+                check_finite(features, backbone, [shuffled.names[index] for index in batch.indices], "features")
                 ready, waiting = torch.cat([ready, order[batch.indices]]), torch.cat([waiting.to(features), features])
             while len(ready) >= batch_size:
                 yield ready[:batch_size], waiting[:batch_size]
@@ -245,7 +247,7 @@ def evaluate_linear(
     )
     on_val = full.ranks(val.features, val.labels)  # [R,n]
     on_held_out = partial.ranks(train.features[held_out], train.labels[held_out])  # [R,h]
-    metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out)
+    metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out, full.finite())
     used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
     return Result(
         task="linear",
@@ -257,21 +259,28 @@ def evaluate_linear(
 
 
 def summarise(
-    lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor
+    lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor, finite: Tensor | None = None
 ) -> tuple[dict[str, float], list[dict[str, float]], float]:
     """Return the metrics, one row per learning rate and the chosen rate from the ranks [R, n] of the true classes.
 
-    The lower learning rate is chosen among equals.
+    The lower learning rate is chosen among equals; those whose classifier diverged (not `finite` [R]) are no choice.
+
+    Raises:
+        RunFailure: all of them diverged.
     """
+    good = [True] * len(lrs) if finite is None else finite.tolist()
+    if not any(good):
+        raise RunFailure(f"the linear probe diverged at every learning rate from {min(lrs):g} on: give lower --lrs")
     rows = [
         {"lr": lr, "top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5)}
         for lr, ranks in zip(lrs, on_val, strict=True)
     ]
-    best = picked = max(rows, key=lambda row: (row["top1"], -row["lr"]))
+    sound = [row for row, made in zip(rows, good, strict=True) if made]
+    best = picked = max(sound, key=lambda row: (row["top1"], -row["lr"]))
     if on_held_out.shape[1]:
         for row, ranks in zip(rows, on_held_out, strict=True):
             row["top1_held_out"] = accuracy(ranks, 1)
-        picked = max(rows, key=lambda row: (row["top1_held_out"], -row["lr"]))
+        picked = max(sound, key=lambda row: (row["top1_held_out"], -row["lr"]))
     metrics = {"top1": picked["top1"], "top5": picked["top5"]}
     metrics |= {"top1_best_on_val": best["top1"], "top5_best_on_val": best["top5"]}
     if "top1_held_out" in picked:

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mst.errors import UsageError
+from mst.errors import RunFailure, UsageError
 from mst.evaluate.feature_store import FeatureSource
 from mst.evaluate.features import FeatureSettings, counts, device_of, progress_bar
 from mst.evaluate.image_sets import LabelledSets
@@ -91,6 +91,9 @@ def solve(
         protocol: most steps and tolerance.
         num_classes: C.
         start: where to begin; None = zero.
+
+    Raises:
+        RunFailure: the solution is not finite.
     """
     weight = start.weight.clone() if start else x.new_zeros(x.shape[1], num_classes, dtype=torch.float64)  # [D,C]
     bias = start.bias.clone() if start else x.new_zeros(num_classes, dtype=torch.float64)  # [C]
@@ -111,6 +114,8 @@ def solve(
     with torch.no_grad():
         solver.step(closure)  # type: ignore[no-untyped-call]
         _, by_weight, by_bias = loss_and_gradient(x, y, weight, bias, penalty)
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        raise RunFailure(f"logistic regression diverged at penalty {penalty:g}: give larger --penalties")
     largest = max(float(by_weight.abs().max()), float(by_bias.abs().max()))
     return Solution(weight, bias, largest <= protocol.tolerance)
 
@@ -184,8 +189,7 @@ def evaluate_logistic(
     if len(protocol.penalties) > 1 and not bool(held_out.any()):
         raise UsageError("no class has two training images to choose a penalty on: name one with --penalties")
     mean, scale = train.features.mean(0), float(train.features.std(0, correction=0).square().mean().sqrt())
-    if not scale > 0:
-        raise UsageError("all training images have the same features: there is nothing to learn from")
+    check_scale(scale)
     x, y = ((train.features - mean) / scale).to(device), train.labels.to(device)  # [n,D], [n]
     classes = len(data.classes)
     penalty, metrics = protocol.penalties[0], {}
@@ -205,6 +209,19 @@ def evaluate_logistic(
         seed=seed,
         extra={**counts(train, val, data.classes), "penalty": penalty, "converged": final.converged},
     )
+
+
+def check_scale(scale: float) -> None:
+    """Refuse features that cannot be standardised.
+
+    Raises:
+        UsageError: they are all alike.
+        RunFailure: they are beyond float32.
+    """
+    if not scale > 0:
+        raise UsageError("all training images have the same features: there is nothing to learn from")
+    if scale == float("inf"):
+        raise RunFailure("the features are too large to be standardised in float32: the backbone has diverged")
 
 
 def best_penalty(scores: dict[float, float]) -> float:

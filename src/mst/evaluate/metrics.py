@@ -11,11 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+ABSENT = 1 << 62
+"""Place of a class that is no candidate."""
+
 
 def rank_of_label(scores: Tensor, labels: Tensor) -> Tensor:
     """Return how many classes are placed before the true one [n], 0 = best; equal scores: lower class number first.
 
-    A score that is not a number (a classifier that diverged) is placed last.
+    A score that is not a number (a classifier that diverged) is placed last. A true class with the score -inf (one that
+    no neighbour voted for) was not found at all: its place is `ABSENT`, beyond any number of best classes.
 
     Args:
         scores: class scores [n, K].
@@ -24,7 +28,8 @@ def rank_of_label(scores: Tensor, labels: Tensor) -> Tensor:
     own = scores.gather(1, labels[:, None])  # [n,1]
     classes = torch.arange(scores.shape[1], device=scores.device)
     before = (scores > own) | ((scores == own) & (classes < labels[:, None]))  # [n,K]
-    return torch.where(own.isnan().squeeze(1), scores.shape[1], before.sum(1))
+    rank = torch.where(own.isnan().squeeze(1), scores.shape[1], before.sum(1))
+    return rank.masked_fill((own == -torch.inf).squeeze(1), ABSENT)
 
 
 def accuracy(ranks: Tensor, k: int) -> float:

@@ -28,6 +28,7 @@ from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
+from mst.evaluate.finite import check_finite
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
 from mst.runtime.identity import DataIdentity
 from mst.runtime.limits import check_numbers
@@ -256,6 +257,7 @@ def _score_all(
             else:
                 transform = ImageTransform(protocol.size or fitting_size(item.image, backbone.patch_size), mean, std)
                 importance = importance_map(backbone, squash(item.image, transform), settings.precision)
+                check_finite(importance[None], backbone, [name], "attention weights")
                 chosen, score = score_image(name, importance, item, protocol.mass)
                 scores.append(score)
                 everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))

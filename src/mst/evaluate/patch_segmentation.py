@@ -82,7 +82,8 @@ def training_maps(
     images = ImageSet(data.train.names, torch.zeros(len(data.train), dtype=torch.int64), read)
     strict = replace(settings, max_unreadable_share=0.0)
     maps = extract_features(segmenter.backbone, images, _as_is, patch_map, strict, title="training patch tokens")
-    return PatchMaps(maps.features.half(), masks)
+    halves = maps.features.half()
+    return PatchMaps(halves if bool(halves.isfinite().all()) else maps.features, masks)
 
 
 def _as_is(image: Tensor) -> Tensor:

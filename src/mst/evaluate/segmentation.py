@@ -309,7 +309,7 @@ def score(
     pairs = read_pairs(data, data.val, settings.workers)
     with frozen(segmenter), progress_bar("scoring", len(data.val), shown=settings.progress) as advance:
         for name, (image, mask) in zip(data.val.names, pairs, strict=True):
-            prediction = predict_mask(segmenter, image, view, settings.precision)  # [H,W]
+            prediction = predict_mask(segmenter, image, view, settings.precision, name)  # [H,W]
             confusion += confusion_matrix(prediction, mask, len(data.classes), ignore_index=NO_CLASS)
             if watch is not None:
                 watch(name, image, mask, prediction)

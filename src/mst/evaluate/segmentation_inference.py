@@ -18,6 +18,7 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.evaluate.features import device_of
+from mst.evaluate.finite import check_finite
 from mst.evaluate.protocol import ImageTransform, resized
 from mst.evaluate.segmentation_heads import enlarge
 from mst.evaluate.segmentation_model import Segmenter
@@ -74,6 +75,7 @@ def predict_mask(
     image: Tensor,
     view: View,
     precision: Literal["auto", "fp32", "bf16"],
+    name: str = "an image",
 ) -> Tensor:
     """Return the most probable class of each pixel, int64 [H, W] on the CPU.
 
@@ -82,6 +84,10 @@ def predict_mask(
         image: uint8 [C, H, W].
         view: size, windows, normalisation.
         precision: compute type of the network.
+        name: of the image, for the message.
+
+    Raises:
+        RunFailure: a score is not finite.
     """
     device = device_of(segmenter)
     compute, _ = select_precision(precision, device)
@@ -93,6 +99,7 @@ def predict_mask(
 
     pixels = view.normalise(resized(image, view.base_size(image)))[None].to(device)  # [1,C,H,W]
     logits = forward(pixels) if view.stride is None else sliding_logits(forward, pixels, view.size, view.stride)
+    check_finite(logits, segmenter, [name], "class scores")
     return enlarge(logits, image.shape[-2:]).argmax(1)[0].cpu()
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from mst.errors import RunFailure
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,11 @@ class Result:
     data: str = ""
     data_identity: dict[str, Any] = field(default_factory=dict)
     extra: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        odd = [name for name, value in self.metrics.items() if isinstance(value, float) and not math.isfinite(value)]
+        if odd:
+            raise RunFailure(f"{self.task}: {', '.join(odd)} is not a finite number, so there is no result")
 
     def row(self) -> dict[str, Any]:
         """Return the record as a JSON-ready dictionary."""

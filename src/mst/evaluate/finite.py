@@ -1,0 +1,35 @@
+"""What is no number is no result: features, scores and importance are checked where they are made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mst.errors import RunFailure
+
+
+def check_finite(values: Tensor, network: nn.Module, names: Sequence[str], what: str) -> None:
+    """Refuse values that hold NaN or infinity.
+
+    Args:
+        values: one row for each image [B, ...].
+        network: what made them.
+        names: of the images [B].
+        what: the values are, in the plural.
+
+    Raises:
+        RunFailure: names the first layer whose weights are no numbers, or else the first image.
+    """
+    good = values.flatten(1).isfinite().all(1)  # [B]
+    if bool(good.all()):
+        return
+    for layer, weight in network.state_dict().items():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            raise RunFailure(
+                f"the {what} are not finite numbers, because the weights {layer} are not: the file is damaged or its "
+                "training diverged"
+            )
+    first = names[int((~good).nonzero()[0])]
+    raise RunFailure(f"the {what} of {first} are not finite numbers, although the weights are: try --precision fp32")

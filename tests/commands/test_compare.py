@@ -10,6 +10,7 @@ import pytest
 
 from commands.calls import call
 from mst.report.compare import compare_results
+from mst.runtime.identity import identify
 from mst.runtime.results import Result, append_jsonl
 
 
@@ -94,3 +95,55 @@ def test_mistakes(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
     ):
         answer = call(capsys, "compare", *words)
         assert (answer.status, message in answer.line) == (2, True), answer.err
+
+
+def row_of(path: Path, content: str, value: float, *, seed: int = 0, **protocol: Any) -> dict[str, Any]:
+    identity = identify(str(path), [content.encode()], count=1).row()
+    return Result("knn", {"top1": value}, protocol, "run", seed=seed, data=path.name, data_identity=identity).row()
+
+
+def test_data_of_one_name_are_told_apart_and_copies_are_one(tmp_path: Path) -> None:
+    rows = {
+        "one": row_of(Path("/d/one/data"), "a", 1.0),
+        "two": row_of(Path("/d/two/data"), "b", 2.0),
+        "copy": row_of(Path("/elsewhere/photos"), "a", 3.0),
+        "changed": row_of(Path("/d/two/data"), "c", 4.0),
+        "old": {**row_of(Path("/x/data"), "d", 5.0), "data_identity": {}},
+    }
+    for name, row in rows.items():
+        append_jsonl(tmp_path / name / "results.jsonl", row)
+    lines = compare_results([tmp_path / name for name in rows]).lines
+    assert [line.values for line in lines] == [
+        (1.0, None, 3.0, None, None),
+        (None, 2.0, None, None, None),
+        (None, None, None, 4.0, None),
+        (None, None, None, None, 5.0),
+    ]
+    names = [line.settings["data"] for line in lines]
+    assert names[0] == "one/data"
+    assert names[1] != names[2]
+    assert all(name.startswith("data (content ") for name in names[1:3])
+    assert names[3] == "data (an older row, content unknown)"
+
+
+def test_annotation_files_are_named_with_their_folder(tmp_path: Path) -> None:
+    for name in ("train", "valid"):
+        append_jsonl(tmp_path / name / "results.jsonl", row_of(Path(f"/r/{name}/_annotations.coco.json"), name, 1.0))
+    lines = compare_results([tmp_path / "train", tmp_path / "valid"]).lines
+    assert [line.settings["data"] for line in lines] == [
+        "train/_annotations.coco.json",
+        "valid/_annotations.coco.json",
+    ]
+
+
+def test_seeds_of_drawn_labels_are_not_mixed(tmp_path: Path) -> None:
+    few = {"labels": {"train_share": 0.1, "train_per_class": None}}
+    every = {"labels": {"train_share": 1.0, "train_per_class": None}}
+    for name, seeds in (("a", (0, 1)), ("b", (1,))):
+        for seed in seeds:
+            for labels in (few, every):
+                row = row_of(Path("/d"), "x", 10.0 * seed + (name == "b"), seed=seed, **labels)
+                append_jsonl(tmp_path / name / "results.jsonl", row)
+    lines = compare_results([tmp_path / "a", tmp_path / "b"]).lines
+    found = {(line.settings["labels.train_share"], line.settings.get("seed")): line.values for line in lines}
+    assert found == {(0.1, 0): (0.0, None), (0.1, 1): (10.0, 11.0), (1.0, None): (10.0, 11.0)}

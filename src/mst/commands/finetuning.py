@@ -27,7 +27,7 @@ from mst.commands.subject import described_data
 from mst.data.labelled import LabelledFolder
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.classification import Scores, score_classifier
-from mst.evaluate.features import FeatureSettings
+from mst.evaluate.features import FeatureSettings, used_precision
 from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
@@ -229,7 +229,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     )
     outcome = fit(training, settings, where)
     _save(work, model, outcome)
-    result = _result(work, outcome, scorer.latest or scorer(), contents)
+    result = _result(work, model, outcome, scorer.latest or scorer(), contents)
     append_jsonl(run.results, result.row())
     logging.info(f"done: {run.backbone}")
     return result
@@ -270,7 +270,7 @@ def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
     write_atomic(run.root / "classes.json", json.dumps(list(work.folder.classes), indent=2) + "\n")
 
 
-def _result(work: Work, outcome: Outcome, scores: Scores, contents: DataIdentity) -> Result:
+def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, contents: DataIdentity) -> Result:
     """Return the row of results.jsonl."""
     config, network, folder = work.config, work.network, work.folder
     protocol: dict[str, Any] = {
@@ -279,6 +279,7 @@ def _result(work: Work, outcome: Outcome, scores: Scores, contents: DataIdentity
         "layer_decay": config.layer_decay,
         "size": list(network.spec.image_size),
         "recipe": config.recipe,
+        "precision": used_precision(FeatureSettings(precision=config.running.precision), model),
     }
     extra = {
         "train_images": len(folder.train.paths),

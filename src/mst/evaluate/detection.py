@@ -29,7 +29,7 @@ from mst.evaluate.detection_training import (
 )
 from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
 from mst.evaluate.detector_file import DetectorDescription, save_detector
-from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar
+from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
 from mst.finetune.schedule import Checkpointing
@@ -134,8 +134,15 @@ def evaluate_detection(
         names = data.train.classes, data.train.category_ids
         save_detector(save_to, detector, DetectorDescription(backbone.spec, protocol.shape, *names, mean, std))
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
-    extra = {**_counts(data, len(images)), "detections": len(found), **asdict(trained)}
-    return Result("detection", coco_metrics(data.val, found), described, seed=seed, extra=extra), found
+    described["precision"] = used_precision(settings, backbone)
+    return _result(described, data, found, {**_counts(data, len(images)), **asdict(trained)}, seed), found
+
+
+def _result(
+    described: dict[str, Any], data: DetectionData, found: list[Detection], extra: dict[str, Any], seed: int
+) -> Result:
+    metrics = coco_metrics(data.val, found)
+    return Result("detection", metrics, described, seed=seed, extra={**extra, "detections": len(found)})
 
 
 def _check(sets: Sequence[Sequence[CocoImage]], channels: int, shape: DetectorShape, save_to: Path | None) -> None:

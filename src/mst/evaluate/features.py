@@ -105,6 +105,12 @@ def device_of(backbone: nn.Module) -> torch.device:
     return torch.device("cpu") if parameter is None else parameter.device
 
 
+def used_precision(settings: FeatureSettings, network: nn.Module) -> str:
+    """Return the compute type that the settings mean on a network's device, as rows name it: fp32 or bf16."""
+    compute, _ = select_precision(settings.precision, device_of(network))
+    return "bf16" if compute == torch.bfloat16 else "fp32"
+
+
 def fingerprint(network: nn.Module) -> str:
     """Return a hash of the weights, so that a training that began with others is not resumed."""
     digest = hashlib.sha256()

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.evaluate.feature_store import FeatureSource
-from mst.evaluate.features import Features, FeatureSettings, counts, device_of, progress_bar
+from mst.evaluate.features import Features, FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import accuracy, rank_of_label
 from mst.evaluate.neighbors import TILE, nearest_neighbors, query_rows
@@ -190,7 +190,7 @@ def evaluate_knn(
     return Result(
         task="knn",
         metrics={**headline, **metrics},
-        protocol={**asdict(used), "transform": asdict(transform), "precision": settings.precision},
+        protocol={**asdict(used), "transform": asdict(transform), "precision": used_precision(settings, backbone)},
         seed=seed,
         extra={**counts(train, val, data.classes), "notes": notes},
     )

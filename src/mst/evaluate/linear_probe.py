@@ -29,6 +29,7 @@ from mst.evaluate.features import (
     frozen,
     progress_bar,
     read_batches,
+    used_precision,
 )
 from mst.evaluate.finite import check_finite
 from mst.evaluate.image_sets import ImageSet, LabelledSets
@@ -252,7 +253,7 @@ def evaluate_linear(
     return Result(
         task="linear",
         metrics=metrics,
-        protocol={**asdict(protocol), **used, "precision": settings.precision},
+        protocol={**asdict(protocol), **used, "precision": used_precision(settings, backbone)},
         seed=seed,
         extra={**counts(train, val, data.classes), "lr": lr, "rates": rates},
     )

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.feature_store import FeatureSource
-from mst.evaluate.features import FeatureSettings, counts, device_of, progress_bar
+from mst.evaluate.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.linear_probe import held_out_mask
 from mst.evaluate.metrics import accuracy, rank_of_label
@@ -205,7 +205,7 @@ def evaluate_logistic(
     return Result(
         task="logistic",
         metrics={"top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5), **metrics},
-        protocol={**asdict(protocol), **used, "precision": settings.precision},
+        protocol={**asdict(protocol), **used, "precision": used_precision(settings, backbone)},
         seed=seed,
         extra={**counts(train, val, data.classes), "penalty": penalty, "converged": final.converged},
     )

@@ -27,7 +27,7 @@ from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.content import identity_of_files, identity_of_values
-from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar
+from mst.evaluate.features import FeatureSettings, forward_batch, frozen, progress_bar, used_precision
 from mst.evaluate.finite import check_finite
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
 from mst.runtime.identity import DataIdentity
@@ -223,7 +223,7 @@ def evaluate_objectness(
             "data": objects.title,
             "mean": mean,
             "std": std,
-            "precision": settings.precision,
+            "precision": used_precision(settings, backbone),
         },
         extra={
             "val_images": len(scores),

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.evaluate.feature_store import FeatureSource
-from mst.evaluate.features import FeatureSettings, counts, device_of, progress_bar
+from mst.evaluate.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.image_sets import LabelledSets
 from mst.evaluate.metrics import percent
 from mst.evaluate.neighbors import TILE, tiles, unit
@@ -164,7 +164,7 @@ def evaluate_retrieval(
     return Result(
         task="retrieval",
         metrics={"map": percent(found.precision.mean().item()), **recall},
-        protocol={**asdict(protocol), "transform": asdict(transform), "precision": settings.precision},
+        protocol={**asdict(protocol), "transform": asdict(transform), "precision": used_precision(settings, backbone)},
         seed=seed,
         extra=extra,
     )

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError, UsageError
-from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar
+from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.metrics import SegmentationScores, confusion_matrix
 from mst.evaluate.patch_segmentation import TokenTraining, train_on_tokens
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
@@ -173,7 +173,7 @@ def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> R
         "ignore_index": data.ignore_index,
         "mean": view.mean,
         "std": view.std,
-        "precision": work.settings.precision,
+        "precision": used_precision(work.settings, work.segmenter),
     }
     return Result(
         task="patch_segmentation" if protocol.cached else "segmentation",

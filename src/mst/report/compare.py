@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
 
 from mst.errors import RunFailure, UsageError
+from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, is_number
 from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
 from mst.runtime.results import read_jsonl
@@ -88,6 +89,7 @@ def compare_results(runs: Sequence[Path], *, every_metric: bool = False) -> Comp
             chosen = [row for row in rows if is_untrained(row) is untrained]
             if chosen:
                 columns[title] = chosen
+    names = data_names(row for rows in columns.values() for row in rows)
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for column, rows in columns.items():
         for row in rows:
@@ -95,9 +97,17 @@ def compare_results(runs: Sequence[Path], *, every_metric: bool = False) -> Comp
                 row
             )
     lines = [
-        line for (task, _), rows in groups.items() for line in _lines(task, rows, groups, list(columns), every_metric)
+        _named(line, names)
+        for (task, _), rows in groups.items()
+        for line in _lines(task, rows, groups, list(columns), every_metric)
     ]
     return ComparisonTable(tuple(columns), tuple(sorted(lines, key=lambda line: _order(line.task))))
+
+
+def _named(line: Line, names: Mapping[str, str]) -> Line:
+    """Return a line whose data have the name that tells them from the others."""
+    key = line.settings.get("data")
+    return line if key is None else replace(line, settings={**line.settings, "data": names[key]})
 
 
 def _order(task: str) -> int:
@@ -129,10 +139,12 @@ def _rows(path: Path) -> list[Row]:
 
 
 def _conditions(row: Row) -> dict[str, Any]:
-    """Return name and size of the data and the protocol, flat: `a.b` for nested settings."""
+    """Return the data's key and size, the seed of drawn labels and the protocol, flat: `a.b` for nested settings."""
     extra = row.get("extra")
     counts = {key: extra[key] for key in COUNTS if key in extra} if isinstance(extra, Mapping) else {}
-    return {**({"data": row["data"]} if row.get("data") else {}), **_flat(row.get("protocol")), **counts}
+    key = data_key(row)
+    protocol = {"annotations" if name == "data" else name: value for name, value in _flat(row.get("protocol")).items()}
+    return {**({"data": key} if key else {}), **protocol, **counts, **drawn_labels(row)}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:

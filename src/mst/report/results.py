@@ -7,9 +7,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, is_number
 
+FINETUNE = "finetune"
 TASKS = {
+    FINETUNE: "Fine-tuning",
     "knn": "k-NN classification",
     "linear": "Linear probe",
     "logistic": "Logistic regression",
@@ -20,6 +23,7 @@ TASKS = {
     "objectness": "Objects from attention",
 }
 HEADLINES = {
+    FINETUNE: ("top1",),
     "knn": ("top1",),
     "linear": ("top1",),
     "logistic": ("top1",),
@@ -57,6 +61,7 @@ class Comparison:
         after: of the trained backbone; None = not measured.
         headline: whether it is among the task's main numbers.
         images: validation images, where known.
+        data: name of the data set, where the results are of several.
     """
 
     task: str
@@ -65,6 +70,7 @@ class Comparison:
     after: float | None
     headline: bool
     images: int | None
+    data: str = ""
 
     @property
     def change(self) -> float | None:
@@ -77,22 +83,25 @@ def comparisons(results: Sequence[Row]) -> list[Comparison]:
     pairs: dict[tuple[str, str], dict[bool, Row]] = {}
     for row in results:
         if isinstance(row.get("metrics"), Mapping):
-            key = (str(row.get("task", "")), json.dumps([row.get("protocol"), row.get("data")], sort_keys=True))
+            same = [row.get("protocol"), data_key(row), drawn_labels(row)]
+            key = (str(row.get("task", "")), json.dumps(same, sort_keys=True))
             pairs.setdefault(key, {})[is_untrained(row)] = row
-    return [row for (task, _), pair in pairs.items() for row in _compare(task, pair)]
+    names = data_names(row for pair in pairs.values() for row in pair.values())
+    return [row for (task, _), pair in pairs.items() for row in _compare(task, pair, names)]
 
 
 def is_untrained(row: Row) -> bool:
-    """Whether a result is that of fresh weights."""
-    return str(row.get("backbone", "")).startswith("random")
+    """Whether a result is that of fresh weights; after a fine-tuning they no longer are."""
+    return row.get("task") != FINETUNE and str(row.get("backbone", "")).startswith("random")
 
 
-def _compare(task: str, pair: Mapping[bool, Row]) -> list[Comparison]:
+def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> list[Comparison]:
     before, after = (_metrics(pair.get(untrained)) for untrained in (True, False))
     headlines = HEADLINES.get(task, ())
     extra = next(iter(pair.values())).get("extra")
     images = extra.get("val_images") if isinstance(extra, Mapping) else None
-    names = sorted(dict.fromkeys([*after, *before]), key=lambda name: name not in headlines)
+    data = names.get(data_key(next(iter(pair.values()))), "")
+    metrics = sorted(dict.fromkeys([*after, *before]), key=lambda name: name not in headlines)
     return [
         Comparison(
             TASKS.get(task, task.replace("_", " ")),
@@ -101,8 +110,9 @@ def _compare(task: str, pair: Mapping[bool, Row]) -> list[Comparison]:
             after.get(name),
             name in headlines or not headlines,
             images,
+            data if len(names) > 1 else "",
         )
-        for name in names
+        for name in metrics
     ]
 
 

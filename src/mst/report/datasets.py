@@ -1,0 +1,53 @@
+"""Which data a row of results is of: told by content, named by the shortest end of the path that is not another's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from mst.report.reading import Row
+from mst.runtime.identity import DataIdentity
+
+SHOWN_LETTERS = 6
+"""Of a digest, where two data sets have lain in the same place."""
+OLDER = " (an older row, content unknown)"
+LABELS = {"train_share": 1.0, "train_per_class": None}
+"""Part of a protocol that says how many labels were used, and what it says where all were."""
+
+
+def data_key(row: Row) -> str:
+    """Return what rows of the same data share: the digest, or the name in rows of older versions; "" for neither."""
+    identity = DataIdentity.from_row(row.get("data_identity"))
+    if identity is not None:
+        return f"digest {identity.digest}"
+    return f"name {row['data']}" if row.get("data") else ""
+
+
+def data_names(rows: Iterable[Row]) -> dict[str, str]:
+    """Return a name for each key of the rows' data: `data`, or `one/data` and `two/data` where two are called so."""
+    paths: dict[str, list[str]] = {}
+    for row in rows:
+        identity = DataIdentity.from_row(row.get("data_identity"))
+        path = identity.name if identity is not None else str(row.get("data", ""))
+        paths.setdefault(data_key(row), path.rstrip("/").split("/"))
+    return {key: _name(key, paths) for key in paths if key}
+
+
+def drawn_labels(row: Row) -> dict[str, Any]:
+    """Return the seed of a row that used drawn labels: with another seed it is another measurement."""
+    protocol = row.get("protocol")
+    labels = protocol.get("labels") if isinstance(protocol, dict) else None
+    if not isinstance(labels, dict) or all(labels.get(key, usual) == usual for key, usual in LABELS.items()):
+        return {}
+    return {"seed": row.get("seed")}
+
+
+def _name(key: str, paths: dict[str, list[str]]) -> str:
+    """Return the shortest end of a key's path that is no other key's; the digest where the whole paths are alike."""
+    own, others = paths[key], [path for other, path in paths.items() if other not in {key, ""}]
+    for count in range(1, len(own) + 1):
+        tail = own[-count:]
+        if not any(path[-count:] == tail for path in others):
+            return "/".join(tail)
+    kind, _, digest = key.partition(" ")
+    return own[-1] + (f" (content {digest[:SHOWN_LETTERS]})" if kind == "digest" else OLDER)

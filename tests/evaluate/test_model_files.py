@@ -9,15 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from evaluate.segmenters import vit
 from mst.errors import CheckpointError, RunFailure
 from mst.evaluate.detector import DetectorShape, build_detector
-from mst.evaluate.detector_file import DetectorDescription, save_detector
+from mst.evaluate.detector_file import DetectorDescription, load_detector, save_detector
 from mst.evaluate.model_files import ModelFiles
 from mst.evaluate.pyramid import Pyramid
-from mst.evaluate.segmentation_file import save_segmenter
+from mst.evaluate.segmentation_file import load_segmenter, save_segmenter
 from mst.evaluate.segmentation_heads import HeadShape
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
@@ -84,7 +85,10 @@ def test_a_missing_file(missing: str, tmp_path: Path) -> None:
     [
         ({"format": 2}, "cannot read .*thing.json: format 2, this version reads 3; train the thing or copy it again"),
         ({"width": "wide"}, "cannot read .*thing.json: .*; train the thing or copy it again"),
-        ({"width": 4}, r"thing.safetensors does not fit thing.json \(.*size mismatch.*\): train the thing or copy it"),
+        (
+            {"width": 4},
+            r"does not fit its description: of 2 tensors, 1 of another shape \(first weight\); train",
+        ),
     ],
 )
 def test_a_description_of_something_else(change: dict[str, Any], problem: str, tmp_path: Path) -> None:
@@ -109,3 +113,56 @@ def test_damaged_weights(tmp_path: Path) -> None:
     (tmp_path / "thing.safetensors").write_bytes(b"short")
     with pytest.raises(CheckpointError, match=r"cannot read .*thing\.safetensors: .*; train the thing or copy it"):
         FILES.load(tmp_path, build)
+
+
+SAVED: dict[str, Callable[[Path], object]] = {"segmenter": save_a_segmenter, "detector": save_a_detector}
+LOADED: dict[str, Callable[[Path], object]] = {
+    "segmenter": lambda folder: load_segmenter(folder, torch.device("cpu")),
+    "detector": load_detector,
+}
+WRONG = [None, 0, -1, 10**30, 1.5, float("nan"), "x", "", [], {}, True, [0], [None], [1e308, 1, 1], "9" * 5000, [[[]]]]
+
+
+def refusal(kind: str, folder: Path) -> str | None:
+    try:
+        LOADED[kind](folder)
+    except CheckpointError as refused:
+        return str(refused)
+    return None
+
+
+@pytest.mark.parametrize("kind", SAVED)
+def test_wrong_values_of_every_key(kind: str, tmp_path: Path) -> None:
+    """Zero, negative, huge, null and other kinds: one line each, and nothing large is made."""
+    SAVED[kind](tmp_path)
+    file = tmp_path / f"{kind}.json"
+    sound = json.loads(file.read_text())
+    LOADED[kind](tmp_path)
+    inner = [(key, name) for key in sound if isinstance(sound[key], dict) for name in sound[key]]
+    accepted = 0
+    for place in [*((key,) for key in sound), *inner]:
+        for value in WRONG:
+            changed = json.loads(json.dumps(sound))
+            (changed if len(place) == 1 else changed[place[0]])[place[-1]] = value
+            file.write_text(json.dumps(changed))
+            said = refusal(kind, tmp_path)
+            accepted += said is None
+            assert "\n" not in (said or "")
+            assert len(said or "") < 400 + len(str(tmp_path))
+    assert accepted <= 2  # a stride of None, and of a network's own heads
+
+
+@pytest.mark.parametrize("kind", SAVED)
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [(float("nan"), "holds NaN: the network it is from"), (float("inf"), "holds infinity"), (None, "is of type int32")],
+)
+def test_weights_that_are_no_numbers(kind: str, value: float | None, said: str, tmp_path: Path) -> None:
+    SAVED[kind](tmp_path)
+    path = tmp_path / f"{kind}.safetensors"
+    weights = load_file(path)
+    name = next(name for name in weights if name.endswith("blocks.0.attn.qkv.bias"))
+    weights[name] = weights[name].int() if value is None else torch.full_like(weights[name], value)
+    save_file(weights, path)
+    with pytest.raises(CheckpointError, match=rf"{kind}\.safetensors: .*blocks\.0\.attn\.qkv\.bias {said}"):
+        LOADED[kind](tmp_path)

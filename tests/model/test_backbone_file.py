@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import timm
 import torch
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from mst.config.schema import ModelConfig
 from mst.errors import CheckpointError
-from mst.model.backbone import Backbone
+from mst.model import backbone_file
+from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.backbone_file import load_backbone, save_backbone
 from mst.model.build import backbone_spec, build_backbone, timm_arguments
 
@@ -70,7 +73,7 @@ def test_truncated(saved: Path) -> None:
 @pytest.mark.parametrize("text", ["{", "{}", "[]", '{"format": 1, "spec": {}, "metadata": {}}'])
 def test_damaged_description(saved: Path, text: str) -> None:
     saved.with_suffix(".json").write_text(text)
-    refuse(saved, "cannot read|not a backbone description")
+    refuse(saved, "cannot read|has format missing")
 
 
 def test_unknown_format(saved: Path) -> None:
@@ -89,9 +92,72 @@ def test_another_architecture(saved: Path) -> None:
     refuse(saved, "of another shape")
     for wrong in ({"depth": -1}, {"channels": 0}, {"patch_size": 8.5}, {"name": 3}, {"image_size": [0, 32]}):
         saved.with_suffix(".json").write_text(json.dumps({**values, "spec": {**values["spec"], **wrong}}))
-        refuse(saved, r"backbone\.json: not a backbone description")
+        refuse(saved, r"backbone\.json: not a backbone description: (depth|channels|patch_size|name|image_size) is ")
 
 
 def test_one_tensor_too_many(saved: Path) -> None:
     save_file({**load_file(saved), "extra": torch.zeros(1)}, saved)
     refuse(saved, r"1 unknown \(first extra\)")
+
+
+WRONG = [None, 0, -1, 10**30, 1.5, float("nan"), "x", "", [], {}, True, [0], [16], [16, None], [1e308, 1], "9" * 5000]
+
+
+def test_wrong_values_of_every_key(saved: Path) -> None:
+    """Zero, negative, huge, null and other kinds: one line each; None is allowed where the name's own value holds."""
+    description = saved.with_suffix(".json")
+    sound = json.loads(description.read_text())
+    for place in [*((key,) for key in sound), *(("spec", key) for key in sound["spec"]), ("metadata", "std")]:
+        for value in WRONG:
+            changed = json.loads(json.dumps(sound))
+            (changed if len(place) == 1 else changed[place[0]])[place[-1]] = value
+            description.write_text(json.dumps(changed))
+            if place == ("metadata",) and value == {}:
+                continue
+            with pytest.raises(CheckpointError) as caught:
+                load_backbone(saved)
+            assert "\n" not in str(caught.value)
+            assert len(str(caught.value)) < 400 + len(str(saved))
+
+
+def test_a_small_file_never_makes_a_large_network(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    description = saved.with_suffix(".json")
+    values = json.loads(description.read_text())
+    values["spec"] |= {"embed_dim": 16384, "depth": 64, "num_heads": 16}
+    description.write_text(json.dumps(values))
+    places = []
+    build = backbone_file.build_backbone
+
+    def watched(spec: BackboneSpec) -> Backbone:
+        places.append(torch.get_default_device().type)
+        return build(spec)
+
+    monkeypatch.setattr(backbone_file, "build_backbone", watched)
+    refuse(saved, "does not fit its description: of .* missing .*, .* of another shape")
+    assert places == ["meta"]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda weight: weight.fill_(float("nan")), "holds NaN"),
+        (lambda weight: weight.fill_(float("-inf")), "holds infinity"),
+        (lambda weight: weight.int(), "is of type int32: weights are of type float32, float16, bfloat16, float64"),
+        (lambda weight: weight.bool(), "is of type bool"),
+        (lambda weight: weight.to(torch.float8_e4m3fn), "is of type float8_e4m3fn"),
+        (lambda weight: weight.to(torch.complex64), "is of type complex64"),
+    ],
+)
+def test_weights_that_are_no_numbers(saved: Path, change: Callable[[Tensor], Tensor], said: str) -> None:
+    weights = load_file(saved)
+    save_file({**weights, "norm.weight": change(weights["norm.weight"])}, saved)
+    refuse(saved, f"backbone.safetensors: norm.weight {said}")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floating_types_are_converted(saved: Path, backbone: Backbone, dtype: torch.dtype) -> None:
+    save_file({name: value.to(dtype) for name, value in load_file(saved).items()}, saved)
+    loaded = load_backbone(saved)
+    assert {value.dtype for value in loaded.timm_state_dict().values()} == {torch.float32}
+    images = torch.randn(1, 3, 16, 24)
+    torch.testing.assert_close(loaded(images), backbone(images), rtol=0.05, atol=0.05)

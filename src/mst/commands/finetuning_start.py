@@ -22,6 +22,7 @@ from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import start_from
 from mst.runtime import logging
 from mst.runtime.limits import check_numbers
+from mst.weights.description import numbers, part
 
 SCRATCH = "scratch:"
 """`scratch:NAME` is timm's network of that name with fresh weights."""
@@ -157,8 +158,9 @@ class Network:
     @staticmethod
     def from_json(values: dict[str, Any]) -> Network:
         """Rebuild the record."""
-        spec = BackboneSpec.from_json(values["spec"])
-        return Network(spec, tuple(values["mean"]), tuple(values["std"]), str(values["sha256"]))
+        spec = BackboneSpec.from_json(part(values, "spec"))
+        mean, std = (numbers(values, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
+        return Network(spec, mean, std, str(values["sha256"]))
 
     def build(self, config: FinetuneConfig) -> Backbone:
         """Return the network with fresh weights on the CPU."""
@@ -180,8 +182,8 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         for part, limit in ((folder.train, config.limits.train_limit), (folder.val, config.limits.val_limit))
     )
     origin = "--channels" if config.backbone.startswith(SCRATCH) else f"--backbone {config.backbone}"
-    for part in (folder.train, folder.val):
-        check_sample(part.paths, channels=channels, patch_size=1, origin=origin)
+    for images in (folder.train, folder.val):
+        check_sample(images.paths, channels=channels, patch_size=1, origin=origin)
     if len(folder.train.paths) < config.protocol.batch_size:
         count = len(folder.train.paths)
         raise DataError(

@@ -12,9 +12,12 @@ from torchvision.models.detection import MaskRCNN
 from mst.evaluate.detector import DetectorShape, build_detector
 from mst.evaluate.model_files import ModelFiles
 from mst.evaluate.pyramid import Pyramid
-from mst.model.backbone import BackboneSpec
+from mst.model.backbone import MOST_SIDE, BackboneSpec
 from mst.model.build import build_backbone
+from mst.weights.description import numbers, part, whole, wholes, words
 
+MOST_WIDTH, MOST_CLASSES, MOST_ID = 1 << 14, 1 << 16, 1 << 63
+"""Largest numbers of a description."""
 FILES = ModelFiles("detector", "mst evaluate detection", version=1)
 
 
@@ -49,12 +52,15 @@ class DetectorDescription:
         Raises:
             MstError, KeyError, TypeError, ValueError: it is none.
         """
-        shape = {**values["shape"], "short_sides": tuple(values["shape"]["short_sides"])}
-        names = ("classes", "category_ids", "mean", "std")
-        lists = {name: tuple(values[name]) for name in names}
-        if len(lists["classes"]) != len(lists["category_ids"]):
-            raise ValueError(f"{len(lists['classes'])} classes and {len(lists['category_ids'])} category ids")
-        return cls(BackboneSpec.from_json(values["spec"]), DetectorShape(**shape), **lists)
+        spec, shape = BackboneSpec.from_json(part(values, "spec")), part(values, "shape")
+        sides = wholes(shape, "short_sides", most=MOST_SIDE)
+        for key, most in (("long_side", MOST_SIDE), ("anchor_size", MOST_SIDE), ("channels", MOST_WIDTH)):
+            whole(shape, key, most=most)
+        whole(shape, "head_dim", most=MOST_WIDTH)
+        classes = words(values, "classes", most=MOST_CLASSES)
+        ids = wholes(values, "category_ids", count=len(classes), least=-MOST_ID, most=MOST_ID)
+        mean, std = (numbers(values, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
+        return cls(spec, DetectorShape(**{**shape, "short_sides": sides}), classes, ids, mean, std)
 
 
 def save_detector(folder: Path, detector: MaskRCNN, description: DetectorDescription) -> None:

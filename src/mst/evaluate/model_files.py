@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, TypeVar
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import nn
 
 from mst.errors import CheckpointError, MstError, RunFailure
 from mst.runtime.files import write_atomic
+from mst.weights.description import BadDescription, read_description, shown
+from mst.weights.files import load_exactly
 
 Network = TypeVar("Network", bound=nn.Module)
 Rest = TypeVar("Rest")
 
 REASON = 200
-"""Most characters that a message takes from torch, which lists every tensor."""
+"""Most characters that a message takes from a library."""
 
 
 @dataclass(frozen=True)
@@ -71,38 +73,29 @@ class ModelFiles:
 
         Args:
             folder: from `save`.
-            build: returns the network with any weights, and more, from the values that were saved.
+            build: returns the network with any weights, and more, from the values that were saved; called twice.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the weights do not fit the description.
+            CheckpointError: a file is missing or damaged, or the weights are not exactly those of the described
+                network, finite and of a floating type. Said before memory is taken.
         """
         for name in (self.description, self.weights):
             if not (folder / name).is_file():
                 raise CheckpointError(f"{folder} has no {name}: give the --save-model or --out of an `{self.command}`")
-        network, rest = self._built(folder / self.description, build)
-        path = folder / self.weights
+        remedy = f"train the {self.kind} or copy it again"
         try:
-            network.load_state_dict(load_file(path))
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"cannot read {path}: {error}; train the {self.kind} or copy it again") from error
-        except RuntimeError as error:
-            reason = " ".join(str(error).split())[:REASON]
-            raise CheckpointError(
-                f"{path} does not fit {self.description} ({reason}): train the {self.kind} or copy it again"
-            ) from error
+            values = read_description(folder / self.description)
+            if type(version := values.get("format")) is not int or version != self.version:
+                raise BadDescription(f"format {shown(version)}, this version reads {self.version}")
+        except (BadDescription, OSError) as error:
+            raise CheckpointError(f"cannot read {folder / self.description}: {error}; {remedy}") from error
+
+        def built() -> tuple[Network, Rest]:
+            try:
+                return build(values)
+            except (MstError, ValueError, KeyError, TypeError, IndexError, RuntimeError) as error:
+                reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:REASON]
+                raise CheckpointError(f"cannot read {folder / self.description}: {reason}; {remedy}") from error
+
+        network, rest = load_exactly(folder / self.weights, built, itemgetter(0), remedy)
         return network.eval(), rest
-
-    def _built(self, path: Path, build: Callable[[dict[str, Any]], tuple[Network, Rest]]) -> tuple[Network, Rest]:
-        """Return what `build` makes of a description.
-
-        Raises:
-            CheckpointError: it is none.
-        """
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-            if values["format"] != self.version:
-                raise CheckpointError(f"format {values['format']}, this version reads {self.version}")
-            return build(values)
-        except (MstError, ValueError, KeyError, TypeError, IndexError, OSError) as error:
-            reason = f"no {error}" if isinstance(error, KeyError) else error
-            raise CheckpointError(f"cannot read {path}: {reason}; train the {self.kind} or copy it again") from error

@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 
 from mst.evaluate.model_files import ModelFiles
-from mst.evaluate.segmentation_heads import HeadShape
+from mst.evaluate.segmentation_heads import HeadName, HeadShape, NormName
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
-from mst.model.backbone import BackboneSpec
+from mst.model.backbone import MOST_SIDE, BackboneSpec
 from mst.model.build import build_backbone
+from mst.weights.description import BadDescription, numbers, part, shown, whole, wholes, words
 
+MOST_CHANNELS, MOST_CLASSES = 1 << 14, 1 << 16
+"""Largest numbers of a description."""
 FILES = ModelFiles("segmenter", "mst evaluate segmentation", version=1)
 
 
@@ -56,8 +59,16 @@ def load_segmenter(folder: Path, device: torch.device) -> SavedSegmenter:
 
 def _described(values: dict[str, Any]) -> tuple[Segmenter, View]:
     """Return the network without its weights, and the view."""
-    backbone = build_backbone(BackboneSpec.from_json(values["spec"]))
-    shape, raw = HeadShape(**values["head"]), values["view"]
-    stride = None if raw["stride"] is None else (int(raw["stride"][0]), int(raw["stride"][1]))
-    view = View((int(raw["size"][0]), int(raw["size"][1])), stride, tuple(raw["mean"]), tuple(raw["std"]))
-    return Segmenter(backbone, values["classes"], shape, frozen=True, seed=0), view
+    spec, head, view = BackboneSpec.from_json(part(values, "spec")), part(values, "head"), part(values, "view")
+    size, stride = wholes(view, "size", count=2, most=MOST_SIDE), None
+    if view.get("stride") is not None:
+        stride = wholes(view, "stride", count=2, most=MOST_SIDE)
+    mean, std = (numbers(view, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
+    found = View((size[0], size[1]), None if stride is None else (stride[0], stride[1]), mean, std)
+    found.check(spec.patch_size)
+    whole(head, "channels", most=MOST_CHANNELS)
+    for key, known in (("head", get_args(HeadName)), ("norm", get_args(NormName))):
+        if head.get(key) not in known:
+            raise BadDescription(f"{key} is {shown(head.get(key))}: must be one of {', '.join(known)}")
+    classes = words(values, "classes", most=MOST_CLASSES)
+    return Segmenter(build_backbone(spec), classes, HeadShape(**head), frozen=True, seed=0), found

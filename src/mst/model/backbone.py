@@ -9,15 +9,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from mst.errors import CheckpointError, UsageError
+from mst.errors import UsageError
 from mst.model.tokens import Summary, Tokens
+from mst.weights.description import BadDescription, whole, wholes, word
 
+MOST_SIDE = 1 << 16
+MOST_NEEDED = {"channels": 1024, "patch_size": 1024}
+MOST = {"embed_dim": 1 << 14, "depth": 512, "num_heads": 1024}
+"""Largest numbers of a description; far above every network there is."""
 LinearInit = Literal["trunc_normal", "xavier_uniform"]
 
 
@@ -52,17 +57,19 @@ class BackboneSpec:
         """Rebuild the record.
 
         Raises:
-            CheckpointError: a key is missing or unknown, or a number is no whole number of at least 1.
+            BadDescription: a key is missing or unknown, or a value is not of its kind and size.
         """
+        known = {field.name for field in fields(cls)}
+        unknown = sorted(map(str, values.keys() - known))
+        if unknown:
+            raise BadDescription(f"not a backbone description: {unknown[0]} is unknown")
         try:
-            spec = cls(**{**values, "image_size": (int(values["image_size"][0]), int(values["image_size"][1]))})
-        except (TypeError, KeyError, ValueError, IndexError) as error:
-            raise CheckpointError(f"not a backbone description ({error}): {values}") from error
-        own = (spec.embed_dim, spec.depth, spec.num_heads)
-        numbers = [*spec.image_size, spec.channels, spec.patch_size, *(number for number in own if number is not None)]
-        if not isinstance(spec.name, str) or any(type(number) is not int or number < 1 for number in numbers):
-            raise CheckpointError(f"not a backbone description: {values}")
-        return spec
+            height, width = wholes(values, "image_size", count=2, most=MOST_SIDE)
+            own = {key: whole(values, key, most=most) for key, most in MOST.items() if values.get(key) is not None}
+            needed = {key: whole(values, key, most=most) for key, most in MOST_NEEDED.items()}
+            return cls(name=word(values, "name"), image_size=(height, width), **needed, **own)
+        except BadDescription as error:
+            raise BadDescription(f"not a backbone description: {error}") from error
 
 
 @contextmanager

@@ -8,15 +8,18 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors.torch import save
+from torch import nn
 
 from mst.errors import CheckpointError, RunFailure, UsageError
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
+from mst.weights.description import BadDescription, numbers, part, read_description, shown
+from mst.weights.files import load_exactly
 
 FORMAT = 1
 FILE_NAME = "backbone.safetensors"
+REMEDY = "copy or export the backbone again"
 
 
 def save_backbone(path: Path | str, backbone: Backbone, metadata: dict[str, Any]) -> None:
@@ -45,24 +48,26 @@ def load_backbone(path: Path | str) -> Backbone:
         path: the weights' file, or a run folder that holds `backbone.safetensors`.
 
     Raises:
-        CheckpointError: a file is missing or damaged, or the weights do not fit the description.
+        CheckpointError: a file is missing or damaged, the description says what cannot be, or the weights are not
+            exactly the tensors of its network, finite and of a floating type. Said before memory is taken.
     """
-    path = Path(path)
+    path = Path(path).expanduser()
     if path.is_dir():
         path = path / FILE_NAME
     spec, metadata = _read_description(path)
     try:
-        weights = load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"cannot read {path}: {error}; copy or export the backbone again") from error
-    try:
-        backbone = build_backbone(spec)
+        backbone = load_exactly(path, lambda: build_backbone(spec), _network, REMEDY)
+    except CheckpointError:
+        raise
     except UsageError as error:
         raise CheckpointError(f"{path.with_suffix('.json')}: {error}") from error
-    _check_match(path, backbone.timm_state_dict(), weights)
-    backbone.model.load_state_dict(weights)
     backbone.metadata = metadata
     return backbone.eval()
+
+
+def _network(backbone: Backbone) -> nn.Module:
+    network: nn.Module = backbone.model
+    return network
 
 
 def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
@@ -73,27 +78,28 @@ def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
                 f"{file} does not exist: give a run folder, or a .safetensors file with the .json of its name beside it"
             )
     try:
-        values = json.loads(description.read_text())
-        number, spec, metadata = values["format"], values["spec"], dict(values["metadata"])
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise CheckpointError(f"cannot read {description}: {error}; copy or export the backbone again") from error
-    if number != FORMAT:
-        raise CheckpointError(f"{description} has format {number}, this version reads {FORMAT}")
-    try:
-        return BackboneSpec.from_json(spec), metadata
-    except CheckpointError as error:
-        raise CheckpointError(f"{description}: {error}") from error
+        values = read_description(description)
+        version = values.get("format")
+        if type(version) is not int or version != FORMAT:
+            raise CheckpointError(f"{description} has format {shown(version)}, this version reads {FORMAT}")
+        spec, metadata = BackboneSpec.from_json(part(values, "spec")), part(values, "metadata")
+        check_statistics(metadata, spec.channels)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {description}: {error.strerror or error}; {REMEDY}") from error
+    except BadDescription as error:
+        raise CheckpointError(f"cannot read {description}: {error}; {REMEDY}") from error
+    return spec, metadata
 
 
-def _check_match(path: Path, expected: dict[str, Any], found: dict[str, Any]) -> None:
-    """Refuse weights that are not exactly the network's."""
-    missing = sorted(expected.keys() - found.keys())
-    unknown = sorted(found.keys() - expected.keys())
-    shapes = [name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape]
-    problems = {"missing": missing, "unknown": unknown, "of another shape": sorted(shapes)}
-    parts = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
-    if parts:
-        raise CheckpointError(f"{path} does not fit its description: of {len(expected)} tensors, {', '.join(parts)}")
+def check_statistics(metadata: dict[str, Any], channels: int) -> None:
+    """Refuse mean and std, where there are any, that are no number for each channel.
+
+    Raises:
+        BadDescription: they are so.
+    """
+    for key in ("mean", "std"):
+        if key in metadata:
+            numbers(metadata, key, count=channels, positive=key == "std")
 
 
 def _replace(path: Path, content: bytes) -> None:

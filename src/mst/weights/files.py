@@ -6,16 +6,20 @@ import json
 import tarfile
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from mst.errors import CheckpointError
+from mst.weights.tensors import other_shapes, unusable
 from mst.weights.unpickling import PICKLE_MODULE
 
+Built = TypeVar("Built")
 SAFETENSORS = ".safetensors"
 INDEX = "model.safetensors.index.json"
 FOLDER_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
@@ -53,6 +57,42 @@ def read_weights(path: Path) -> Any:
         ) from error
     except MemoryError as error:
         raise CheckpointError(f"cannot read weights from {path}: it claims more memory than there is") from error
+
+
+def load_exactly(path: Path, build: Callable[[], Built], module_of: Callable[[Built], nn.Module], remedy: str) -> Built:
+    """Return what `build` makes, with the weights of a `.safetensors` file that fits it exactly.
+
+    The network is built without memory first and compared with the file's header, so that a small file never makes a
+    large network.
+
+    Args:
+        path: of the weights.
+        build: makes the network with any weights.
+        module_of: the part of it whose state dictionary the file holds.
+        remedy: what to do with a damaged file, for the messages.
+
+    Raises:
+        CheckpointError: the file is damaged, or its tensors are not exactly the network's, dense, floating and finite.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+        with torch.device("meta"):
+            expected = module_of(build()).state_dict()
+        reason = other_shapes(shapes, {name: value.shape for name, value in expected.items()})
+        if reason is not None:
+            raise CheckpointError(f"{path} does not fit its description: {reason}; {remedy}")
+        weights = load_file(path)
+    except OSError as error:
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+    except SafetensorError as error:
+        raise CheckpointError(f"cannot read {path}: {error}; {remedy}") from error
+    for name, like in expected.items():
+        if (reason := unusable(weights[name], like)) is not None:
+            raise CheckpointError(f"{path}: {name} {reason}; {remedy}")
+    built = build()
+    module_of(built).load_state_dict(weights)
+    return built
 
 
 def _in_folder(folder: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -56,22 +56,22 @@ def unusable(value: object, like: Tensor) -> str | None:
     return None if found is None else f"holds {found}: the network it is from was broken in its training"
 
 
-def mismatch(found: Mapping[str, object], expected: Mapping[str, Tensor]) -> str | None:
-    """Return why tensors by name are not exactly those of a network, with counts and examples; None if they are."""
+def other_shapes(found: Mapping[str, Sequence[int]], expected: Mapping[str, Sequence[int]]) -> str | None:
+    """Return how the shapes of tensors by name differ from a network's, with counts and examples; None if they do not.
+
+    Args:
+        found: shapes by name.
+        expected: the network's.
+    """
     missing, unknown = sorted(expected.keys() - found.keys()), sorted(found.keys() - expected.keys())
-    shapes = [name for name in expected if name in found and shape_of(found[name]) != list(expected[name].shape)]
+    shapes = [name for name in expected if name in found and list(found[name]) != list(expected[name])]
     problems = {"missing": missing, "unknown": unknown, "of another shape": shapes}
     parts = [f"{len(names)} {what} (first {names[0]})" for what, names in problems.items() if names]
-    if parts:
-        return f"of {len(expected)} tensors, {', '.join(parts)}"
-    for name, like in expected.items():
-        if (reason := unusable(found[name], like)) is not None:
-            return f"{name} {reason}"
-    return None
+    return f"of {len(expected)} tensors, {', '.join(parts)}" if parts else None
 
 
 def shape_of(value: object) -> list[int]:
-    """Return the sizes of a tensor, or of the header's entry for one."""
+    """Return the sizes of a tensor; none of anything else."""
     return list(getattr(value, "shape", ()))
 
 

@@ -115,7 +115,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
         write_atomic(run.config, json.dumps(values, indent=2) + "\n")
-        write_atomic(run.plan, json.dumps(network.to_json(), indent=2) + "\n")
+        write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")
         return _carry_out(Work(config, network, folder, run), model)
 
 
@@ -158,6 +158,18 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
         raise UsageError(f"--out {root} and --data {data} lie one in the other: name a folder apart")
     if Path(config.backbone).expanduser().resolve().is_relative_to(place):
         raise UsageError(f"--out {root} holds the weights to start from, {config.backbone}: name another folder")
+
+
+def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
+    """Return the numbers of a run for plan.json, from where its report has them."""
+    images = len(folder.train.paths)
+    settings = loop_settings(config, images)
+    return {
+        "dataset_size": images,
+        "classes": len(folder.classes),
+        "batch_size": settings.batch_size,
+        "total_steps": settings.steps,
+    }
 
 
 def _stored(run: RunDir) -> FinetuneConfig:

@@ -21,7 +21,9 @@ class Group:
 def chart_groups(records: RunRecords) -> list[Group]:
     """Return the groups of charts for which there are numbers."""
     groups = [
-        Group("Learning", [_knn(records), _losses(records), _restoration(records), _psnr(records)]),
+        Group(
+            "Learning", [_knn(records), _validation(records), _losses(records), _restoration(records), _psnr(records)]
+        ),
         Group("Health", [_entropy(records), _rank(records), _spread(records), _gradient(records)]),
         Group("Schedules", _schedules(records), small=True),
         Group("Throughput", [_speed(records), _waiting(records)]),
@@ -48,9 +50,20 @@ def _knn(records: RunRecords) -> Chart:
     )
 
 
+def _validation(records: RunRecords) -> Chart:
+    return Chart(
+        "Validation accuracy",
+        "Share of validation images whose class has the highest score, or is among the five highest, in percent.",
+        _series(records, {"val_top1": "top-1", "val_top5": "top-5"}, " %"),
+    )
+
+
 def _losses(records: RunRecords) -> Chart:
     """Total and self-distillation; one curve where they are the same."""
     total, own = records.column("loss"), records.column("self_distillation")
+    if not own:
+        note = "Cross-entropy with the labels, of augmented images: not that of the validation."
+        return Chart("Loss", note, _series(records, {"loss": "loss"}))
     names = {"loss": "total", "self_distillation": "self-distillation"}
     if total == own:
         names = {"loss": "self-distillation"}

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from mst.report.reading import RunRecords
 from mst.report.results import Comparison
+from mst.report.story import Story, tell
+from mst.runtime import advice
 
 UNIFORM_SHARE = 0.98
 CONSTANT_SHARE = 0.01
@@ -25,7 +27,7 @@ class Check:
 def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
     """Return what can be said about the run, warnings first."""
     found = [
-        *_length(records),
+        *_length(records, tell(records)),
         *_collapse(records),
         *_bad_steps(records),
         *_files(records),
@@ -35,12 +37,12 @@ def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
     return sorted(found, key=lambda check: check.good)
 
 
-def _length(records: RunRecords) -> Iterator[Check]:
-    total, done = records.plan.get("total_steps"), records.last("lr") and max(row["step"] for row in records.metrics)
+def _length(records: RunRecords, story: Story) -> Iterator[Check]:
     if not records.metrics:
         yield Check(False, "There are no metrics: the run has not started, or was stopped before its first row.")
-    elif total and done and done < total:
-        yield Check(False, f"The run is not finished: step {done} of {total} (go on with mst pretrain --resume).")
+    elif not story.finished and (story.total or story.kind != "unknown"):
+        of = f" of {story.total}" if story.total else ""
+        yield Check(False, f"The run is not finished: step {story.step}{of} (go on with {story.resume}).")
 
 
 def _collapse(records: RunRecords) -> Iterator[Check]:
@@ -49,20 +51,17 @@ def _collapse(records: RunRecords) -> Iterator[Check]:
     )
     if entropy is not None and marginal is not None and limit:
         if entropy > UNIFORM_SHARE * limit:
-            yield Check(
-                False, "Collapse: the teacher's output is uniform (entropy at ln K). Lower objective.teacher-temp."
-            )
+            yield Check(False, f"Collapse: the teacher's output is uniform (entropy at ln K): {advice.UNIFORM}.")
         elif marginal - entropy < CONSTANT_SHARE * limit:
             yield Check(
                 False,
-                "Collapse: the teacher gives every image the same output. Raise objective.center-momentum or "
-                "objective.teacher-temp.",
+                f"Collapse: the teacher gives every image the same output: {advice.CONSTANT}.",
             )
         else:
             used = marginal / limit
             yield Check(True, f"No collapse: single outputs are certain, together they use {used:.0%} of ln K.")
     if spread is not None and spread < FLAT_STD:
-        yield Check(False, f"The features hardly differ between images (spread {spread:.3f}).")
+        yield Check(False, f"The features hardly differ between images (spread {spread:.3f}): {advice.FLAT}.")
 
 
 def _bad_steps(records: RunRecords) -> Iterator[Check]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,13 +12,14 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from mst.report import numbers
+from mst.report import markdown, numbers
 from mst.report.curves import chart_groups
 from mst.report.health import checks
 from mst.report.pictures import pictures, task_pictures
 from mst.report.plots import draw
-from mst.report.reading import RunRecords, read_run
+from mst.report.reading import RunRecords, is_number, read_run
 from mst.report.results import comparisons
+from mst.report.story import Story, tell
 from mst.runtime.files import write_atomic
 from mst.runtime.rundir import RunDir
 
@@ -57,7 +59,7 @@ def write_report(run: RunDir) -> Path:
 
 def page_context(records: RunRecords) -> dict[str, Any]:
     """Return everything the templates show."""
-    results = comparisons(records.results)
+    results, story = comparisons(records.results), tell(records)
     findings = checks(records, results)
     groups = [
         {
@@ -69,10 +71,11 @@ def page_context(records: RunRecords) -> dict[str, Any]:
     ]
     return {
         "name": records.name,
-        "recipe": records.config.get("recipe", records.name),
-        "channels": records.setting("data", "channels", 3),
-        "subtitle": subtitle(records),
-        "facts": facts(records),
+        "recipe": str(records.config.get("recipe") or records.name),
+        "channels": channels(records),
+        "finetuned": story.kind in {"fine-tuning", "supervised training"},
+        "story": story,
+        "facts": facts(records, story),
         "findings": findings,
         "warnings": sum(not finding.good for finding in findings),
         "headlines": [row for row in results if row.headline],
@@ -87,11 +90,10 @@ def page_context(records: RunRecords) -> dict[str, Any]:
         "backbone": backbone(records),
         "unreadable": records.unreadable[:20],
         "style": Markup((TEMPLATES / "report.css").read_text(encoding="utf-8")),
-        "finished": _finished(records),
     }
 
 
-def facts(records: RunRecords) -> list[Fact]:
+def facts(records: RunRecords, story: Story) -> list[Fact]:
     """Return the key facts of the header."""
     environment, plan = records.environment, records.plan
     precision, _, reason = str(environment.get("precision", "")).partition(": ")
@@ -100,7 +102,9 @@ def facts(records: RunRecords) -> list[Fact]:
     found = [
         Fact("Images", numbers.short(plan.get("dataset_size")), _epochs(records)),
         Fact("Steps", numbers.short(plan.get("total_steps")), f"batch {numbers.short(batch)}" if batch else ""),
+        Fact("Classes", numbers.short(plan.get("classes"))),
         Fact("Backbone", *backbone(records)),
+        Fact("Started from", story.start or numbers.NONE),
         Fact("Views", *_views(records)),
         Fact("Prototypes", numbers.short(plan.get("prototypes")), _head(records)),
         Fact("Duration", numbers.duration(records.last("seconds")), _speed(records)),
@@ -110,28 +114,29 @@ def facts(records: RunRecords) -> list[Fact]:
     return [fact for fact in found if fact.value != numbers.NONE]
 
 
-def subtitle(records: RunRecords) -> str:
-    """Return one sentence that says what was done."""
-    strategy, weight = records.setting("objective", "strategy"), records.setting("objective", "restoration_weight")
-    if strategy is None:
-        return "Self-supervised pre-training"
-    if strategy == "none" and not weight:
-        return "Self-distillation without masks and restoration (DINO), learned from images without labels"
-    return "Masked self-distillation with restoration (MST), learned from images without labels"
-
-
 def backbone(records: RunRecords) -> tuple[str, str]:
-    """Return the backbone's name and its sizes."""
+    """Return the backbone's name and its sizes, from the settings or from the plan of a fine-tuning."""
     sizes = {"patch_size": "patch {}", "embed_dim": "dim {}", "depth": "depth {}", "num_heads": "{} heads"}
-    given = {key: records.setting("model", key) for key in sizes}
-    note = ", ".join(sizes[key].format(value) for key, value in given.items() if value)
-    return str(records.setting("model", "backbone", numbers.NONE)), note
+    spec = records.plan.get("spec")
+    model = spec if isinstance(spec, dict) else records.config.get("model")
+    given = model if isinstance(model, dict) else {}
+    note = ", ".join(words.format(given[key]) for key, words in sizes.items() if is_number(given.get(key)))
+    return str(given.get("name") or given.get("backbone") or numbers.NONE), note
+
+
+def channels(records: RunRecords) -> int | float:
+    """Return the channels of the images, 3 where nothing says so."""
+    spec = records.plan.get("spec")
+    value = spec.get("channels") if isinstance(spec, dict) else records.setting("data", "channels")
+    return value if is_number(value) else 3
 
 
 def masking(records: RunRecords) -> str:
     """Return a sentence on what the student does not see."""
     strategy = records.setting("objective", "strategy")
-    eligible, probability = (records.setting("objective", key) for key in ("eligible_fraction", "mask_probability"))
+    eligible, probability = (
+        records.setting_number("objective", key) for key in ("eligible_fraction", "mask_probability")
+    )
     if strategy in {None, "none"} or eligible is None or probability is None:
         return ""
     chosen = {
@@ -165,16 +170,25 @@ def plan_facts(records: RunRecords) -> list[Fact]:
 
 
 def _epochs(records: RunRecords) -> str:
-    epochs = records.setting("train", "epochs")
+    epochs = records.setting_number("train", "epochs") or _protocol(records, "epochs")
     return f"{numbers.short(epochs)} epochs" if epochs else ""
+
+
+def _protocol(records: RunRecords, key: str) -> float | None:
+    """Return a number of a fine-tuning's protocol."""
+    protocol = records.setting("settings", "protocol", {})
+    value = protocol.get(key) if isinstance(protocol, dict) else None
+    return value if is_number(value) else None
 
 
 def _views(records: RunRecords) -> tuple[str, str]:
     """Return `2 × 224 px + 6 × 96 px`, and nothing to add."""
-    sizes = [records.plan.get(f"{kind}_size") for kind in ("global", "local")]
-    counts = [records.setting("views", f"{kind}_crops") for kind in ("global", "local")]
+    sizes = [records.numbers(f"{kind}_size", 2) for kind in ("global", "local")]
+    counts = [records.setting_number("views", f"{kind}_crops") for kind in ("global", "local")]
     parts = [
-        f"{count} {numbers.TIMES} {_side(size)}" for count, size in zip(counts, sizes, strict=True) if count and size
+        f"{numbers.short(count)} {numbers.TIMES} {_side(size)}"
+        for count, size in zip(counts, sizes, strict=True)
+        if count and size
     ]
     return " + ".join(parts) or numbers.NONE, "global + local crops" if len(parts) > 1 else ""
 
@@ -185,18 +199,13 @@ def _head(records: RunRecords) -> str:
     return f"head {hidden}, {hidden}, {bottleneck}" if hidden and bottleneck else ""
 
 
-def _side(size: Sequence[int]) -> str:
+def _side(size: Sequence[float]) -> str:
     return f"{size[0]} px" if size[0] == size[-1] else f"{size[0]}{numbers.TIMES}{size[-1]} px"
 
 
 def _speed(records: RunRecords) -> str:
     images, seconds = records.last("images"), records.last("seconds")
     return f"{images / seconds:.0f} images/s" if images and seconds else ""
-
-
-def _finished(records: RunRecords) -> bool:
-    total, last = records.plan.get("total_steps"), records.last("lr")
-    return bool(total and last is not None and max(row["step"] for row in records.metrics) >= total)
 
 
 def _templates(*, html: bool) -> Environment:
@@ -209,4 +218,5 @@ def _templates(*, html: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=numbers.percent, signed=numbers.signed, short=numbers.short)
+    environment.filters.update(text=markdown.text, code=markdown.code, word=shlex.quote, literal=json.dumps)
     return environment

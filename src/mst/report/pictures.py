@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from mst.report.reading import printable, read_bytes
 from mst.report.results import TASKS
 from mst.runtime.rundir import UNTRAINED
 
@@ -65,7 +66,7 @@ def pictures(paths: Sequence[Path], columns: Sequence[str]) -> list[Picture]:
     for path in spread(paths, SHOWN):
         try:
             found.append(Picture(caption(path), data_uri(path), columns))
-        except OSError:
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             continue
     return found
 
@@ -81,7 +82,7 @@ def caption(path: Path) -> str:
     """`step_0000400.png` -> `step 400`; any other name as it is."""
     match = re.fullmatch(r"step_(\d+)", path.stem)
     if not match:
-        return path.stem.replace("_", " ")
+        return printable(path.stem).replace("_", " ")
     step = int(match[1])
     return f"step {step}" if step else "untrained"
 
@@ -92,8 +93,8 @@ def data_uri(path: Path) -> str:
     Raises:
         OSError: no picture.
     """
-    content = path.read_bytes()
-    with Image.open(io.BytesIO(content)) as image:
+    content = read_bytes(path)
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
         if len(content) <= LARGE:
             return f"data:image/png;base64,{base64.b64encode(content).decode()}"
         shrunk = image.convert("RGB")

@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+import os
+import stat
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 
 Row = Mapping[str, Any]
+LARGEST = 1 << 26
+"""Bytes of a description or a list that are read; those of real runs have some thousand."""
+DEEPEST = 24
+"""Lists and objects inside one another that are kept; real ones have four."""
+LARGEST_NUMBER = 1e300
+"""Above it a number is a damage, and arithmetic with it is infinite."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +37,7 @@ class RunRecords:
         previews: pictures, in the order of their steps.
         pictures: of evaluations, by the name of their folder.
         unreadable: lines of unreadable.txt.
+        ablation: whether the run belongs to an ablation.
     """
 
     name: str
@@ -39,11 +49,30 @@ class RunRecords:
     previews: Sequence[Path]
     pictures: Mapping[str, Sequence[Path]]
     unreadable: Sequence[str]
+    ablation: bool = False
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """Return one setting of config.json, or the default."""
         part = self.config.get(section)
-        return part.get(key, default) if isinstance(part, Mapping) else default
+        value = part.get(key, default) if isinstance(part, Mapping) else default
+        return default if isinstance(value, Mapping | list) and not isinstance(default, Mapping | list) else value
+
+    def setting_number(self, section: str, key: str) -> float | None:
+        """Return one setting of config.json that is a number; None for anything else."""
+        value = self.setting(section, key)
+        return value if is_number(value) else None
+
+    def numbers(self, key: str, length: int) -> tuple[float, ...] | None:
+        """Return a list of so many numbers in plan.json, such as (height, width); None for anything else."""
+        value = self.plan.get(key)
+        if not isinstance(value, list) or len(value) != length or not all(map(is_number, value)):
+            return None
+        return tuple(value)
+
+    def planned(self, key: str) -> float | None:
+        """Return a number of plan.json; None for anything else."""
+        value = self.plan.get(key)
+        return value if is_number(value) else None
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of every row of metrics that has a number under `key`."""
@@ -55,37 +84,100 @@ class RunRecords:
         return column[-1][1] if column else None
 
 
-def is_number(value: object) -> bool:
-    """Whether a JSON value is a number and finite."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < float("inf")
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether a JSON value is a number of a size that can be measured."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < LARGEST_NUMBER
+
+
+def is_step(value: object) -> TypeGuard[float]:
+    """Whether a JSON value is a number of steps."""
+    return is_number(value) and 0 <= value < 1 << 53
 
 
 def read_run(run: RunDir) -> RunRecords:
     """Read all there is."""
     return RunRecords(
-        name=run.root.resolve().name,
+        name=printable(run.root.resolve().name),
         config=_read_object(run.config),
         plan=_read_object(run.plan),
         environment=_read_object(run.environment),
-        metrics=[row for row in read_jsonl(run.metrics) if isinstance(row, dict) and is_number(row.get("step"))],
-        results=[row for row in read_jsonl(run.results) if isinstance(row, dict)],
-        previews=sorted(run.previews.glob("*.png")),
-        pictures={folder.name: sorted(folder.glob("*.png")) for folder in sorted(run.pictures.glob("*/"))},
-        unreadable=_read_lines(run.unreadable),
+        metrics=[row for row in _rows(run.metrics) if is_step(row.get("step"))],
+        results=_rows(run.results),
+        previews=_pictures(run.previews),
+        pictures={printable(folder.name): _pictures(folder) for folder in _folders(run.pictures)},
+        unreadable=[line for line in read_bytes(run.unreadable).decode(errors="replace").splitlines() if line.strip()],
+        ablation=run.ablation.exists(),
     )
+
+
+def printable(text: str) -> str:
+    """Return a text that can be written as UTF-8: a byte that is no character, as in a file's name, becomes `\\xff`."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    except UnicodeEncodeError:  # half of a pair, from JSON
+        return text.encode("utf-8", "backslashreplace").decode()
+
+
+def clean(value: Any, depth: int = 0) -> Any:
+    """Return a JSON value without what nothing can be done with.
+
+    Numbers beyond measure and what lies too deep become None, texts become printable.
+    """
+    if isinstance(value, str):
+        return printable(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value if abs(value) < LARGEST_NUMBER and not (isinstance(value, float) and math.isnan(value)) else None
+    if not isinstance(value, dict | list):
+        return value
+    if depth == DEEPEST:
+        return None
+    if isinstance(value, list):
+        return [clean(item, depth + 1) for item in value]
+    return {printable(key): clean(item, depth + 1) for key, item in value.items()}
+
+
+def read_bytes(path: Path) -> bytes:
+    """Return what a file holds; nothing for one that is missing, too large, or no file (a pipe would never end)."""
+    try:
+        found = os.stat(path)
+        return path.read_bytes() if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST else b""
+    except OSError:
+        return b""
+
+
+def parse_json(content: bytes) -> Any:
+    """Return a JSON value, cleaned; None where there is none."""
+    try:
+        return clean(json.loads(content))
+    except (ValueError, RecursionError):
+        return None
 
 
 def _read_object(path: Path) -> dict[str, Any]:
     """Return a JSON object, empty where there is none."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
+    content = parse_json(read_bytes(path))
     return content if isinstance(content, dict) else {}
 
 
-def _read_lines(path: Path) -> list[str]:
+def _rows(path: Path) -> list[dict[str, Any]]:
+    """Return the rows that are objects."""
     try:
-        return [line for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            return []
+        return [clean(row) for row in read_jsonl(path) if isinstance(row, dict)]
+    except (OSError, ValueError, RecursionError):
+        return []
+
+
+def _folders(path: Path) -> list[Path]:
+    try:
+        return sorted(entry for entry in path.iterdir() if entry.is_dir())
+    except OSError:
+        return []
+
+
+def _pictures(folder: Path) -> list[Path]:
+    try:
+        return sorted(path for path in folder.glob("*.png") if path.is_file())
     except OSError:
         return []

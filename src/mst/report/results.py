@@ -62,6 +62,8 @@ class Comparison:
         headline: whether it is among the task's main numbers.
         images: validation images, where known.
         data: name of the data set, where the results are of several.
+        alone: whether the task is a training, which has no untrained network to compare with.
+        frozen: whether the backbone stayed as it was.
     """
 
     task: str
@@ -71,6 +73,17 @@ class Comparison:
     headline: bool
     images: int | None
     data: str = ""
+
+    alone: bool = False
+    frozen: bool = True
+
+    @property
+    def title(self) -> str:
+        """The task, the data where they are several, and whether the backbone was trained for it."""
+        said = [self.data] if self.data else []
+        if not self.frozen and not self.alone:
+            said.append("backbone trained for it")
+        return self.task + (f" ({', '.join(said)})" if said else "")
 
     @property
     def change(self) -> float | None:
@@ -111,9 +124,19 @@ def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> l
             name in headlines or not headlines,
             images,
             data if len(names) > 1 else "",
+            task == FINETUNE,
+            _frozen(task, next(iter(pair.values())).get("protocol")),
         )
         for name in metrics
     ]
+
+
+def _frozen(task: str, protocol: object) -> bool:
+    """Whether a task leaves the backbone as it is."""
+    settings = protocol if isinstance(protocol, Mapping) else {}
+    if task == "detection":
+        return settings.get("frozen") is True
+    return task != FINETUNE and settings.get("train_backbone") is not True
 
 
 def _metrics(row: Row | None) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.checkpoint.fit import Unfit, check_tensor, number, section, whole
+from mst.runtime import advice
 
 FEATURE_ROWS = 2048
 """Features that RankMe looks at; it can reach at most the smaller of this and D."""
@@ -139,18 +140,16 @@ def collapse_message(statistics: Mapping[str, float], *, prototypes: int) -> str
     entropy, marginal, spread = (statistics[name] for name in ("teacher_entropy", "marginal_entropy", "feature_std"))
     if spread < FLAT_STD:
         return (
-            f"the features of all images are equal (deviation {spread:.4f}, healthy is above {FLAT_STD}): "
-            "lower --optimizer.lr or raise --schedule.warmup-epochs"
+            f"the features of all images are equal (deviation {spread:.4f}, healthy is above {FLAT_STD}): {advice.FLAT}"
         )
     if entropy > UNIFORM_SHARE * limit:
         return (
-            f"the teacher's output is uniform (entropy {entropy:.3f} of at most ln K = {limit:.3f}): "
-            "lower --objective.teacher-temp, or --optimizer.lr"
+            f"the teacher's output is uniform (entropy {entropy:.3f} of at most ln K = {limit:.3f}): {advice.UNIFORM}"
         )
     if marginal - entropy < CONSTANT_SHARE * limit:
         return (
             f"the teacher's output is the same for all images (entropy {entropy:.3f}, of the mean {marginal:.3f}): "
-            "lower --objective.center-momentum, or raise --objective.teacher-temp"
+            f"{advice.CONSTANT}"
         )
     return None
 

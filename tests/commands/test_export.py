@@ -50,3 +50,33 @@ def test_other_features_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(timm_folder, "relative_difference", lambda *_: 0.5)
     with pytest.raises(RunFailure, match="gives other features"):
         mst.export_backbone(backbone_file(tmp_path), tmp_path / "timm")
+
+
+@pytest.mark.parametrize("difference", [0.5, float("nan"), float("inf")])
+def test_no_number_is_no_agreement(difference: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(timm_folder, "relative_difference", lambda *_: difference)
+    with pytest.raises(RunFailure, match="gives other features"):
+        mst.export_backbone(backbone_file(tmp_path), tmp_path / "timm")
+
+
+@pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])
+def test_a_swin_takes_its_own_size_only(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = ModelConfig(backbone=name, embed_dim=8, num_heads=1, depth=2)
+    backbone = build_backbone(backbone_spec(config, image_size=(64, 96), channels=3), seed=1).eval()
+    save_backbone(tmp_path / "backbone.safetensors", backbone, {})
+    answer = call(capsys, "export", "--backbone", tmp_path, "--out", tmp_path / "timm")
+    assert f"images of 64x96 only: timm's {name} pads other sizes" in answer.err
+    loaded = timm.create_model(f"local-dir:{tmp_path / 'timm'}", pretrained=True).eval()
+    assert loaded.pretrained_cfg["fixed_input_size"]
+    images = torch.randn(1, 3, 64, 96)
+    torch.testing.assert_close(loaded(images), backbone(images))
+    with pytest.raises(AssertionError, match="96"):
+        loaded(torch.randn(1, 3, 96, 96))
+
+
+def test_the_classifier_of_a_fine_tuned_run_is_said_to_stay(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = backbone_file(tmp_path)
+    (tmp_path / "classifier.safetensors").touch()
+    answer = call(capsys, "export", "--backbone", path.parent, "--out", tmp_path / "timm")
+    assert answer.status == 0
+    assert f"{tmp_path}/classifier.safetensors is not exported" in answer.err

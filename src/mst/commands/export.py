@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -13,8 +13,13 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import ConfigError, UsageError
 from mst.runtime.files import check_folder
+from mst.runtime.logging import info
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
 
 FORMATS = ("timm",)
+CLASSIFIER = "classifier.safetensors"
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
         emit_json(result)
     else:
         emit(Text(f"{result['out']}: features differ by {result['difference']:.1e} of the largest"))
+        for remark in result["remarks"]:
+            info(remark)
         emit(Text(f'timm.create_model("local-dir:{result["out"]}", pretrained=True)'))
     return 0
 
@@ -57,7 +64,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
         form: `timm`.
 
     Returns:
-        format, out, and the measured relative `difference` of the features.
+        format, out, the measured relative `difference` of the features, and `remarks`: lines on what is left out.
 
     Raises:
         UsageError: an unknown format, a folder that is in use, or no backbone.
@@ -72,4 +79,26 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
     from mst.export.timm_folder import export_timm  # needs torch
     from mst.model.backbone_file import load_backbone
 
-    return {"format": form, "out": str(folder), "difference": export_timm(load_backbone(backbone), folder)}
+    network = load_backbone(backbone)
+    difference = export_timm(network, folder)
+    remarks = [*_left_out(Path(backbone).expanduser()), *_sizes(network)]
+    return {"format": form, "out": str(folder), "difference": difference, "remarks": remarks}
+
+
+def _left_out(source: Path) -> list[str]:
+    """Return a line on the classifier of a fine-tuned run, which is no part of a backbone."""
+    classifier = (source if source.is_dir() else source.parent) / CLASSIFIER
+    if not classifier.is_file():
+        return []
+    return [f"{classifier} is not exported: the folder holds the backbone, which gives features and no classes"]
+
+
+def _sizes(network: Backbone) -> list[str]:
+    """Return a line on the image size, where timm would give other features at another."""
+    if network.SAME_AT_ANY_SIZE:
+        return []
+    height, width = network.spec.image_size
+    return [
+        f"images of {height}x{width} only: timm's {network.spec.name} pads other sizes in another way than mst "
+        "(features differ by some 10 %), so that the exported network refuses them"
+    ]

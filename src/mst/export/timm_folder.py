@@ -44,7 +44,7 @@ def export_timm(backbone: Backbone, folder: Path) -> float:
     write_atomic(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
     write_atomic(folder / "config.json", json.dumps(timm_config(backbone), indent=2) + "\n")
     difference = relative_difference(backbone, folder)
-    if difference > TOLERANCE:
+    if not difference <= TOLERANCE:  # NaN as well
         raise RunFailure(f"timm {timm.__version__} gives other features from {folder} (difference {difference:.2e})")
     return difference
 
@@ -52,14 +52,19 @@ def export_timm(backbone: Backbone, folder: Path) -> float:
 def timm_config(backbone: Backbone) -> dict[str, Any]:
     """Return timm's description of the network and of the images it takes."""
     spec, metadata = backbone.spec, backbone.metadata
-    images = {"input_size": [spec.channels, *spec.image_size], "interpolation": "bicubic", "fixed_input_size": False}
+    any_size = any_size_arguments(spec.name)
+    images = {
+        "input_size": [spec.channels, *spec.image_size],
+        "interpolation": "bicubic",
+        "fixed_input_size": not any_size,
+    }
     statistics = {key: metadata[key] for key in ("mean", "std") if key in metadata}
     network = {"num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head"}
     return {
         "architecture": spec.name,
         "num_classes": 0,
         "num_features": backbone.embed_dim,
-        "model_args": timm_arguments(spec) | any_size_arguments(spec.name),
+        "model_args": timm_arguments(spec) | any_size,
         "pretrained_cfg": images | statistics | network,
     }
 

@@ -94,6 +94,8 @@ class Backbone(nn.Module, ABC):
 
     ANY_SIZE: ClassVar[dict[str, Any]] = {"dynamic_img_size": True}
     """What makes timm's constructor accept other image sizes later; changes no weight."""
+    SAME_AT_ANY_SIZE: ClassVar[bool] = True
+    """Whether timm's own network then gives the same features at other sizes."""
 
     model: Any
     metadata: dict[str, Any]

@@ -93,8 +93,12 @@ def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:
 
 
 def any_size_arguments(name: str) -> dict[str, Any]:
-    """Return what makes timm's network of this name accept images of other sizes than the one it is built for."""
-    return FAMILIES[family(name)].ANY_SIZE
+    """Return what makes timm's network of this name give this package's features for images of other sizes, too.
+
+    Empty where it cannot (Swin): timm's network then refuses other sizes.
+    """
+    adapter = FAMILIES[family(name)]
+    return adapter.ANY_SIZE if adapter.SAME_AT_ANY_SIZE else {}
 
 
 def family(name: str) -> str:

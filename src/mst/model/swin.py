@@ -39,6 +39,7 @@ class SwinBackbone(Backbone):
     """
 
     ANY_SIZE: ClassVar[dict[str, Any]] = {"strict_img_size": False}
+    SAME_AT_ANY_SIZE = False  # timm pads after the shift, and lets the padding take part in attention
 
     def __init__(self, spec: BackboneSpec, model: SwinTransformer | SwinTransformerV2) -> None:
         if len(model.layers) != 4:

@@ -13,7 +13,8 @@ from mst.data.synthetic import SceneSet
 from mst.model.pair import build_pair, ema_update
 from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws
-from mst.objective.mst import ObjectiveValues, mst_losses
+from mst.objective.mst import mst_losses
+from mst.objective.records import ObjectiveValues
 from mst.runtime.seeding import generator
 from mst.views.multicrop import MultiCrop
 from mst.views.normalise import normalise

@@ -93,8 +93,10 @@ def test_stochastic_depth_skips_what_it_drops(rate: float) -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit3_small_patch16_224"])  # without and with LayerScale
 def test_a_backbone_equals_timm_blocks(name: str) -> None:
     lean, plain = build(name), build(name)
-    plain.standard = plain.reads_only_cls = False
-    assert lean.standard
+    plain.reads_only_cls = False
+    for block in plain.model.blocks:
+        block.lean = False
+    assert all(block.lean for block in lean.model.blocks)
     assert lean.reads_only_cls
     images = draw(3, 3, 32, 16).detach()
     mask = draw(3, 8, name="mask").detach() > 0

@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +15,6 @@ from mst.errors import UsageError
 from mst.objective.dino import (
     marginal_entropy,
     mean_entropy,
-    mean_over_processes,
     self_distillation_loss,
     teacher_probabilities,
     updated_center,
@@ -127,7 +121,6 @@ def test_inputs_are_left_alone() -> None:
     copies = [tensor.clone() for tensor in (student, teacher, center)]
     self_distillation_loss(student, teacher_probabilities(teacher, center, 0.04), 0.1)
     updated_center(center, teacher, 0.9)
-    mean_over_processes(center)
     for tensor, copy in zip((student, teacher, center), copies, strict=True):
         assert torch.equal(tensor, copy)
 
@@ -141,52 +134,3 @@ def test_center_over_accumulation_passes_is_the_center_of_the_whole_batch() -> N
 def test_one_view_makes_no_pair() -> None:
     with pytest.raises(UsageError, match="1 teacher and 1 student views make no pair"):
         self_distillation_loss(torch.zeros(1, 2, 4), torch.full((1, 2, 4), 0.25), 0.1)
-
-
-def test_mean_over_one_process_is_the_value() -> None:
-    value = torch.arange(3.0)
-    assert mean_over_processes(value) is value
-
-
-def test_mean_over_two_processes_divides_the_sum(monkeypatch: pytest.MonkeyPatch) -> None:
-    own, other = torch.tensor([1.0, 2.0]), torch.tensor([3.0, 8.0])
-    monkeypatch.setattr(dist, "is_initialized", lambda: True)
-    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_reduce", lambda total: total.add_(other))
-    assert mean_over_processes(own).tolist() == [2.0, 5.0]
-    assert own.tolist() == [1.0, 2.0]
-
-
-CENTER_OF_ONE_PROCESS = """
-import sys
-import torch
-import torch.distributed as dist
-from mst.objective.dino import mean_over_processes, updated_center
-
-rank, rendezvous = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=2)
-center = torch.arange(8.0)[None]
-teacher_logits = torch.arange(64.0).view(2, 4, 8).sin()
-own = teacher_logits[:, 2 * rank : 2 * rank + 2]
-together = mean_over_processes(updated_center(center, own, 0.9))
-torch.testing.assert_close(together, updated_center(center, teacher_logits, 0.9))
-assert not torch.allclose(together, updated_center(center, own, 0.9))
-dist.destroy_process_group()
-"""
-
-
-@pytest.mark.slow  # two processes that import torch
-def test_center_of_two_processes_is_the_center_of_the_global_batch(tmp_path: Path) -> None:
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    workers = [
-        subprocess.Popen(
-            [sys.executable, "-c", CENTER_OF_ONE_PROCESS, str(rank), str(tmp_path / "rendezvous")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    for worker in workers:
-        _, errors = worker.communicate(timeout=120)
-        assert worker.returncode == 0, errors

@@ -19,7 +19,8 @@ from mst.model.pair import Pair, build_pair
 from mst.model.tokens import Summary, Tokens
 from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
-from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
+from mst.objective.mst import mst_losses
+from mst.objective.records import ObjectiveValues, StepOutput
 from mst.runtime.seeding import generator
 from mst.views.record import Views
 from reference import dino as dino_reference
@@ -177,9 +178,9 @@ def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: 
     plain = tiny_pair(restoration=False, head_norm=head_norm)
     crops = list(views.global_crops)
     with torch.no_grad():
-        teacher_out = plain.teacher.head(plain.teacher.backbone(torch.cat(crops))).chunk(2)
+        teacher_out = plain.teacher.head(plain.teacher.backbone(torch.cat(crops))).logits().chunk(2)
     features = [plain.student.backbone(crop) for crop in (*crops, *views.local_crops)]
-    student_out = plain.student.head(torch.cat(features)).chunk(len(features))
+    student_out = plain.student.head(torch.cat(features)).logits().chunk(len(features))
     terms = [
         -(F.softmax((t - center) / 0.04, dim=-1) * F.log_softmax(s / 0.1, dim=-1)).sum(dim=-1).mean()
         for i, t in enumerate(teacher_out)
@@ -328,5 +329,54 @@ def test_losses_are_float32_under_autocast() -> None:
 
 
 def test_restoration_needs_a_decoder() -> None:
-    with pytest.raises(UsageError, match=r"restoration_weight is 0\.6 but the pair has no decoder"):
+    with pytest.raises(UsageError, match="but no image decoder"):
         losses_of(tiny_pair(restoration=False), some_views(), some_center(), VALUES)
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "swin_tiny_patch4_window7_224"])
+@pytest.mark.parametrize("head_norm", ["none", "batch"])
+def test_no_forward_is_bypassed(name: str, head_norm: str) -> None:
+    """Wrappers such as DDP and FSDP act on calls of modules: each block, head and decoder must be called."""
+    swin = name.startswith("swin")
+    model = ModelConfig(
+        backbone=name,
+        patch_size=32 if swin else 8,
+        embed_dim=32,
+        depth=2,
+        num_heads=2,
+        head_hidden=16,
+        head_bottleneck=8,
+        head_norm=head_norm,
+    )
+    size = (64, 64) if swin else (32, 32)
+    plan = RunPlan.model_construct(prototypes=PROTOTYPES, global_size=size)
+    pair = build_pair(model, plan, channels=3, restoration=True, seed=0)
+    views = some_views(2, 2, 2, size)
+    if swin:
+        views = Views(views.global_crops, torch.randn(2, 2, 3, 32, 32), views.indices)
+    calls: dict[str, int] = {}
+    watched = [("pair", pair), ("student.head", pair.student.head), ("decoder", pair.decoder)]
+    for branch in ("student", "teacher"):
+        backbone = getattr(pair, branch).backbone
+        blocks = [block for stage in backbone.model.layers for block in stage.blocks] if swin else backbone.model.blocks
+        watched += [(f"{branch} block {index}", block) for index, block in enumerate(blocks)]
+        watched += [(f"{branch}.backbone", backbone), (f"{branch} norm", backbone.model.norm)]
+        watched += [(f"{branch} stem", backbone.model.patch_embed)]
+    watched += [("teacher.head", pair.teacher.head)]
+    for label, module in watched:
+        calls[label] = 0
+
+        def count(*_: object, label: str = label) -> None:
+            calls[label] += 1
+
+        module.register_forward_pre_hook(count)
+    losses_of(pair, views, some_center(), VALUES, backward=lambda loss: loss.backward())
+    student_passes = 3 if head_norm == "none" else 1  # two global crops and the local ones, or all together
+    student_images = 3 if head_norm == "none" else 2  # calls of the network: one for each size of crop in a pass
+    for label, found in calls.items():
+        expected = 1 if label.startswith("teacher") else student_images
+        if label in {"pair", "student.head"}:
+            expected = student_passes
+        if label == "decoder":
+            expected = 2 if head_norm == "none" else 1
+        assert found == expected, (label, calls)

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from mst.model.tokens import Tokens
-from mst.objective.mst import ObjectiveValues
+from mst.objective.records import ObjectiveValues
 from mst.runtime.seeding import generator
 from mst.train.previews import heat_map, preview, save_preview, tiles
 from mst.views.normalise import normalise

@@ -11,7 +11,8 @@ import torch
 from mst.config.schema import RunConfig, RunPlan
 from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws
-from mst.objective.mst import ObjectiveValues, mst_losses
+from mst.objective.mst import mst_losses
+from mst.objective.records import ObjectiveValues
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
 from mst.train.step import StepReport, train_step

@@ -80,6 +80,10 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+Want = Literal["features", "summary", "tokens", "intermediate", "stages"]
+"""What a pass of a backbone returns."""
+
+
 class Backbone(nn.Module, ABC):
     """A timm network as a source of `Tokens`.
 
@@ -129,7 +133,30 @@ class Backbone(nn.Module, ABC):
         """Return the arguments that all families share; there is no classifier."""
         return {"img_size": spec.image_size, "in_chans": spec.channels, "num_classes": 0}
 
-    @abstractmethod
+    def forward(
+        self,
+        images: Tensor,
+        mask: Tensor | None = None,
+        *,
+        want: Want = "features",
+        importance: bool = False,
+        layers: int = 1,
+    ) -> Any:
+        """Return the global features [B, D] of normalised images [B, C, H, W]: what timm's pooling gives.
+
+        With another `want`, what the method of that name returns: all of them come through here, so that whatever
+        wraps or watches modules sees every pass.
+        """
+        match want:
+            case "tokens":
+                return self._tokens(images, mask, importance)
+            case "intermediate":
+                return self._intermediate(images, layers)
+            case "stages":
+                return self._stages(images)
+        summary = self._summary(images, mask, importance)
+        return summary if want == "summary" else summary.cls
+
     def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
         """Return the tokens of normalised images.
 
@@ -142,19 +169,40 @@ class Backbone(nn.Module, ABC):
         Raises:
             UsageError: images of another number of channels or of a size that is no multiple of the patch.
         """
-
-    @abstractmethod
-    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
-        """Return the tokens after each of the last `layers` blocks, through the final norm, shallow first."""
+        found: Tokens = self(images, mask, want="tokens", importance=importance)
+        return found
 
     def summary(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Summary:
         """Return what `tokens` returns but the patch tokens; a family may save the work that only they need."""
-        tokens = self.tokens(images, mask, importance=importance)
+        found: Summary = self(images, mask, want="summary", importance=importance)
+        return found
+
+    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
+        """Return the tokens after each of the last `layers` blocks, through the final norm, shallow first."""
+        found: list[Tokens] = self(images, want="intermediate", layers=layers)
+        return found
+
+    def stages(self, images: Tensor) -> list[Tensor]:
+        """Return the map after each stage [B, D', h', w'], fine first.
+
+        Raises:
+            UsageError: the network has no stages (it is no Swin).
+        """
+        found: list[Tensor] = self(images, want="stages")
+        return found
+
+    @abstractmethod
+    def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens: ...
+
+    def _summary(self, images: Tensor, mask: Tensor | None, importance: bool) -> Summary:
+        tokens = self._tokens(images, mask, importance)
         return Summary(tokens.cls, tokens.grid, tokens.importance)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the global features [B, D] of normalised images [B, C, H, W]: what timm's pooling gives."""
-        return self.summary(images, importance=False).cls
+    @abstractmethod
+    def _intermediate(self, images: Tensor, layers: int) -> list[Tokens]: ...
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        raise UsageError(f"{self.spec.name} has no stages: use a Swin")
 
     def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
         """Write every parameter and buffer: timm's initialisation, mask token normal with deviation 0.02.

@@ -6,8 +6,6 @@ patches get the mask token before any absolute position embedding; the rotation 
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.layers.pos_embed_sincos import init_random_2d_freqs
@@ -15,8 +13,8 @@ from timm.models.eva import Eva, EvaBlock
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.model.attention import attend
 from mst.model.backbone import BackboneSpec, LinearInit, seeded
+from mst.model.block import read_blocks
 from mst.model.sequence import Ropes, SequenceBackbone
 
 
@@ -27,6 +25,8 @@ class EvaBackbone(SequenceBackbone):
         if type(model.blocks[-1]) is not EvaBlock or type(model.patch_embed) is not PatchEmbed:
             raise UsageError(f"{spec.name} has blocks that this package cannot read: use for example vit_*_dinov3")
         super().__init__(spec, model, embed_dim=model.embed_dim, mask_dim=model.embed_dim)
+        read_blocks(model.blocks)
+        self.has_cls = model.cls_token is not None
 
     def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
         """See `Backbone.init_weights`; learned rotations start in random directions, which timm draws only once."""
@@ -42,14 +42,3 @@ class EvaBackbone(SequenceBackbone):
         count = len(self.model.blocks)
         per_block = self.model.rope_mixed and rope is not None  # learned rotations, one per block
         return self.model.norm_pre(x), list(rope) if per_block else [rope] * count
-
-    def _block(self, block: Any, x: Tensor, rope: Tensor | None) -> Tensor:
-        out: Tensor = block(x, rope=rope)
-        return out
-
-    def _block_with_importance(self, block: Any, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        prefix, has_cls = self.model.num_prefix_tokens, self.model.cls_token is not None
-        y, importance = attend(block.attn, block.norm1(x), rope, prefix=prefix, has_cls=has_cls)
-        x = x + block.drop_path1(y if block.gamma_1 is None else block.gamma_1 * y)
-        y = block.mlp(block.norm2(x))
-        return x + block.drop_path2(y if block.gamma_2 is None else block.gamma_2 * y), importance

@@ -6,12 +6,29 @@ without bias, written out: unit directions times a gain, so that the gain can be
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mst.model.backbone import seeded
+
+
+class Projection(NamedTuple):
+    """Features as the prototypes see them; a loss may compare the two without the logits of all K in memory.
+
+    Attributes:
+        vectors: of length one [B, bottleneck], float32.
+        prototypes: unit directions times the gain [K, bottleneck], float32.
+    """
+
+    vectors: Tensor
+    prototypes: Tensor
+
+    def logits(self) -> Tensor:
+        """Return the products of both [B, K], float32; they run in the autocast type."""
+        return F.linear(self.vectors, self.prototypes).float()
 
 
 class ProjectionHead(nn.Module):
@@ -22,10 +39,8 @@ class ProjectionHead(nn.Module):
         hidden: width of the two hidden layers.
         bottleneck: width of the normalised vector.
         prototypes: K.
-        norm: "batch" puts a BatchNorm after each hidden linear layer, synchronised across processes when
-            torch.distributed is initialised on accelerators (torch has no synchronised form for gloo on CPUs: there
-            each process uses its own statistics). The teacher's head then stays in training mode: it uses its own
-            batch's statistics, as the student does (`mst.model.pair.Pair` sees to it).
+        norm: "batch" puts a BatchNorm after each hidden linear layer. The teacher's head then stays in training mode:
+            it uses its own batch's statistics, as the student does (`mst.model.pair.Pair` sees to it).
         freeze_gain: keep the prototypes' lengths at one (DINO's `norm_last_layer`).
 
     Attributes:
@@ -64,25 +79,11 @@ class ProjectionHead(nn.Module):
             nn.init.uniform_(self.prototypes, -bound, bound)
             nn.init.ones_(self.gain)
 
-    def forward(self, features: Tensor) -> Tensor:
-        """Return the logits [B, K], float32, of features [B, D].
-
-        Both normalisations run in float32; the products run in the autocast type.
-        """
-        return F.linear(self.vectors(features), self.directions()).float()  # [B, K]
-
-    def vectors(self, features: Tensor) -> Tensor:
-        """Return the normalised vectors [B, bottleneck], float32, of features [B, D]."""
-        return F.normalize(self.mlp(features).float(), dim=-1)
-
-    def directions(self) -> Tensor:
-        """Return what the vectors are compared with: unit directions times the gain [K, bottleneck], float32."""
-        return self.gain.float() * F.normalize(self.prototypes.float(), dim=-1)
+    def forward(self, features: Tensor) -> Projection:
+        """Return the projection of features [B, D]; both normalisations run in float32."""
+        vectors = F.normalize(self.mlp(features).float(), dim=-1)  # [B, bottleneck]
+        return Projection(vectors, self.gain.float() * F.normalize(self.prototypes.float(), dim=-1))
 
 
 def _norm(kind: str, width: int) -> nn.Module:
-    if kind == "none":
-        return nn.Identity()
-    if dist.is_available() and dist.is_initialized() and dist.get_backend() != "gloo":
-        return nn.SyncBatchNorm(width)
-    return nn.BatchNorm1d(width)
+    return nn.Identity() if kind == "none" else nn.BatchNorm1d(width)

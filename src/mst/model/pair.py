@@ -5,16 +5,19 @@ Source: Caron et al. 2021 (DINO), section 3.1; the decoder is MST's.
 
 from __future__ import annotations
 
-from typing import Self
+from collections.abc import Sequence
+from typing import NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
 
 from mst.config.schema import ModelConfig, RunPlan
+from mst.errors import UsageError
 from mst.model.backbone import Backbone, seeded
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.decoder import build_decoder
 from mst.model.head import ProjectionHead
+from mst.model.stochastic_depth import Draw, branch_draws
 from mst.model.tokens import Tokens
 
 
@@ -32,11 +35,43 @@ class Branch(nn.Module):
     def forward(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = False) -> tuple[Tokens, Tensor]:
         """Return the tokens and the logits [B, K], float32, of images [B, C, H, W] with mask [B, N] or None."""
         tokens = self.backbone.tokens(images, mask, importance=importance)
-        return tokens, self.head(tokens.cls)
+        return tokens, self.head(tokens.cls).logits()
+
+
+class StudentInput(NamedTuple):
+    """Crops of one size that the student sees.
+
+    Attributes:
+        images: n crops of each of B images, normalised [n*B, C, H, W].
+        mask: tokens hidden from the student [n*B, N], or None.
+        restored: whether the image decoder restores them.
+        draw: random numbers for stochastic depth; None = torch's global generator.
+    """
+
+    images: Tensor
+    mask: Tensor | None
+    restored: bool
+    draw: Draw | None = None
+
+
+class StudentOutput(NamedTuple):
+    """What the student makes of some crops.
+
+    Attributes:
+        vectors: of each input [n*B, bottleneck], float32.
+        prototypes: [K, bottleneck], float32.
+        reconstruction: of the restored input [n*B, C, H, W], or None.
+    """
+
+    vectors: tuple[Tensor, ...]
+    prototypes: Tensor
+    reconstruction: Tensor | None
 
 
 class Pair(nn.Module):
     """Everything that is trained or averaged in a run.
+
+    Its `forward` is one part of the student's work, so that whatever wraps modules (DDP, FSDP, hooks) sees each.
 
     The teacher never takes gradients. Its backbone is always in evaluation mode (it has no stochastic depth), its
     head always in training mode: that changes something only with `head_norm = batch`, where the teacher then uses the
@@ -53,6 +88,30 @@ class Pair(nn.Module):
         self.teacher = teacher.requires_grad_(False)
         self.decoder = decoder
         self.train()
+
+    def forward(self, inputs: Sequence[StudentInput]) -> StudentOutput:
+        """Run the student on one part of its crops: all of them go through the head together.
+
+        Raises:
+            UsageError: an image is to be restored and there is no decoder.
+        """
+        features, reconstruction = [], None
+        for images, mask, restored, draw in inputs:
+            with branch_draws(draw):
+                if restored:
+                    tokens = self.student.backbone.tokens(images, mask, importance=False)  # patches [n*B, N, D]
+                    features.append(tokens.cls)  # [n*B, D]
+                    reconstruction = self._restored(tokens)  # [n*B, C, H, W]
+                else:
+                    features.append(self.student.backbone.summary(images, mask, importance=False).cls)
+        vectors, prototypes = self.student.head(torch.cat(features))
+        return StudentOutput(vectors.split([len(part) for part in features]), prototypes, reconstruction)
+
+    def _restored(self, tokens: Tokens) -> Tensor:
+        if self.decoder is None:
+            raise UsageError("a restoration weight, but no image decoder: build the pair with one")
+        reconstruction: Tensor = self.decoder(tokens.patches, tokens.grid)
+        return reconstruction
 
     def train(self, mode: bool = True) -> Self:
         """Set the student's and the decoder's mode; the teacher keeps its own."""

@@ -6,13 +6,15 @@ Letters (docs/algorithm.md): B images, N = h*w patch tokens, T = prefix + N, D e
 from __future__ import annotations
 
 from abc import abstractmethod
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mst.model.attention import choose_kernel
 from mst.model.backbone import Backbone
-from mst.model.tokens import Tokens
+from mst.model.block import Read, Reading
+from mst.model.tokens import Summary, Tokens
 
 Ropes = list[Tensor | None]
 
@@ -26,23 +28,23 @@ class SequenceBackbone(Backbone):
     and over the patch queries.
     """
 
-    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
-        """See `Backbone.tokens`."""
+    has_cls: bool
+    reads_only_cls = False
+    """Whether `_summary` computes the last block for the CLS token only."""
+
+    def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens:
         grid = self.grid(images)
-        x, ropes = self._embed(images, mask)  # [B, T, D]
-        choose_kernel(self.model.blocks, x)
-        *blocks, last = self.model.blocks
-        for block, rope in zip(blocks, ropes, strict=False):
-            x = self._block(block, x, rope)
-        received = None
-        if importance:
-            x, received = self._block_with_importance(last, x, ropes[-1])  # [B, T, D], [B, N]
-        else:
-            x = self._block(last, x, ropes[-1])
+        x, received = self._run(images, mask, self._reading(importance=importance, cls_only=False))
         return self._read(x, grid, received)
 
-    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
-        """See `Backbone.intermediate`."""
+    def _summary(self, images: Tensor, mask: Tensor | None, importance: bool) -> Summary:
+        if not self.reads_only_cls:
+            return super()._summary(images, mask, importance)
+        grid = self.grid(images)
+        cls, received = self._run(images, mask, self._reading(importance=importance, cls_only=True))  # [B, 1, D]
+        return Summary(self.model.forward_head(self.model.norm(cls), pre_logits=True), grid, received)
+
+    def _intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
         grid = self.grid(images)
         x, ropes = self._embed(images, None)
         choose_kernel(self.model.blocks, x)
@@ -54,17 +56,26 @@ class SequenceBackbone(Backbone):
                 found.append(self._read(x, grid, None))
         return found
 
+    def _run(self, images: Tensor, mask: Tensor | None, reading: Reading) -> Read:
+        """Run all blocks; the last one says what `reading` asks for."""
+        x, ropes = self._embed(images, mask)  # [B, T, D]
+        choose_kernel(self.model.blocks, x)
+        *blocks, last = self.model.blocks
+        for block, rope in zip(blocks, ropes, strict=False):
+            x = self._block(block, x, rope)
+        read: Read = self._block(last, x, ropes[-1], reading)
+        return read
+
+    @staticmethod
+    def _block(block: Any, x: Tensor, rope: Tensor | None, reading: Reading | None = None) -> Any:
+        return block(x, reading=reading) if rope is None else block(x, rope, reading=reading)
+
+    def _reading(self, *, importance: bool, cls_only: bool) -> Reading:
+        return Reading(self.model.num_prefix_tokens, self.has_cls, cls_only, importance)
+
     @abstractmethod
     def _embed(self, images: Tensor, mask: Tensor | None) -> tuple[Tensor, Ropes]:
         """Return the input of the first block [B, T, D] and each block's rotary embedding (or None)."""
-
-    @abstractmethod
-    def _block(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> Tensor:
-        """Run one block on [B, T, D]."""
-
-    @abstractmethod
-    def _block_with_importance(self, block: nn.Module, x: Tensor, rope: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Run one block on [B, T, D] and return the importance [B, N] its attention gives."""
 
     def _patches(self, images: Tensor, mask: Tensor | None) -> Tensor:
         """Return the patch embeddings [B, h, w, D], hidden ones replaced by the mask token."""

@@ -38,9 +38,9 @@ _BRANCHES: ContextVar[_Branches | None] = ContextVar("branches", default=None)
 
 
 @contextmanager
-def branch_draws(draw: Draw) -> Iterator[None]:
-    """Inside, in this thread, take the draws of one forward pass from `draw` instead of torch's global generator."""
-    token = _BRANCHES.set(_Branches(draw))
+def branch_draws(draw: Draw | None) -> Iterator[None]:
+    """Inside, in this thread, take the draws of one forward pass from `draw`; None = torch's global generator."""
+    token = _BRANCHES.set(None if draw is None else _Branches(draw))
     try:
         yield
     finally:

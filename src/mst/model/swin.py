@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer, window_partition, window_reverse
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
 from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from torch import Tensor
+from torch import Tensor, nn
 
 from mst.errors import UsageError
 from mst.model.backbone import Backbone, BackboneSpec
@@ -45,6 +45,11 @@ class SwinBackbone(Backbone):
         if len(model.layers) != 4:
             raise UsageError(f"{spec.name} has {len(model.layers)} stages: use a Swin of four stages")
         super().__init__(spec, model, embed_dim=model.num_features, mask_dim=model.embed_dim)
+        stages: Any = model.layers
+        for stage in stages:
+            for index, block in enumerate(stage.blocks):
+                block.__class__ = _BLOCKS[type(block)]
+                block.shifted = index % 2 == 1
 
     @classmethod
     def timm_arguments(cls, spec: BackboneSpec) -> dict[str, Any]:
@@ -67,35 +72,35 @@ class SwinBackbone(Backbone):
             **{key: value for key, value in chosen.items() if value is not None},
         }
 
-    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
+    def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens:
         """See `Backbone.tokens`. A masked token hides its 8 x 8 patch embeddings."""
         grid = self.grid(images)
         x = self._before_last_stage(images, mask)  # [B, h, w, D]
-        *blocks, last = enumerate(self.model.layers[-1].blocks)
-        for index, block in blocks:
-            x, _ = _run(block, x, shifted=index % 2 == 1)
-        x, received = _run(last[1], x, shifted=last[0] % 2 == 1, importance=importance)
+        *blocks, last = self.model.layers[-1].blocks
+        for block in blocks:
+            x = block(x)
+        x, received = last(x, importance=True) if importance else (last(x), None)
         return self._read(x, grid, received)
 
-    def intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
+    def _intermediate(self, images: Tensor, layers: int) -> list[Tokens]:
         """See `Backbone.intermediate`; at most the blocks of the last stage, which share the final norm's width."""
         grid = self.grid(images)
         x = self._before_last_stage(images, None)  # [B, h, w, D]
         found = []
-        for index, block in enumerate(self.model.layers[-1].blocks):
-            x, _ = _run(block, x, shifted=index % 2 == 1)
+        for block in self.model.layers[-1].blocks:
+            x = block(x)
             found.append(self._read(x, grid, None))
         return found[-layers:]
 
-    def stages(self, images: Tensor) -> list[Tensor]:
-        """Return the map after each stage [B, D', h', w'], 8, 4, 2 and 1 cells per token; the last through the norm."""
+    def _stages(self, images: Tensor) -> list[Tensor]:
+        """See `Backbone.stages`: 8, 4, 2 and 1 cells per token; the last through the norm."""
         self.grid(images)
         x: Tensor = self.model.patch_embed(images)  # [B, 8h, 8w, D/8]
         maps = []
         for stage in self.model.layers:
             x = stage.downsample(x)
-            for index, block in enumerate(stage.blocks):
-                x, _ = _run(block, x, shifted=index % 2 == 1)
+            for block in stage.blocks:
+                x = block(x)
             maps.append(x)
         maps[-1] = self.model.norm(x)
         return [stage.permute(0, 3, 1, 2) for stage in maps]
@@ -110,8 +115,8 @@ class SwinBackbone(Backbone):
         *stages, last = self.model.layers
         for stage in stages:
             x = stage.downsample(x)
-            for index, block in enumerate(stage.blocks):
-                x, _ = _run(block, x, shifted=index % 2 == 1)
+            for block in stage.blocks:
+                x = block(x)
         merged: Tensor = last.downsample(x)
         return merged
 
@@ -131,14 +136,41 @@ def window_side(cells: int, own: int) -> int:
     return min(fitting, key=lambda side: (abs(side - own), side))
 
 
-def _run(block: Any, x: Tensor, *, shifted: bool, importance: bool = False) -> tuple[Tensor, Tensor | None]:
-    """Run one block on a map [B, h', w', D'] and return importance [B, h'*w'] if asked for."""
-    post_norm = isinstance(block, SwinTransformerV2Block)
-    y, received = _shifted_windows(block, x if post_norm else block.norm1(x), shifted, importance)
-    x = x + block.drop_path1(block.norm1(y) if post_norm else y)
-    if post_norm:
-        return x + block.drop_path2(block.norm2(block.mlp(x))), received
-    return x + block.drop_path2(block.mlp(block.norm2(x))), received
+class SwinBlock(SwinTransformerBlock):
+    """timm's block of Swin, by the windows of this module.
+
+    Attributes:
+        shifted: whether its windows are shifted where the map is longer than one.
+    """
+
+    shifted: bool
+
+    def forward(self, x: Tensor, *, importance: bool = False) -> Any:
+        """Return a map [B, h', w', D'] after the block; with `importance`, also that of its places [B, h'*w']."""
+        y, received = _shifted_windows(self, self.norm1(x), self.shifted, importance)
+        x = x + self.drop_path1(y)
+        x = x + self.drop_path2(self.mlp(self.norm2(x)))
+        return (x, received) if importance else x
+
+
+class SwinV2Block(SwinTransformerV2Block):
+    """timm's block of Swin V2 (norms after the branches), by the windows of this module; see `SwinBlock`."""
+
+    shifted: bool
+
+    def forward(self, x: Tensor, *, importance: bool = False) -> Any:
+        """As `SwinBlock.forward`."""
+        y, received = _shifted_windows(self, x, self.shifted, importance)
+        x = x + self.drop_path1(self.norm1(y))
+        x = x + self.drop_path2(self.norm2(self.mlp(x)))
+        return (x, received) if importance else x
+
+
+_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
+    SwinTransformerBlock: SwinBlock,
+    SwinTransformerV2Block: SwinV2Block,
+}
+"""timm's blocks keep their weights and names and get the classes above."""
 
 
 def _shifted_windows(block: Any, x: Tensor, shifted: bool, importance: bool) -> tuple[Tensor, Tensor | None]:

@@ -9,7 +9,6 @@ Letters: B images, G global crops, V = G + L student views (the first G are the 
 from __future__ import annotations
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -83,7 +82,7 @@ def view_targets(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
 def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
     """Return momentum * center + (1 - momentum) * (mean of the teacher's logits over crops and images), [1, K].
 
-    Linear in the logits, so with several processes `mean_over_processes(updated_center(...))` is the center of the
+    Linear in the logits, so with several processes `World.mean(updated_center(...))` is the center of the
     global batch.
 
     Args:
@@ -93,15 +92,6 @@ def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> T
     """
     batch_mean = _full_precision(teacher_logits).mean(dim=(0, 1))[None]  # [1,K]
     return center * momentum + batch_mean * (1.0 - momentum)
-
-
-def mean_over_processes(value: Tensor) -> Tensor:
-    """Return the mean of `value` over all processes, the same on each; `value` itself where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return value
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
 
 
 def mean_entropy(probs: Tensor) -> Tensor:

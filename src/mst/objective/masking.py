@@ -18,7 +18,9 @@ from torch import Tensor
 
 from mst.config.schema import Strategy
 from mst.errors import UsageError
+from mst.model.tokens import Summary, Tokens
 from mst.objective.draws import GeneratorDraws, StepDraws
+from mst.objective.records import ObjectiveValues
 
 Draws = StepDraws | GeneratorDraws
 STRATEGIES: tuple[str, ...] = get_args(Strategy)
@@ -86,6 +88,26 @@ def attention_mask(
     else:
         mask = _eligible(importance, strategy, count, eligible_fraction, draws) & hidden.to(device)
     return mask & _masked_samples(images, masked_sample_share, draws).to(device)[:, None]
+
+
+def student_mask(
+    teacher: Summary | Tokens, values: ObjectiveValues, generator: torch.Generator | StepDraws
+) -> Tensor | None:
+    """Return the tokens to hide from the student [G*B, N], bool, or None for strategy `none`."""
+    if values.strategy == "none":
+        return None
+    importance = teacher.importance  # [G*B,N], or None where only its shape matters
+    if importance is None:
+        importance = teacher.cls.new_zeros(len(teacher.cls), math.prod(teacher.grid))
+    return attention_mask(
+        importance,
+        strategy=values.strategy,
+        eligible_fraction=values.eligible_fraction,
+        mask_probability=values.mask_probability,
+        generator=generator,
+        grid=teacher.grid,
+        masked_sample_share=values.masked_sample_share,
+    )
 
 
 def _eligible(importance: Tensor, strategy: str, count: int, fraction: float, draws: Draws) -> Tensor:

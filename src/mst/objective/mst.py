@@ -8,117 +8,27 @@ Letters: B images, G global crops, L local crops, N = h*w patch tokens, K protot
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import partial, reduce
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from mst.config.schema import ObjectiveConfig
-from mst.errors import UsageError
-from mst.model.pair import Pair
-from mst.model.stochastic_depth import branch_draws
-from mst.model.tokens import Summary, Tokens
-from mst.objective.dino import count_pairs, marginal_entropy, mean_entropy, teacher_probabilities, view_targets
+from mst.model.pair import Pair, StudentInput
+from mst.model.tokens import Summary
+from mst.objective.dino import count_pairs, teacher_probabilities
 from mst.objective.draws import StepDraws
-from mst.objective.masking import ATTENTION_STRATEGIES, attention_mask
+from mst.objective.masking import ATTENTION_STRATEGIES, student_mask
+from mst.objective.parts import shared, student_parts, whole, whole_summary
 from mst.objective.prototypes import prototype_cross_entropy
-from mst.objective.replicas import Replicas
-from mst.objective.restoration import pixel_mask, psnr, restoration_loss
+from mst.objective.records import BatchCounts, CropSet, LossTerms, ObjectiveValues, StepOutput
+from mst.objective.restoration import restoration_loss
+from mst.objective.statistics import step_statistics
+from mst.parallel.replicas import Replicas
 from mst.views.record import Views
 
-
-@dataclass(frozen=True)
-class ObjectiveValues:
-    """The numbers of one step; `mst.config.schema.ObjectiveConfig` explains each."""
-
-    strategy: str
-    eligible_fraction: float
-    mask_probability: float
-    masked_sample_share: float
-    student_temp: float
-    teacher_temp: float
-    distillation_weight: float
-    restoration_weight: float
-
-    @classmethod
-    def from_config(cls, config: ObjectiveConfig, *, teacher_temp: float) -> ObjectiveValues:
-        """Take everything from `config` but the teacher's temperature, which follows a schedule."""
-        return cls(
-            strategy=config.strategy,
-            eligible_fraction=config.eligible_fraction,
-            mask_probability=config.mask_probability,
-            masked_sample_share=config.masked_sample_share,
-            student_temp=config.student_temp,
-            teacher_temp=teacher_temp,
-            distillation_weight=config.distillation_weight,
-            restoration_weight=config.restoration_weight,
-        )
-
-
-@dataclass(frozen=True)
-class LossTerms:
-    """Float32 scalars: `total` is the weighted sum that carries the gradient, the two terms are unweighted."""
-
-    total: Tensor
-    self_distillation: Tensor
-    restoration: Tensor
-
-    def detach(self) -> LossTerms:
-        """Return the numbers without their graph."""
-        return LossTerms(self.total.detach(), self.self_distillation.detach(), self.restoration.detach())
-
-    def plus(self, other: LossTerms) -> LossTerms:
-        """Return the sums."""
-        return LossTerms(
-            self.total + other.total,
-            self.self_distillation + other.self_distillation,
-            self.restoration + other.restoration,
-        )
-
-
-class CropSet(NamedTuple):
-    """Crops of one size that the student sees in one pass.
-
-    Attributes:
-        crops: [n, B, C, H, W].
-        mask: tokens hidden from the student [n*B, N], or None.
-        targets: what it should predict of each [n, B, K], or [1, B, K] where that is the same for all.
-        first: number of the first of them among the crops of an image.
-        whole: whether they are global crops, which are also restored.
-    """
-
-    crops: Tensor
-    mask: Tensor | None
-    targets: Tensor
-    first: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class StepOutput:
-    """What a step produced; nothing but `losses` carries a gradient, and not even that after `backward`.
-
-    Attributes:
-        losses: the loss and its terms.
-        teacher_logits: [G, B, K]: what the center is updated with.
-        teacher_probs: [G, B, K], after centering and sharpening.
-        teacher: features [G*B, D], grid, and importance [G*B, N] if the strategy needs it.
-        mask: tokens hidden from the student [G*B, N], bool, or None for strategy `none`.
-        reconstruction: [G*B, C, H, W], normalised pixels; None without a restoration loss or without statistics.
-        statistics: scalars for the monitors by name; empty unless asked for.
-    """
-
-    losses: LossTerms
-    teacher_logits: Tensor
-    teacher_probs: Tensor
-    teacher: Summary
-    mask: Tensor | None
-    reconstruction: Tensor | None
-    statistics: dict[str, Tensor]
+Backward = Callable[[Tensor], None]
 
 
 def mst_losses(
@@ -128,7 +38,7 @@ def mst_losses(
     values: ObjectiveValues,
     draws: StepDraws,
     *,
-    backward: Callable[[Tensor], None] | None = None,
+    backward: Backward | None = None,
     replicas: Replicas | None = None,
     statistics: bool = False,
     std: Sequence[float] | None = None,
@@ -152,8 +62,9 @@ def mst_losses(
     Raises:
         UsageError: a restoration weight without a decoder, or impossible masking values.
     """
-    replicas = replicas or Replicas(pair)
+    replicas, coupled = replicas or Replicas(pair), pair.student.head.couples_images
     crops, batch = views.global_crops.shape[:2]
+    counts = BatchCounts(batch, crops, count_pairs(crops, crops + len(views.local_crops)))
 
     # The teacher sees the global crops whole, and says what matters in them.
     with torch.no_grad():
@@ -168,10 +79,8 @@ def mst_losses(
 
     def student_of(pair: Pair, share: slice) -> tuple[LossTerms, Tensor | None]:
         hidden = None if mask is None else mask.view(crops, batch, -1)[:, share].flatten(0, 1)
-        own, targets, drawn = shared(views, share), teacher_probs[:, share], draws.of(share)
-        return student_view(
-            pair, own, hidden, targets, values, draws=drawn, batch=batch, backward=backward, pixels=statistics
-        )
+        parts = student_parts(shared(views, share), hidden, teacher_probs[:, share], together=coupled)
+        return student_view(pair, parts, values, draws.of(share), counts, backward=backward, keep=statistics)
 
     predicted = replicas.run(student_of, batch)
     losses = reduce(LossTerms.plus, (terms for terms, _ in predicted))
@@ -182,198 +91,65 @@ def mst_losses(
     return replace(output, statistics=step_statistics(output, views.global_crops.flatten(0, 1), std))
 
 
-def shared(views: Views, share: slice) -> Views:
-    """Return the crops of some images."""
-    return Views(views.global_crops[:, share], views.local_crops[:, share], views.indices[share])
-
-
-def whole(shares: Sequence[Tensor | None], crops: int) -> Tensor | None:
-    """Put shares of the images [G*b, ...] together again [G*B, ...]; None if one is None."""
-    found = [share.view(crops, -1, *share.shape[1:]) for share in shares if share is not None]
-    return torch.cat(found, dim=1).flatten(0, 1) if len(found) == len(shares) else None
-
-
-def whole_summary(shares: Sequence[Summary], crops: int) -> Summary:
-    """Put the teacher's words on shares of the images together again."""
-    cls = whole([share.cls for share in shares], crops)  # [G*B,D]
-    assert cls is not None
-    return Summary(cls, shares[0].grid, whole([share.importance for share in shares], crops))
-
-
 def teacher_view(pair: Pair, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
     """Return the teacher's summary of the global crops, with importance if the mask needs it, and logits [G, B, K]."""
     images = views.global_crops.flatten(0, 1)  # [G*B,C,H,W]
     summary = pair.teacher.backbone.summary(images, importance=values.strategy in ATTENTION_STRATEGIES)
-    logits: Tensor = pair.teacher.head(summary.cls)
+    logits: Tensor = pair.teacher.head(summary.cls).logits()
     return summary, logits.view(*views.global_crops.shape[:2], -1)
 
 
 def student_view(
     pair: Pair,
-    views: Views,
-    mask: Tensor | None,
-    teacher_probs: Tensor,
+    parts: Iterable[tuple[CropSet, ...]],
     values: ObjectiveValues,
-    *,
     draws: StepDraws,
-    batch: int,
-    backward: Callable[[Tensor], None] | None,
-    pixels: bool,
+    counts: BatchCounts,
+    *,
+    backward: Backward | None,
+    keep: bool,
 ) -> tuple[LossTerms, Tensor | None]:
-    """Return the losses of some images of a batch, and with `pixels` the reconstruction [G*b, C, H, W] or None.
-
-    Args:
-        pair: only its student and decoder are used.
-        views: crops of b images.
-        mask: tokens hidden in the global crops [G*b, N], or None.
-        teacher_probs: [G, b, K].
-        values: as in `mst_losses`.
-        draws: of these images.
-        batch: B, images of the whole batch: the losses of its shares add up to its losses.
-        backward: as in `mst_losses`.
-        pixels: whether to keep the reconstruction.
-    """
-    crops = len(views.global_crops)
-    pairs = count_pairs(crops, crops + len(views.local_crops))
-    share = len(views.indices) / batch
-    parts, reconstructions = [], []
-    for part in student_parts(views, mask, teacher_probs, together=pair.student.head.couples_images):
-        distillation, reconstruction = student_losses(pair, part, values, draws)
-        terms = loss_terms(distillation / (pairs * batch), reconstruction, part, share / crops, values)
+    """Return a share's terms of the batch's losses; with `keep`, the reconstruction [G*b, C, H, W] or None."""
+    found: list[LossTerms] = []
+    reconstructions: list[Tensor] = []
+    for part in parts:
+        terms, reconstruction = part_losses(pair, part, values, draws, counts)
         if backward is not None:
             backward(terms.total)
             terms = terms.detach()
-        parts.append(terms)
-        if pixels and reconstruction is not None:
+        found.append(terms)
+        if keep and reconstruction is not None:
             reconstructions.append(reconstruction.detach())
-    return reduce(LossTerms.plus, parts), torch.cat(reconstructions) if reconstructions else None
+    return reduce(LossTerms.plus, found), torch.cat(reconstructions) if reconstructions else None
 
 
-def student_parts(
-    views: Views, mask: Tensor | None, teacher_probs: Tensor, *, together: bool
-) -> Iterator[tuple[CropSet, ...]]:
-    """Yield what the student sees, in parts that share nothing: each global crop, then all local crops.
+def part_losses(
+    pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws, counts: BatchCounts
+) -> tuple[LossTerms, Tensor | None]:
+    """Run the student on one part; return its terms of the batch's losses, and the reconstruction of its global crops.
 
-    Args:
-        views: as in `mst_losses`.
-        mask: tokens hidden in the global crops [G*B, N], or None.
-        teacher_probs: [G, B, K].
-        together: make one part of all, because the head's BatchNorm looks at all crops of the batch, as in DINO.
+    Self-distillation is the mean over images and pairs of views, restoration the mean over images and global crops.
     """
-    of_globals, of_locals = view_targets(teacher_probs)  # [G,B,K], [1,B,K]
-    everything = CropSet(views.global_crops, mask, of_globals, 0, True)
-    crops = len(views.global_crops)
-    local = (CropSet(views.local_crops, None, of_locals, crops, False),) if len(views.local_crops) else ()
-    if together:
-        yield (everything, *local)
-        return
-    masks = [None] * crops if mask is None else mask.chunk(crops)
-    for first, (crop, hidden, targets) in enumerate(zip(views.global_crops, masks, of_globals, strict=True)):
-        yield (CropSet(crop[None], hidden, targets[None], first, True),)
-    if local:
-        yield local
-
-
-def student_losses(
-    pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws
-) -> tuple[Tensor, Tensor | None]:
-    """Run the student on one part.
-
-    Returns:
-        The cross-entropies summed over crops, images and the teacher's views, and the reconstruction of the global
-        crops [n*B, C, H, W], or None.
-    """
-    features, reconstruction, head = [], None, pair.student.head
-    for crops, mask, _, first, whole in part:
-        images = crops.flatten(0, 1)  # [n*B,C,H,W]
-        with branch_draws(partial(draws.from_crop(first).uniform, "depth")):
-            if whole and values.restoration_weight != 0:
-                tokens = pair.student.backbone.tokens(images, mask, importance=False)  # patches [n*B,N,D]
-                reconstruction = restored_images(pair, tokens, values)  # [n*B,C,H,W]
-                features.append(tokens.cls)  # [n*B,D]
-            else:
-                features.append(pair.student.backbone.summary(images, mask, importance=False).cls)
-    vectors = torch.split(head.vectors(torch.cat(features)), [len(x) for x in features])  # each [n*B,d]
-    prototypes = head.directions()  # [K,d]
-    terms = [
-        prototype_cross_entropy(x.view(*crops.shape[:2], -1), prototypes, targets, values.student_temp)
-        for x, (crops, _, targets, _, _) in zip(vectors, part, strict=True)
+    restores = values.restoration_weight != 0
+    inputs = [
+        StudentInput(
+            crops.crops.flatten(0, 1),  # [n*b,C,H,W]
+            crops.mask,
+            crops.whole and restores,
+            partial(draws.from_crop(crops.first).uniform, "depth"),
+        )
+        for crops in part
     ]
-    return torch.stack(terms).sum(), reconstruction
-
-
-def student_mask(
-    teacher: Summary | Tokens, values: ObjectiveValues, generator: torch.Generator | StepDraws
-) -> Tensor | None:
-    """Return the tokens to hide from the student [G*B, N], bool, or None for strategy `none`."""
-    if values.strategy == "none":
-        return None
-    importance = teacher.importance  # [G*B,N], or None where only its shape matters
-    if importance is None:
-        importance = teacher.cls.new_zeros(len(teacher.cls), math.prod(teacher.grid))
-    return attention_mask(
-        importance,
-        strategy=values.strategy,
-        eligible_fraction=values.eligible_fraction,
-        mask_probability=values.mask_probability,
-        generator=generator,
-        grid=teacher.grid,
-        masked_sample_share=values.masked_sample_share,
-    )
-
-
-def restored_images(pair: Pair, student_tokens: Tokens, values: ObjectiveValues) -> Tensor | None:
-    """Decode masked and unmasked patch tokens to pixels [G*B, C, H, W], or None if restoration has no weight."""
-    if values.restoration_weight == 0:
-        return None
-    if pair.decoder is None:
-        raise UsageError(f"restoration_weight is {values.restoration_weight} but the pair has no decoder: build one")
-    reconstruction: Tensor = pair.decoder(student_tokens.patches, student_tokens.grid)
-    return reconstruction
-
-
-def loss_terms(
-    distillation: Tensor,
-    reconstruction: Tensor | None,
-    part: tuple[CropSet, ...],
-    share: float,
-    values: ObjectiveValues,
-) -> LossTerms:
-    """Return a part's share of both losses and of their weighted sum.
-
-    Args:
-        distillation: its share of the mean over images and pairs.
-        reconstruction: of its global crops [n*B, C, H, W], or None.
-        part: what the student was given; the global crops, if any, come first.
-        share: what one of its crops is of all global crops of the batch.
-        values: the weights.
-    """
-    total = values.distillation_weight * distillation
-    if reconstruction is None:
-        return LossTerms(total, distillation, torch.zeros_like(distillation))
-    crops = part[0].crops
-    restoration = restoration_loss(reconstruction, crops.flatten(0, 1)) * (len(crops) * share)
-    return LossTerms(total + values.restoration_weight * restoration, distillation, restoration)
-
-
-@torch.no_grad()
-def step_statistics(output: StepOutput, images: Tensor, std: Sequence[float] | None) -> dict[str, Tensor]:
-    """Return scalars for the monitors, by their names in metrics.jsonl.
-
-    `teacher_entropy` and `marginal_entropy` (nats), `masked_share` (of all tokens of all global crops), and, with a
-    reconstruction and `std`, `psnr_masked` and `psnr_visible` (dB, NaN where there is no such pixel).
-    """
-    statistics = {
-        "teacher_entropy": mean_entropy(output.teacher_probs),
-        "marginal_entropy": marginal_entropy(output.teacher_probs),
-        "masked_share": torch.zeros(()) if output.mask is None else output.mask.float().mean(),
-    }
-    if output.reconstruction is None or std is None:
-        return statistics
-    grid, mask = output.teacher.grid, output.mask
-    if mask is None:
-        mask = torch.zeros(len(images), math.prod(grid), dtype=torch.bool, device=images.device)
-    hidden = pixel_mask(mask, grid, patch_size=images.shape[-2] // grid[0])  # [G*B,1,H,W]
-    statistics["psnr_masked"] = psnr(output.reconstruction, images, hidden, std)
-    statistics["psnr_visible"] = psnr(output.reconstruction, images, ~hidden, std)
-    return statistics
+    vectors, prototypes, reconstruction = pair(inputs)  # each [n*b,d], [K,d], [n*b,C,H,W] or None
+    terms = [
+        prototype_cross_entropy(x.view(*crops.crops.shape[:2], -1), prototypes, crops.targets, values.student_temp)
+        for x, crops in zip(vectors, part, strict=True)
+    ]
+    distillation = torch.stack(terms).sum() / (counts.pairs * counts.images)
+    restoration = torch.zeros_like(distillation)
+    if reconstruction is not None:
+        n, b = part[0].crops.shape[:2]  # the global crops come first
+        share = n * (b / counts.images / counts.global_crops)
+        restoration = restoration_loss(reconstruction, inputs[0].images) * share
+    total = values.distillation_weight * distillation + values.restoration_weight * restoration
+    return LossTerms(total, distillation, restoration), reconstruction

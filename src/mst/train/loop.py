@@ -18,7 +18,7 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.errors import Interrupted, MstError, RunFailure
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
-from mst.objective.mst import ObjectiveValues
+from mst.objective.records import ObjectiveValues
 from mst.runtime import logging
 from mst.runtime.disk import disk_errors
 from mst.runtime.progress import Throughput, TrainingProgress, describe_speed

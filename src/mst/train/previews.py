@@ -17,7 +17,8 @@ from torchvision.utils import make_grid
 
 from mst.model.pair import Pair
 from mst.model.tokens import Tokens
-from mst.objective.mst import ObjectiveValues, student_mask
+from mst.objective.masking import student_mask
+from mst.objective.records import ObjectiveValues
 from mst.objective.restoration import pixel_mask
 from mst.runtime.files import write_atomic
 

@@ -17,7 +17,7 @@ from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tenso
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import CheckpointError
 from mst.model.pair import Pair
-from mst.objective.replicas import Replicas
+from mst.parallel.replicas import Replicas
 from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
 from mst.train.optimizer import build_optimizer
 

@@ -17,9 +17,11 @@ from torch import Tensor, nn
 
 from mst.config.schema import RunConfig, RunPlan
 from mst.model.pair import ema_update
-from mst.objective.dino import mean_over_processes, updated_center
+from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws
-from mst.objective.mst import ObjectiveValues, StepOutput, mst_losses
+from mst.objective.mst import mst_losses
+from mst.objective.records import ObjectiveValues, StepOutput
+from mst.parallel.world import World
 from mst.train.optimizer import clip_per_tensor_, set_step_values
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
@@ -74,8 +76,8 @@ def train_step(
         state: changed in place.
         passes: normalised crops on the networks' device; the parts of one batch, one forward-backward pass each.
         values: this step's learning rate and the like.
-        config: the objective, the clipping and the seed are read from it.
-        plan: the batch size and the normalisation are read from it.
+        config: gives the objective, the clipping and the seed.
+        plan: gives the batch size and the normalisation.
         dtype: compute type of the networks; parameters stay float32.
         statistics: whether to fill `StepReport.statistics`.
     """
@@ -86,10 +88,8 @@ def train_step(
 
     # Gradients of the mean loss over the batch, a part at a time.
     state.replicas.forget_gradients()
-    first = 0
     for views in passes:
-        positions = range(first, first := first + len(views.indices))
-        draws = StepDraws(config.runtime.seed, state.step, positions, plan.batch_size)
+        draws = StepDraws(config.runtime.seed, state.step, sums.positions_of(views), plan.batch_size)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = mst_losses(
                 *(pair, views, state.center, objective, draws),
@@ -115,7 +115,9 @@ def train_step(
     set_step_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.step()
     ema_update(pair.teacher, pair.student, values.teacher_momentum)
-    state.center.copy_(mean_over_processes(updated_center(state.center, sums.logits, config.objective.center_momentum)))
+    state.center.copy_(
+        World.current().mean(updated_center(state.center, sums.logits, config.objective.center_momentum))
+    )
     return report
 
 
@@ -141,6 +143,11 @@ class _BatchSums:
     indices: list[Tensor] = field(default_factory=list)
     features: list[Tensor] = field(default_factory=list)
     statistics: dict[str, Tensor] = field(default_factory=dict)
+
+    def positions_of(self, views: Views) -> range:
+        """Return the positions in the batch of the part that comes next."""
+        first = sum(map(len, self.indices))
+        return range(first, first + len(views.indices))
 
     def add(self, output: StepOutput, views: Views) -> None:
         """Count one part."""

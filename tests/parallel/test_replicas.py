@@ -11,8 +11,9 @@ import torch
 
 from mst.model.pair import Pair
 from mst.model.stochastic_depth import DropPath
-from mst.objective.mst import StepOutput, mst_losses
-from mst.objective.replicas import Replicas
+from mst.objective.mst import mst_losses
+from mst.objective.records import StepOutput
+from mst.parallel.replicas import Replicas
 from mst.runtime.seeding import drawn_from
 from objective.test_mst import STD, VALUES, double_views, gradients, some_center, some_draws, some_views, tiny_pair
 

@@ -129,3 +129,24 @@ def test_where_it_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> No
 def test_lengths_are_those_of_the_paths(tree: Path, tmp_path: Path) -> None:
     index = index_images([tree, tree / "x" / "1" / "p.jpg"], cache=tmp_path / "cache")
     assert np.diff(index.ends).tolist() == [len(os.fsencode(path)) for path in index]
+
+
+def test_what_was_passed_over_is_remembered(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tree / "x" / os.fsdecode(b"\xff.heic")).touch()
+    os.mkfifo(tree / "x" / "pipe.jpg")
+    os.utime(tree / "x", (1e9, 1e9))
+    first = index_images(tree, cache=tmp_path / "cache", tell=False)
+    seen = reads(monkeypatch)
+    again = index_images(tree, cache=tmp_path / "cache", tell=False)
+    assert not seen
+    assert again.passed == first.passed
+    assert {(entry.kind, entry.count) for entry in again.passed.entries} == {("other", 9), ("other", 1), ("special", 1)}
+
+
+def test_content_is_looked_at_again(tree: Path, tmp_path: Path) -> None:
+    (tree / "x" / "late").touch()
+    os.utime(tree / "x", (1e9, 1e9))
+    assert len(index_images(tree, cache=tmp_path / "cache", by_content=True)) == 18
+    (tree / "x" / "late").write_bytes(b"\xff\xd8\xff")  # the folder's time stays
+    os.utime(tree / "x", (1e9, 1e9))
+    assert len(index_images(tree, cache=tmp_path / "cache", by_content=True)) == 19

@@ -14,6 +14,7 @@ FREE = (
     "data.train",
     "data.cache",
     "data.index_cache",
+    "data.strict",
     "data.max_unreadable_share",
     "train.accumulate",
     "train.max_bad_steps",

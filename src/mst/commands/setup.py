@@ -100,7 +100,14 @@ def prepare(config: RunConfig) -> Setup:
     precision, reason = select_precision(config.runtime.precision, device)
     channels = config.data.channels
     cache = cache_folder() if config.data.index_cache else None
-    images = index_images(config.data.train, limit=config.data.limit, channels=channels, cache=cache)
+    images = index_images(
+        config.data.train,
+        limit=config.data.limit,
+        channels=channels,
+        cache=cache,
+        strict=config.data.strict,
+        by_content=config.data.by_content,
+    )
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
     check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels")

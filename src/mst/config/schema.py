@@ -44,6 +44,10 @@ class DataConfig(Section):
     """Decode large JPEGs at 1/4 or 1/8 of their size, as far as no crop is enlarged by it."""
     index_cache: bool = True
     """Remember which images large folders hold; a folder that changed since is searched again."""
+    by_content: bool = False
+    """Open files with other extensions than images have, or none, and take those that begin as an image does."""
+    strict: bool = False
+    """Refuse what cannot be used below the sources (folders without permission, dead links, pipes), not just say so."""
 
 
 class ViewsConfig(Section):

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from mst.data.folders import FEWEST, cache_file, extension, recall, remember, walk
+from mst.data.folders import FEWEST, Folder, cache_file, recall, remember, walk
+from mst.data.kinds import ARRAY, BY_CONTENT, EXTENSIONS, extension, listed_names
+from mst.data.lists import read_list
+from mst.data.passed import NOTHING, Passed, PassedOver
 from mst.errors import DataError, UsageError
 from mst.runtime.identity import DataIdentity, identify, sample_positions
+from mst.runtime.names import shown
 
-EXTENSIONS = frozenset({b"jpg", b"jpeg", b"png", b"webp", b"tif", b"tiff", b"bmp"})
-ARRAY = b"npy"
-"""Searched for only where images are neither grey nor RGB: beside photographs such files hold masks or features."""
+__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "index_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +30,12 @@ class ImageIndex:
     Attributes:
         block: the paths, one after the other, in the file system's encoding.
         ends: where each path ends in `block`: int64 [len + 1], the first is 0.
+        passed: what the search met and did not take.
     """
 
     block: bytes
     ends: npt.NDArray[np.int64]
+    passed: PassedOver = NOTHING
 
     @classmethod
     def of(cls, paths: Iterable[bytes | str | Path]) -> ImageIndex:
@@ -76,7 +81,8 @@ class ImageIndex:
         """Return at most `limit` of the images, at even distances, order kept; None = all."""
         if limit is None or limit >= len(self):
             return self
-        return ImageIndex.of(self[int(i)] for i in even_positions(len(self), limit))
+        few = ImageIndex.of(self[int(i)] for i in even_positions(len(self), limit))
+        return replace(few, passed=self.passed)
 
 
 def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
@@ -85,93 +91,141 @@ def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
     return np.arange(count, dtype=np.int64) * size // max(count, 1)
 
 
+Source = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
 def index_images(
-    paths: str | Path | Iterable[str | Path],
+    paths: Source | Iterable[Source],
     *,
     limit: int | None = None,
     channels: int = 3,
     cache: Path | None = None,
+    strict: bool = False,
+    by_content: bool = False,
+    tell: bool = True,
 ) -> ImageIndex:
     """Find the images under `paths`.
 
     A folder is searched at any depth in the order of its names (by bytes, so alike on every machine); names that begin
-    with a dot are passed over; links are followed, but a folder reached a second time is not entered again. A text
-    file holds one path per line, absolute or relative to the text file's own folder, in its own order, repeats
-    included; empty lines and lines that begin with `#` are passed over. Files are not opened here.
+    with a dot and those of systems (`@eaDir`, `$RECYCLE.BIN`, `__MACOSX`, ...) are passed over; links are followed, but
+    a folder reached a second time is not entered again. A text file holds one path per line, absolute or relative to
+    the text file's own folder, in its own order, repeats included; empty lines and lines that begin with `#` are passed
+    over, folders are searched. What below a source cannot be used (a folder of another user, a link that leads nowhere,
+    a pipe) costs itself only: it is counted in the index's `passed`, and said once.
 
     Args:
-        paths: folders, image files (jpg, jpeg, png, webp, tif, tiff, bmp; any case) and text files of paths.
+        paths: folders, image files (`mst.data.kinds.EXTENSIONS`, any case) and text files of paths.
         limit: keep only this many, drawn evenly over the whole index.
         channels: of the images; where it is neither 1 nor 3, folders are searched for .npy files as well. Given by
             name, or in a text file, a .npy file is always taken.
         cache: where to remember what large folders hold, see `mst.data.folders`; None = search everything.
+        strict: accept no trouble below the sources.
+        by_content: open files with other extensions, or without, and take those that begin as an image does.
+        tell: say on stderr what was passed over.
 
     Raises:
         UsageError: nothing was given, or a path does not exist, cannot be read or is none of the three.
-        DataError: a folder without an image, an empty list, or a list whose first path is no file.
+        DataError: a folder without an image, an empty list, a list of files none of which exists, or (with `strict`)
+            something that cannot be used.
     """
-    sources = [paths] if isinstance(paths, str | Path) else list(paths)
-    if not sources or "" in sources:
+    sources = [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
+    if not sources or any(not os.fsencode(source) for source in sources):
         raise UsageError("no images given: name folders, image files or text files of paths")
-    visited: set[tuple[int, int]] = set()
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
-    parts = [_images_of(Path(os.path.abspath(Path(source).expanduser())), visited, wanted, cache) for source in sources]
-    lengths = np.concatenate([lengths for _, lengths in parts])
-    ends = np.concatenate([np.zeros(1, np.int64), lengths.cumsum()])
-    return ImageIndex(b"".join(block for block, _ in parts), ends).evenly(limit)
+    search = _Search(wanted | {BY_CONTENT} if by_content else wanted, cache)
+    for source in sources:
+        search.add(source)
+    index = search.index()
+    if strict:
+        index.passed.check()
+    if tell:
+        index.passed.tell()
+    return index.evenly(limit)
 
 
-Paths = tuple[bytes, npt.NDArray[np.int64]]
-"""Encoded absolute paths, one after the other, and the length of each."""
+class _Search:
+    """Collects the images of one source after the other; a folder that two of them reach counts once."""
+
+    def __init__(self, wanted: frozenset[bytes], cache: Path | None) -> None:
+        self._wanted, self._cache = wanted, cache
+        self._visited: set[tuple[int, int]] = set()
+        self._blocks: list[bytes] = []
+        self._lengths: list[npt.NDArray[np.int64]] = [np.zeros(0, np.int64)]
+        self._passed: list[Passed] = []
+
+    def index(self) -> ImageIndex:
+        """Return all that was found."""
+        ends = np.concatenate([np.zeros(1, np.int64), np.concatenate(self._lengths).cumsum()])
+        return ImageIndex(b"".join(self._blocks), ends, PassedOver.of(self._passed))
+
+    def add(self, source: Source) -> None:
+        """Add what a source names."""
+        path, mode = _looked_up(source)
+        if stat.S_ISDIR(mode):
+            self._add_folder(os.fsencode(path))
+        elif not stat.S_ISREG(mode):
+            raise UsageError(f"{shown(path)} is a pipe, a socket or a device: give a folder, an image or a list file")
+        elif extension(os.fsencode(path.name)) in EXTENSIONS | {ARRAY}:
+            self._add_files([os.fsencode(path)])
+        else:
+            self._add_list(path)
+
+    def _add_files(self, paths: list[bytes]) -> None:
+        self._blocks.append(b"".join(paths))
+        self._lengths.append(np.fromiter(map(len, paths), dtype=np.int64, count=len(paths)))
+
+    def _add_list(self, path: Path) -> None:
+        """Add the files of a list, and what is in its folders."""
+        listed = read_list(path)
+        self._passed += listed.passed
+        start = 0
+        for place in sorted(listed.folders):
+            self._add_files(listed.paths[start:place])
+            self._add_folder(listed.paths[place])
+            start = place + 1
+        self._add_files(listed.paths[start:])
+
+    def _add_folder(self, top: bytes) -> None:
+        """Add the images in a folder and below."""
+        already = len(self._visited)
+        file = cache_file(self._cache, top, self._wanted) if self._cache is not None else None
+        known = recall(file) if file is not None else {}
+        folders = list(walk(top, self._visited, self._wanted, known))
+        count = sum(len(folder.lengths) for folder in folders)
+        if not count and len(self._visited) > already:
+            raise DataError(_nothing(top, folders, self._wanted))
+        changed = len(folders) != len(known) or any(known.get(folder.path) is not folder for folder in folders)
+        if file is not None and changed and count >= FEWEST:
+            remember(file, folders)
+        self._blocks += (folder.block for folder in folders)
+        self._lengths += (folder.lengths for folder in folders)
+        self._passed += (entry for folder in folders for entry in folder.passed)
 
 
-def _images_of(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes], cache: Path | None) -> Paths:
-    """Return the images that one source names."""
-    if source.is_dir():
-        return _images_below(source, visited, wanted, cache)
-    if not source.exists():
-        raise UsageError(f"{source} does not exist: give a folder of images, an image or a text file of paths")
-    named = extension(os.fsencode(source.name)) in EXTENSIONS | {ARRAY}
-    found = [os.fsencode(source)] if named else _read_list(source)
-    return b"".join(found), np.array([len(path) for path in found], dtype=np.int64)
+def _looked_up(source: Source) -> tuple[Path, int]:
+    """Return the absolute path of a source, and its mode.
 
-
-def _images_below(source: Path, visited: set[tuple[int, int]], wanted: frozenset[bytes], cache: Path | None) -> Paths:
-    """Return the images in a folder and below."""
-    top, already = os.fsencode(source), len(visited)
-    file = cache_file(cache, top, wanted) if cache is not None else None
-    known = recall(file) if file is not None else {}
-    folders = list(walk(top, visited, wanted, known))
-    lengths = np.concatenate([np.zeros(0, np.int64), *(folder.lengths for folder in folders)])
-    if not len(lengths) and len(visited) > already:
-        raise DataError(f"{source} holds no images: looked at any depth for {_names(wanted)}")
-    changed = len(folders) != len(known) or any(known.get(folder.path) is not folder for folder in folders)
-    if file is not None and changed and len(lengths) >= FEWEST:
-        remember(file, folders)
-    return b"".join(folder.block for folder in folders), lengths
-
-
-def _read_list(source: Path) -> list[bytes]:
-    """Return the paths that a text file lists."""
+    Raises:
+        UsageError: it does not exist or cannot be reached.
+    """
+    path = Path(os.path.abspath(Path(os.fsdecode(source)).expanduser()))
     try:
-        content = source.read_bytes()
-    except OSError as error:
-        raise UsageError(f"{source} cannot be read: {error.strerror}") from error
-    if b"\0" in content:
+        return path, os.stat(path).st_mode
+    except FileNotFoundError:
+        dead = ": it is a link that leads nowhere" if path.is_symlink() else ""
         raise UsageError(
-            f"{source} is neither a folder, nor an image ({_names(EXTENSIONS | {ARRAY})}), nor a text file of paths"
-        )
-    lines = [line.strip() for line in content.removeprefix(b"\xef\xbb\xbf").splitlines()]
-    base = os.fsencode(source.parent)
-    found = [os.path.normpath(os.path.join(base, line)) for line in lines if line and not line.startswith(b"#")]
-    if not found:
-        raise DataError(f"{source} lists no paths: one image path per line is expected")
-    if not os.path.isfile(found[0]):
-        raise DataError(
-            f"{source}: its first path is no file: {os.fsdecode(found[0])} (paths are relative to the list's folder)"
-        )
-    return found
+            f"{shown(path)} does not exist{dead}: give a folder of images, an image or a text file of paths"
+        ) from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{shown(path)} cannot be read: {reason}") from error
 
 
-def _names(extensions: frozenset[bytes]) -> str:
-    return ", ".join(sorted(extension.decode() for extension in extensions))
+def _nothing(top: bytes, folders: list[Folder], wanted: frozenset[bytes]) -> str:
+    """Return in one line that there are no images, and what there is."""
+    passed = PassedOver.of(entry for folder in folders for entry in folder.passed)
+    found = [*map(str, passed.troubles), *([passed.others()] if passed.others() else [])]
+    if any(entry.reason == ARRAY.decode() for entry in passed.entries) and ARRAY not in wanted:
+        found.append("arrays are searched for with --data.channels (of inspect: --channels) other than 1 and 3 only")
+    there = f"; found: {'; '.join(found)}" if found else ""
+    return f"{shown(top)} holds no images: looked at any depth for {listed_names(wanted)}{there}"

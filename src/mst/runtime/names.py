@@ -1,0 +1,26 @@
+"""Names of files as they can be printed anywhere: what cannot be seen, or is not UTF-8, is escaped."""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+
+
+def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    r"""Return a name in one line that shows every character of it.
+
+    Bytes that are not UTF-8, control characters, line ends, marks of direction and other invisible characters appear
+    as `\xff`, `\n` or `\u202e`; spaces other than the common one too, and the common one at either end as `\x20`.
+    """
+    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    inner = text.strip(" ")
+    start = len(text) - len(text.lstrip(" ")) if inner else len(text)
+    ends = "\\x20" * start, "\\x20" * (len(text) - start - len(inner))
+    return ends[0] + "".join(map(_character, inner)) + ends[1]
+
+
+def _character(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # a byte that is not UTF-8, as `os.fsdecode` keeps it
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    visible = character == " " or unicodedata.category(character)[0] not in "CZ"
+    return character if visible else character.encode("unicode_escape", "surrogatepass").decode()

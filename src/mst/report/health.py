@@ -86,8 +86,8 @@ def _waiting(records: RunRecords) -> Iterator[Check]:
     if shares:
         mean = sum(shares) / len(shares)
         good = mean < LONG_WAIT
-        advice = "" if good else " Add workers (runtime.workers) or use faster storage."
-        yield Check(good, f"The networks waited for data {mean:.0%} of the time.{advice}")
+        more = "" if good else " Add workers (--runtime.workers, or --workers of mst finetune) or use faster storage."
+        yield Check(good, f"The networks waited for data {mean:.0%} of the time.{more}")
 
 
 def _gain(results: list[Comparison]) -> Iterator[Check]:

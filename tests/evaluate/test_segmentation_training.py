@@ -242,7 +242,7 @@ def test_saved_segmenters_say_the_same(tmp_path: Path) -> None:
         load_segmenter(tmp_path, CPU)
     description = tmp_path / "m" / "segmenter.json"
     description.write_text(description.read_text().replace('"dark"', '"dim", "dark"'))
-    with pytest.raises(CheckpointError, match=r"segmenter.safetensors does not fit segmenter.json"):
+    with pytest.raises(CheckpointError, match=r"segmenter.safetensors does not fit its description"):
         load_segmenter(tmp_path / "m", CPU)
     description.write_text("{}")
     with pytest.raises(CheckpointError, match=r"cannot read .*segmenter.json"):

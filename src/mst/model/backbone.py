@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from mst.errors import UsageError
 from mst.model.tokens import Summary, Tokens
 from mst.weights.description import BadDescription, whole, wholes, word
+from mst.weights.tensors import strange_number, type_name
 
 MOST_SIDE = 1 << 16
 MOST_NEEDED = {"channels": 1024, "patch_size": 1024}
@@ -146,6 +147,10 @@ class Backbone(nn.Module, ABC):
 
         With another `want`, what the method of that name returns: all of them come through here, so that whatever
         wraps or watches modules sees every pass.
+
+        Raises:
+            UsageError: no such images; for features in evaluation mode also such with NaN or infinity. Training waits
+                for no device: the loss tells.
         """
         match want:
             case "tokens":
@@ -154,6 +159,8 @@ class Backbone(nn.Module, ABC):
                 return self._intermediate(images, layers)
             case "stages":
                 return self._stages(images)
+            case "features" if not (self.training or torch.compiler.is_compiling()):
+                check_finite(images)
         summary = self._summary(images, mask, importance)
         return summary if want == "summary" else summary.cls
 
@@ -225,15 +232,62 @@ class Backbone(nn.Module, ABC):
         return weights
 
     def grid(self, images: Tensor) -> tuple[int, int]:
-        """Return (h, w) of the tokens of images [B, C, H, W], after checking that they fit this backbone."""
+        """Return (h, w) of the tokens of images [B, C, H, W], after checking that they fit this backbone.
+
+        Raises:
+            UsageError: they do not; says what to give. Looks at no pixel.
+        """
+        check_images(images, self.mask_token)
         channels, height, width = images.shape[1:]
         if channels != self.spec.channels:
+            last = " (channels come before height and width)" if images.shape[-1] == self.spec.channels else ""
             raise UsageError(
-                f"images have {channels} channels, this backbone takes {self.spec.channels}: "
+                f"images have {channels} channels, this backbone takes {self.spec.channels}{last}: "
                 f"convert them, or train a backbone on such images (mst pretrain ... --data.channels {channels})"
             )
         check_image_size((height, width), self.patch_size)
         return height // self.patch_size, width // self.patch_size
+
+
+def check_images(images: Tensor, weights: Tensor) -> None:
+    """Refuse what is no batch of images [B, C, H, W] of the weights' type and on their device.
+
+    Raises:
+        UsageError: it is none; says what to give.
+    """
+    if not isinstance(images, Tensor):
+        raise UsageError(f"images are {type(images).__name__}: give a tensor [B, C, H, W] of normalised images")
+    if images.ndim != 4:
+        hint = ": images.unsqueeze(0) makes a batch of one" if images.ndim == 3 else ""
+        raise UsageError(f"images have shape {list(images.shape)}, needed is [B, C, H, W]{hint}")
+    if not len(images):
+        raise UsageError(f"images have shape {list(images.shape)}: give at least one image")
+    if not images.is_floating_point():
+        raise UsageError(
+            f"images are of type {type_name(images.dtype)}: give floats, normalised with the backbone's mean and std "
+            "(backbone.metadata)"
+        )
+    if images.device != weights.device:
+        raise UsageError(f"images are on {images.device}, the backbone is on {weights.device}: move one of them")
+    if images.dtype != weights.dtype and not torch.is_autocast_enabled(images.device.type):
+        want = type_name(weights.dtype)
+        raise UsageError(
+            f"images are of type {type_name(images.dtype)}, the backbone of type {want}: convert one of them"
+        )
+
+
+def check_finite(images: Tensor) -> None:
+    """Refuse images with NaN or infinity.
+
+    Raises:
+        UsageError: there are such; says which image.
+    """
+    if not isinstance(images, Tensor) or images.is_meta:  # `check_images` says the rest
+        return
+    if images.numel() and images.is_floating_point() and (found := strange_number(images)) is not None:
+        sound = images.flatten(1).isfinite().all(dim=1).tolist() if images.ndim > 1 else []  # [B]
+        which = f"image {sound.index(False)} of {len(images)}" if False in sound else "the batch"
+        raise UsageError(f"{which} holds {found}: the features would be no numbers; leave it out or mend its pixels")
 
 
 def check_image_size(size: tuple[int, int], patch_size: int, what: str = "image size") -> None:

@@ -64,3 +64,53 @@ def test_a_file_is_no_labelled_folder(tmp_path: Path) -> None:
     folder(tmp_path, "file")
     with pytest.raises(UsageError, match="is a file"):
         LabelledFolder(tmp_path / "file")
+
+
+def test_what_is_no_class_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = folder(tmp_path, "train/a/1.jpg", "train/b[x]/2.jpg", "val/a/3.jpg", "train/loose.png", "train/.hid/4.jpg")
+    folder(root, "train/@eaDir/t.jpg", "train/__MACOSX/a/1.jpg", "train/labels.csv")
+    (root / "train/c").symlink_to("nowhere")
+    (root / "val/loop").symlink_to("loop")
+    data = LabelledFolder(root)
+    assert data.classes == ("a", "b[x]")
+    assert {(entry.kind, entry.count) for entry in data.passed.troubles} == {("link", 1), ("loose", 1)}
+    told = capsys.readouterr().err
+    assert told.count("warning:") == 1
+    for part in ("train/c", "val/loop", "1 image beside the class folders", "train/loose.png"):
+        assert part in told
+    with pytest.raises(DataError, match="train/c"):
+        LabelledFolder(root, strict=True)
+
+
+def test_an_archive_with_one_more_folder(tmp_path: Path) -> None:
+    folder(tmp_path, "flowers/train/a/1.jpg", "flowers/val/a/1.jpg", "__MACOSX/train/a/1.jpg")
+    with pytest.raises(UsageError, match=r"has no folder train.*flowers has: give that folder"):
+        LabelledFolder(tmp_path)
+
+
+def test_class_names_of_every_kind(tmp_path: Path) -> None:
+    names = ["ü", "u\u0308", "\u202ea", "n\nl", "-rf", "[x]", " sp ", "a.jpg", "y" * 255, "\udcff", "😀"]
+    folder(tmp_path, *(f"{part}/{name}/{part}.jpg" for part in ("train", "val") for name in names))
+    data = LabelledFolder(tmp_path)
+    assert data.classes == tuple(sorted(names))
+    assert data.train.labels.tolist() == data.val.labels.tolist() == list(range(11))
+
+
+@pytest.mark.parametrize("how", ["copy", "link", "folder", "other", "empty"])
+def test_validation_images_that_are_training_images(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], how: str
+) -> None:
+    folder(tmp_path, "train/a/1.jpg")
+    (tmp_path / "train/a/1.jpg").write_bytes(b"" if how == "empty" else b"picture")
+    if how == "folder":
+        (tmp_path / "val").symlink_to("train")
+    else:
+        folder(tmp_path, "val/a/x")
+        target = tmp_path / "val/a/1.jpg"
+        if how == "link":
+            target.hardlink_to(tmp_path / "train/a/1.jpg")
+        else:
+            target.write_bytes({"copy": b"picture", "other": b"another", "empty": b""}[how])
+    LabelledFolder(tmp_path)
+    told = "1 of the 1 validation images looked at are training images too" in capsys.readouterr().err
+    assert told is (how in {"copy", "link", "folder"})

@@ -222,7 +222,7 @@ def _from_scratch(config: FinetuneConfig) -> Network:
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
     if channels != len(IMAGENET_MEAN):
-        images = LabelledFolder(config.data, channels=channels).train.paths
+        images = LabelledFolder(config.data, channels=channels, tell=False).train.paths
         check_sample(images, channels=channels, patch_size=1, origin="--channels")
         mean, std = channel_statistics(images, channels=channels)
     return Network(spec, mean, std, "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 from pathlib import Path
@@ -42,6 +42,14 @@ class ImageIndex:
         """Hold the given paths in the given order."""
         encoded = [os.fsencode(path) for path in paths]
         return cls(b"".join(encoded), np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64))
+
+    @classmethod
+    def joined(cls, parts: Sequence[ImageIndex]) -> ImageIndex:
+        """Hold the images of several one after the other."""
+        lengths = [np.diff(part.ends) for part in parts]
+        ends = np.concatenate([np.zeros(1, np.int64), np.concatenate([np.zeros(0, np.int64), *lengths]).cumsum()])
+        passed = PassedOver.of(entry for part in parts for entry in part.passed.entries)
+        return cls(b"".join(part.block for part in parts), ends, passed)
 
     def __len__(self) -> int:
         return len(self.ends) - 1

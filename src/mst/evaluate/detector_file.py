@@ -14,7 +14,7 @@ from mst.evaluate.model_files import ModelFiles
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import MOST_SIDE, BackboneSpec
 from mst.model.build import build_backbone
-from mst.weights.description import numbers, part, whole, wholes, words
+from mst.weights.description import BadDescription, numbers, part, whole, wholes, words
 
 MOST_WIDTH, MOST_CLASSES, MOST_ID = 1 << 14, 1 << 16, 1 << 63
 """Largest numbers of a description."""
@@ -58,7 +58,9 @@ class DetectorDescription:
             whole(shape, key, most=most)
         whole(shape, "head_dim", most=MOST_WIDTH)
         classes = words(values, "classes", most=MOST_CLASSES)
-        ids = wholes(values, "category_ids", count=len(classes), least=-MOST_ID, most=MOST_ID)
+        ids = wholes(values, "category_ids", least=-MOST_ID, most=MOST_ID)
+        if len(ids) != len(classes):
+            raise BadDescription(f"{len(classes)} classes and {len(ids)} category ids")
         mean, std = (numbers(values, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
         return cls(spec, DetectorShape(**{**shape, "short_sides": sides}), classes, ids, mean, std)
 

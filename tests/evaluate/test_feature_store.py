@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -164,3 +166,64 @@ def test_the_hash_sees_every_weight() -> None:
     with torch.no_grad():
         other.scale[1] += 1e-6
     assert weights_hash(one) != weights_hash(other)
+
+
+@pytest.mark.parametrize("place", [0, 1, 2, 3])
+def test_altered_features_are_computed_anew(
+    backbone: Backbone, images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], place: int
+) -> None:
+    source = FeatureSource(backbone, TRANSFORM, QUIET, tmp_path)
+    right = source.read("training", images, blocks=3).features.clone()
+    (file,) = tmp_path.glob("training-*.npy")
+    content = bytearray(file.read_bytes())
+    content[128 + place * (len(content) - 129) // 3] ^= 1
+    file.write_bytes(content)
+    capsys.readouterr()
+    assert torch.equal(source.read("training", images, blocks=3).features, right)
+    assert "is not what was written" in " ".join(capsys.readouterr().err.split())
+    source.read("training", images, blocks=3)
+    assert "computed anew" not in capsys.readouterr().err
+
+
+def test_other_contents_of_the_same_size_and_time_are_other_images(
+    backbone: Backbone, images: ImageSet, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    source = FeatureSource(backbone, TRANSFORM, QUIET, tmp_path / "kept")
+    source.read("training", images)
+    file = Path(images.names[4])
+    state, content = file.stat(), bytearray(file.read_bytes())
+    content[-20] ^= 255
+    file.write_bytes(content)
+    os.utime(file, ns=(state.st_atime_ns, state.st_mtime_ns))
+    capsys.readouterr()
+    source.read("training", images)
+    assert "other contents of the images" in " ".join(capsys.readouterr().err.split())
+
+
+def test_what_a_kill_left_is_deleted_and_what_is_being_written_is_not(
+    backbone: Backbone, images: ImageSet, tmp_path: Path
+) -> None:
+    (tmp_path / ".training-0123456789abcdef.npy.4194301.tmp").write_bytes(b"x" * 1000)
+    (tmp_path / "training-0123456789abcdef.npy").write_bytes(b"x" * 1000)
+    (tmp_path / "training-notes.txt").write_text("mine")
+    busy = tmp_path / ".training-aaaa.npy.1.tmp"
+    with feature_store._claimed(busy):
+        FeatureSource(backbone, TRANSFORM, QUIET, tmp_path).read("training", images)
+        assert busy.exists()
+    found = sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".png")
+    assert len(found) == 3
+    assert found[0].startswith("training-")
+    assert found[1:] == ["training-notes.txt", "training.json"]
+
+
+def test_writers_side_by_side_all_get_their_features(backbone: Backbone, images: ImageSet, tmp_path: Path) -> None:
+    def read(size: int) -> torch.Tensor:
+        source = FeatureSource(backbone, ImageTransform((size, size)), QUIET, tmp_path / "kept")
+        return source.read(f"part{size}", images).features.clone()
+
+    sizes = [8, 16, 8 * 3, 8 * 4] * 2
+    with ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(read, sizes))
+    for size, features in zip(sizes, found, strict=True):
+        direct = FeatureSource(backbone, ImageTransform((size, size)), QUIET).read("x", images).features
+        torch.testing.assert_close(features, direct)

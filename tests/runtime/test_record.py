@@ -91,3 +91,13 @@ def test_describe_and_clock() -> None:
     assert describe_loss(NUMBERS) == "loss 1.250  lr 1.0e-04  100 img/s  wait 3%"
     assert describe(NUMBERS).endswith("lr 1.0e-04  100 img/s  wait 3%")
     assert [clock(s) for s in (0, 59.6, 3661)] == ["0:00:00", "0:01:00", "1:01:01"]
+
+
+def test_damaged_rows_are_dropped_and_the_others_kept(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    good = [b'{"step": 1}\n', b'{"step": 2, "name": "\xe2\x80\xa8"}\n']
+    bad = [b'{"step": 1, "x": "\xff"}\n', b"[" * 9000 + b"\n", b'{"step": 1e999}\n']
+    bad.append(b'{"step": ' + b"9" * 5000 + b"}\n")
+    path.write_bytes(good[0] + b"".join(bad) + good[1] + b'{"step": 1')
+    drop_rows(path, beyond=5)
+    assert path.read_bytes() == b"".join(good)

@@ -2,17 +2,21 @@
 
 A kept file holds the global features of the last blocks, block after block, so that k-NN and retrieval map only the
 final ones and a linear probe finds the others in the same file. It counts only for the same weights, image files,
-transform and precision; anything else is computed anew, with a word about what is different.
+transform and precision, and if its bytes are those that were written; anything else is computed anew, with a word about
+what is different.
 Letters: n images, D features of a block, b blocks.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,12 +38,14 @@ if TYPE_CHECKING:
 
 KEPT_BLOCKS = 4
 """Blocks that a kept file holds at least: as many as the linear probe takes."""
-FORMAT = 1
+FORMAT = 2
 DIFFERENT = {
     "format": "another version of mst",
     "weights": "another backbone",
     "images": "other images",
+    "contents": "other contents of the images",
     "transform": "another size, cut or normalisation",
+    "described": "another description of the backbone's images",
     "precision": "another precision or device",
 }
 """Parts of a file's key, and what it means that one differs."""
@@ -90,6 +96,8 @@ class FeatureSource:
             RunFailure: no room for the file.
         """
         key = self._key(images) if self.folder is not None else None
+        if self.folder is not None:
+            _clear(self.folder, part, keep=_noted_file(self.folder / f"{part}.json"))
         if self.folder is not None and key is None:
             warn(f"{part} features are not kept: these images are no files")
         if key is None:
@@ -122,6 +130,8 @@ class FeatureSource:
             "format": FORMAT,
             "weights": weights_hash(self.backbone),
             "images": listed.hexdigest(),
+            "contents": images.fingerprint().digest,
+            "described": json.loads(json.dumps(self.backbone.metadata, default=str)),
             "transform": json.loads(json.dumps(asdict(self.transform))),
             "precision": f"{compute} on {device.type}",
         }
@@ -135,7 +145,7 @@ class FeatureSource:
         if not note.exists():
             return None
         try:
-            known = json.loads(note.read_text(encoding="utf-8"))
+            known = json.loads(note.read_bytes())
             changed = [word for name, word in DIFFERENT.items() if known["key"].get(name) != key[name]]
             missing = {int(place): str(why) for place, why in known["unreadable"]}
             if known["blocks"] < blocks:
@@ -144,7 +154,10 @@ class FeatureSource:
                 stored = torch.from_numpy(np.load(self.folder / known["file"], mmap_mode="c"))
                 if stored.ndim != 3 or stored.shape[1] != len(images) or stored.dtype != torch.float32:
                     raise ValueError("a shape that does not fit")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                for block in range(-blocks, 0) if blocks < len(stored) else range(-len(stored), 0):
+                    if _digest(stored[block]) != known["sha256"][block]:
+                        raise ValueError(f"{known['file']} is not what was written")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
             warn(f"{note} cannot be used ({' '.join(str(error).split())}): its features are computed anew")
             return None
         if changed:
@@ -161,21 +174,64 @@ class FeatureSource:
         blocks = max(blocks, KEPT_BLOCKS)
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{part}-{hashlib.sha256(json.dumps([key, blocks]).encode()).hexdigest()[:16]}.npy"
-        aside = self.folder / f".{name}.{os.getpid()}.tmp"
-        try:
+        aside = self.folder / f".{name}.{os.getpid()}-{threading.get_ident()}.tmp"
+        with _claimed(aside):
             found = self._extract(images, blocks, part, lambda shape: _mapped(aside, shape))
+            stored = torch.from_numpy(np.load(aside, mmap_mode="c"))
+            read = set(found.positions)
+            places = [place for place in range(len(images)) if place not in read]
+            missing = dict(zip(places, found.unreadable, strict=True))
+            digests = [_digest(block) for block in stored]
+            note = {"key": key, "blocks": blocks, "file": name, "sha256": digests, "unreadable": list(missing.items())}
             aside.replace(self.folder / name)
+            write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
+        _clear(self.folder, part, keep=name)
+        return stored, missing
+
+
+@contextmanager
+def _claimed(aside: Path) -> Iterator[None]:
+    """Hold a new file's lock, by which others see that it is being written; delete it unless it was renamed."""
+    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        aside.unlink(missing_ok=True)
+        os.close(file)
+
+
+def _clear(folder: Path, part: str, *, keep: str | None) -> None:
+    """Delete what a kill left behind, and features that no note names; not what another process is writing."""
+    for path in [*folder.glob(f".{part}-*.tmp"), *folder.glob(f"{part}-*.npy")]:
+        if path.name == keep:
+            continue
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue  # its writer is at work
         finally:
-            aside.unlink(missing_ok=True)
-        read = set(found.positions)
-        places = [place for place in range(len(images)) if place not in read]
-        missing = dict(zip(places, found.unreadable, strict=True))
-        note = {"key": key, "blocks": blocks, "file": name, "unreadable": list(missing.items())}
-        write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
-        for old in self.folder.glob(f"{part}-*.npy"):
-            if old.name != name:
-                old.unlink(missing_ok=True)
-        return torch.from_numpy(np.load(self.folder / name, mmap_mode="c")), missing
+            os.close(file)
+
+
+def _noted_file(note: Path) -> str | None:
+    """Return the file that a note names; None where it cannot be read."""
+    try:
+        return str(json.loads(note.read_bytes())["file"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _digest(block: Tensor) -> str:
+    """Return the SHA-256 of a block of features."""
+    found = hashlib.sha256()
+    found.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def weights_hash(backbone: torch.nn.Module) -> str:
@@ -183,7 +239,7 @@ def weights_hash(backbone: torch.nn.Module) -> str:
     found = hashlib.sha256(repr(getattr(backbone, "spec", "")).encode())
     for name, weight in backbone.state_dict().items():
         found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
-        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return found.hexdigest()
 
 

@@ -69,17 +69,17 @@ def drop_rows(path: Path, *, beyond: int) -> None:
     """Remove the rows whose `step` is larger than `beyond`, and a half-written one; the others stay as they are."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8")
-    kept = "".join(line for line in text.splitlines(keepends=True) if _step_of(line) <= beyond)
-    if kept != text:
+    content = path.read_bytes()
+    kept = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) <= beyond)
+    if kept != content:
         write_atomic(path, kept)
 
 
-def _step_of(line: str) -> float:
-    """Return a row's step; infinity for half a row."""
+def _step_of(line: bytes) -> float:
+    """Return a row's step; infinity for half a row and a damaged one."""
     try:
-        return float(json.loads(line)["step"]) if line.endswith("\n") else math.inf
-    except (ValueError, KeyError, TypeError):
+        return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf
+    except (ValueError, KeyError, TypeError, OverflowError, RecursionError):
         return math.inf
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -180,3 +181,58 @@ def test_the_student_is_taken_where_there_is_no_teacher(tmp_path: Path) -> None:
     torch.save({"student": under("module.backbone.", source.timm_state_dict()), "teacher": None}, tmp_path / "w.pth")
     assert "start from student (prefix module.backbone.)" in str(start_from(target, str(tmp_path / "w.pth")))
     assert_same(source, target, rtol=0.0, atol=0.0)
+
+
+def google_vit(backbone: Backbone) -> dict[str, Any]:
+    """Arrays as JAX has them: kernels transposed, one array for each of query, key and value of all heads."""
+    weights = {name: value.numpy() for name, value in backbone.timm_state_dict().items()}
+    width, heads = backbone.embed_dim, backbone.model.blocks[0].attn.num_heads
+    arrays = {
+        "embedding/kernel": weights["patch_embed.proj.weight"].transpose(2, 3, 1, 0),
+        "embedding/bias": weights["patch_embed.proj.bias"],
+        "cls": weights["cls_token"],
+        "Transformer/posembed_input/pos_embedding": weights["pos_embed"],
+        "Transformer/encoder_norm/scale": weights["norm.weight"],
+        "Transformer/encoder_norm/bias": weights["norm.bias"],
+    }
+    for number in range(len(backbone.model.blocks)):
+        own, there = f"blocks.{number}.", f"Transformer/encoderblock_{number}/"
+        attention = f"{there}MultiHeadDotProductAttention_1/"
+        for position, word in enumerate(("query", "key", "value")):
+            rows = slice(position * width, (position + 1) * width)
+            kernel, bias = weights[f"{own}attn.qkv.weight"][rows], weights[f"{own}attn.qkv.bias"][rows]
+            arrays[f"{attention}{word}/kernel"] = kernel.T.reshape(width, heads, -1)
+            arrays[f"{attention}{word}/bias"] = bias.reshape(heads, -1)
+        arrays[f"{attention}out/kernel"] = weights[f"{own}attn.proj.weight"].T.reshape(heads, -1, width)
+        arrays[f"{attention}out/bias"] = weights[f"{own}attn.proj.bias"]
+        for ours, theirs in (("norm1", "LayerNorm_0"), ("norm2", "LayerNorm_2")):
+            arrays[f"{there}{theirs}/scale"] = weights[f"{own}{ours}.weight"]
+            arrays[f"{there}{theirs}/bias"] = weights[f"{own}{ours}.bias"]
+        for ours, theirs in (("fc1", "Dense_0"), ("fc2", "Dense_1")):
+            arrays[f"{there}MlpBlock_3/{theirs}/kernel"] = weights[f"{own}mlp.{ours}.weight"].T
+            arrays[f"{there}MlpBlock_3/{theirs}/bias"] = weights[f"{own}mlp.{ours}.bias"]
+    return arrays
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_arrays_of_google(tmp_path: Path) -> None:
+    source, target = tiny(VIT, 1), tiny(VIT, 2)
+    arrays, path = google_vit(source), tmp_path / "w.npz"
+    np.savez(path, **arrays)
+    start_from(target, str(path))
+    assert_same(source, target, rtol=0.0, atol=1e-6)
+    fewer = {name: value for name, value in arrays.items() if "encoderblock_1" not in name}
+    for change, said in (
+        (fewer, "holds 1 blocks: name the network"),
+        ({**arrays, "cls": arrays["cls"] * np.nan}, "cls_token holds NaN"),
+        ({"a": np.ones(3)}, "does not fit vit_tiny_patch16_224"),
+        ({**arrays, "embedding/kernel": np.array([{"a": 1}], dtype=object)}, "does not fit vit_tiny_patch16_224"),
+        ({**arrays, "cls": np.ones((1, 1, 7), np.float32)}, "does not fit vit_tiny_patch16_224"),
+    ):
+        np.savez(path, **change)
+        with pytest.raises(CheckpointError, match=said) as caught:
+            start_from(tiny(VIT, 2), str(path))
+        assert "\n" not in str(caught.value)
+    path.write_bytes(b"no archive")
+    with pytest.raises(CheckpointError, match=r"it is damaged, or no \.npz file"):
+        start_from(target, str(path))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from mst.checkpoint.compare import FREE, changed_settings, is_free, refuse_changed_settings
+from mst.checkpoint.compare import FREE, changed_settings, is_free, refuse_changed_settings, refuse_other_training
 from mst.config.schema import RunConfig
-from mst.errors import CheckpointError
-from mst.runtime.identity import identify
+from mst.errors import CheckpointError, UsageError
+from mst.runtime.identity import CONTENTS, identify
 
 
 def changed(**sections: dict[str, object]) -> dict[str, object]:
@@ -79,3 +81,16 @@ def test_a_plan_of_an_older_version_has_only_numbers_to_compare() -> None:
     with pytest.raises(CheckpointError, match="dataset_size 16 -> 17"):
         refuse_changed_settings(old, plan(17))
     refuse_changed_settings(old, plan(17, accepted_data=[{"identity": {"count": 16}, "until_step": 3}]))
+
+
+def test_a_training_with_labels_is_resumed_with_its_own_data_only(capsys: pytest.CaptureFixture[str]) -> None:
+    now = {"seed": 0, "lr": 1.0, CONTENTS: "a"}
+    refuse_other_training(dict(now), now, Path("ck"))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UsageError, match=r"ck holds a training with other contents of the data, seed"):
+        refuse_other_training({**now, "seed": 1, CONTENTS: "b"}, now, Path("ck"))
+    with pytest.raises(UsageError, match=r"other steps"):
+        refuse_other_training({**now, "steps": 3}, now, Path("ck"))
+    refuse_other_training({"seed": 0, "lr": 1.0}, now, Path("ck"))
+    [line] = capsys.readouterr().err.splitlines()
+    assert "is of an older version, which did not note what its data held" in line

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
-from mst.errors import CheckpointError
-from mst.runtime.identity import DataIdentity, difference
+from mst.errors import CheckpointError, UsageError
+from mst.runtime import logging
+from mst.runtime.identity import CONTENTS, DataIdentity, difference
 
 FREE = (
     "recipe",
@@ -77,6 +79,25 @@ def refuse_changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]
         raise CheckpointError(
             f"the run was started with other settings: {lines}; resume with the old ones or start anew"
         )
+
+
+def refuse_other_training(saved: Mapping[str, Any], current: Mapping[str, Any], folder: Path) -> None:
+    """Compare what a checkpoint of a training with labels was trained with and what it is to be resumed with.
+
+    A checkpoint of an older version does not know the contents of its data: that is said, and it is resumed.
+
+    Raises:
+        UsageError: settings, data or weights differ; names which.
+    """
+    unknown = {CONTENTS} & {*current} - {*saved}
+    other = sorted(key for key in {*saved, *current} - unknown if saved.get(key) != current.get(key))
+    if other:
+        raise UsageError(
+            f"--checkpoints {folder} holds a training with other {', '.join(other)}: name another folder, or repeat "
+            "its command with what it was given then"
+        )
+    if unknown:
+        logging.info(f"{folder} is of an older version, which did not note what its data held")
 
 
 def _accepted(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:

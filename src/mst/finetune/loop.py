@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from mst.checkpoint.compare import refuse_other_training
 from mst.checkpoint.format import Checkpoint
 from mst.checkpoint.store import CheckpointStore
-from mst.errors import CheckpointError, Interrupted, MstError, RunFailure, UsageError
+from mst.errors import CheckpointError, Interrupted, MstError, RunFailure
 from mst.finetune.schedule import Checkpointing, LoopSettings, learning_rate
 from mst.runtime import logging
 from mst.runtime.progress import Throughput, TrainingProgress, describe_loss
@@ -313,13 +314,7 @@ class _Session(Generic[Batch]):
             UsageError: it was trained with something else.
             CheckpointError: it is of another network.
         """
-        saved, current = checkpoint.info.get("identity", {}), self.where.identity
-        other = sorted(key for key in {*saved, *current} if saved.get(key) != current.get(key))
-        if other:
-            raise UsageError(
-                f"--checkpoints {checkpoint.path.parent} holds a training with other {', '.join(other)}: "
-                "name another folder, or repeat its command"
-            )
+        refuse_other_training(checkpoint.info.get("identity", {}), self.where.identity, checkpoint.path.parent)
         try:
             self.training.model.load_state_dict(checkpoint.parts["model"])
             self.training.optimizer.load_state_dict(checkpoint.parts["optimizer"])

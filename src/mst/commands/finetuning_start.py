@@ -174,7 +174,7 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         UsageError: no folder of train/<class>/ and val/<class>/, or nothing to tell apart.
         DataError: no image that can be read, or fewer than one batch.
     """
-    folder = LabelledFolder(config.data, channels=channels)
+    folder = LabelledFolder(config.data, channels=channels, tell=False)
     if len(folder.classes) < 2:
         raise DataError(f"{folder.root} has one class, {folder.classes[0]}: at least two are needed to tell apart")
     folder.train, folder.val = (
@@ -189,6 +189,7 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         raise DataError(
             f"--batch-size {config.protocol.batch_size} is larger than the training set ({count}): at most {count}"
         )
+    folder.tell()
     return folder
 
 

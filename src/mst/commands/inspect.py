@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.progress import track
 from rich.table import Table
+from rich.text import Text
 
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 
+if TYPE_CHECKING:
+    from mst.data.survey import ImageFacts
+
 SHOWN = 10
 """Unreadable files and sizes that the table shows; --json has them all."""
+MOST_CHANNELS = 64
+ROWS = {"sizes": "sizes (H x W)", "modes": "modes", "formats": "formats", "depths": "depths"}
 
 
 @dataclass(frozen=True)
@@ -27,10 +30,16 @@ class InspectOptions:
 
     path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")] = ""
     """A folder (searched at any depth), an image, or a text file with one path per line."""
+    channels: int = 3
+    """Channels of an image: 3 for RGB, 1 for grey, others for TIFFs of many bands and .npy files."""
     limit: int | None = None
     """Open only this many images, drawn evenly."""
     workers: int = 4
-    """Threads."""
+    """Threads; fewer where there is little memory."""
+    by_content: bool = False
+    """Open files with other extensions than images have, or none, and take those that begin as an image does."""
+    strict: bool = False
+    """Refuse what cannot be used below the path, such as folders without permission and dead links."""
     json: bool = False
     """One JSON object on stdout."""
 
@@ -38,29 +47,8 @@ class InspectOptions:
         for name, value in (("--limit", self.limit), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be a whole number of at least 1")
-
-
-@dataclass(frozen=True)
-class ImageFacts:
-    """What one file holds.
-
-    Attributes:
-        path: the file.
-        reason: why it cannot be read; empty for a readable one.
-        size: (H, W), upright.
-        mode: Pillow's name for its channels.
-        form: Pillow's name for its format.
-        mean: of the RGB values in [0, 1], per channel.
-        square: mean of their squares.
-    """
-
-    path: Path
-    reason: str = ""
-    size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    form: str = ""
-    mean: tuple[float, ...] = ()
-    square: tuple[float, ...] = ()
+        if not 1 <= self.channels <= MOST_CHANNELS:
+            raise UsageError(f"--channels {self.channels}: must be a whole number of 1 to {MOST_CHANNELS}")
 
 
 def run(argv: Sequence[str]) -> int:
@@ -70,7 +58,17 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not options.path:
         raise UsageError("name a folder of images: mst inspect PATH")
-    summary = inspect_images(options.path, limit=options.limit, workers=options.workers)
+    from mst.data.survey import inspect_images
+
+    summary = inspect_images(
+        options.path,
+        channels=options.channels,
+        limit=options.limit,
+        workers=options.workers,
+        strict=options.strict,
+        by_content=options.by_content,
+        progress=_shown_progress,
+    )
     if options.json:
         emit_json(summary)
     else:
@@ -78,81 +76,11 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def inspect_images(path: str, *, limit: int | None = None, workers: int = 4) -> dict[str, Any]:
-    """Open the images under `path`.
-
-    Returns:
-        images, readable, unreadable (list of {path, reason}), sizes, modes, formats (counts), shortest and longest
-        side in pixels, mean and std per RGB channel in [0, 1] (over images, each with equal weight).
-
-    Raises:
-        UsageError: the path does not exist or holds no images.
-    """
-    facts = list(_scan(path, limit, workers))
-    readable = [fact for fact in facts if not fact.reason]
-    sides = [side for fact in readable for side in fact.size]
-    mean, std = _statistics(readable)
-    return {
-        "images": len(facts),
-        "readable": len(readable),
-        "unreadable": [{"path": str(fact.path), "reason": fact.reason} for fact in facts if fact.reason],
-        "sizes": _counts(f"{fact.size[0]}x{fact.size[1]}" for fact in readable),
-        "shortest_side": min(sides, default=None),
-        "longest_side": max(sides, default=None),
-        "modes": _counts(fact.mode for fact in readable),
-        "formats": _counts(fact.form for fact in readable),
-        "mean": mean,
-        "std": std,
-    }
-
-
-def image_facts(path: Path) -> ImageFacts:
-    """Open one file completely; a broken one is a fact, not an error."""
-    import torch
-    from PIL import Image
-
-    from mst.data.decoding import UnreadableImage, decode_image
-
-    try:
-        pixels = decode_image(path, channels=3)  # [3, H, W]
-        with Image.open(path) as image:
-            mode, form = image.mode, image.format or "unknown"
-    except UnreadableImage as problem:
-        return ImageFacts(path, problem.reason)
-    except OSError as problem:
-        return ImageFacts(path, str(problem))
-    values = pixels.flatten(1).to(torch.float32) / 255  # [3, H*W]
-    height, width = pixels.shape[-2:]
-    mean, square = values.mean(1), values.square().mean(1)  # [3]
-    return ImageFacts(path, "", (height, width), mode, form, tuple(mean.tolist()), tuple(square.tolist()))
-
-
-def _scan(path: str, limit: int | None, workers: int) -> Iterator[ImageFacts]:
-    """Open the images in threads, in order, with a progress bar on stderr."""
-    from mst.data.sources import index_images
+def _shown_progress(facts: Iterator[ImageFacts], total: int) -> Iterable[ImageFacts]:
+    """Draw a bar on stderr while the images are opened."""
     from mst.runtime.logging import console
 
-    images = index_images(path, limit=limit)
-    with ThreadPoolExecutor(workers) as pool:
-        opened = pool.map(image_facts, images)
-        hidden = not console.is_terminal
-        yield from track(opened, "images", total=len(images), console=console, transient=True, disable=hidden)
-
-
-def _statistics(facts: list[ImageFacts]) -> tuple[list[float], list[float]]:
-    """Return mean and standard deviation of the channels."""
-    if not facts:
-        return [], []
-    count = len(facts)
-    mean = [sum(values) / count for values in zip(*(fact.mean for fact in facts), strict=True)]
-    square = [sum(values) / count for values in zip(*(fact.square for fact in facts), strict=True)]
-    std = [max(s - m * m, 0.0) ** 0.5 for m, s in zip(mean, square, strict=True)]
-    return [round(value, 4) for value in mean], [round(value, 4) for value in std]
-
-
-def _counts(names: Iterator[str]) -> dict[str, int]:
-    """Count, most frequent first."""
-    return dict(Counter(names).most_common())
+    return track(facts, "images", total=total, console=console, transient=True, disable=not console.is_terminal)
 
 
 def _tables(summary: dict[str, Any]) -> list[Table]:
@@ -162,16 +90,27 @@ def _tables(summary: dict[str, Any]) -> list[Table]:
     table.add_row("unreadable", str(len(summary["unreadable"])))
     if summary["readable"]:
         table.add_row("sides", f"{summary['shortest_side']} to {summary['longest_side']} px")
-        for key in ("sizes", "modes", "formats"):
+        for key, title in ROWS.items():
             found = list(summary[key].items())
             rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            table.add_row(key, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
+            table.add_row(title, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
+        for depth, (low, high) in summary["values"].items():
+            table.add_row("values", f"{depth}: {low:g} to {high:g} as stored")
+        if summary["turned"]:
+            table.add_row("turned", f"{summary['turned']} by their EXIF orientation")
         for key in ("mean", "std"):
             table.add_row(key, " ".join(f"{value:.3f}" for value in summary[key]))
+    if summary["same_names"]:
+        table.add_row("same names", f"{summary['same_names']} images have the name of another in another folder")
     tables = [table]
     if summary["unreadable"]:
         broken = Table("unreadable", "why", box=None, pad_edge=False)
         for row in summary["unreadable"][:SHOWN]:
-            broken.add_row(row["path"], row["reason"])
+            broken.add_row(Text(row["path"]), Text(row["reason"]))
         tables.append(broken)
+    if summary["passed_over"]:
+        passed = Table("passed over", "", "why", "such as", box=None, pad_edge=False)
+        for row in summary["passed_over"]:
+            passed.add_row(row["kind"], str(row["count"]), Text(row["reason"]), Text("\n".join(row["names"])))
+        tables.append(passed)
     return tables

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from mst.data.kinds import BY_CONTENT, SYSTEM, extension, holds_image
+from mst.data.kinds import BY_CONTENT, SYSTEM, beginning, begins_as_image, extension
 from mst.data.passed import FIRST, Kind, Passed
 from mst.errors import RunFailure, UsageError
 from mst.runtime.files import write_atomic
@@ -178,7 +178,7 @@ class _Rest:
         if BY_CONTENT not in self._wanted:
             return False
         self.opened = True
-        return holds_image(path)
+        return begins_as_image(beginning(path))
 
     def shorten(self) -> None:
         """Count the images whose paths the system would refuse."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 COMMON = ("bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp")
 RARE = ("avif", "gif", "jfif", "jp2", "jpe", "pgm", "ppm")
@@ -62,15 +63,15 @@ def begins_as_image(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis"}
 
 
-def holds_image(path: bytes) -> bool:
-    """Open a file and return whether it begins as an image does.
+def beginning(path: bytes | Path) -> bytes:
+    """Return a file's first bytes; a pipe is not waited for.
 
     Raises:
         OSError: it cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        return begins_as_image(os.read(descriptor, ENOUGH))
+        return os.read(descriptor, ENOUGH)
     finally:
         os.close(descriptor)
 

@@ -86,9 +86,14 @@ class LabelledFolder:
         self.passed = PassedOver.of(inside)
         if strict:
             self.passed.check()
+        self._folders = train.folder, val.folder
         if tell:
-            self.passed.tell()
-            _compare(train.folder, val.folder, self.val.paths)
+            self.tell()
+
+    def tell(self) -> None:
+        """Say on stderr what was passed over, and whether validation images are training images."""
+        self.passed.tell()
+        _compare(*self._folders, self.val.paths)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,303 @@
+"""What a set of images holds, found by opening every one: counts, sizes, depths, statistics, what cannot be read."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+
+from mst.data.decoding import FORMATS, NPY_MAGIC, Detail, UnreadableImage, decode_image
+from mst.data.kinds import beginning
+from mst.data.passed import PassedOver
+from mst.data.sources import ImageIndex, Source, index_images
+from mst.runtime.names import shown
+
+LARGE = 1 << 24
+"""Pixels above which images are opened one at a time, in strips, and JPEGs at a part of their size."""
+STRIP = 1 << 20
+"""Pixels whose sums are taken at once."""
+ROOM = 1 << 28
+"""Bytes of memory that a thread may need for an image that is not large."""
+AT_ONCE = 256
+"""Images that wait for a thread."""
+COMPOSED = {"RGBA", "LA", "PA", "La", "RGBa"}
+STRIPPED = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"} | COMPOSED
+DEPTHS = {"1": "1 bit", "I": "32 bits", "F": "32-bit float"}
+
+_one_large = threading.Lock()
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """What one file holds.
+
+    Attributes:
+        path: the file.
+        reason: why it cannot be read; empty for a readable one.
+        size: (H, W), upright.
+        mode: Pillow's name for its channels; "array" for a .npy file.
+        form: Pillow's name for its format; "NPY" for an array.
+        depth: of its values as stored: "8 bits", "16 bits", "float32", ...
+        values: least and largest value as stored, where it is not 8 bits deep; None for others.
+        turned: whether EXIF data turn or mirror it.
+        mean: of the channels in [0, 1].
+        square: mean of their squares.
+    """
+
+    path: Path
+    reason: str = ""
+    size: tuple[int, int] = (0, 0)
+    mode: str = ""
+    form: str = ""
+    depth: str = ""
+    values: tuple[float, float] | None = None
+    turned: bool = False
+    mean: tuple[float, ...] = ()
+    square: tuple[float, ...] = ()
+
+
+@dataclass
+class Survey:
+    """What was found so far; counts only, so that a million images need little memory."""
+
+    images: int = 0
+    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    sizes: Counter[str] = field(default_factory=Counter)
+    modes: Counter[str] = field(default_factory=Counter)
+    forms: Counter[str] = field(default_factory=Counter)
+    depths: Counter[str] = field(default_factory=Counter)
+    values: dict[str, tuple[float, float]] = field(default_factory=dict)
+    sides: tuple[int, int] | None = None
+    turned: int = 0
+    mean: Tensor | None = None
+    square: Tensor | None = None
+    names: Counter[int] = field(default_factory=Counter)
+    passed: PassedOver = field(default_factory=PassedOver)
+
+    def add(self, fact: ImageFacts) -> None:
+        """Count an image."""
+        self.images += 1
+        self.names[hash(fact.path.name)] += 1
+        if fact.reason:
+            self.unreadable.append((fact.path, fact.reason))
+            return
+        self.sizes[f"{fact.size[0]}x{fact.size[1]}"] += 1
+        self.modes[fact.mode] += 1
+        self.forms[fact.form] += 1
+        self.depths[fact.depth] += 1
+        self.turned += fact.turned
+        self.sides = _wider(self.sides, (min(fact.size), max(fact.size)))
+        if fact.values is not None:
+            self.values[fact.depth] = _wider(self.values.get(fact.depth), fact.values)
+        mean, square = (torch.tensor(part, dtype=torch.float64) for part in (fact.mean, fact.square))
+        self.mean = mean if self.mean is None else self.mean + mean
+        self.square = square if self.square is None else self.square + square
+
+    def row(self) -> dict[str, Any]:
+        """Return what was found as JSON types, see `inspect_images`."""
+        readable = self.images - len(self.unreadable)
+        low, high = self.sides or (None, None)
+        mean, std = self._statistics(readable)
+        return {
+            "images": self.images,
+            "readable": readable,
+            "unreadable": [{"path": shown(path), "reason": reason} for path, reason in self.unreadable],
+            "sizes": dict(self.sizes.most_common()),
+            "shortest_side": low,
+            "longest_side": high,
+            "modes": dict(self.modes.most_common()),
+            "formats": dict(self.forms.most_common()),
+            "depths": dict(self.depths.most_common()),
+            "values": {depth: list(values) for depth, values in self.values.items()},
+            "turned": self.turned,
+            "same_names": sum(count for count in self.names.values() if count > 1),
+            "mean": mean,
+            "std": std,
+            "passed_over": self.passed.rows(),
+        }
+
+    def _statistics(self, count: int) -> tuple[list[float], list[float]]:
+        """Return mean and standard deviation of the channels, each image with equal weight."""
+        if self.mean is None or self.square is None:
+            return [], []
+        mean = self.mean / count
+        std = (self.square / count - mean.square()).clamp(min=0).sqrt()
+        return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
+
+
+def inspect_images(
+    paths: Source | Iterable[Source],
+    *,
+    channels: int = 3,
+    limit: int | None = None,
+    workers: int = 4,
+    strict: bool = False,
+    by_content: bool = False,
+    progress: Callable[[Iterator[ImageFacts], int], Iterable[ImageFacts]] | None = None,
+) -> dict[str, Any]:
+    """Open the images under `paths`.
+
+    Args:
+        paths: as of `mst.data.sources.index_images`; `channels`, `limit`, `strict`, `by_content` too.
+        workers: threads, at most; fewer where there is little memory.
+        progress: is given the facts as they come and how many there will be, and hands them on.
+
+    Returns:
+        images, readable, unreadable (list of {path, reason}), sizes ("HxW"), modes, formats, depths (counts), values
+        (least and largest as stored, by depth, where it is not 8 bits), shortest and longest side in pixels, turned
+        (by EXIF), same_names (images whose name another has in another folder), mean and std per channel in [0, 1]
+        (over images, each with equal weight), passed_over (list of {kind, reason, count, names}).
+
+    Raises:
+        UsageError, DataError: as `index_images`.
+    """
+    images = index_images(paths, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
+    found = Survey(passed=images.passed)
+    facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)))
+    for fact in facts if progress is None else progress(facts, len(images)):
+        found.add(fact)
+    return found.row()
+
+
+def image_facts(path: Path, channels: int = 3) -> ImageFacts:
+    """Open one file completely; a broken one is a fact, not an error."""
+    try:
+        array = beginning(path).startswith(NPY_MAGIC)
+        return _array_facts(path, channels) if array else _picture_facts(path, channels)
+    except UnreadableImage as problem:
+        return ImageFacts(path, problem.reason)
+    except OSError as problem:
+        return ImageFacts(path, problem.strerror or _plain(problem))
+    except Exception as problem:  # a decoder may stumble over damaged bytes in any way
+        return ImageFacts(path, _plain(problem))
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that programs can have now."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _scan(images: ImageIndex, channels: int, workers: int) -> Iterator[ImageFacts]:
+    """Open the images in threads, in order, a few hundred at a time."""
+    waiting = iter(images)
+    with ThreadPoolExecutor(workers) as pool:
+        while group := list(islice(waiting, AT_ONCE)):
+            yield from pool.map(image_facts, group, [channels] * len(group))
+
+
+def _array_facts(path: Path, channels: int) -> ImageFacts:
+    """Return what a .npy file holds."""
+    pixels = decode_image(path, channels=channels)  # [C, H, W]; its header has been checked
+    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    values = None if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
+    mean, square = _moments(pixels)
+    height, width = pixels.shape[-2:]
+    return ImageFacts(path, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
+
+
+def _picture_facts(path: Path, channels: int) -> ImageFacts:
+    """Return what an image file holds."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            mode, form = image.mode, image.format or "unknown"
+            stored, turn = (image.height, image.width), _orientation(image)
+    except (
+        OSError,
+        ValueError,
+        SyntaxError,
+    ):  # bands that Pillow does not know, or no image: the decoder's word counts
+        pixels = decode_image(path, channels=channels)
+        mean, square = _moments(pixels)
+        shape = int(pixels.shape[-2]), int(pixels.shape[-1])
+        return ImageFacts(path, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
+    large = stored[0] * stored[1] > LARGE
+    if not large:
+        pixels = decode_image(path, channels=channels)
+        size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
+        mean, square = _moments(pixels)
+    else:
+        size = stored[::-1] if turn >= 5 else stored
+        with _one_large:
+            mean, square = _large(path, channels, mode, form)
+    depth, values = _depth(path, mode)
+    return ImageFacts(path, "", size, mode, form, depth, values, turn > 1, mean, square)
+
+
+def _large(path: Path, channels: int, mode: str, form: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the moments of a large image with little memory."""
+    if form == "JPEG":
+        return _moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1)))
+    if channels not in {1, 3} or mode not in STRIPPED:
+        return _moments(decode_image(path, channels=channels))
+    sums = torch.zeros(2, channels, dtype=torch.float64)
+    with Image.open(path, formats=FORMATS) as image:
+        image.load()
+        rows = max(1, STRIP // image.width)
+        for top in range(0, image.height, rows):
+            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+            if image.has_transparency_data:
+                front = strip.convert("RGBA")
+                strip = Image.alpha_composite(Image.new("RGBA", front.size, "white"), front)
+            values = np.asarray(strip.convert("L" if channels == 1 else "RGB")).reshape(-1, channels)
+            sums += _sums(torch.from_numpy(np.array(values.T)))
+        sums /= image.width * image.height
+    return tuple(sums[0].tolist()), tuple(sums[1].tolist())
+
+
+def _moments(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the means of the values in [0, 1] and of their squares, by channel: pixels uint8 [C, H, W]."""
+    rows = max(1, STRIP // pixels.shape[-1])
+    sums = torch.zeros(2, pixels.shape[0], dtype=torch.float64)
+    for top in range(0, pixels.shape[1], rows):
+        sums += _sums(pixels[:, top : top + rows].flatten(1))
+    sums /= pixels.shape[1] * pixels.shape[2]
+    return tuple(sums[0].tolist()), tuple(sums[1].tolist())
+
+
+def _sums(values: Tensor) -> Tensor:
+    """Return the sums of values and squares in [0, 1], float64 [2, C], of uint8 [C, n]."""
+    scaled = values.to(torch.float32) / 255
+    return torch.stack([scaled.sum(1, dtype=torch.float64), scaled.square().sum(1, dtype=torch.float64)])
+
+
+def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:
+    """Return how deep the values are, and their range where it is not 8 bits."""
+    if not mode.startswith(("I", "F")):
+        return DEPTHS.get(mode, "8 bits"), None
+    with Image.open(path, formats=FORMATS) as image:
+        found = np.asarray(image)
+    return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8; 1 where there is none or it is damaged."""
+    try:
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # whatever a damaged tag raises: the pixels are sound
+        return 1
+    return found if isinstance(found, int) and 1 <= found <= 8 else 1
+
+
+def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:
+    return other if one is None else (min(one[0], other[0]), max(one[1], other[1]))
+
+
+def _plain(problem: Exception) -> str:
+    text = " ".join(str(problem).split())
+    return "not an image in a known format" if "cannot identify image file" in text else text or type(problem).__name__

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mst.data import survey
+from mst.data.survey import inspect_images
+from mst.errors import DataError, UsageError
+
+
+def picture(path: Path, values: object, **options: object) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.asarray(values)).save(path, **options)  # type: ignore[arg-type]
+
+
+def test_what_is_there(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    picture(tmp_path / "a/x.jpg", np.full((8, 16, 3), 51, np.uint8), exif=exif)
+    picture(tmp_path / "b/x.jpg", np.full((8, 16, 3), 51, np.uint8))
+    picture(tmp_path / "grey16.png", np.array([[0, 4095]] * 8, np.uint16))
+    (tmp_path / os.fsdecode(b"\xff[red].png")).write_bytes(b"")
+    (tmp_path / "p.heic").touch()
+    os.mkfifo(tmp_path / "pipe.gif")
+    found = inspect_images(tmp_path)
+    assert (found["images"], found["readable"]) == (4, 3)
+    assert found["sizes"] == {"16x8": 1, "8x16": 1, "8x2": 1}
+    assert found["depths"] == {"8 bits": 2, "16 bits": 1}
+    assert found["values"] == {"16 bits": [0, 4095]}
+    assert (found["turned"], found["same_names"]) == (1, 2)
+    assert found["unreadable"] == [{"path": f"{tmp_path}/\\xff[red].png", "reason": "empty file"}]
+    assert {(row["kind"], row["reason"], row["count"]) for row in found["passed_over"]} == {
+        ("other", "heic", 1),
+        ("special", "a pipe", 1),
+    }
+
+
+def test_channels(tmp_path: Path) -> None:
+    np.save(tmp_path / "six.npy", np.full((4, 5, 6), 255, np.uint8))
+    found = inspect_images(tmp_path, channels=6)
+    assert (found["sizes"], found["formats"], found["mean"]) == ({"4x5": 1}, {"NPY": 1}, [1.0] * 6)
+    with pytest.raises(DataError, match=r"1 \.npy.*arrays are searched for"):
+        inspect_images(tmp_path, channels=1)
+    (tmp_path / "list.txt").write_text("six.npy")
+    assert (
+        "1 channels first or last are asked for"
+        in inspect_images(tmp_path / "list.txt", channels=1)["unreadable"][0]["reason"]
+    )
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "CMYK", "1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_large_images_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, channels: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    Image.fromarray(noise).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode).save(tmp_path / "x.tif")
+    small = inspect_images(tmp_path, channels=channels)
+    monkeypatch.setattr(survey, "LARGE", 100)
+    monkeypatch.setattr(survey, "STRIP", 500)
+    large = inspect_images(tmp_path, channels=channels)
+    assert large == small
+    assert small["readable"] == 1
+
+
+def test_nothing_that_happens_is_a_traceback(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png", np.zeros((4, 4, 3), np.uint8))
+    os.mkfifo(tmp_path / "pipe.jpg")
+    (tmp_path / "list.txt").write_text("x.png\ngone.png\n")
+    found = inspect_images(tmp_path / "list.txt")
+    assert (found["images"], found["readable"]) == (2, 1)
+    assert found["unreadable"][0]["reason"] == "No such file or directory"
+    assert found["passed_over"][0]["kind"] == "missing"
+    with pytest.raises(UsageError, match="is a pipe"):
+        inspect_images(tmp_path / "pipe.jpg")
+
+
+@pytest.mark.slow
+def test_a_large_png_takes_half_a_gigabyte(tmp_path: Path) -> None:
+    Image.new("RGB", (9500, 9500), (10, 20, 30)).save(tmp_path / "x.png", compress_level=1)
+    code = (
+        "import resource, sys; from mst.data.survey import inspect_images;"
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
+        "assert inspect_images(sys.argv[1])['readable'] == 1;"
+        "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)"
+    )
+    answer = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert int(answer.stdout) < 500 << 10

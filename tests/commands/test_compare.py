@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +99,7 @@ def test_mistakes(runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.Captur
 
 
 def row_of(path: Path, content: str, value: float, *, seed: int = 0, **protocol: Any) -> dict[str, Any]:
-    identity = identify(str(path), [content.encode()], count=1).row()
+    identity = identify(str(path), [os.fsencode(content)], count=1).row()
     return Result("knn", {"top1": value}, protocol, "run", seed=seed, data=path.name, data_identity=identity).row()
 
 
@@ -147,3 +148,13 @@ def test_seeds_of_drawn_labels_are_not_mixed(tmp_path: Path) -> None:
     lines = compare_results([tmp_path / "a", tmp_path / "b"]).lines
     found = {(line.settings["labels.train_share"], line.settings.get("seed")): line.values for line in lines}
     assert found == {(0.1, 0): (0.0, None), (0.1, 1): (10.0, 11.0), (1.0, None): (10.0, 11.0)}
+
+
+def test_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = [os.fsdecode(name) for name in (b"b[old]", b"[/x]", b"\xff", b":smile:", b"a\nb")]
+    for name in names:
+        append_jsonl(tmp_path / name / "results.jsonl", row_of(Path("/d[x]") / name, name, 1.0))
+    answer = call(capsys, "compare", *(tmp_path / name for name in names))
+    assert answer.status == 0, answer.err
+    for shown in ("b[old]", "[/x]", "\\xff", ":smile:", "data b[old]"):
+        assert shown in answer.out

@@ -21,7 +21,8 @@ def emit_json(result: Mapping[str, Any]) -> None:
 
 def emit(*parts: RenderableType) -> None:
     """Write text or tables."""
-    console = Console(file=sys.stdout, highlight=False, width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)  # names are no markup
     with console.capture() as captured:  # written below, so that a closed pipe is ours to handle
         for part in parts:
             console.print(part)

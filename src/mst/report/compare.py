@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mst.errors import RunFailure, UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
-from mst.report.reading import Row, is_number
+from mst.report.reading import Row, clean, is_number, printable
 from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
 from mst.runtime.results import read_jsonl
 
@@ -120,7 +120,8 @@ def _names(runs: Sequence[Path]) -> list[str]:
     if len({folder.resolve() for folder in folders}) < len(folders):
         raise UsageError("the same run is named twice: name different runs")
     short = [folder.resolve().name for folder in folders]
-    return [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
+    return list(map(printable, names))
 
 
 def _rows(path: Path) -> list[Row]:
@@ -129,7 +130,7 @@ def _rows(path: Path) -> list[Row]:
         raise UsageError(f"{path} does not exist: name run folders or results.jsonl files")
     try:
         rows: list[Row] = [
-            row for row in read_jsonl(file) if isinstance(row, Mapping) and isinstance(row.get("metrics"), Mapping)
+            clean(row) for row in read_jsonl(file) if isinstance(row, dict) and isinstance(row.get("metrics"), dict)
         ]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as results ({error})") from error

@@ -115,6 +115,7 @@ WRAPPED: dict[str, Callable[[Weights], Any]] = {
     "DINOv2's trainer": lambda w: {"model": under("student.backbone.", shifted(w)) | under("teacher.backbone.", w)},
     "BYOL": lambda w: {"online_network": shifted(w), "target_network": w},
     "OpenCLIP": lambda w: {"state_dict": under("module.visual.trunk.", w) | {"module.logit_scale": torch.ones(())}},
+    "a pair of weights and step": lambda w: (dict(w), 1000),
     "parameters": lambda w: {name: nn.Parameter(value) for name, value in w.items()},
     "half": lambda w: {"model": {name: value.half() for name, value in w.items()}},
     "bfloat16": lambda w: {"model": {name: value.bfloat16() for name, value in w.items()}},

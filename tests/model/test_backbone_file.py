@@ -62,7 +62,8 @@ def refuse(path: Path, said: str) -> None:
 def test_missing(tmp_path: Path, saved: Path) -> None:
     refuse(tmp_path / "nothing.safetensors", "does not exist")
     saved.with_suffix(".json").unlink()
-    refuse(saved, "backbone.json does not exist")
+    refuse(saved, "backbone.json does not exist: .*; weights of another project: NAME=FILE")
+    refuse(tmp_path / ("x" * 300), "cannot read .*: File name too long")
 
 
 def test_truncated(saved: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -141,19 +142,24 @@ def test_other_networks_are_refused(change: dict[str, Any], said: str, tmp_path:
         ("code.pth", "holds no tensors by name"),
         ("plain.pkl", "nothing that torch.save wrote"),
         ("list.pth", "holds no tensors by name"),
+        ("x" * 300, "cannot read weights from .*: File name too long"),
+        ("folder", r"folder holds no backbone\.safetensors, model\.safetensors or "),
+        ("fifo", "is no file: name a file of weights"),
     ],
 )
 def test_bad_sources(source: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "junk.pth").write_bytes(b"no weights")
     (tmp_path / "junk.safetensors").write_bytes(b"no weights")
     (tmp_path / "empty.pth").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"weight": np.zeros(3)}, protocol=4))
     torch.save({"hook": print}, tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(CheckpointError, match=said) as caught:
         start_from(tiny(), source if ":" in source else str(tmp_path / source))
     assert "\n" not in str(caught.value)
-    assert len(str(caught.value)) < 300 + len(str(tmp_path))
+    assert len(str(caught.value)) < 300 + len(str(tmp_path)) + len(source)
 
 
 def test_timm_weights_with_and_without_a_network(

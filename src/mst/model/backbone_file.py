@@ -52,9 +52,11 @@ def load_backbone(path: Path | str) -> Backbone:
             exactly the tensors of its network, finite and of a floating type. Said before memory is taken.
     """
     path = Path(path).expanduser()
-    if path.is_dir():
-        path = path / FILE_NAME
-    spec, metadata = _read_description(path)
+    try:
+        path = path / FILE_NAME if path.is_dir() else path
+        spec, metadata = _read_description(path)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     try:
         backbone = load_exactly(path, lambda: build_backbone(spec), _network, REMEDY)
     except CheckpointError:
@@ -74,8 +76,10 @@ def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
     description = path.with_suffix(".json")
     for file in (path, description):
         if not file.is_file():
+            other = "" if file is path else "; weights of another project: NAME=FILE, with timm's name of the network"
             raise CheckpointError(
-                f"{file} does not exist: give a run folder, or a .safetensors file with the .json of its name beside it"
+                f"{file} does not exist: give a run folder, or a .safetensors file with the .json of its name beside "
+                f"it{other}"
             )
     try:
         values = read_description(description)

@@ -93,7 +93,10 @@ def start_from(backbone: Backbone, source: str) -> Start:
         CheckpointError: nothing there, no ordinary tensors, NaN, or weights of another network: whatever the backbone
             needs and the source has not, or has in its blocks and the backbone has not.
     """
-    found = _read(source, backbone)
+    try:
+        found = _read(source, backbone)
+    except OSError as error:  # a name that is too long, a folder that may not be entered
+        raise CheckpointError(f"cannot read weights from {source}: {error.strerror or error}") from error
     expected: dict[str, Tensor] = backbone.timm_state_dict()
     weights = found.weights
     _check_complete(found, expected, backbone.spec.name)

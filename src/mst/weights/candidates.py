@@ -12,7 +12,7 @@ from torch import Tensor
 from mst.weights.unpickling import OddTensor, StandIn
 
 DEEPEST = 6
-MOST_GROUPS = 1000
+MOST_GROUPS, LISTED = 1000, 10
 STEM = re.compile(r"(.*?)(?:embeddings\.patch_embeddings(?:\.projection)?|patch_embed\.proj(?:ection)?|conv1)\.weight")
 """Every family's first convolution, after whatever its training script put before the names."""
 AVERAGED = {"ema", "teacher", "target"}
@@ -80,12 +80,14 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
             waiting += [
                 (f"{path}.{name}".lstrip("."), item, depth + 1)
                 for name, item in items.items()
-                if isinstance(item, Mapping) and not isinstance(item, OddTensor)
+                if isinstance(item, Mapping | list | tuple) and not isinstance(item, OddTensor)
             ]
 
 
 def _items(value: object) -> dict[str, Any]:
-    """Return the values by name that a mapping or a whole pickled network holds."""
+    """Return the values by name that a mapping or a whole pickled network holds, or the first of a list by number."""
+    if isinstance(value, list | tuple):
+        return {str(number): item for number, item in enumerate(value[:LISTED]) if isinstance(item, Mapping)}
     if isinstance(value, StandIn) and isinstance(value.state, Mapping):
         state = value.state
         return _of_network(value, "", 0) if "_modules" in state else _by_name(state)

@@ -138,7 +138,8 @@ def _read_torch(path: Path) -> Any:
     except (OSError, MemoryError):
         raise
     except Exception as error:  # whatever bytes that are no weights raise
-        reason = (str(error).splitlines() or [""])[0][:REASON] or type(error).__name__
+        said = "" if isinstance(error, KeyError) else (str(error).splitlines() or [""])[0][:REASON]
+        reason = said or type(error).__name__
         raise CheckpointError(
             f"cannot read weights from {path}: it is damaged, or nothing that torch.save wrote ({reason})"
         ) from error

@@ -162,3 +162,30 @@ def test_other_floating_types_are_converted(saved: Path, backbone: Backbone, dty
     assert {value.dtype for value in loaded.timm_state_dict().values()} == {torch.float32}
     images = torch.randn(1, 3, 16, 24)
     torch.testing.assert_close(loaded(images), backbone(images), rtol=0.05, atol=0.05)
+
+
+@pytest.mark.slow
+def test_damaged_descriptions_and_weights(saved: Path) -> None:
+    """Bytes changed, cut or put in at random in either file: a backbone or one line, never anything else."""
+    files = [saved.with_suffix(".json"), saved]
+    contents = [file.read_bytes() for file in files]
+    draws = torch.Generator().manual_seed(0)
+    loads = 0
+    for number in range(3000):
+        file, content = files[number % 2], bytearray(contents[number % 2])
+        for _ in range(int(torch.randint(1, 3, (), generator=draws))):
+            where = int(torch.randint(min(len(content), 2000), (), generator=draws))
+            kind = int(torch.randint(10, (), generator=draws))
+            if kind == 0:
+                del content[where:]
+                content = content or bytearray(b"\0")
+            else:
+                content[where : where + kind % 2] = bytes([int(torch.randint(32, 127, (), generator=draws))])
+        file.write_bytes(content)
+        try:
+            load_backbone(saved)
+            loads += 1
+        except CheckpointError as refusal:
+            assert "\n" not in str(refusal)  # noqa: PT017
+        file.write_bytes(contents[number % 2])
+    assert 0 < loads < 2000

@@ -27,15 +27,17 @@ from mst.runtime.results import Result
 
 @dataclass(frozen=True)
 class Limits:
-    """Parts of a labelled folder, drawn evenly over the sorted list.
+    """Parts of a labelled folder, drawn evenly over the sorted list, and what is accepted in it.
 
     Attributes:
         train_limit: at most this many training images; None = all.
         val_limit: at most this many validation images; None = all.
+        strict: refuse what cannot be used in it (dead links, images beside the classes, ...) instead of saying so.
     """
 
     train_limit: int | None = None
     val_limit: int | None = None
+    strict: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
@@ -230,7 +232,11 @@ def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits 
         return data
     parts = limits or Limits()
     return LabelledSets.from_folder(
-        data, channels=subject.channels, train_limit=parts.train_limit, val_limit=parts.val_limit
+        data,
+        channels=subject.channels,
+        train_limit=parts.train_limit,
+        val_limit=parts.val_limit,
+        strict=parts.strict,
     )
 
 

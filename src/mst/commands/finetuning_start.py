@@ -174,7 +174,7 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         UsageError: no folder of train/<class>/ and val/<class>/, or nothing to tell apart.
         DataError: no image that can be read, or fewer than one batch.
     """
-    folder = LabelledFolder(config.data, channels=channels, tell=False)
+    folder = LabelledFolder(config.data, channels=channels, strict=config.limits.strict, tell=False)
     if len(folder.classes) < 2:
         raise DataError(f"{folder.root} has one class, {folder.classes[0]}: at least two are needed to tell apart")
     folder.train, folder.val = (

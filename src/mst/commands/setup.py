@@ -130,6 +130,7 @@ def labelled_sets(config: RunConfig) -> LabelledSets:
         channels=config.data.channels,
         train_limit=monitor.knn_train_limit,
         val_limit=monitor.knn_val_limit,
+        strict=config.data.strict,
     )
     check_labelled(sets, "--monitor.knn-data")
     return sets

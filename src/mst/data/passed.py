@@ -123,8 +123,8 @@ class PassedOver:
         """
         if self.troubles:
             raise DataError(
-                f"{'; '.join(map(str, self.troubles))}: mend or remove them; without strict (--data.strict) they are"
-                " passed over"
+                f"{'; '.join(map(str, self.troubles))}: mend or remove them; without strict (--strict,"
+                " --data.strict) they are passed over"
             )
 
     def rows(self) -> list[dict[str, Any]]:

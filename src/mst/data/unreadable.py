@@ -75,12 +75,19 @@ class UnreadableFiles:
         """Write the failures that the list does not hold yet."""
         if self.listing is None:
             return
-        lines = {os.fsencode(self._index[index]).replace(b"\n", b"\\n"): reason for index, reason in new.items()}
+        lines = {_one_line(os.fsencode(self._index[index])): reason for index, reason in new.items()}
         with self.listing.open("ab") as file:
             file.writelines(
-                path + b"\t" + reason.encode() + b"\n" for path, reason in lines.items() if path not in self._listed
+                path + b"\t" + reason.encode("utf-8", "backslashreplace") + b"\n"
+                for path, reason in lines.items()
+                if path not in self._listed
             )
         self._listed.update(lines)
+
+
+def _one_line(path: bytes) -> bytes:
+    """Return a path whose bytes are kept but for those that would end its line or its column."""
+    return path.replace(b"\n", b"\\n").replace(b"\r", b"\\r").replace(b"\t", b"\\t")
 
 
 def _listed_before(listing: Path | None) -> set[bytes]:

@@ -114,7 +114,12 @@ class LabelledSets:
 
     @staticmethod
     def from_folder(
-        root: str | Path, *, channels: int, train_limit: int | None = None, val_limit: int | None = None
+        root: str | Path,
+        *,
+        channels: int,
+        train_limit: int | None = None,
+        val_limit: int | None = None,
+        strict: bool = False,
     ) -> LabelledSets:
         """Return the sets of `train/<class>/` and `val/<class>/` below `root`.
 
@@ -123,11 +128,12 @@ class LabelledSets:
             channels: of the images.
             train_limit: at most this many training images, drawn evenly over the classes; None = all.
             val_limit: at most this many validation images.
+            strict: accept nothing in the folder that cannot be used.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.
         """
-        folder = LabelledFolder(root, channels=channels)
+        folder = LabelledFolder(root, channels=channels, strict=strict)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
         return LabelledSets(
             folder.classes,

@@ -206,6 +206,13 @@ def test_a_record_with_a_renewed_digest(change: dict[str, Any], said: str, tmp_p
         read_folder(tmp_path)
 
 
+@pytest.mark.parametrize("step", [2, -1, 10**5000, "1", None, torch.ones(2)], ids=range(6))
+def test_both_files_say_the_same_step(step: object, tmp_path: Path) -> None:
+    write_folder(tmp_path, 1, {"progress": {"step": step}}, {})
+    with pytest.raises(Damaged, match=r"progress\.pt says another step than info\.json, which says 1"):
+        read_folder(tmp_path)
+
+
 def test_what_the_system_withholds_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_folder(tmp_path, 1, {"model": {}}, {})
 

@@ -135,6 +135,9 @@ def _read_folder(folder: Path) -> Checkpoint:
         if not isinstance(part, dict):
             raise Damaged(f"{name} holds {type(part).__name__} instead of values by name")
         parts[name.removesuffix(".pt")] = part
+    done = parts.get("progress", {}).get("step", record["step"])
+    if type(done) is not int or done != record["step"]:
+        raise Damaged(f"progress.pt says another step than {INFO}, which says {record['step']}")
     return Checkpoint(path=folder, step=record["step"], parts=parts, info=record["info"])
 
 

@@ -151,10 +151,10 @@ def test_seeds_of_drawn_labels_are_not_mixed(tmp_path: Path) -> None:
 
 
 def test_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    names = [os.fsdecode(name) for name in (b"b[old]", b"[/x]", b"\xff", b":smile:", b"a\nb")]
+    names = [os.fsdecode(name) for name in (b"b[old]", b"\xff", b":smile:", b"a\nb", b"[bold]x")]
     for name in names:
         append_jsonl(tmp_path / name / "results.jsonl", row_of(Path("/d[x]") / name, name, 1.0))
     answer = call(capsys, "compare", *(tmp_path / name for name in names))
     assert answer.status == 0, answer.err
-    for shown in ("b[old]", "[/x]", "\\xff", ":smile:", "data b[old]"):
+    for shown in ("b[old]", "[bold]x", "\\xff", ":smile:", "data b[old]", r"a\nb"):
         assert shown in answer.out

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 from mst.errors import RunFailure, UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
-from mst.report.reading import Row, clean, is_number, printable
+from mst.report.reading import Row, clean, is_number, visible
 from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
 from mst.runtime.results import read_jsonl
 
@@ -121,7 +121,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
         raise UsageError("the same run is named twice: name different runs")
     short = [folder.resolve().name for folder in folders]
     names = [name if short.count(name) == 1 else str(folder) for name, folder in zip(short, folders, strict=True)]
-    return list(map(printable, names))
+    return list(map(visible, names))
 
 
 def _rows(path: Path) -> list[Row]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
-from mst.report.reading import Row, printable
+from mst.report.reading import Row, visible
 from mst.runtime.identity import DataIdentity
 
 SHOWN_LETTERS = 6
@@ -29,7 +29,7 @@ def data_names(rows: Iterable[Row]) -> dict[str, str]:
     for row in rows:
         identity = DataIdentity.from_row(row.get("data_identity"))
         path = identity.name if identity is not None else str(row.get("data", ""))
-        paths.setdefault(data_key(row), printable(path).rstrip("/").split("/"))
+        paths.setdefault(data_key(row), visible(path).rstrip("/").split("/"))
     return {key: _name(key, paths) for key in paths if key}
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mst.runtime.names import shown
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 
@@ -97,14 +98,14 @@ def is_step(value: object) -> TypeGuard[float]:
 def read_run(run: RunDir) -> RunRecords:
     """Read all there is."""
     return RunRecords(
-        name=printable(run.root.resolve().name),
+        name=visible(run.root.resolve().name),
         config=_read_object(run.config),
         plan=_read_object(run.plan),
         environment=_read_object(run.environment),
         metrics=[row for row in _rows(run.metrics) if is_step(row.get("step"))],
         results=_rows(run.results),
         previews=_pictures(run.previews),
-        pictures={printable(folder.name): _pictures(folder) for folder in _folders(run.pictures)},
+        pictures={visible(folder.name): _pictures(folder) for folder in _folders(run.pictures)},
         unreadable=[line for line in read_bytes(run.unreadable).decode(errors="replace").splitlines() if line.strip()],
         ablation=run.ablation.exists(),
     )
@@ -116,6 +117,11 @@ def printable(text: str) -> str:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a pair, from JSON
         return text.encode("utf-8", "backslashreplace").decode()
+
+
+def visible(text: str) -> str:
+    """Return a text as a name on one line, see `mst.runtime.names`; it may come from JSON and hold half a pair."""
+    return shown(printable(text))
 
 
 def clean(value: Any, depth: int = 0) -> Any:

@@ -182,7 +182,7 @@ def _stored(run: RunDir) -> FinetuneConfig:
         values = json.loads(run.config.read_text(encoding="utf-8"))
     except OSError as error:
         raise UsageError(f"--resume {run.root} holds no run of mst finetune (no config.json)") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--resume {run.root}: config.json is damaged ({error}): start anew") from error
     if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
         raise UsageError(f"--resume {run.root} holds no run of mst finetune: is it one of mst pretrain?")
@@ -197,7 +197,7 @@ def _stored_network(run: RunDir) -> Network:
     """
     try:
         return Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, CheckpointError) as error:
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
         raise UsageError(f"--resume {run.root}: plan.json is damaged ({error}): start anew") from error
 
 

@@ -61,7 +61,7 @@ def load_config(path: Path) -> RunConfig:
         raise ConfigError(f"{path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a JSON configuration: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")

@@ -206,7 +206,7 @@ def test_a_record_with_a_renewed_digest(change: dict[str, Any], said: str, tmp_p
         read_folder(tmp_path)
 
 
-@pytest.mark.parametrize("step", [2, -1, 10**5000, "1", None, torch.ones(2)], ids=range(6))
+@pytest.mark.parametrize("step", [2, -1, 10**400, "1", None, torch.ones(2)])
 def test_both_files_say_the_same_step(step: object, tmp_path: Path) -> None:
     write_folder(tmp_path, 1, {"progress": {"step": step}}, {})
     with pytest.raises(Damaged, match=r"progress\.pt says another step than info\.json, which says 1"):

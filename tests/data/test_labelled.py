@@ -114,3 +114,13 @@ def test_validation_images_that_are_training_images(
     LabelledFolder(tmp_path)
     told = "1 of the 1 validation images looked at are training images too" in capsys.readouterr().err
     assert told is (how in {"copy", "link", "folder"})
+
+
+@pytest.mark.parametrize(("name", "message"), [("y" * 300, "File name too long"), ("loop", "Too many levels")])
+def test_trouble_of_the_system_is_one_line(tmp_path: Path, name: str, message: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    folder(tmp_path, "set/train/a/1.jpg")
+    (tmp_path / "set/val").symlink_to("val")
+    for root in (tmp_path / name, tmp_path / "set"):
+        with pytest.raises(UsageError, match=f"{message}|Too many levels"):
+            LabelledFolder(root)

@@ -313,3 +313,9 @@ def test_what_there_is_instead_of_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.npy", "b.npy", "c.heic")
     with pytest.raises(DataError, match=r"2 \.npy, 1 \.heic.*arrays are searched for with --data.channels"):
         index_images(tmp_path, channels=1)
+
+
+@pytest.mark.parametrize("source", [5, [5], None, "~no-such-user/x", "\ud800"])
+def test_what_is_no_path(source: object) -> None:
+    with pytest.raises(UsageError, match="is no path"):
+        index_images(source)  # type: ignore[arg-type]

@@ -6,7 +6,7 @@ import os
 from pathlib import Path
 
 COMMON = ("bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp")
-RARE = ("avif", "gif", "jfif", "jp2", "jpe", "pgm", "ppm")
+RARE = ("avif", "dib", "gif", "j2k", "jfif", "jp2", "jpe", "pbm", "pgm", "pnm", "ppm")
 EXTENSIONS = frozenset(name.encode() for name in (*COMMON, *RARE))
 """Extensions of images, lower case."""
 ARRAY = b"npy"
@@ -40,7 +40,7 @@ MAGIC = (
     b"\x93NUMPY",
 )
 """First bytes: JPEG, PNG, GIF, TIFF, BigTIFF, JPEG 2000 (boxed and bare), NumPy."""
-NETPBM = (b"P2", b"P3", b"P5", b"P6")
+NETPBM = tuple(b"P%d" % kind for kind in range(1, 7))
 ENOUGH = 32
 """Bytes that tell."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from mst.data.kinds import EXTENSIONS, SYSTEM, extension
 from mst.data.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageIndex, even_positions, expanded, index_images
 from mst.errors import DataError, UsageError
 from mst.runtime import logging
 from mst.runtime.names import shown
@@ -67,8 +68,8 @@ class LabelledFolder:
     """
 
     def __init__(self, root: str | Path, *, channels: int = 3, strict: bool = False, tell: bool = True) -> None:
-        self.root = Path(root).expanduser()
-        if not self.root.is_dir():
+        self.root = expanded(root)
+        if not _is_folder(self.root):
             state = "is a file" if self.root.exists() else "does not exist"
             raise UsageError(f"{shown(self.root)} {state}: give a folder that holds train/<class>/ and val/<class>/")
         train = _classes(_part(self.root, ("train",)))
@@ -114,19 +115,34 @@ class _Classes:
 def _part(root: Path, names: Sequence[str]) -> Path:
     """Return the first of the named folders that is there."""
     for name in names:
-        if (root / name).is_dir():
+        if _is_folder(root / name):
             return root / name
-    inner = [folder for folder in _folders(root) if any((folder / name).is_dir() for name in names)]
+    inner = [folder for folder in _folders(root) if any(os.path.isdir(folder / name) for name in names)]
     hint = f"; {shown(inner[0])} has: give that folder" if inner else ""
     raise UsageError(
         f"{shown(root)} has no folder {' or '.join(names)}: train/<class>/ and val/<class>/ are expected{hint}"
     )
 
 
+def _is_folder(path: Path) -> bool:
+    """Return whether there is a folder.
+
+    Raises:
+        UsageError: that cannot be found out.
+    """
+    try:
+        return stat.S_ISDIR(path.stat().st_mode)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise UsageError(f"{shown(path)} cannot be read: {reason}") from error
+
+
 def _folders(root: Path) -> list[Path]:
     """Return the folders in a folder, sorted, without hidden ones and those of systems."""
     try:
-        return sorted(root / name for name in os.listdir(root) if _ordinary(name) and (root / name).is_dir())
+        return sorted(root / name for name in os.listdir(root) if _ordinary(name) and os.path.isdir(root / name))
     except OSError as error:
         raise UsageError(f"{shown(root)} cannot be searched: {error.strerror}") from error
 

@@ -20,7 +20,7 @@ from mst.errors import DataError, UsageError
 from mst.runtime.identity import DataIdentity, identify, sample_positions
 from mst.runtime.names import shown
 
-__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "index_images"]
+__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "expanded", "index_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +136,8 @@ def index_images(
         DataError: a folder without an image, an empty list, a list of files none of which exists, or (with `strict`)
             something that cannot be used.
     """
-    sources = [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
-    if not sources or any(not os.fsencode(source) for source in sources):
+    sources = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str | bytes) else [paths]
+    if not sources or any(source in ("", b"") for source in sources):
         raise UsageError("no images given: name folders, image files or text files of paths")
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
     search = _Search(wanted | {BY_CONTENT} if by_content else wanted, cache)
@@ -210,13 +210,27 @@ class _Search:
         self._passed += (entry for folder in folders for entry in folder.passed)
 
 
+def expanded(source: Source) -> Path:
+    """Return a source as a path, `~` expanded.
+
+    Raises:
+        UsageError: it is no path, or there is no such home.
+    """
+    try:
+        path = Path(os.fsdecode(source)).expanduser()
+        os.fsencode(path)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UsageError(f"{source!r} is no path: {' '.join(str(error).split())}") from error
+    return path
+
+
 def _looked_up(source: Source) -> tuple[Path, int]:
     """Return the absolute path of a source, and its mode.
 
     Raises:
         UsageError: it does not exist or cannot be reached.
     """
-    path = Path(os.path.abspath(Path(os.fsdecode(source)).expanduser()))
+    path = Path(os.path.abspath(expanded(source)))
     try:
         return path, os.stat(path).st_mode
     except FileNotFoundError:

@@ -13,7 +13,7 @@ from torch import Tensor
 import mst
 from evaluate.fakes import FakeBackbone, colour_sets
 from mst.data.synthetic import SceneSet
-from mst.errors import RunFailure
+from mst.errors import DataError, RunFailure
 from mst.evaluate.features import FeatureSettings, extract_features
 from mst.evaluate.knn import evaluate_knn
 from mst.evaluate.linear_probe import LinearProtocol, evaluate_linear
@@ -22,7 +22,7 @@ from mst.evaluate.objectness import evaluate_objectness, scene_objects
 from mst.evaluate.protocol import ImageTransform
 from mst.evaluate.retrieval import evaluate_retrieval
 from mst.evaluate.segmentation import SegmentationProtocol, evaluate_segmentation
-from mst.evaluate.segmentation_data import scene_segmentation
+from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet, scene_segmentation
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
 from mst.runtime.results import Result
@@ -109,3 +109,37 @@ def test_a_linear_probe_that_diverged_is_no_result() -> None:
         evaluate_linear(
             backbone, colour_sets(), ImageTransform((8, 8)), LinearProtocol(lrs=(1e38,), epochs=9), settings=QUIET
         )
+
+
+def half(size: int = 32) -> Tensor:
+    return torch.arange(size).repeat(size, 1) // (size // 2)
+
+
+@pytest.mark.parametrize("stride", [None, (16, 16)])
+@pytest.mark.parametrize(
+    ("classes", "train", "val", "said"),
+    [
+        (("bg", "a"), half(), torch.full((32, 32), 255), "no pixel of the validation masks has a class, all are 255"),
+        (("bg", "a"), torch.full((32, 32), 255), half(), "no pixel of the training masks has a class, all are 255"),
+        (
+            ("only",),
+            torch.zeros(32, 32, dtype=torch.int64),
+            torch.zeros(32, 32, dtype=torch.int64),
+            "there is one class",
+        ),
+    ],
+)
+def test_masks_without_anything_to_learn_or_to_score(
+    stride: tuple[int, int] | None, classes: tuple[str, ...], train: Tensor, val: Tensor, said: str
+) -> None:
+    image = torch.randint(256, (3, 32, 32), dtype=torch.uint8)
+    data = SegmentationData(
+        classes,
+        SegmentationSet.from_tensors([image] * 3, [train] * 3),
+        SegmentationSet.from_tensors([image], [val]),
+        ignore_index=255,
+    )
+    spec = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
+    protocol = SegmentationProtocol(size=(32, 32) if stride is None else (16, 16), stride=stride, steps=2)
+    with pytest.raises(DataError, match=said):
+        evaluate_segmentation(build_backbone(spec, seed=0).eval(), data, protocol, settings=QUIET)

@@ -18,7 +18,7 @@ from torch import Tensor
 from mst.evaluate.features import FeatureSettings, device_of, extract_features, patch_map, progress_bar
 from mst.evaluate.image_sets import ImageSet
 from mst.evaluate.protocol import resized
-from mst.evaluate.segmentation_data import SegmentationData
+from mst.evaluate.segmentation_data import SegmentationData, check_found
 from mst.evaluate.segmentation_heads import LinearHead
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
@@ -64,6 +64,7 @@ def train_on_tokens(
         DataError: a mask has another size than its image or a value that is no class, or an image is unreadable.
     """
     maps = training_maps(segmenter, data, view, training.loss_stride, settings)
+    check_found(data, set(torch.unique(maps.masks).tolist()), "training")
     prepare_head(segmenter.head, maps.tokens, training.seed)
     fit_head(segmenter.head, maps, training, progress=settings.progress)
 

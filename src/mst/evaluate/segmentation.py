@@ -22,7 +22,7 @@ from mst.evaluate.metrics import SegmentationScores, confusion_matrix
 from mst.evaluate.patch_segmentation import TokenTraining, train_on_tokens
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
 from mst.evaluate.segmentation_augment import Augmentation
-from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, SegmentationSet, read_ahead
+from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, SegmentationSet, check_found, read_ahead
 from mst.evaluate.segmentation_heads import HeadShape
 from mst.evaluate.segmentation_inference import View, predict_mask
 from mst.evaluate.segmentation_model import Segmenter
@@ -267,11 +267,14 @@ def check_pairs(data: SegmentationData, pairs: SegmentationSet, settings: Featur
     """Read every image and mask once, so that a wrong one does not end a training that has run for hours.
 
     Raises:
-        DataError: an image or a mask cannot be used.
+        DataError: an image or a mask cannot be used, or what the masks hold is nothing to learn from or to score.
     """
+    found: set[int] = set()
     with progress_bar("checking masks", len(pairs), shown=settings.progress) as advance:
-        for _ in read_pairs(data, pairs, settings.workers):
+        for _, mask in read_pairs(data, pairs, settings.workers):
+            found |= set(torch.unique(mask).tolist())
             advance(1)
+    check_found(data, found, "training" if pairs is data.train else "validation")
 
 
 def read_pairs(

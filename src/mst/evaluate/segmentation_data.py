@@ -24,6 +24,8 @@ from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.runtime.identity import DataIdentity, identify, together
+from mst.runtime.logging import warn
+from mst.runtime.names import shown
 
 Item = TypeVar("Item")
 Read = TypeVar("Read")
@@ -115,6 +117,34 @@ class SegmentationData:
             raise DataError(f"{name}: mask {tuple(mask.shape)} and image {tuple(image.shape[-2:])} differ")
         check_mask(mask, len(self.classes), self.ignore_index, name)
         return image, mask if self.ignore_index is None else mask.masked_fill(mask == self.ignore_index, NO_CLASS)
+
+
+def check_found(data: SegmentationData, found: set[int], title: str) -> None:
+    """Refuse masks from which nothing can be learnt, or by which nothing can be scored; warn of one class only.
+
+    Args:
+        data: the classes.
+        found: all values of the checked masks, NO_CLASS among them.
+        title: training or validation.
+
+    Raises:
+        DataError: there is one class only, or no pixel has one.
+    """
+    if len(data.classes) < 2:
+        raise DataError(
+            f"there is one class, {shown(data.classes[0])}, so every answer would be right: at least 2 are needed"
+        )
+    classes = sorted(found - {NO_CLASS})
+    if not classes:
+        raise DataError(
+            f"no pixel of the {title} masks has a class, all are {data.ignore_index} (ignore_index of classes.json): "
+            "there is nothing to learn from or to score"
+        )
+    if title == "training" and len(classes) == 1:
+        warn(
+            f"all pixels of the training masks are of class {shown(data.classes[classes[0]])}: no other class can be "
+            "learnt"
+        )
 
 
 def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Generator[Read, None, None]:

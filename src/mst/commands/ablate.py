@@ -18,6 +18,7 @@ from mst.config.keys import flag
 from mst.config.load import changed_keys, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import Interrupted, UsageError
+from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
 from mst.recipes.ablations import FAMILIES, find_family
 from mst.recipes.variants import Variant
@@ -33,17 +34,17 @@ class AblateOptions:
 
     family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")] = ""
     """strategies, head, decoder, eligible, probability, share or crops."""
-    recipe: str = ""
+    recipe: SourceText = ""
     """The recipe (or JSON file of settings) whose twins are run."""
     seeds: int = 1
     """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
-    eval: str = ""
+    eval: PathText = ""
     """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
     eval_train_limit: int | None = None
     """Most training images that --eval compares with, drawn evenly over the classes; all unless set."""
     eval_val_limit: int | None = None
     """Most validation images that --eval classifies."""
-    out: str = ""
+    out: PathText = ""
     """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
     json: bool = False
     """One JSON object on stdout instead of the table."""
@@ -119,7 +120,7 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
         raise UsageError(f"{flag(taken[0])} is what mst ablate {options.family} sets itself: leave it away")
     base = override(base_config(options.recipe), words)
     require_data(base)
-    root = Path(options.out).expanduser()
+    root = user_path(options.out)
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
     return [_cell(twin, base, seed, root) for seed in range(options.seeds) for twin in twins]
@@ -146,12 +147,12 @@ def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
 
 def note(options: AblateOptions) -> Path:
     """Return the file that says what the folder compares."""
-    return Path(options.out).expanduser() / "ablation.json"
+    return user_path(options.out) / "ablation.json"
 
 
 def identity(options: AblateOptions) -> Mapping[str, str]:
     """Return what must stay the same when the folder is used again."""
-    labelled = str(Path(options.eval).expanduser().absolute()) if options.eval else ""
+    labelled = str(user_path(options.eval).absolute()) if options.eval else ""
     limits = {name: str(getattr(options, name) or "") for name in ("eval_train_limit", "eval_val_limit")}
     return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
 

@@ -13,6 +13,7 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_run_words
 from mst.config.load import override
 from mst.errors import UsageError
+from mst.paths import SourceText
 from mst.recipes import base_config
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ LONG_WAIT = 0.1
 class BenchOptions:
     """A recipe's speed on this machine: step, loader and both, arithmetic and memory, and what limits them."""
 
-    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="RECIPE")] = ""
     """A recipe (see `mst recipes`) or a JSON file of settings. Without --data.train the step alone is measured."""
     steps: int = 10
     """Most steps of each measurement."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import tyro
 from rich.table import Table
@@ -12,6 +11,7 @@ from rich.table import Table
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
+from mst.paths import PathText, user_path
 from mst.report.compare import ComparisonTable, Line, compare_results, plot_comparison
 from mst.runtime.files import check_folder
 
@@ -27,9 +27,9 @@ class CompareArguments:
         json: one JSON object on stdout instead of a table.
     """
 
-    runs: tyro.conf.Positional[tuple[str, ...]] = ()
+    runs: tyro.conf.Positional[tuple[PathText, ...]] = ()
     all: bool = False
-    plot: str | None = None
+    plot: PathText | None = None
     json: bool = False
 
 
@@ -41,10 +41,10 @@ def run(argv: Sequence[str]) -> int:
     if not a.runs:
         raise UsageError("name runs to compare: mst compare RUN RUN ...")
     if a.plot:
-        check_folder(Path(a.plot).parent, "--plot")
-    table = compare_results([Path(name).expanduser() for name in a.runs], every_metric=a.all)
+        check_folder(user_path(a.plot).parent, "--plot")
+    table = compare_results([user_path(name) for name in a.runs], every_metric=a.all)
     if a.plot:
-        plot_comparison(table, Path(a.plot))
+        plot_comparison(table, user_path(a.plot))
     if a.json:
         emit_json(table.to_json())
     else:

@@ -18,6 +18,7 @@ from mst.errors import UsageError
 from mst.evaluate.features import Features, FeatureSettings, extract_features
 from mst.evaluate.image_sets import ImageSet
 from mst.model.backbone import Backbone
+from mst.paths import PathText, SourceText, user_path
 from mst.runtime.files import check_folder, write_atomic
 
 SUFFIXES = (".npz", ".npy")
@@ -38,9 +39,9 @@ class EmbedArguments:
         json: one JSON object on stdout.
     """
 
-    backbone: str
-    data: str
-    out: str
+    backbone: SourceText
+    data: PathText
+    out: PathText
     limit: int | None = None
     device: str = "auto"
     seed: int = 0
@@ -79,7 +80,7 @@ def embed(
         UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy, or nothing
             can be written there.
     """
-    target = None if out is None else _checked_target(Path(out))
+    target = None if out is None else _checked_target(user_path(out))
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)

@@ -21,6 +21,7 @@ from mst.evaluate.linear_probe import LinearProtocol
 from mst.evaluate.logistic import LogisticProtocol
 from mst.evaluate.retrieval import RetrievalProtocol
 from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
@@ -52,7 +53,7 @@ class LabelledArguments(Common):
             and it is said, when weights, images, their size or the precision differ.
     """
 
-    features: str | None = None
+    features: PathText | None = None
     image: ImageOptions = field(default_factory=ImageOptions)
     limits: Limits = field(default_factory=Limits)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
@@ -221,7 +222,7 @@ class _Task:
             subject.transform(self.image or ImageOptions()),
             protocol,
             settings=self.settings,
-            features=Path(self.features).expanduser() if self.features else None,
+            features=user_path(self.features) if self.features else None,
             seed=self.seed,
         )
         return subject.record(result, self.out, self.data, identity)

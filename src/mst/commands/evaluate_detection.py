@@ -18,6 +18,7 @@ from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
@@ -43,17 +44,17 @@ class DetectionOptions:
     val_split: str = "val"
     train_limit: int | None = None
     val_limit: int | None = None
-    detections: str | None = None
-    save_model: str | None = None
-    pictures: str | None = None
+    detections: PathText | None = None
+    save_model: PathText | None = None
+    pictures: PathText | None = None
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
-        if self.detections and (Path(self.detections).is_dir() or Path(self.detections).suffix != ".json"):
+        if self.detections and (user_path(self.detections).is_dir() or user_path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
         if self.detections:
-            check_folder(Path(self.detections).parent, "--detections")
+            check_folder(user_path(self.detections).parent, "--detections")
         check_numbers(self, "picture_limit", least=0)
 
 
@@ -101,7 +102,7 @@ def evaluate_detection(
     """
     options = options or DetectionOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    sets = data if isinstance(data, DetectionData) else _read(Path(data), options)
+    sets = data if isinstance(data, DetectionData) else _read(user_path(data), options)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
     folder = _optional(options.pictures) or subject.pictures("detection", out)
@@ -120,14 +121,14 @@ def evaluate_detection(
     )
     result = subject.record(result, out, data, identity)
     if options.detections:
-        target = Path(options.detections)
+        target = user_path(options.detections)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(target, json.dumps(detection_records(found, sets.val, kind="both")))
     return result
 
 
 def _optional(path: str | Path | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else user_path(path)
 
 
 def _read(data: Path, options: DetectionOptions) -> DetectionData:

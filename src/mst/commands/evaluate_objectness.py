@@ -16,6 +16,7 @@ from mst.evaluate.features import FeatureSettings
 from mst.evaluate.objectness import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
 from mst.evaluate.objectness_pictures import picture_writer
 from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
@@ -39,7 +40,7 @@ class ObjectOptions:
 
     split: str = "val"
     limit: int | None = None
-    pictures: str | None = None
+    pictures: PathText | None = None
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
@@ -92,7 +93,7 @@ def evaluate_objectness(
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
-    folder = Path(options.pictures) if options.pictures else subject.pictures("objectness", out)
+    folder = user_path(options.pictures) if options.pictures else subject.pictures("objectness", out)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,

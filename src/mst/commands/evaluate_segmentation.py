@@ -19,6 +19,7 @@ from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_pictures import sheet_writer
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
@@ -41,15 +42,15 @@ class SegmentationOptions:
 
     train_limit: int | None = None
     val_limit: int | None = None
-    save_model: str | None = None
-    pictures: str | None = None
+    save_model: PathText | None = None
+    pictures: PathText | None = None
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
         check_numbers(self, "picture_limit", least=0)
         if self.save_model:
-            check_folder(Path(self.save_model), "--save-model")
+            check_folder(user_path(self.save_model), "--save-model")
 
 
 @dataclass(frozen=True)
@@ -96,13 +97,13 @@ def evaluate_segmentation(
     """
     options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    given = data if isinstance(data, SegmentationData) else read_segmentation(Path(data), subject.channels)
+    given = data if isinstance(data, SegmentationData) else read_segmentation(user_path(data), subject.channels)
     pairs = given.evenly(options.train_limit, options.val_limit)
     identity = pairs.fingerprint()
     mean, std = subject.mean_std
-    model = Path(options.save_model or out or "") if options.save_model or out else None
+    model = user_path(options.save_model or out or "") if options.save_model or out else None
     task = "patch_segmentation" if protocol.cached else "segmentation"
-    pictures = Path(options.pictures) if options.pictures else subject.pictures(task, out)
+    pictures = user_path(options.pictures) if options.pictures else subject.pictures(task, out)
 
     def save(segmenter: Segmenter, view: View) -> None:
         if model is not None:

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import RecipeOption, parse_words
+from mst.paths import PathText, SourceText
 from mst.runtime.results import Result
 
 IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
@@ -29,9 +30,9 @@ class Common(RecipeOption):
         json: one JSON object on stdout instead of a table.
     """
 
-    backbone: str
-    data: str
-    out: str | None = None
+    backbone: SourceText
+    data: SourceText
+    out: PathText | None = None
     device: str = "auto"
     seed: int = 0
     json: bool = False

@@ -12,6 +12,7 @@ from rich.text import Text
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import ConfigError, UsageError
+from mst.paths import PathText, SourceText, user_path
 from mst.runtime.files import check_folder
 from mst.runtime.logging import info
 
@@ -26,9 +27,9 @@ CLASSIFIER = "classifier.safetensors"
 class ExportOptions:
     """Write the backbone in a form that other tools load, and check it against the original."""
 
-    backbone: str = ""
+    backbone: SourceText = ""
     """A run folder or a backbone file."""
-    out: str = ""
+    out: PathText = ""
     """New folder."""
     format: str = "timm"
     """timm: a folder for timm.create_model("local-dir:FOLDER", pretrained=True)."""
@@ -71,7 +72,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-    folder = Path(out)
+    folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
     check_folder(folder, "--out")

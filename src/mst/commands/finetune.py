@@ -11,6 +11,7 @@ from mst.commands.finetuning import finetune_backbone, resume_finetuning
 from mst.commands.finetuning_start import InputOptions, Running
 from mst.commands.tyro_cli import RecipeOption, parse_words
 from mst.finetune.classifier import FinetuneProtocol
+from mst.paths import PathText, SourceText
 
 PROG = "mst finetune"
 
@@ -30,9 +31,9 @@ class FinetuneArguments(RecipeOption):
         json: one JSON object on stdout instead of a table.
     """
 
-    backbone: str
-    data: str
-    out: str
+    backbone: SourceText
+    data: PathText
+    out: PathText
     device: str = "auto"
     seed: int = 0
     overwrite: bool = False
@@ -53,7 +54,7 @@ class ResumeArguments:
         json: one JSON object on stdout instead of a table.
     """
 
-    resume: str
+    resume: PathText
     device: str | None = None
     json: bool = False
 

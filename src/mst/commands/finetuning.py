@@ -35,6 +35,7 @@ from mst.finetune.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.loop import Outcome, Surroundings, Training, fit
 from mst.finetune.schedule import Checkpointing
 from mst.model.backbone_file import save_backbone
+from mst.paths import user_path, user_source
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.files import write_atomic
@@ -88,8 +89,8 @@ def finetune_backbone(
         Interrupted: SIGINT or SIGTERM; everything is saved.
     """
     config = FinetuneConfig(
-        str(backbone),
-        str(Path(data).expanduser().resolve()),
+        user_source(backbone),
+        str(user_path(data).resolve()),
         protocol or FinetuneProtocol(),
         image or InputOptions(),
         limits or Limits(),
@@ -98,7 +99,7 @@ def finetune_backbone(
         seed,
         recipe,
     )
-    return _start(config, Path(out), overwrite=overwrite)
+    return _start(config, user_path(out), overwrite=overwrite)
 
 
 def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
@@ -130,7 +131,7 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
         UsageError: there is none.
         RunFailure, Interrupted: as `finetune_backbone`.
     """
-    run = RunDir(Path(out))
+    run = RunDir(user_path(out))
     config = _stored(run)
     if device is not None:
         config = replace(config, device=device)
@@ -156,7 +157,7 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
     place, data = root.resolve(), Path(config.data)
     if data.is_relative_to(place) or place.is_relative_to(data):
         raise UsageError(f"--out {root} and --data {data} lie one in the other: name a folder apart")
-    if Path(config.backbone).expanduser().resolve().is_relative_to(place):
+    if Path(config.backbone).resolve().is_relative_to(place):
         raise UsageError(f"--out {root} holds the weights to start from, {config.backbone}: name another folder")
 
 

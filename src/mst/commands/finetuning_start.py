@@ -238,6 +238,6 @@ def started_backbone(config: FinetuneConfig, network: Network) -> Backbone:
     backbone = network.build(config)
     if not config.fresh:
         source = config.backbone
-        given = source.partition("=")[2] if not Path(source).expanduser().exists() else ""
+        given = source.partition("=")[2] if not Path(source).exists() else ""
         logging.info(str(start_from(backbone, given or source)))
     return backbone

@@ -14,6 +14,7 @@ from rich.text import Text
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
+from mst.paths import PathText
 
 if TYPE_CHECKING:
     from mst.data.survey import ImageFacts
@@ -28,7 +29,7 @@ ROWS = {"sizes": "sizes (H x W)", "modes": "modes", "formats": "formats", "depth
 class InspectOptions:
     """Open every image of a folder: counts, sizes, modes, statistics, unreadable files."""
 
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="PATH")] = ""
+    path: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="PATH")] = ""
     """A folder (searched at any depth), an image, or a text file with one path per line."""
     channels: int = 3
     """Channels of an image: 3 for RGB, 1 for grey, others for TIFFs of many bands and .npy files."""

@@ -13,6 +13,7 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_run_words
 from mst.config.load import override, require_data
 from mst.errors import UsageError
+from mst.paths import SourceText
 from mst.recipes import base_config
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 class PlanOptions:
     """What a run will do: derived values with reasons, steps, and time and memory from a few probe steps."""
 
-    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="RECIPE")] = ""
     """A recipe (see `mst recipes`) or a JSON file of settings."""
     probe: bool = True
     """Run a few steps for an estimate of time and memory."""

@@ -19,6 +19,7 @@ from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.detection_prediction import Prediction, predict_objects, prediction_json
 from mst.evaluate.detector_file import DetectorDescription, load_detector
+from mst.paths import PathText, user_path
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.limits import check_numbers
@@ -46,9 +47,9 @@ class PredictDetectionArguments:
         json: one JSON object on stdout.
     """
 
-    model: str
-    data: str
-    out: str
+    model: PathText
+    data: PathText
+    out: PathText
     min_score: float = 0.05
     picture_score: float = 0.5
     picture_limit: int | None = None
@@ -101,10 +102,10 @@ def predict_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     coco_mask_library()
-    target = Path(out)
+    target = user_path(out)
     check_folder(target, "--out")
     place = select_device(device, flag="--device")
-    detector, description = load_detector(Path(model), compute=select_precision(precision, place)[0])
+    detector, description = load_detector(user_path(model), compute=select_precision(precision, place)[0])
     paths = index_images(data, limit=limit, channels=description.spec.channels)
     count = len(paths) if picture_limit is None else picture_limit
     writer = detection_writer(target / "pictures", count, description.classes, min_score=picture_score, annotated=False)
@@ -116,7 +117,7 @@ def predict_detection(
     if found.unreadable:
         warn(f"{len(found.unreadable)} of {len(paths)} images left out, the first: {found.unreadable[0]}")
     target.mkdir(parents=True, exist_ok=True)
-    content = prediction_json(found, description, Path(data).expanduser().absolute())
+    content = prediction_json(found, description, user_path(data).absolute())
     write_atomic(target / FILE, json.dumps(content))
     return found, description
 

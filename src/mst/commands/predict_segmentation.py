@@ -23,6 +23,7 @@ from mst.evaluate.segmentation_data import read_ahead
 from mst.evaluate.segmentation_file import load_segmenter
 from mst.evaluate.segmentation_inference import predict_mask
 from mst.evaluate.segmentation_pictures import index_picture, save_picture, sheet
+from mst.paths import PathText, user_path
 from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
 from mst.runtime.limits import check_numbers
@@ -50,9 +51,9 @@ class PredictSegmentationArguments:
         json: one JSON object on stdout.
     """
 
-    model: str
-    data: str
-    out: str
+    model: PathText
+    data: PathText
+    out: PathText
     picture_limit: int | None = None
     limit: int | None = None
     device: str = "auto"
@@ -109,12 +110,12 @@ def predict_segmentation(
         DataError: no image can be read.
         RunFailure: the disk refused.
     """
-    target = Path(out)
+    target = user_path(out)
     check_folder(target, "--out")
-    saved = load_segmenter(Path(model), select_device(device, flag="--device"))
+    saved = load_segmenter(user_path(model), select_device(device, flag="--device"))
     classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
     paths = index_images(data, limit=limit, channels=channels)
-    names = target_names(paths, Path(data))
+    names = target_names(paths, user_path(data))
     written: list[Path] = []
     unreadable: list[str] = []
     pixels = Counter[int]()
@@ -153,7 +154,7 @@ def target_names(paths: ImageIndex, data: Path) -> list[Path]:
     Images of a folder keep their place below it; of images that differ in their suffix only, or come from a list, the
     later ones get a number.
     """
-    root = data.expanduser().absolute()
+    root = data.absolute()
     names: list[Path] = []
     taken: set[Path] = set()
     for path in paths:

@@ -16,6 +16,7 @@ from mst.config.keys import flag
 from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import UsageError
+from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.rundir import RunDir, open_run_dir
@@ -25,11 +26,11 @@ from mst.runtime.rundir import RunDir, open_run_dir
 class PretrainOptions:
     """Pre-train a backbone on unlabelled images, or go on with an interrupted run (--resume)."""
 
-    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = ""
+    recipe: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="RECIPE")] = ""
     """A recipe (see `mst recipes`) or a JSON file of settings."""
-    out: str = ""
+    out: PathText = ""
     """New folder of the run."""
-    resume: str = ""
+    resume: PathText = ""
     """Folder of an interrupted run: go on from its newest checkpoint."""
     overwrite: bool = False
     """Delete the run that --out already holds."""
@@ -76,7 +77,7 @@ def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
     require_data(config)
     if not options.out:
         raise UsageError("--out is missing: name a new folder for the run")
-    return config, Path(options.out)
+    return config, user_path(options.out)
 
 
 def resumed(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
@@ -85,10 +86,10 @@ def resumed(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
     Raises:
         UsageError: there is no run, or settings differ from those it was started with.
     """
-    run = open_run_dir(Path(options.resume))
+    run = open_run_dir(user_path(options.resume))
     if options.overwrite:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: use one of them")
-    if options.out and Path(options.out) != run.root:
+    if options.out and user_path(options.out) != run.root:
         raise UsageError(f"--out {options.out} differs from --resume {options.resume}: leave --out away")
     return checked_resume(run, options.recipe, words), run.root
 

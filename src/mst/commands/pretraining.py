@@ -34,6 +34,7 @@ from mst.evaluate.knn import KnnProtocol, evaluate_knn
 from mst.evaluate.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.pair import Pair
+from mst.paths import user_path
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.files import write_atomic
@@ -68,7 +69,7 @@ class Run:
     metrics: dict[str, float]
 
 
-def load_recipe(name: str, overrides: Mapping[str, object] | None = None) -> RunConfig:
+def load_recipe(name: str | Path, overrides: Mapping[str, object] | None = None) -> RunConfig:
     """Return the configuration of a recipe (or of a JSON file) with some settings replaced.
 
     Args:
@@ -107,7 +108,7 @@ def pretrain(
     """
     require_data(config)
     config = with_absolute_paths(config)
-    run = open_run_dir(Path(out)) if resume else RunDir(Path(out))
+    run = open_run_dir(user_path(out)) if resume else RunDir(user_path(out))
     if not resume:
         check_new_run_dir(run.root, overwrite=overwrite)
         check_apart(config, run)

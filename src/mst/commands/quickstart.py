@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mst.config.schema import RunConfig
+from mst.paths import PathText, user_path
 from mst.recipes.quickstart import QUICKSTART
 from mst.runtime.rundir import RunDir, create_run_dir
 
@@ -33,7 +34,7 @@ class QuickstartOptions:
         json: one JSON object on stdout at the end.
     """
 
-    out: str = "runs/quickstart"
+    out: PathText = "runs/quickstart"
     overwrite: bool = False
     json: bool = False
 
@@ -97,7 +98,7 @@ def quickstart(
     from mst.runtime.files import write_atomic
 
     begin = time.perf_counter()
-    run_dir = create_run_dir(Path(out), overwrite=overwrite)
+    run_dir = create_run_dir(user_path(out), overwrite=overwrite)
     data = run_dir.root / "data"
     config = override(config, {"data.train": [str(data / "train")], "monitor.knn_data": str(data)})
     write_atomic(run_dir.config, dump_config(config))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -12,6 +11,7 @@ import tyro
 from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
+from mst.paths import PathText, user_path
 from mst.report.page import write_report
 from mst.runtime.rundir import open_run_dir
 
@@ -20,7 +20,7 @@ from mst.runtime.rundir import open_run_dir
 class ReportOptions:
     """Write report.html and model_card.md into a run folder, from the files that lie in it."""
 
-    path: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RUN")] = ""
+    path: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="RUN")] = ""
     """The run folder."""
     json: bool = False
     """One JSON object on stdout."""
@@ -33,7 +33,7 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not options.path:
         raise UsageError("name a run folder: mst report RUN")
-    page = write_report(open_run_dir(Path(options.path)))
+    page = write_report(open_run_dir(user_path(options.path)))
     if options.json:
         emit_json({"report": str(page), "model_card": str(page.parent / "model_card.md")})
     else:

@@ -17,6 +17,7 @@ from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import TIMM, start_from
+from mst.paths import user_path, user_source
 from mst.report.reading import is_number
 from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
@@ -104,7 +105,7 @@ class Subject:
 
     def pictures(self, task: str, out: str | Path | None) -> Path | None:
         """Return the folder for an evaluation's pictures, in `out` or the run folder; None where there is neither."""
-        folder = Path(out) if out else self.folder
+        folder = user_path(out) if out else self.folder
         untrained = self.name.startswith(RANDOM)
         return None if folder is None else RunDir(folder).pictures_of(task, untrained=untrained)
 
@@ -118,7 +119,7 @@ class Subject:
             identity: what the data hold.
         """
         named = replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
-        folder = Path(out) if out else self.folder
+        folder = user_path(out) if out else self.folder
         if folder is not None:
             try:
                 append_jsonl(RunDir(folder).results, named.row())
@@ -129,7 +130,7 @@ class Subject:
 
 def described_data(data: object, identity: DataIdentity) -> dict[str, Any]:
     """Return what a row says of its data: the last part of the path, and the identity with the whole one."""
-    place = Path(data).expanduser() if isinstance(data, str | Path) else None
+    place = user_path(data) if isinstance(data, str | Path) else None
     path = str(place.resolve()) if place is not None and place.exists() else "in memory" if place is None else str(data)
     return {"data": Path(path).name or path, "data_identity": replace(identity, name=path).row()}
 
@@ -158,10 +159,10 @@ def load_subject(
     """
     check_seed(seed)
     if out:
-        check_folder(Path(out), "--out")
+        check_folder(user_path(out), "--out")
     if isinstance(backbone, Backbone):
         return Subject(backbone, "in memory", "", None)
-    name = str(backbone)
+    name = user_source(backbone)
     fresh = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
     if not source:
@@ -177,7 +178,7 @@ def load_subject(
 
 def _own(source: str) -> tuple[Backbone, str, Path | None]:
     """Return a backbone of this package with its file's hash and its run folder."""
-    path = Path(source).expanduser()
+    path = user_path(source)
     network = load_backbone(path)
     file = RunDir(path).backbone if path.is_dir() else path
     return network, hashlib.sha256(file.read_bytes()).hexdigest(), file.parent if RunDir(file.parent).exists() else None

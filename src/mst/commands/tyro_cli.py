@@ -12,7 +12,7 @@ import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import MISSING, Field, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from itertools import takewhile
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_type_hints
@@ -32,6 +32,7 @@ from mst.config.keys import (
 from mst.config.load import known_key
 from mst.config.schema import Settings
 from mst.errors import UsageError
+from mst.paths import PATH, SOURCE, user_path, user_source
 from mst.recipes import find_task_recipe
 
 Arguments = TypeVar("Arguments")
@@ -175,7 +176,39 @@ def _converted(kind: type[Arguments], words: Sequence[str], prog: str) -> Argume
     except SystemExit as end:
         raise UsageError(_explained(_one_line(errors.getvalue()), types, words)) from end
     _check_numbers(record)
-    return record
+    return _with_user_paths(record)
+
+
+def _with_user_paths(record: Arguments) -> Arguments:
+    """Expand the options that are marked as paths or sources (`mst.paths`), in groups too.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    types = get_type_hints(type(record), include_extras=True)
+    changed: dict[str, Any] = {}
+    for own in fields(record):  # type: ignore[arg-type]
+        value = getattr(record, own.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            changed[own.name] = _with_user_paths(value)
+        elif value and (marks := path_marks(types[own.name])):
+            try:
+                changed[own.name] = _expanded(value, marks)
+            except UsageError as error:
+                raise UsageError(f"{flag(own.name)}: {error}") from error
+    return replace(record, **changed)  # type: ignore[type-var]
+
+
+def path_marks(hint: Any) -> set[str]:
+    """Return `PATH` or `SOURCE` where a type is marked so, at any depth."""
+    own = {PATH, SOURCE} & {mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, str)}
+    return own.union(*map(path_marks, get_args(hint)))
+
+
+def _expanded(value: Any, marks: Collection[str]) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_expanded(item, marks) for item in value)
+    return str(user_path(value)) if PATH in marks else user_source(value)
 
 
 def _check_numbers(record: Any) -> None:
@@ -195,13 +228,13 @@ def _check_numbers(record: Any) -> None:
                 raise UsageError(f"{flag(own.name)} {number}: must be between -{LARGEST} and {LARGEST}")
 
 
-def _leaves(kind: Any) -> Iterator[tuple[Field[Any], Any]]:
+def _leaves(kind: Any, *, marked: bool = False) -> Iterator[tuple[Field[Any], Any]]:
     """Yield the fields of a dataclass with their types, those of its groups in place of the groups."""
-    types = get_type_hints(kind)
+    types = get_type_hints(kind, include_extras=marked)
     for own in fields(kind):
         group: Any = own.default_factory
         if is_dataclass(group):
-            yield from _leaves(group)
+            yield from _leaves(group, marked=marked)
         else:
             yield own, types[own.name]
 

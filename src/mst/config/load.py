@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.schema import RunConfig, Settings
 from mst.errors import ConfigError, UsageError
+from mst.paths import user_path
 
 Overrides = Mapping[str, object]
 """Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
@@ -49,12 +50,13 @@ def override(base: RunConfig, overrides: Overrides) -> RunConfig:
     return _checked(values)
 
 
-def load_config(path: Path) -> RunConfig:
+def load_config(path: str | Path) -> RunConfig:
     """Read a configuration: the `config.json` of a run, or a file with only the keys that differ from the defaults.
 
     Raises:
         ConfigError: the file is missing, is not JSON, or holds an unknown key or a bad value.
     """
+    path = user_path(path)
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -95,7 +97,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 
 def _absolute(path: str) -> str:
-    return os.path.abspath(os.path.expanduser(path))
+    return os.path.abspath(user_path(path))
 
 
 def _absolute_source(source: str | None) -> str | None:
@@ -122,9 +124,13 @@ def changed_keys(old: RunConfig, new: RunConfig) -> list[str]:
 def _from_words(key: str, value: object) -> object:
     """Turn the words of a flag into what pydantic converts: one text, a tuple of texts, or None."""
     field = setting_fields()[key]
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif isinstance(value, list | tuple):
+        value = [os.fspath(item) if isinstance(item, os.PathLike) else item for item in value]
     words = [value] if isinstance(value, str) else value
     if not isinstance(words, list | tuple) or not all(isinstance(word, str) for word in words):
-        return list(value) if isinstance(value, tuple) else value  # a typed value from Python
+        return value  # a typed value from Python
     if not words and is_flag(field):
         return True
     if not words:

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from mst.data.kinds import EXTENSIONS, SYSTEM, extension
 from mst.data.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.sources import ImageIndex, even_positions, expanded, index_images
+from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.errors import DataError, UsageError
+from mst.paths import user_path
 from mst.runtime import logging
 from mst.runtime.names import shown
 
@@ -68,7 +69,7 @@ class LabelledFolder:
     """
 
     def __init__(self, root: str | Path, *, channels: int = 3, strict: bool = False, tell: bool = True) -> None:
-        self.root = expanded(root)
+        self.root = user_path(root)
         if not _is_folder(self.root):
             state = "is a file" if self.root.exists() else "does not exist"
             raise UsageError(f"{shown(self.root)} {state}: give a folder that holds train/<class>/ and val/<class>/")

@@ -17,10 +17,11 @@ from mst.data.kinds import ARRAY, BY_CONTENT, EXTENSIONS, extension, listed_name
 from mst.data.lists import read_list
 from mst.data.passed import NOTHING, Passed, PassedOver
 from mst.errors import DataError, UsageError
+from mst.paths import user_path
 from mst.runtime.identity import DataIdentity, identify, sample_positions
 from mst.runtime.names import shown
 
-__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "expanded", "index_images"]
+__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "index_images"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -210,27 +211,13 @@ class _Search:
         self._passed += (entry for folder in folders for entry in folder.passed)
 
 
-def expanded(source: Source) -> Path:
-    """Return a source as a path, `~` expanded.
-
-    Raises:
-        UsageError: it is no path, or there is no such home.
-    """
-    try:
-        path = Path(os.fsdecode(source)).expanduser()
-        os.fsencode(path)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise UsageError(f"{source!r} is no path: {' '.join(str(error).split())}") from error
-    return path
-
-
 def _looked_up(source: Source) -> tuple[Path, int]:
     """Return the absolute path of a source, and its mode.
 
     Raises:
         UsageError: it does not exist or cannot be reached.
     """
-    path = Path(os.path.abspath(expanded(source)))
+    path = Path(os.path.abspath(user_path(source)))
     try:
         return path, os.stat(path).st_mode
     except FileNotFoundError:

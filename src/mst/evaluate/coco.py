@@ -21,6 +21,7 @@ from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.errors import DataError
 from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
 from mst.evaluate.content import identity_of_files
+from mst.paths import user_path
 from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import warn
 
@@ -123,7 +124,7 @@ def find_coco(root: str | Path, split: str) -> tuple[Path, Path]:
     Raises:
         DataError: no such file or folder; the message lists where was looked.
     """
-    root = Path(root).expanduser()
+    root = user_path(root)
     if root.is_file():
         files, base = [root], root.parent
         years = [root.stem.removeprefix("instances_"), split]

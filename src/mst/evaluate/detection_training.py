@@ -12,7 +12,6 @@ from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count, islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from mst.evaluate.detector import flipped, training_target
 from mst.finetune.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.loop import Outcome, Surroundings, Training, fit
 from mst.finetune.schedule import Checkpointing, LoopSettings
+from mst.paths import user_path
 from mst.runtime.limits import check_numbers
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
@@ -156,7 +156,7 @@ def train_detector(
         return torch.stack(list(losses.values())).sum()
 
     training = Training("detector", detector, optimizer, batches, loss)
-    run = RunDir(Path(saving.checkpoints)) if saving.checkpoints else None
+    run = RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
     return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from mst.errors import UsageError
+from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder
 
 Schedule = Literal["cosine", "steps", "poly"]
@@ -79,14 +79,14 @@ class Checkpointing:
         checkpoint_every: steps between two.
     """
 
-    checkpoints: str | None = None
+    checkpoints: PathText | None = None
     checkpoint_every: int = 500
 
     def __post_init__(self) -> None:
         if self.checkpoint_every < 1:
             raise UsageError(f"--checkpoint-every {self.checkpoint_every}: must be at least 1")
         if self.checkpoints:
-            check_folder(Path(self.checkpoints), "--checkpoints")
+            check_folder(user_path(self.checkpoints), "--checkpoints")
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:

@@ -14,6 +14,7 @@ from torch import nn
 from mst.errors import CheckpointError, RunFailure, UsageError
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
+from mst.paths import user_path
 from mst.weights.description import BadDescription, numbers, part, read_description, shown
 from mst.weights.files import load_exactly
 
@@ -51,7 +52,7 @@ def load_backbone(path: Path | str) -> Backbone:
         CheckpointError: a file is missing or damaged, the description says what cannot be, or the weights are not
             exactly the tensors of its network, finite and of a floating type. Said before memory is taken.
     """
-    path = Path(path).expanduser()
+    path = user_path(path)
     try:
         path = path / FILE_NAME if path.is_dir() else path
         spec, metadata = _read_description(path)

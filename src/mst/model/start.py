@@ -29,6 +29,7 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import FILE_NAME, load_backbone
 from mst.model.build import family
 from mst.model.matching import BIAS_TABLE, EXAMPLES, FIRST_CONVOLUTION, POSITIONS, find_weights, fits
+from mst.paths import user_path
 from mst.weights.files import SAFETENSORS, read_weights
 from mst.weights.tensors import shape_of, unusable
 
@@ -164,7 +165,7 @@ def _read(source: str, backbone: Backbone) -> _Source:
     """Return the weights that a source holds for a backbone."""
     if source.startswith(TIMM):
         return _Source(source, dict(_from_timm(source.removeprefix(TIMM))))
-    path = Path(source).expanduser()
+    path = user_path(source)
     if path.is_dir() and (path / FILE_NAME).is_file():
         path = path / FILE_NAME
     if path.suffix == SAFETENSORS and _is_own(path.with_suffix(".json")):

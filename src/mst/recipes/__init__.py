@@ -8,6 +8,7 @@ from mst.config.keys import suggestion
 from mst.config.load import load_config
 from mst.config.schema import RunConfig
 from mst.errors import ConfigError
+from mst.paths import user_path
 from mst.recipes import (
     cifar10,
     debug,
@@ -65,12 +66,15 @@ def find_task_recipe(name: str, task: str) -> TaskRecipe:
     raise ConfigError(f"{what}{suggestion(name, own)} (all recipes: mst recipes)")
 
 
-def base_config(recipe: str) -> RunConfig:
+def base_config(recipe: str | Path) -> RunConfig:
     """Return the configuration of a recipe's name or of a JSON file.
 
     Raises:
         ConfigError: neither a recipe nor a readable configuration.
     """
-    if recipe not in RECIPES and (recipe.endswith(".json") or Path(recipe).is_file()):
-        return load_config(Path(recipe))
+    if str(recipe) in RECIPES:
+        return find_recipe(str(recipe)).config
+    path = user_path(recipe)
+    if isinstance(recipe, Path) or path.suffix == ".json" or path.is_file():
+        return load_config(path)
     return find_recipe(recipe).config

@@ -1,0 +1,75 @@
+"""Paths as users write them: `~` expanded as a shell does, refused where no file can have the name, else byte-exact."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+from typing import Annotated
+
+from mst.errors import UsageError
+
+PATH, SOURCE = "a path", "a path or a name"
+"""Marks of the types below, by which the command line finds the options to expand."""
+PathText = Annotated[str, PATH]
+"""The type of an option that names a file or folder."""
+SourceText = Annotated[str, SOURCE]
+"""The type of an option that names a file, a folder or something else: `timm:NAME`, `random:FOLDER`, `NAME=FILE`."""
+PREFIX = re.compile(r"(?:random:)?(?:[\w.]+=)?(?=~)")
+"""What may stand before the `~` of a source."""
+
+
+def user_path(value: str | os.PathLike[str]) -> Path:
+    """Return the path that a user means. Applied twice, it gives the same.
+
+    Args:
+        value: text as typed, or a path; a name that is not UTF-8 keeps its bytes (as `os.fsdecode` gives it). A file
+            that is called `~` is written `./~`.
+
+    Raises:
+        UsageError: it is empty, no text, no name that a file can have, or `~` of a user without a home folder.
+    """
+    try:
+        text = os.fsdecode(value)
+        os.fsencode(text)
+    except TypeError:
+        raise UsageError(f"{value!r} is no path: give a text or a pathlib.Path") from None
+    except UnicodeEncodeError:
+        raise UsageError(f"{value!r} is no path: it holds characters that no file name can have") from None
+    if not text:
+        raise UsageError("a path is empty (an unset variable?): give a path, or leave it away")
+    if "\0" in text:
+        raise UsageError(f"{text!r} is no path: it holds a NUL character")
+    if text.startswith("~"):
+        return _at_home(text)
+    # `./~` is a file of this name; as a path it is `~`, which the next call would expand
+    return Path(text if not str(Path(text)).startswith("~") else os.path.abspath(text))
+
+
+def _at_home(text: str) -> Path:
+    """Expand `~` and `~user`.
+
+    Raises:
+        UsageError: there is no such home.
+    """
+    expanded = os.path.expanduser(text)
+    who = text.partition("/")[0]
+    if expanded.startswith("~") or (who == "~" and os.environ.get("HOME") == ""):
+        why = "HOME is not set and this user has no home folder" if who == "~" else f"there is no user {who[1:]}"
+        raise UsageError(f"{text}: {why}: write the whole path (a file of this name is ./{text})")
+    return Path(expanded)
+
+
+def user_source(value: str | os.PathLike[str]) -> str:
+    """Return a source with the `~` of its path expanded: `random:~/runs/a` too; names such as `timm:NAME` stay.
+
+    Raises:
+        UsageError: as `user_path`.
+    """
+    if not isinstance(value, str):
+        return str(user_path(value))
+    prefix = PREFIX.match(value)
+    if prefix is not None:
+        return prefix[0] + str(user_path(value[prefix.end() :]))
+    user_path(value)  # refuses what no path can be
+    return value

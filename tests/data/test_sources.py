@@ -317,5 +317,5 @@ def test_what_there_is_instead_of_images(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("source", [5, [5], None, "~no-such-user/x", "\ud800"])
 def test_what_is_no_path(source: object) -> None:
-    with pytest.raises(UsageError, match="is no path|there is no user"):
+    with pytest.raises(UsageError, match=r"is no path|there is no user"):
         index_images(source)  # type: ignore[arg-type]

@@ -34,7 +34,7 @@ def test_a_file_that_is_called_tilde_is_written_with_its_folder(home: Path) -> N
 def test_names_keep_their_bytes() -> None:
     name = os.fsdecode(b"caf\xe9 [x] /a")
     assert os.fsencode(user_path(name)) == b"caf\xe9 [x] /a"
-    assert user_path(b"caf\xe9") == Path(os.fsdecode(b"caf\xe9"))  # type: ignore[arg-type]
+    assert user_path(b"caf\xe9") == Path(os.fsdecode(b"caf\xe9"))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ PREFIX = re.compile(r"(?:random:)?(?:[\w.]+=)?(?=~)")
 """What may stand before the `~` of a source."""
 
 
-def user_path(value: str | os.PathLike[str]) -> Path:
+def user_path(value: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
     """Return the path that a user means. Applied twice, it gives the same.
 
     Args:

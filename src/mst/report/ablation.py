@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mst.report.reading import is_number
+from mst.report.reading import is_number, parse_json, read_bytes
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 
@@ -62,11 +61,9 @@ def own_result(run: RunDir) -> Mapping[str, Any] | None:
 
     The rows of results.jsonl may be of other weights, images or settings: anybody can add to them.
     """
-    try:
-        row = json.loads(run.ablation.read_text(encoding="utf-8"))
-        return row if is_number(row["metrics"]["top1"]) else None
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    row = parse_json(read_bytes(run.ablation))
+    metrics = row.get("metrics") if isinstance(row, dict) else None
+    return row if isinstance(metrics, dict) and is_number(metrics.get("top1")) else None
 
 
 def markdown(rows: Sequence[AblationRow], *, each: bool = False) -> str:

@@ -233,6 +233,16 @@ def test_a_kill_after_accepting_does_not_ask_again(
     assert "(16 images, not 17)" in call(capsys, *words).err
 
 
+def test_a_damaged_plan_is_no_dead_end(interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, words = copied(interrupted, tmp_path / "copy")
+    shutil.copy(sorted((run.parent / "images").glob("*.*"))[0], run.parent / "images" / "zz.png")
+    (run / "plan.json").write_text("{")
+    assert "(17 images, not 16)" in call(capsys, *words).err
+    (run / "plan.json").write_text("{")
+    answer = call(capsys, *words, "--accept-changed-data")
+    assert answer.status == 0, answer.err
+
+
 def test_a_run_of_an_older_version_goes_on_with_one_line(
     interrupted: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

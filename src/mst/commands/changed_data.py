@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 from dataclasses import replace
@@ -41,9 +42,10 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool) -> Setup:
     Raises:
         UsageError: the images changed, and `accept` is false.
     """
-    steps = CheckpointStore(run.checkpoints, keep=1).steps()
-    saved = _saved_plan(run)
-    if saved is None or not steps:
+    store = CheckpointStore(run.checkpoints, keep=1)
+    steps = store.steps()
+    saved = _saved_plan(run, store) if steps else None
+    if saved is None:
         return setup
     past = saved.accepted_data
     before, now = (DataIdentity.from_row(plan.data_identity) for plan in (saved, setup.plan))
@@ -79,9 +81,18 @@ def _with(setup: Setup, kept: dict[str, Any], past: tuple[dict[str, Any], ...]) 
     return replace(setup, plan=setup.plan.model_copy(update={**kept, "reasons": reasons, "accepted_data": past}))
 
 
-def _saved_plan(run: RunDir) -> RunPlan | None:
-    """Return the plan that the run last had; None where it cannot be read: the checkpoint's own is compared then."""
+def _saved_plan(run: RunDir, store: CheckpointStore) -> RunPlan | None:
+    """Return the plan that the run last had, where plan.json is damaged that of its newest checkpoint; None = neither.
+
+    Raises:
+        CheckpointError: plan.json is damaged, and all checkpoints are.
+    """
     try:
         return RunPlan.model_validate_json(run.plan.read_bytes())
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
+        pass
+    try:
+        saved = store.load_latest().info["plan"]
+        return RunPlan.model_validate_json(json.dumps({**saved, "reasons": {}}))
+    except (ValueError, KeyError, TypeError):
         return None

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from mst.finetune.layer_decay import build_optimizer, layer_numbers, parameter_groups
+from mst.engine.layer_decay import build_optimizer, layer_numbers, parameter_groups
 from mst.model.backbone import BackboneSpec
 from mst.model.build import build_backbone
 

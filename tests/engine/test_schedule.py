@@ -6,8 +6,8 @@ import math
 
 import pytest
 
+from mst.engine.schedule import Checkpointing, LoopSettings, Schedule, learning_rate
 from mst.errors import UsageError
-from mst.finetune.schedule import Checkpointing, LoopSettings, Schedule, learning_rate
 
 
 def rates(schedule: Schedule, steps: int, warmup: int = 0, min_lr: float = 0.0) -> list[float]:

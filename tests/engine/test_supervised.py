@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from mst.checkpoint.store import CheckpointStore
+from mst.engine.layer_decay import build_optimizer, parameter_groups
+from mst.engine.schedule import Checkpointing, LoopSettings
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import CheckpointError, DataError, Interrupted, RunFailure, UsageError
-from mst.finetune.layer_decay import build_optimizer, parameter_groups
-from mst.finetune.loop import Outcome, Surroundings, Training, fit
-from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
@@ -69,7 +71,11 @@ def train(
             return {"top1": float(model(torch.ones(1, 6)).sum())}
 
     optimizer = build_optimizer(parameter_groups(model, weight_decay=0.1))
-    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate), settings, where)
+
+    def indices(step: int, parts: Sequence[Batch]) -> Sequence[int]:
+        return [2 * step, 2 * step + 1]
+
+    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate, indices), settings, where)
     return model, outcome
 
 
@@ -103,16 +109,26 @@ def test_rows_and_outcome(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("stop", [1, 3, 4, 6])
 def test_killed_and_resumed_is_bit_equal(tmp_path: Path, stop: int) -> None:
-    whole, outcome = train(saving(tmp_path / "whole"))
+    """What a SIGKILL leaves is a copy of the folder; an interrupt saves the steps before it."""
+
+    def copied(first: int) -> Generator[Batch, None, None]:
+        for step, batch in enumerate(batches(first), first):
+            if step == stop:
+                shutil.copytree(tmp_path / "whole", tmp_path / "cut")
+            yield batch
+
+    whole, outcome = train(saving(tmp_path / "whole"), source=copied)
 
     def dying(first: int) -> Generator[Batch, None, None]:
         for step, batch in enumerate(batches(first), first):
-            if step == stop:
+            if step == stop + 1:
                 raise KeyboardInterrupt
             yield batch
 
-    with pytest.raises(KeyboardInterrupt):
-        train(saving(tmp_path / "cut"), source=dying)
+    if stop < 6:
+        with pytest.raises(KeyboardInterrupt):
+            train(saving(tmp_path / "cut"), source=dying)
+        assert (tmp_path / "cut" / "checkpoints" / f"step_{stop + 1}").is_dir()
     resumed, same = train(saving(tmp_path / "cut"))
     assert same == outcome
     assert_same(whole, resumed)
@@ -121,6 +137,57 @@ def test_killed_and_resumed_is_bit_equal(tmp_path: Path, stop: int) -> None:
     assert still == outcome
     assert_same(whole, done)
     assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+def test_an_evaluation_that_fails_costs_no_step_and_comes_again(tmp_path: Path) -> None:
+    whole, _ = train(saving(tmp_path / "whole"))
+    calls, stopped = 0, []
+    while True:
+        model = network()
+
+        def evaluate(model: nn.Module = model) -> Mapping[str, float]:
+            nonlocal calls
+            calls += 1
+            if calls % 2:
+                raise DataError("a validation image")
+            model.eval()
+            with torch.no_grad():
+                return {"top1": float(model(torch.ones(1, 6)).sum())}
+
+        optimizer = build_optimizer(parameter_groups(model, weight_decay=0.1))
+        try:
+            fit(
+                Training("toy", model, optimizer, batches, cross_entropy, evaluate),
+                SETTINGS,
+                saving(tmp_path / "cut", 100),
+            )
+        except DataError:
+            stopped.append(max(int(path.name[5:]) for path in (tmp_path / "cut/checkpoints").iterdir()))
+        else:
+            break
+    assert stopped == [2, 4, 6, 7]
+    assert_same(whole, model)
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("damage", ["shape", "nan", "missing"])
+def test_an_optimizer_s_state_that_does_not_fit_is_refused_before_it_is_used(tmp_path: Path, damage: str) -> None:
+    """Fused kernels write past the end of a state of another shape; a digest does not tell."""
+    train(saving(tmp_path))
+    store = CheckpointStore(tmp_path / "checkpoints", keep=9)
+    found = store.load_latest()
+    state = found.parts["optimizer"]["state"][0]
+    match damage:
+        case "shape":
+            state["exp_avg"] = torch.zeros(1)
+        case "nan":
+            state["exp_avg"][0] = math.nan
+        case "missing":
+            del state["exp_avg"]
+    shutil.rmtree(found.path)
+    store.save(found.step, found.parts, found.info)
+    with pytest.raises(CheckpointError, match="does not fit this training: optimizer state of parameter 0"):
+        train(saving(tmp_path))
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
@@ -134,7 +201,7 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, signum
                     signal.raise_signal(signum)
                 yield batch
 
-        with pytest.raises(Interrupted, match="stopped after step 3 of 7; all is saved: that command resumes") as found:
+        with pytest.raises(Interrupted, match="stopped at step 3 of 7; all is saved: that command goes on") as found:
             train(saving(tmp_path, every=100), source=signalled)
         assert found.value.exit_code == 128 + signum
         resumed, _ = train(saving(tmp_path, every=100))
@@ -163,9 +230,10 @@ def test_bad_steps_change_nothing_and_too_many_end_it(tmp_path: Path) -> None:
     model, outcome = train(saving(tmp_path), source=source)
     assert (outcome.steps, outcome.skipped_steps) == (7, 2)
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
-    assert [row["step"] for row in read_jsonl(tmp_path / "bad_steps.jsonl")] == [1, 5]
+    listed = read_jsonl(tmp_path / "bad_steps.jsonl")
+    assert [(row["step"], row["loss"], row["indices"]) for row in listed] == [(1, "nan", [0, 1]), (5, "nan", [8, 9])]
     assert rows(tmp_path)[0]["loss"] is None
-    with pytest.raises(RunFailure, match="3 steps in a row without a finite loss"):
+    with pytest.raises(RunFailure, match=r"4 steps in succession .* not finite \(at most 3\): start anew"):
         train(
             HERE, replace(SETTINGS, max_bad_steps=3), loss=lambda model, batch: cross_entropy(model, batch) * math.nan
         )

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from evaluate.segmenters import striped, striped_data, swin, vit
+from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.errors import CheckpointError, DataError, Interrupted, UsageError
 from mst.evaluate import segmentation_training
 from mst.evaluate.features import FeatureSettings
@@ -37,7 +38,6 @@ from mst.evaluate.segmentation_training import (
     segmentation_loss,
     segmenter_optimizer,
 )
-from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.model.backbone import Backbone
 from mst.runtime.results import Result
 from mst.runtime.seeding import generator

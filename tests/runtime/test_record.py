@@ -13,7 +13,7 @@ from mst.runtime import logging
 from mst.runtime.progress import TrainingProgress, clock, describe_loss
 from mst.runtime.record import RunRecord, bad_steps_file, drop_rows
 from mst.runtime.rundir import RunDir
-from mst.train.loop import describe
+from mst.train.pretraining import describe
 
 NUMBERS = {
     "loss": 1.25,

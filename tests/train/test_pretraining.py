@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import errno
-import itertools
+import json
 import os
+import shutil
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +17,15 @@ import pytest
 import torch
 
 from mst.config.schema import RunConfig, RunPlan
+from mst.engine import feeder, trainer
+from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError, Interrupted, RunFailure
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
-from mst.train import loop
-from mst.train.loop import ROW_KEYS, fit, restore
+from mst.train import pretraining, step
+from mst.train.pretraining import ROW_KEYS, Evaluator, Pretraining
 from mst.train.state import TrainState
 from mst.views.record import Views
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
@@ -40,37 +44,61 @@ def train(
     root: Path,
     config: RunConfig,
     *,
-    batches: Iterator[Views] | None = None,
-    resume: bool = False,
+    source: Callable[[int], Iterator[Views]] | None = None,
     dtype: torch.dtype = torch.float32,
     plan: RunPlan | None = None,
-    evaluator: loop.Evaluator | None = knn,
+    evaluator: Evaluator | None = knn,
 ) -> TrainState:
     plan = plan or tiny_plan(config, STEPS)
-    state, run = tiny_state(config, plan), RunDir(root)
-    if resume:
-        restore(state, config, plan, run)
-    fit(
-        state,
-        tiny_batches(config, plan, state.step) if batches is None else batches,
+    task = Pretraining(
+        tiny_state(config, plan),
+        source or (lambda first: tiny_batches(config, plan, first)),
         config=config,
         plan=plan,
-        run=run,
+        run=RunDir(root),
         dtype=dtype,
         evaluator=evaluator,
         samples=torch.arange(2 * 3 * 16 * 16).view(2, 3, 16, 16).to(torch.uint8),
     )
-    return state
+    Trainer(task, task.intervals, task.outputs).fit()
+    return task.state
 
 
-def killed_before(step: int, config: RunConfig) -> Iterator[Views]:
-    """Batches that end like a SIGKILL: without warning."""
-    yield from itertools.islice(tiny_batches(config, tiny_plan(config, STEPS)), step * config.train.accumulate)
-    raise MemoryError
+def copied_at(step: int, root: Path, copy: Path, config: RunConfig) -> Callable[[int], Iterator[Views]]:
+    """Batches during which the run's folder is copied after `step` steps: what a SIGKILL leaves behind."""
+
+    def source(first: int) -> Iterator[Views]:
+        for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first)):
+            if number == step * config.train.accumulate:
+                shutil.copytree(root, copy)
+            yield views
+
+    return source
+
+
+def failing_at(step: int, config: RunConfig, act: Callable[[], Any]) -> Callable[[int], Iterator[Views]]:
+    """Batches, and something that happens when that of step `step` (from 0) is asked for."""
+
+    def source(first: int) -> Iterator[Views]:
+        for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first), first):
+            if number == step:
+                act()
+            yield views
+
+    return source
 
 
 def rows(root: Path) -> list[dict[str, Any]]:
     return [{k: v for k, v in row.items() if k not in TIMES} for row in read_jsonl(root / "metrics.jsonl")]
+
+
+def files(root: Path) -> list[str]:
+    """All that a run's folder holds."""
+    return sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+
+
+def saved_steps(root: Path) -> list[int]:
+    return sorted(int(path.name[5:]) for path in (root / "checkpoints").iterdir())
 
 
 def assert_same(left: Any, right: Any, path: str = "") -> None:
@@ -103,17 +131,34 @@ def test_resumed_equals_uninterrupted_bit_for_bit(tmp_path: Path, name: str) -> 
     sections, dtype = VARIANTS[name]
     config = tiny_config(**sections)
     whole = train(tmp_path / "whole", config, dtype=dtype)
-    for step in (1, 3, 6) if name == "plain" else (3,):
-        root = tmp_path / f"killed{step}"
-        with pytest.raises(MemoryError):
-            train(root, config, batches=killed_before(step, config), dtype=dtype)
-        torch.rand(step)  # the process's own random state does not matter
-        resumed = train(root, config, resume=True, dtype=dtype)
+    for stop in (1, 3, 6) if name == "plain" else (3,):
+        root = tmp_path / f"killed{stop}"
+        train(
+            tmp_path / f"run{stop}", config, source=copied_at(stop, tmp_path / f"run{stop}", root, config), dtype=dtype
+        )
+        torch.rand(stop)  # the process's own random state does not matter
+        resumed = train(root, config, dtype=dtype)
         assert_same(whole.state_dicts(), resumed.state_dicts())
         assert rows(root) == rows(tmp_path / "whole")
         assert (root / "backbone.safetensors").read_bytes() == (tmp_path / "whole/backbone.safetensors").read_bytes()
-        previews = sorted(path.name for path in (tmp_path / "whole/previews").iterdir())
-        assert sorted(path.name for path in (root / "previews").iterdir()) == previews
+        assert files(root) == files(tmp_path / "whole")
+
+
+def test_what_was_not_written_before_a_kill_is_written_by_the_resumed_run(tmp_path: Path) -> None:
+    """A kill between the checkpoint and what follows it: the row on its way to the disk, evaluation, backbone."""
+    config = tiny_config(checkpoint={"every_steps": 3}, monitor={"every_steps": 3, "knn_every_steps": 3})
+    whole = train(tmp_path / "whole", config)
+    root = tmp_path / "killed"
+    train(tmp_path / "run", config, source=copied_at(3, tmp_path / "run", root, config))
+    lines = (root / "metrics.jsonl").read_text().splitlines(keepends=True)
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 3, 3]
+    (root / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
+    (root / "previews/step_0000003.png").unlink()
+    (root / "checkpoints/.aside-1-step_6").mkdir()
+    resumed = train(root, config)
+    assert_same(whole.state_dicts(), resumed.state_dicts())
+    assert rows(root) == rows(tmp_path / "whole")
+    assert files(root) == files(tmp_path / "whole")
 
 
 def test_what_a_run_leaves(tmp_path: Path) -> None:
@@ -139,7 +184,7 @@ def test_resuming_a_finished_run_only_exports_again(tmp_path: Path) -> None:
     train(tmp_path, config)
     before = rows(tmp_path), (tmp_path / "backbone.safetensors").read_bytes()
     (tmp_path / "backbone.safetensors").unlink()
-    train(tmp_path, config, resume=True, batches=iter(()))
+    train(tmp_path, config, source=lambda first: iter(()))
     assert before == (rows(tmp_path), (tmp_path / "backbone.safetensors").read_bytes())
 
 
@@ -148,23 +193,36 @@ def test_a_signal_finishes_the_step_and_saves(
     tmp_path: Path, capfd: pytest.CaptureFixture[str], signum: signal.Signals
 ) -> None:
     config = tiny_config()
-
-    def signalled() -> Iterator[Views]:
-        for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS))):
-            if number == 2:
-                os.kill(os.getpid(), signum)
-            yield views
-
     before = signal.getsignal(signum)
     with pytest.raises(Interrupted, match=f"mst pretrain --resume {tmp_path}") as caught:
-        train(tmp_path / "run", config, batches=signalled())
+        train(tmp_path / "run", config, source=failing_at(2, config, lambda: os.kill(os.getpid(), signum)))
     assert caught.value.exit_code == 128 + signum
     assert signal.getsignal(signum) == before
     assert signum.name in capfd.readouterr().err
     assert max(int(path.name[5:]) for path in (tmp_path / "run/checkpoints").iterdir()) == 3
     assert load_backbone(tmp_path / "run").metadata["step"] == 3
-    resumed = train(tmp_path / "run", config, resume=True)
+    resumed = train(tmp_path / "run", config)
     assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
+
+
+def test_a_read_that_hangs_does_not_hold_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fifo, a dead network mount: the signal saves the last whole step and leaves."""
+    monkeypatch.setattr(feeder, "PATIENCE", 0.1)
+    monkeypatch.setattr(feeder, "CLOSING", 0.1)
+    left: list[int] = []
+    monkeypatch.setattr(feeder, "_leave", lambda hung, status: left.append(status))
+    config, released = tiny_config(), threading.Event()
+
+    def hang() -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        released.wait()
+
+    with pytest.raises(Interrupted, match="stopped at step 3 of 7"):
+        train(tmp_path / "run", config, source=failing_at(3, config, hang))
+    released.set()
+    assert left == [128 + signal.SIGTERM]
+    assert_same(train(tmp_path / "whole", config).state_dicts(), train(tmp_path / "run", config).state_dicts())
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
@@ -173,77 +231,82 @@ def test_when_the_images_fail_what_was_learnt_is_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, signum: signal.Signals | None
 ) -> None:
     """A signal to all processes at once kills the loader's first: that is the stop that was asked for."""
-    monkeypatch.setattr(loop, "SIGNAL_LAG", 0.3)
+    monkeypatch.setattr(trainer, "SIGNAL_LAG", 0.3)
     config = tiny_config(checkpoint={"every_steps": 100})
 
-    def failing() -> Iterator[Views]:
-        yield from itertools.islice(tiny_batches(config, tiny_plan(config, STEPS)), 3)
+    def fail() -> None:
         if signum is not None:
             threading.Timer(0.1, os.kill, (os.getpid(), signum)).start()
         raise RunFailure("a loader process died")
 
     with pytest.raises(RunFailure if signum is None else Interrupted):
-        train(tmp_path / "run", config, batches=failing())
-    resumed = train(tmp_path / "run", config, resume=True)
+        train(tmp_path / "run", config, source=failing_at(3, config, fail))
+    resumed = train(tmp_path / "run", config)
     assert resumed.step == STEPS
     assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
-def test_images_that_fail_at_once_leave_a_run_to_start_again(tmp_path: Path) -> None:
+def test_images_that_fail_at_once_leave_a_run_to_start_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "SIGNAL_LAG", 0.1)
     config = tiny_config()
 
-    def failing() -> Iterator[Views]:
+    def fail() -> None:
         raise RunFailure("a loader process died")
-        yield
 
     with pytest.raises(RunFailure, match="loader process"):
-        train(tmp_path, config, batches=failing())
-    assert train(tmp_path, config, resume=True).step == STEPS
+        train(tmp_path, config, source=failing_at(0, config, fail))
+    assert train(tmp_path, config).step == STEPS
     assert [row["step"] for row in rows(tmp_path)].count(0) == 1
 
 
-def test_a_second_interrupt_stops_at_once(tmp_path: Path) -> None:
-    config = tiny_config()
+def test_a_second_interrupt_stops_at_once_and_saves_whole_steps(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config, released = tiny_config(checkpoint={"every_steps": 100}), threading.Event()
 
-    def signalled() -> Iterator[Views]:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
-        yield from tiny_batches(config, tiny_plan(config, STEPS))
+    def interrupt() -> None:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.2)
+        released.wait(2)
 
     with pytest.raises(KeyboardInterrupt):
-        train(tmp_path, config, batches=signalled())
-    assert not (tmp_path / "checkpoints").exists()
+        train(tmp_path / "run", config, source=failing_at(3, config, interrupt))
+    released.set()
+    assert "saved at step 3: mst pretrain --resume" in " ".join(capsys.readouterr().err.split())
+    assert_same(train(tmp_path / "whole", config).state_dicts(), train(tmp_path / "run", config).state_dicts())
 
 
 def test_damaged_checkpoint_falls_back_to_the_same_result(tmp_path: Path) -> None:
     config = tiny_config()
-    whole = train(tmp_path / "whole", config)
-    with pytest.raises(MemoryError):
-        train(tmp_path / "run", config, batches=killed_before(5, config))
+    whole = train(tmp_path / "whole", config, source=copied_at(5, tmp_path / "whole", tmp_path / "run", config))
     weights = tmp_path / "run/checkpoints/step_4/student.pt"
     weights.write_bytes(weights.read_bytes()[:1000])
-    resumed = train(tmp_path / "run", config, resume=True)
+    resumed = train(tmp_path / "run", config)
     assert_same(whole.state_dicts(), resumed.state_dicts())
     assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
 
 def test_resume_refuses_changed_settings_by_name(tmp_path: Path) -> None:
     train(tmp_path, tiny_config())
-    with pytest.raises(CheckpointError, match=r"optimizer\.lr None -> 0\.5"):
-        train(tmp_path, tiny_config(optimizer={"lr": 0.5}), resume=True)
+    with pytest.raises(CheckpointError, match=r"optimizer\.weight_decay 0\.04 -> 0\.5"):
+        train(tmp_path, tiny_config(optimizer={"weight_decay": 0.5}))
     with pytest.raises(CheckpointError, match="total_steps 7 -> 9"):
-        train(tmp_path, tiny_config(), resume=True, plan=tiny_plan(tiny_config(), 9))
+        train(tmp_path, tiny_config(), plan=tiny_plan(tiny_config(), 9))
 
 
-def broken(config: RunConfig, bad: set[int]) -> Iterator[Views]:
-    for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS))):
-        yield views._replace(global_crops=views.global_crops.float() * torch.nan) if number in bad else views
+def broken(config: RunConfig, bad: set[int]) -> Callable[[int], Iterator[Views]]:
+    def source(first: int) -> Iterator[Views]:
+        for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first), first):
+            yield views._replace(global_crops=views.global_crops.float() * torch.nan) if number in bad else views
+
+    return source
 
 
 def test_bad_steps_are_skipped_and_listed(tmp_path: Path) -> None:
     config = tiny_config(train={"batch_size": 8, "max_bad_steps": 2}, monitor={"every_steps": 1})
-    state = train(tmp_path, config, batches=broken(config, {1, 2, 4}))
+    state = train(tmp_path, config, source=broken(config, {1, 2, 4}))
     assert (state.step, state.bad_steps, state.bad_streak) == (7, 3, 0)
     listed = read_jsonl(tmp_path / "bad_steps.jsonl")
     assert [row["step"] for row in listed] == [2, 3, 5]
@@ -258,16 +321,31 @@ def test_bad_steps_are_skipped_and_listed(tmp_path: Path) -> None:
 def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
     config = tiny_config(train={"batch_size": 8, "max_bad_steps": 1})
     with pytest.raises(RunFailure, match=r"2 steps in succession.*--optimizer\.lr"):
-        train(tmp_path, config, batches=broken(config, {3, 4}))
-    assert (tmp_path / "checkpoints/step_2").is_dir()
+        train(tmp_path, config, source=broken(config, {3, 4}))
+    assert saved_steps(tmp_path) == [2, 5]
+    state = train(tmp_path, config)  # the images were mended
+    assert (state.step, state.bad_steps, state.bad_streak) == (7, 2, 0)
+    assert saved_steps(tmp_path)[-2:] == [6, 7]
+
+
+def test_a_bad_streak_takes_no_good_checkpoint_s_place(tmp_path: Path) -> None:
+    config = tiny_config(train={"batch_size": 8, "max_bad_steps": 9}, checkpoint={"every_steps": 1, "keep": 2})
+    train(tmp_path, config, source=broken(config, {2, 3, 4, 5, 6}))
+    assert saved_steps(tmp_path) == [1, 2, 7]
 
 
 def test_collapse_stops_or_warns_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(loop, "collapse_message", lambda *_, **__: "all is one: lower --this-knob")
+    monkeypatch.setattr(pretraining, "collapse_message", lambda *_, **__: "all is one: lower --this-knob")
     with pytest.raises(RunFailure, match="lower --this-knob"):
         train(tmp_path / "stop", tiny_config(monitor={"every_steps": 1, "collapse": "stop"}))
+    stopped = max(saved_steps(tmp_path / "stop"))
+    with pytest.raises(
+        RunFailure, match=f"at step {stopped + 1}: .*lower --this-knob.*--monitor.collapse warn goes on"
+    ):
+        train(tmp_path / "stop", tiny_config(monitor={"every_steps": 1, "collapse": "stop"}))
+    assert train(tmp_path / "stop", tiny_config(monitor={"every_steps": 1})).step == STEPS
     capsys.readouterr()
     train(tmp_path / "warn", tiny_config(monitor={"every_steps": 1}))
     assert capsys.readouterr().err.count("lower --this-knob") == 1
@@ -275,7 +353,7 @@ def test_collapse_stops_or_warns_once(
     assert "lower --this-knob" not in capsys.readouterr().err
 
 
-def falling(*accuracies: float) -> loop.Evaluator:
+def falling(*accuracies: float) -> Evaluator:
     """k-NN accuracies of one evaluation after the other."""
     left = list(accuracies)
     return lambda _: {"knn_top1": left.pop(0), "knn_k": 20}
@@ -293,7 +371,7 @@ def test_a_drop_of_trained_weights_stops_a_run_that_was_saved(tmp_path: Path) ->
 
     # A resumed run still knows where it started.
     with pytest.raises(RunFailure, match=r"k-NN 64\.0 % at step 7, 70\.0 % at the start"):
-        train(tmp_path, config, resume=True, evaluator=falling(64))
+        train(tmp_path, config, evaluator=falling(64))
     assert [row["knn_top1"] for row in rows(tmp_path) if "knn_top1" in row] == [70, 66, 65, 64]
 
 
@@ -324,37 +402,123 @@ def test_a_start_that_was_not_scored_cannot_be_compared_with(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = tiny_config(model=STARTED)
-    with pytest.raises(MemoryError):
-        train(tmp_path, config, batches=killed_before(3, config), evaluator=None)
-    train(tmp_path, config, resume=True, evaluator=falling(1, 0, 0))
+    killed = tmp_path / "killed"
+    train(tmp_path / "run", config, source=copied_at(3, tmp_path / "run", killed, config), evaluator=None)
+    train(killed, config, evaluator=falling(1, 0, 0))
     said = " ".join(capsys.readouterr().err.split())
     assert "the start was not scored" in said
     assert "at the start" not in said
 
 
+def full(*_: Any) -> None:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
 def test_disk_full_keeps_the_checkpoint_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config()
-
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-    def filling() -> Iterator[Views]:
-        for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS))):
-            if number == 3:
-                monkeypatch.setattr(os, "fsync", full)
-            yield views
-
-    with pytest.raises(RunFailure, match="No space left on device"):
-        train(tmp_path / "run", config, batches=filling())
+    with pytest.raises(
+        RunFailure, match=r"No space left on device.*; saving step \d failed as well: .*step 2 is intact"
+    ):
+        train(tmp_path / "run", config, source=failing_at(3, config, lambda: monkeypatch.setattr(os, "fsync", full)))
     monkeypatch.undo()
-    resumed = train(tmp_path / "run", config, resume=True)
+    resumed = train(tmp_path / "run", config)
     assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
 
 
-def test_disk_full_while_writing_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*_: Any) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+def test_a_row_that_the_disk_refuses_is_written_by_the_resumed_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_config(checkpoint={"every_steps": 100})
+    refuse = failing_at(3, config, lambda: monkeypatch.setattr("mst.runtime.record.append_jsonl", full))
+    with pytest.raises(RunFailure, match=f"cannot read or write {tmp_path / 'run'}: No space left"):
+        train(tmp_path / "run", config, source=refuse)
+    monkeypatch.undo()
+    assert saved_steps(tmp_path / "run") == [4]
+    resumed = train(tmp_path / "run", config)
+    assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")
 
-    monkeypatch.setattr("mst.runtime.record.append_jsonl", full)
-    with pytest.raises(RunFailure, match=f"cannot write in {tmp_path}: No space left"):
-        train(tmp_path, tiny_config())
+
+def removed(root: Path, what: str) -> None:
+    shutil.rmtree(root / what) if (root / what).is_dir() else (root / what).unlink()
+
+
+FAILURES: dict[str, tuple[Callable[[Path], None], str]] = {
+    "metrics.jsonl is a folder": (
+        lambda root: (removed(root, "metrics.jsonl"), (root / "metrics.jsonl").mkdir()),
+        "directory",
+    ),
+    "previews is a file": (lambda root: (removed(root, "previews"), (root / "previews").touch()), "previews"),
+    "environment.json is damaged": (lambda root: (root / "environment.json").write_bytes(b"\xff{"), ""),
+    "tensorboard is gone": (lambda root: removed(root, "tensorboard"), "tensorboard: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_what_fails_beside_the_run_costs_no_step(tmp_path: Path, name: str) -> None:
+    act, message = FAILURES[name]
+    config, root = tiny_config(checkpoint={"every_steps": 4}, monitor={"tensorboard": True}), tmp_path / "run"
+    source = failing_at(3, config, lambda: act(root))
+    if message:
+        with pytest.raises(RunFailure, match=message):
+            train(root, config, source=source)
+        assert saved_steps(root) == [4]
+        for file in ("metrics.jsonl", "previews"):
+            if name.startswith(file):
+                removed_kind = root / file
+                removed_kind.rmdir() if removed_kind.is_dir() else removed_kind.unlink()
+        train(root, config)
+    else:
+        train(root, config, source=source)
+    assert saved_steps(root)[-1] == STEPS
+
+
+class Broken(Exception):
+    """Nothing of this package."""
+
+
+@pytest.mark.parametrize(
+    "error", [Broken("evaluator"), FileNotFoundError(2, "No such file", "knn/3.png"), KeyboardInterrupt()]
+)
+def test_whatever_an_evaluator_raises_what_was_learnt_is_saved(tmp_path: Path, error: BaseException) -> None:
+    config = tiny_config(checkpoint={"every_steps": 100})
+    scored = 0
+
+    def failing(backbone: Backbone) -> dict[str, float]:
+        nonlocal scored
+        scored += 1
+        if scored == 2:
+            raise error
+        return knn(backbone)
+
+    kind, message = (RunFailure, "knn/3.png: No such file") if isinstance(error, OSError) else (type(error), None)
+    with pytest.raises(kind, match=message):
+        train(tmp_path / "run", config, evaluator=failing)
+    assert saved_steps(tmp_path / "run") == [3]
+    resumed = train(tmp_path / "run", config)
+    assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")  # the evaluation that failed came again
+
+
+@pytest.mark.parametrize("where", ["gradients", "apply"])
+def test_a_half_done_step_is_taken_back_or_not_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    config = tiny_config(checkpoint={"every_steps": 2}, model={"head_norm": "batch"})
+    name = {"gradients": "clip_per_tensor_", "apply": "ema_update"}[where]
+    real = getattr(step, name)
+
+    def failing(*args: Any, **options: Any) -> Any:
+        if failing_now:
+            raise RuntimeError("not enough memory")
+        return real(*args, **options)
+
+    failing_now: list[bool] = []
+    monkeypatch.setattr(step, name, failing)
+    with pytest.raises(RuntimeError, match="not enough memory"):
+        train(tmp_path / "run", config, source=failing_at(3, config, lambda: failing_now.append(True)))
+    failing_now.clear()
+    assert saved_steps(tmp_path / "run") == ([2, 3] if where == "gradients" else [2])
+    resumed = train(tmp_path / "run", config)
+    assert_same(train(tmp_path / "whole", config).state_dicts(), resumed.state_dicts())
+    assert rows(tmp_path / "run") == rows(tmp_path / "whole")

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
 from pathlib import Path
 from typing import Any
 
-from mst.checkpoint.format import Checkpoint, Damaged, read_folder, verified_info, write_folder
+from mst.checkpoint.format import INFO, Checkpoint, Damaged, read_folder, verified_info, write_folder
 from mst.errors import CheckpointError, RunFailure
 from mst.runtime import logging
 from mst.runtime.files import sync_folder
 
 _STEP = re.compile(r"step_(\d+)")
 _ASIDE = ".aside-"
+_PROVISIONAL = "provisional"
 
 
 class CheckpointStore:
@@ -40,8 +42,13 @@ class CheckpointStore:
         """Return the folder of step `step`."""
         return self._folder / f"step_{step}"
 
-    def save(self, step: int, parts: dict[str, dict[str, Any]], info: dict[str, Any]) -> Path:
+    def save(
+        self, step: int, parts: dict[str, dict[str, Any]], info: dict[str, Any], *, provisional: bool = False
+    ) -> Path:
         """Save state dictionaries by name, and JSON-ready `info`; then delete what is no longer kept.
+
+        A provisional checkpoint may be of a training that has gone wrong: it is kept beside the others until the next
+        one, and takes the place of none but the provisional one before it.
 
         Raises:
             RunFailure: the disk refused (full, read-only); the checkpoints before are intact, the new one is gone.
@@ -49,11 +56,11 @@ class CheckpointStore:
         target, aside = self.path(step), self._folder / f"{_ASIDE}{os.getpid()}-step_{step}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._remove_leftovers()
+            self.remove_leftovers()
             if self._is_sound(step):  # saved before a signal or before a fall-back: nothing to win, something to lose
                 return target
             aside.mkdir()
-            write_folder(aside, step, parts, info)
+            write_folder(aside, step, parts, {**info, _PROVISIONAL: True} if provisional else info)
             if target.exists():
                 self._remove(target)  # a damaged one
             aside.rename(target)
@@ -87,6 +94,13 @@ class CheckpointStore:
             f"none of {len(steps)} checkpoints can be used ({'; '.join(damages)}): start the run anew"
         )
 
+    def is_provisional(self, step: int) -> bool:
+        """Whether the checkpoint of `step` was saved as one."""
+        try:
+            return bool(json.loads((self.path(step) / INFO).read_bytes())["info"].get(_PROVISIONAL))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return False  # damaged: as before
+
     def _is_sound(self, step: int) -> bool:
         try:
             verified_info(self.path(step))
@@ -97,8 +111,9 @@ class CheckpointStore:
     def _retain(self, saved: int) -> None:
         """Delete all but the newest up to `saved`, and what lies beyond it: damaged ones the run fell back from."""
         steps = self.steps()
-        kept = [step for step in steps if step <= saved][-self._keep :]
-        for step in set(steps) - set(kept):
+        sound = [step for step in steps if step <= saved and not self.is_provisional(step)]
+        kept = {*sound[-self._keep :], saved}
+        for step in set(steps) - kept:
             try:
                 self._remove(self.path(step))
             except OSError as error:
@@ -110,7 +125,7 @@ class CheckpointStore:
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)
 
-    def _remove_leftovers(self) -> None:
+    def remove_leftovers(self) -> None:
         """Delete what a killed process left half written or half deleted."""
         for path in self._folder.glob(f"{_ASIDE}*"):
             shutil.rmtree(path, ignore_errors=True)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import load_subject
+from mst.engine.schedule import Checkpointing
 from mst.errors import UsageError
 from mst.evaluate import detection
 from mst.evaluate.coco import CocoSet, find_coco, read_coco
@@ -16,7 +17,6 @@ from mst.evaluate.detection import DetectionData, DetectionProtocol
 from mst.evaluate.detection_metrics import detection_records
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
-from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder, write_atomic

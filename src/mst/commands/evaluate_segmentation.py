@@ -8,6 +8,7 @@ from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import load_subject
+from mst.engine.schedule import Checkpointing
 from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.segmentation import SegmentationProtocol
@@ -17,7 +18,6 @@ from mst.evaluate.segmentation_file import save_segmenter
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_pictures import sheet_writer
-from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder

@@ -25,15 +25,15 @@ from mst.commands.finetuning_start import (
 )
 from mst.commands.subject import described_data
 from mst.data.labelled import LabelledFolder
+from mst.engine.layer_decay import build_optimizer, parameter_groups
+from mst.engine.schedule import Checkpointing
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.classification import Scores, score_classifier
 from mst.evaluate.features import FeatureSettings, used_precision
 from mst.evaluate.image_sets import ImageSet, LabelledSets
 from mst.evaluate.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
-from mst.finetune.layer_decay import build_optimizer, parameter_groups
-from mst.finetune.loop import Outcome, Surroundings, Training, fit
-from mst.finetune.schedule import Checkpointing
 from mst.model.backbone_file import save_backbone
 from mst.paths import user_path, user_source
 from mst.runtime import logging
@@ -219,6 +219,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
         lambda first: batches(work, settings, first),
         lambda network, batch: batch_loss(network, batch, work),
         scorer.row,
+        lambda step, parts: [index for part in parts for index in part.indices.tolist()],
     )
     plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
     contents = identity_of(folder)

@@ -17,9 +17,9 @@ from mst.commands.setup import loader_workers
 from mst.config.schema import RunConfig
 from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader, Flags
+from mst.engine.schedule import LoopSettings
 from mst.evaluate.protocol import random_resized_crop
 from mst.finetune.augment import RGB, RandAugment, erased, mixed
-from mst.finetune.schedule import LoopSettings
 from mst.runtime.device import select_device
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import derive_seed
@@ -44,10 +44,11 @@ class Work:
 
 
 class LabelledBatch(NamedTuple):
-    """Part of a step's batch: images uint8 [B, C, H, W], labels [B], and which step and part it is."""
+    """Part of a step's batch: images uint8 [B, C, H, W], labels and dataset positions [B], which step and part."""
 
     images: Tensor
     labels: Tensor
+    indices: Tensor
     step: int
     part: int
 
@@ -134,8 +135,9 @@ def batches(work: Work, settings: LoopSettings, first: int) -> Generator[Labelle
     with closing(loader):
         for position, batch in enumerate(loader):
             views = batch.tensors[0].transpose(0, 1).flatten(0, 1)  # [R*b, C, H, W]
-            labels = folder.train.labels[batch.indices].repeat(protocol.repeats)  # [R*b]
-            yield LabelledBatch(views[:size], labels[:size], batch.step, position % protocol.accumulate)
+            indices = batch.indices.repeat(protocol.repeats)[:size]  # [B]
+            labels = folder.train.labels[indices]
+            yield LabelledBatch(views[:size], labels, indices, batch.step, position % protocol.accumulate)
 
 
 def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,6 +27,7 @@ from mst.config.load import dump_config, override, require_data, with_absolute_p
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.loader import BatchLoader, StackedBatch
+from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
@@ -41,8 +42,8 @@ from mst.runtime.files import write_atomic
 from mst.runtime.lock import only_process_in
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
-from mst.train.loop import fit, restore
-from mst.train.state import TrainState, new_state
+from mst.train.pretraining import Pretraining
+from mst.train.state import new_state
 from mst.views.finish import finish_views
 from mst.views.multicrop import MultiCrop
 from mst.views.parameters import COLOUR_NUMBERS
@@ -104,7 +105,7 @@ def pretrain(
         UsageError: something is wrong with the settings or the images, nothing was written; or another process is
             at work in the folder.
         RunFailure: disk full, out of memory, collapse, too many bad steps.
-        Interrupted: SIGINT or SIGTERM; everything is saved.
+        Interrupted: a signal; everything is saved.
     """
     require_data(config)
     config = with_absolute_paths(config)
@@ -153,24 +154,53 @@ def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
         RunFailure, Interrupted: as `pretrain`.
     """
     state = new_state(pair, setup.config, setup.plan)
-    if resume:
-        restore(state, setup.config, setup.plan, run)
+    environment = describe_environment(setup.device, setup.precision_reason)
+    task = Pretraining(
+        state,
+        partial(batches, setup, run),
+        config=setup.config,
+        plan=setup.plan,
+        run=run,
+        dtype=setup.precision,
+        environment=environment,
+        evaluator=partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None,
+        samples=preview_samples(setup),
+    )
+    trainer = Trainer(task, task.intervals, task.outputs)
+    if resume and not trainer.saver.resumed:
+        logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
     write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
-    write_description(run, setup)
-    with make_loader(setup, run, start_step=state.step) as loader:
-        train(setup, state, loader, run)
-    report_unreadable(loader, run)
+    write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
+    write_atomic(run.plan, setup.plan.model_dump_json(indent=2) + "\n")
+    train(setup, trainer)
     logging.info(
         f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"
     )
     return Run(run.root, run.backbone, state.step, last_metrics(run))
 
 
-def write_description(run: RunDir, setup: Setup) -> None:
-    """Write plan.json and environment.json; a resumed run describes the machine it is on now."""
-    environment = describe_environment(setup.device, setup.precision_reason)
-    write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")
-    write_atomic(run.plan, setup.plan.model_dump_json(indent=2) + "\n")
+def train(setup: Setup, trainer: Trainer[Views]) -> None:
+    """Run the loop to the end.
+
+    Raises:
+        RunFailure: among others, the batch does not fit into memory.
+    """
+    try:
+        trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(
+            f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
+            f"go on with --train.accumulate {2 * setup.config.train.accumulate}"
+        ) from error
+
+
+def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None, None]:
+    """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
+    with make_loader(setup, run, start_step=first_step) as loader:
+        try:
+            yield from map(partial(as_views, device=setup.device), loader)
+        finally:
+            report_unreadable(loader, run)
 
 
 def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
@@ -192,31 +222,6 @@ def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
         max_unreadable_share=data.max_unreadable_share,
         unreadable_file=run.unreadable,
     )
-
-
-def train(setup: Setup, state: TrainState, loader: BatchLoader, run: RunDir) -> None:
-    """Run the loop to the end.
-
-    Raises:
-        RunFailure: among others, the batch does not fit into memory.
-    """
-    evaluator = partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None
-    try:
-        fit(
-            state,
-            map(partial(as_views, device=setup.device), loader),
-            config=setup.config,
-            plan=setup.plan,
-            run=run,
-            dtype=setup.precision,
-            evaluator=evaluator,
-            samples=preview_samples(setup),
-        )
-    except torch.OutOfMemoryError as error:
-        raise RunFailure(
-            f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
-            f"go on with {run.resume_command} --train.accumulate {2 * setup.config.train.accumulate}"
-        ) from error
 
 
 def stacked_crops(

@@ -19,7 +19,7 @@ GLANCE = 0.05
 """Seconds between two looks at whether a signal came."""
 PATIENCE = 2.0
 """Seconds that a batch may still take after a signal; then the step is left out. Containers are killed after ten."""
-CLOSING = 5.0
+CLOSING = 3.0
 """Seconds that a source may take to end."""
 
 
@@ -86,7 +86,6 @@ class Feeder(Generic[Batch]):
 def _leave(hung: threading.Thread, status: int) -> None:
     """End the process after its main thread, though `hung` and the threads it waits for never return."""
     threading.main_thread().join()
-    hung.join(CLOSING)
     if hung.is_alive():
         for stream in (sys.stdout, sys.stderr):
             with suppress(Exception):

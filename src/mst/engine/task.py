@@ -64,19 +64,23 @@ class Remarks:
 
 
 class Task(Protocol[Batch]):
-    """A training: its networks, batches and losses.
+    """A training: its networks, batches and losses."""
 
-    Attributes:
-        title: in messages: "pre-training", "detector".
-        state: what the engine counts.
-        buffers: of the networks; put back when a step is not finite.
-        too_many: what to do about steps that are not finite, for the message that ends the training.
-    """
+    @property
+    def title(self) -> str:
+        """Its name in messages: "pre-training", "detector"."""
 
-    title: str
-    state: Counts
-    buffers: Sequence[Tensor]
-    too_many: str
+    @property
+    def state(self) -> Counts:
+        """What the engine counts."""
+
+    @property
+    def buffers(self) -> Sequence[Tensor]:
+        """Those of the networks; put back when a step is not finite."""
+
+    @property
+    def too_many(self) -> str:
+        """What to do about steps that are not finite, for the message that ends the training."""
 
     def batches(self, first_step: int) -> Iterator[Batch]:
         """Yield `Intervals.accumulate` batches for each step from `first_step` on, always the same ones for a step.

@@ -17,6 +17,7 @@ from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage
+from mst.engine.schedule import Checkpointing
 from mst.errors import DataError
 from mst.evaluate.coco import CocoImage, CocoSet, check_images
 from mst.evaluate.coco_masks import coco_mask_library
@@ -32,7 +33,6 @@ from mst.evaluate.detector_file import DetectorDescription, save_detector
 from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
-from mst.finetune.schedule import Checkpointing
 from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
 from mst.runtime.device import select_precision

@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mst.data.decoding import UnreadableImage
+from mst.engine.layer_decay import build_optimizer, parameter_groups
+from mst.engine.schedule import Checkpointing, LoopSettings
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.detector import flipped, training_target
-from mst.finetune.layer_decay import build_optimizer, parameter_groups
-from mst.finetune.loop import Outcome, Surroundings, Training, fit
-from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.paths import user_path
 from mst.runtime.limits import check_numbers
 from mst.runtime.rundir import RunDir
@@ -155,7 +155,11 @@ def train_detector(
         losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch], targets)
         return torch.stack(list(losses.values())).sum()
 
-    training = Training("detector", detector, optimizer, batches, loss)
+    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
+        draws = image_draws(step * settings.batch_size, len(images), seed)
+        return [index for index, _ in islice(draws, settings.batch_size)]
+
+    training = Training("detector", detector, optimizer, batches, loss, indices=indices)
     run = RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
     return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
 

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
+from mst.engine.schedule import Checkpointing, LoopSettings
+from mst.engine.supervised import Surroundings
 from mst.errors import DataError, UsageError
 from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.metrics import SegmentationScores, confusion_matrix
@@ -28,8 +30,6 @@ from mst.evaluate.segmentation_inference import View, predict_mask
 from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_pictures import Watch
 from mst.evaluate.segmentation_training import HeadTraining, Task, class_weights, train_segmenter
-from mst.finetune.loop import Surroundings
-from mst.finetune.schedule import Checkpointing, LoopSettings
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
 from mst.runtime.identity import CONTENTS

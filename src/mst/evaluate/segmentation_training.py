@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mst.data.decoding import UnreadableImage
+from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
+from mst.engine.schedule import LoopSettings, Schedule
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.segmentation_augment import Augmentation, augmented
 from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, read_ahead
 from mst.evaluate.segmentation_heads import enlarge
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
-from mst.finetune.layer_decay import OptimizerName, build_optimizer, parameter_groups
-from mst.finetune.loop import Outcome, Surroundings, Training, fit
-from mst.finetune.schedule import LoopSettings, Schedule
 from mst.runtime.seeding import generator
 
 AUXILIARY_WEIGHT = 0.4
@@ -117,8 +117,17 @@ def train_segmenter(segmenter: Segmenter, task: Task, where: Surroundings) -> Ou
     def batches(first: int) -> Generator[Batch, None, None]:
         return batch_stream(task, first, where.seed)
 
+    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
+        size = task.loop.batch_size
+        return [index for index, _ in islice(positions(step * size, len(task.data.train), where.seed), size)]
+
     training = Training(
-        f"{segmenter.shape.head} segmenter", segmenter, segmenter_optimizer(segmenter, task), batches, loss
+        f"{segmenter.shape.head} segmenter",
+        segmenter,
+        segmenter_optimizer(segmenter, task),
+        batches,
+        loss,
+        indices=indices,
     )
     return fit(training, task.loop, where)
 

@@ -28,6 +28,7 @@ class RunRecord:
         self._bad_steps = bad_steps_file(run)
         for path in (self._metrics, self._bad_steps):
             drop_rows(path, beyond=step)
+        self._events = run.tensorboard
         self._writer = _tensorboard_writer(run.tensorboard, step) if tensorboard else None
 
     def metrics(self, row: Mapping[str, Any]) -> None:
@@ -37,6 +38,7 @@ class RunRecord:
         }
         append_jsonl(self._metrics, row)
         if self._writer is not None:
+            self._events.stat()  # else a thread of the writer meets that it is gone, and says so by itself
             for key, value in row.items():
                 if key != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(key, value, row["step"])
@@ -56,7 +58,7 @@ class RunRecord:
 
     def close(self) -> None:
         """End the event file."""
-        if self._writer is not None:
+        if self._writer is not None and self._events.is_dir():
             self._writer.close()
 
 

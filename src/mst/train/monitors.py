@@ -165,6 +165,11 @@ class CollapseWatch:
         self._streak = 0 if message is None else self._streak + 1
         return message if self._streak == COLLAPSE_ROWS else None
 
+    @property
+    def lasts(self) -> bool:
+        """Whether the newest row is one of a collapse that has been reported."""
+        return self._streak >= COLLAPSE_ROWS
+
     def state_dict(self) -> dict[str, Any]:
         """Return all that `load_state_dict` needs."""
         return {"streak": self._streak}

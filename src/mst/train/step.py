@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from mst.config.schema import RunConfig, RunPlan
+from mst.engine.guard import StepGuard
 from mst.model.pair import ema_update
 from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws
@@ -38,6 +39,7 @@ class StepReport:
         skipped: whether something was not finite, so that nothing was changed.
         indices: dataset positions of the batch [B], on the CPU.
         features: the teacher's features of the first global crop [B, D].
+        logits: the teacher's mean logits [1, 1, K].
         statistics: scalars for the monitors by name; empty unless asked for.
     """
 
@@ -48,6 +50,7 @@ class StepReport:
     skipped: bool
     indices: Tensor
     features: Tensor
+    logits: Tensor
     statistics: dict[str, float]
 
     def scalars(self) -> dict[str, float]:
@@ -70,7 +73,7 @@ def train_step(
     dtype: torch.dtype,
     statistics: bool = False,
 ) -> StepReport:
-    """Do one optimizer step; `state.step` is left to the caller.
+    """Do one optimizer step, whole or not at all; `state.step` is left to the caller.
 
     Args:
         state: changed in place.
@@ -81,12 +84,29 @@ def train_step(
         dtype: compute type of the networks; parameters stay float32.
         statistics: whether to fill `StepReport.statistics`.
     """
+    report = StepGuard(state.buffers).gradients(
+        lambda: step_gradients(state, passes, values, config, plan, dtype=dtype, statistics=statistics)
+    )
+    if not report.skipped:
+        apply_step(state, report, values, config)
+    return report
+
+
+def step_gradients(
+    state: TrainState,
+    passes: Iterable[Views],
+    values: StepValues,
+    config: RunConfig,
+    plan: RunPlan,
+    *,
+    dtype: torch.dtype,
+    statistics: bool,
+) -> StepReport:
+    """Compute the clipped gradients of the mean loss over a batch, a part at a time; arguments as of `train_step`."""
     pair, device = state.pair, state.center.device
     objective = ObjectiveValues.from_config(config.objective, teacher_temp=values.teacher_temp)
-    buffers = [buffer.clone() for buffer in state.buffers]
     sums = _BatchSums(plan.batch_size, torch.zeros(3, device=device), torch.zeros_like(state.center)[None])
 
-    # Gradients of the mean loss over the batch, a part at a time.
     state.replicas.forget_gradients()
     for views in passes:
         draws = StepDraws(config.runtime.seed, state.step, sums.positions_of(views), plan.batch_size)
@@ -105,20 +125,17 @@ def train_step(
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
     if values.freeze_backbone:
         _forget_gradients(*pair.student.backbone.model.parameters())
-    norms = clip_per_tensor_(state.parameters, config.optimizer.clip)
-    report = sums.report(norms)
-    if report.skipped:
-        for buffer, before in zip(state.buffers, buffers, strict=True):
-            buffer.copy_(before)
-        return report
+    return sums.report(clip_per_tensor_(state.parameters, config.optimizer.clip))
 
+
+def apply_step(state: TrainState, report: StepReport, values: StepValues, config: RunConfig) -> None:
+    """Let the student learn from its gradients, the teacher follow, and the center move to the batch's logits."""
     set_step_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.step()
-    ema_update(pair.teacher, pair.student, values.teacher_momentum)
+    ema_update(state.pair.teacher, state.pair.student, values.teacher_momentum)
     state.center.copy_(
-        World.current().mean(updated_center(state.center, sums.logits, config.objective.center_momentum))
+        World.current().mean(updated_center(state.center, report.logits, config.objective.center_momentum))
     )
-    return report
 
 
 @dataclass(frozen=True)
@@ -172,6 +189,7 @@ class _BatchSums:
             skipped=not (math.isfinite(total) and math.isfinite(norm)),
             indices=torch.cat(self.indices),
             features=torch.cat(self.features),
+            logits=self.logits,
             statistics={name: value.item() for name, value in self.statistics.items()},
         )
 

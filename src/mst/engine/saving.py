@@ -1,0 +1,130 @@
+"""Checkpoints of a task: taken up at the start, written when due, and written when anything else ends the training."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from mst.checkpoint.store import CheckpointStore
+from mst.engine.task import Outputs, Task
+from mst.errors import Interrupted, MstError, RunFailure
+from mst.runtime import logging
+from mst.runtime.names import shown
+
+Row = dict[str, Any]
+
+
+class Saver:
+    """Saves one task.
+
+    Attributes:
+        rows: those of the step that was done last, by the file they belong to ("metrics", "bad_step"). They are saved
+            with it: a run whose disk refused them writes them when it is resumed.
+        resumed: whether a checkpoint was taken up.
+    """
+
+    def __init__(self, task: Task[Any], outputs: Outputs) -> None:
+        """Take up the newest sound checkpoint, if there is one.
+
+        Raises:
+            UsageError: it is of another training, or all are damaged.
+        """
+        self.rows: dict[str, Row] = {}
+        self._task, self._outputs = task, outputs
+        folder = outputs.checkpoints
+        self.store = CheckpointStore(folder, keep=outputs.keep) if folder else None
+        self.resumed = self.store is not None and bool(self.store.steps())
+        self._failed: BaseException | None = None
+        self._saved_step = 0
+        if self.store is not None and self.resumed:
+            checkpoint = self.store.load_latest()
+            task.load(checkpoint)
+            self._saved_step = task.state.step
+            self.rows = checkpoint.info.get("rows", {})  # none in those of older versions
+
+    @property
+    def saves(self) -> bool:
+        """Whether there is a place for checkpoints and something to save."""
+        return self.store is not None and self._task.state.step > 0
+
+    def save(self) -> None:
+        """Write a checkpoint; before the first step there is nothing to save.
+
+        One in the middle of steps that were skipped is provisional: it takes no other one's place.
+
+        Raises:
+            RunFailure: the disk refused.
+        """
+        if self.store is None or not self.saves:
+            return
+        task, state = self._task, self._task.state
+        try:
+            info = {**task.info(), "rows": self.rows}
+            self.store.save(state.step, task.state_dicts(), info, provisional=state.bad_streak > 0)
+        except BaseException as error:
+            self._failed = error
+            raise
+        self._saved_step = state.step
+
+    def rescue(self, error: BaseException, *, half_done: bool) -> BaseException:
+        """Save what is learnt, because `error` ends the training; return what to raise in its place.
+
+        Args:
+            error: kept as message and cause.
+            half_done: whether a step is; then there is nothing sound to save.
+        """
+        said = self._described(error)
+        if isinstance(error, Interrupted) or error is self._failed or not self.saves:
+            return said
+        step, resume = self._task.state.step, self._outputs.resume
+        if half_done:
+            logging.warn(f"step {step + 1} was half done: {resume} goes on from the newest checkpoint")
+            return said
+        try:
+            if step != self._saved_step:
+                self.save()
+        except Exception as second:
+            return _failure(f"{said}; saving step {step} failed as well: {second}", said)
+        logging.info(f"saved at step {step}: {resume} goes on from there")
+        with suppress(Exception):  # the checkpoint is what counts; the next one brings a backbone again
+            self._task.export()
+        return said
+
+    def interrupt(self, signum: int, steps: int) -> Interrupted:
+        """Save because a signal asked for it; return what to raise.
+
+        Raises:
+            RunFailure: the disk refused.
+        """
+        saves, step = self.saves, self._task.state.step
+        self.save()
+        if saves:
+            self._task.export()
+        hint = f"all is saved: {self._outputs.resume} goes on from there" if saves else "nothing was saved"
+        return Interrupted(f"stopped at step {step} of {steps}; {hint}", signum)
+
+    def _described(self, error: BaseException) -> BaseException:
+        """Return an error of the system as one that says what was refused; any other as it is."""
+        if not isinstance(error, OSError) or error.strerror is None:
+            return error
+        run = self._outputs.run
+        name = error.filename if isinstance(error.filename, str | bytes) else run.root if run else None
+        where = f" {shown(name)}" if name else ""
+        return _failure(f"cannot read or write{where}: {error.strerror}", error)
+
+
+def _failure(message: str, cause: BaseException) -> RunFailure:
+    """Return a failure with the exit status of its cause."""
+    failure = RunFailure(message)
+    failure.exit_code = exit_status(cause)
+    failure.__cause__ = cause
+    return failure
+
+
+def exit_status(error: BaseException | None) -> int:
+    """Return the exit status of the process that an error ends."""
+    if error is None:
+        return 0
+    if isinstance(error, KeyboardInterrupt):
+        return 130
+    return error.exit_code if isinstance(error, MstError) else 1

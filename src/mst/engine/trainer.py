@@ -1,0 +1,235 @@
+"""The training loop: batches in; steps, rows, pictures, checkpoints, evaluations out, in an order that loses nothing.
+
+In memory first: a step changes the networks and the counts, then it counts as done. What goes to disk follows: rows,
+picture, checkpoint, backbone, evaluation. Whatever fails there, or while waiting for a batch, finds whole steps to
+save; what had not been written yet is written when the run is resumed.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Generic
+
+from mst.engine.feeder import Feeder
+from mst.engine.guard import StepGuard
+from mst.engine.saving import Saver, exit_status
+from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
+from mst.errors import RunFailure
+from mst.runtime import logging
+from mst.runtime.progress import Throughput, TrainingProgress
+from mst.runtime.record import RunRecord, bad_steps_file
+from mst.runtime.results import read_jsonl
+from mst.runtime.signals import GracefulStop
+
+SIGNAL_LAG = 1.0
+"""Seconds that a signal to all processes may reach the source of the batches before it reaches the loop."""
+
+
+class Trainer(Generic[Batch]):
+    """One sitting of a training: from the newest checkpoint, if there is one, to the end or to whatever stops it."""
+
+    def __init__(self, task: Task[Batch], intervals: Intervals, outputs: Outputs) -> None:
+        """Take up the newest sound checkpoint, if there is one; nothing is written.
+
+        Raises:
+            UsageError: it is of other settings, data or networks, or all are damaged.
+        """
+        self.task, self.intervals, self.outputs, self.state = task, intervals, outputs, task.state
+        self.saver = Saver(task, outputs)
+        self.guard = StepGuard(task.buffers)
+        self.feeder = Feeder(lambda: task.batches(self.state.step))
+        self.record: RunRecord | None = None
+        self.throughput = Throughput()
+        self.clock = time.perf_counter()
+        self.progress = TrainingProgress(
+            task.title, task.describe, step=self.state.step, total_steps=intervals.steps, shown=outputs.progress
+        )
+
+    def fit(self) -> None:
+        """Train to the last step.
+
+        Raises:
+            Interrupted: a signal came; what was learnt is saved, where checkpoints are asked for.
+            MstError: whatever the batches raise, the task says or the disk refuses; what was learnt is saved.
+            Exception: anything else; what was learnt is saved.
+        """
+        then = "saving" if self.saver.store else "stopping; nothing is saved without --checkpoints"
+        notice = f"finishing this step, then {then} (Ctrl-C again: stop at once)"
+        ended: BaseException | None = None
+        with GracefulStop(notice) as stop:
+            try:
+                with self.progress:
+                    self._begin()
+                    while self.state.step < self.intervals.steps:
+                        if stop.signum is not None:
+                            raise self.saver.interrupt(stop.signum, self.intervals.steps)
+                        self._next(stop)
+            except BaseException as error:
+                self._pass_time()
+                ended = self.saver.rescue(error, half_done=self.guard.half_done)
+                if ended is error:
+                    raise
+                raise ended from error
+            finally:
+                self._close(exit_status(ended))
+
+    def _next(self, stop: GracefulStop) -> None:
+        """Do one step, unless a signal comes before its batch."""
+        started = time.perf_counter()
+        count = self.intervals.accumulate
+        try:
+            parts = self.feeder.take(count, stop)
+        except Exception:
+            if stop.within(SIGNAL_LAG):
+                return
+            raise
+        if parts is None:
+            return
+        if len(parts) < count:
+            raise ValueError(f"the batches ended at step {self.state.step} of {self.intervals.steps}")
+        self._step(parts, waited=time.perf_counter() - started)
+
+    def _begin(self) -> None:
+        """Open the record, and write what the sitting before did not come to, or what an untrained network gives."""
+        run, step = self.outputs.run, self.state.step
+        if run is not None:
+            done = step if self.saver.resumed else -1  # without a checkpoint even the rows of step 0 come again
+            self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard)
+        missing = not self.saver.resumed
+        if self.saver.resumed:
+            if self.saver.store is not None:
+                self.saver.store.remove_leftovers()
+            missing = self._write_missing_rows()
+        self.task.draw(missing_only=self.saver.resumed)
+        if self.saver.resumed and step == self.intervals.steps:
+            self.task.export()
+        if missing and self.intervals.evaluation_due(step):
+            self._evaluate()
+
+    def _write_missing_rows(self) -> bool:
+        """Write those rows of the last step that are not there; return whether its evaluation is not there either."""
+        run, step = self.outputs.run, self.state.step
+        if run is None or self.record is None:
+            return False
+        metrics, listed = (
+            [row for row in read_jsonl(file) if isinstance(row, dict) and row.get("step") == step]
+            for file in (run.metrics, bad_steps_file(run))
+        )
+        if (row := self.saver.rows.get("metrics")) and not any("loss" in found for found in metrics):
+            self.record.metrics(row)
+        if (row := self.saver.rows.get("bad_step")) and not listed:
+            self.record.bad_step(row)
+        return all("loss" in found for found in metrics)  # rows of an evaluation have none
+
+    def _step(self, parts: list[Batch], *, waited: float) -> None:
+        """Do one step and all that is due after it."""
+        started = time.perf_counter()
+        row_due = self.intervals.row_due(self.state.step + 1)
+        report = self.guard.gradients(lambda: self.task.gradients(parts, row_due=row_due))
+        if not report.skipped:
+            self.task.apply(report)
+        self._count(report)
+        busy = time.perf_counter() - started
+        self.throughput.add(images=self.intervals.batch_size, wait=waited, busy=busy)
+        remarks = self.task.after_step(report, row_due=row_due)
+        self.saver.rows = self._rows(report, remarks)
+        self.guard.half_done = False
+        self._write(report, remarks)
+
+    def _count(self, report: StepReport) -> None:
+        state = self.state
+        state.step += 1
+        self._pass_time()
+        if report.skipped:
+            state.bad_steps, state.bad_streak = state.bad_steps + 1, state.bad_streak + 1
+        else:
+            state.bad_streak = 0
+
+    def _rows(self, report: StepReport, remarks: Remarks) -> dict[str, dict[str, Any]]:
+        """Return the rows of the step that was just done."""
+        state, rows = self.state, {}
+        if remarks.row is not None:
+            counts = {"step": state.step, "bad_steps": state.bad_steps, "seconds": state.seconds}
+            rows["metrics"] = {"step": None, **remarks.row, **self.throughput.row(), **counts}
+        if report.skipped:
+            numbers = {name: str(value) for name, value in report.scalars().items()}
+            rows["bad_step"] = {"step": state.step, **numbers, "indices": report.indices.tolist()}
+        return rows
+
+    def _write(self, report: StepReport, remarks: Remarks) -> None:
+        """Bring to disk what follows from a step that is done.
+
+        Raises:
+            RunFailure: too many steps in succession were skipped, or the task ends here.
+        """
+        state, intervals, rows = self.state, self.intervals, self.saver.rows
+        self.progress.show(state.step, {**remarks.shown, **self.throughput.row()})
+        if self.record is not None and "bad_step" in rows:
+            self.record.bad_step(rows["bad_step"])
+        if "metrics" in rows:
+            self.throughput.reset()
+            if self.record is not None:
+                self.record.metrics(rows["metrics"])
+        if report.skipped:
+            self._tell_of_skipped(report)
+        self._heed(remarks)
+        if intervals.checkpoint_due(state.step):
+            self.task.draw(missing_only=False)
+            self._pass_time()
+            if self.record is not None and self.saver.saves:
+                self.record.flush()
+            self.saver.save()
+            self.task.export()
+        if intervals.evaluation_due(state.step):
+            self._evaluate()
+
+    def _tell_of_skipped(self, report: StepReport) -> None:
+        """Warn of a step that changed nothing.
+
+        Raises:
+            RunFailure: more than `max_bad_steps` in succession.
+        """
+        state, limit, run = self.state, self.intervals.max_bad_steps, self.outputs.run
+        listing = bad_steps_file(run) if run is not None else None
+        if state.bad_streak > limit:
+            images = f"; their images are listed in {listing}" if listing else ""
+            raise RunFailure(
+                f"{state.bad_streak} steps in succession had a loss or gradient that is not finite "
+                f"(at most {limit}): {self.task.too_many}{images}"
+            )
+        numbers = report.scalars()
+        see = f"; see {listing}" if listing else ""
+        logging.warn(
+            f"{self.task.title}: step {state.step} skipped: loss {numbers['loss']:g}, gradient norm "
+            f"{numbers['grad_norm']:g}{see}"
+        )
+
+    def _evaluate(self) -> None:
+        """Write a row with the evaluation's numbers."""
+        remarks = self.task.evaluate()
+        if remarks is None:
+            return
+        if self.record is not None and remarks.row is not None:
+            self.record.metrics({"step": self.state.step, **remarks.row})
+        self._heed(remarks)
+
+    def _heed(self, remarks: Remarks) -> None:
+        if remarks.warning is not None:
+            logging.warn(remarks.warning)
+        if remarks.failure is not None:
+            raise RunFailure(remarks.failure)
+
+    def _pass_time(self) -> None:
+        """Add the time since the last call to the run's."""
+        now = time.perf_counter()
+        self.state.seconds += now - self.clock
+        self.clock = now
+
+    def _close(self, status: int) -> None:
+        """End the batches and the event file; neither may hide what ended the training."""
+        self.feeder.close(status)
+        if self.record is not None:
+            try:
+                self.record.close()
+            except Exception as error:
+                logging.warn(f"the TensorBoard events could not be ended: {error}")

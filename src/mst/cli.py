@@ -10,10 +10,13 @@ import sys
 import tempfile
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import mst
 from mst.errors import Interrupted, MstError, UsageError
+from mst.runtime.names import shown
+from mst.runtime.signals import Signalled, ended_by_signals
 
 COMMANDS = {
     "quickstart": "embedded data, minutes on two CPU cores, ends with report.html",
@@ -41,21 +44,26 @@ EXAMPLES = """\
   mst evaluate knn --backbone runs/mine --data LABELLED
 """
 
-DISK_REFUSES = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EFBIG,
-    errno.EIO,
-    errno.EMFILE,
+ADVICE = {
+    errno.EMFILE: "raise the limit of open files (ulimit -n) or use fewer workers",
+    errno.ENFILE: "the system has no open files left: end other programs",
+    errno.ENOSPC: "free space",
+    errno.EDQUOT: "free space",
+    errno.ENOMEM: "not enough memory: use fewer workers, a smaller batch or smaller images",
+    errno.EAGAIN: "the system starts no more processes (ulimit -u): use fewer workers",
+    errno.EACCES: "give this user the permission, or name another place",
+    errno.EPERM: "give this user the permission, or name another place",
+    errno.EROFS: "name another place",
+    errno.ENAMETOOLONG: "use a shorter name",
+    errno.ELOOP: "its links lead in a circle: mend them",
 }
-"""Errors of the file system that are nobody's bug."""
+"""What to do about errors of the system that are nobody's bug."""
 TOO_LARGE = re.compile("out of memory|can't allocate memory|Storage size calculation overflowed")
 """What torch says about a tensor that does not fit."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
+UNREAD = 141
+"""128 + SIGPIPE: what shells say of a program whose reader has gone."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,19 +73,52 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv: the words after `mst`; None takes the process's own.
 
     Returns:
-        0 on success, 2 for a mistake in the call or the input, 1 for a failure, 130 when interrupted.
+        0 on success, 2 for a mistake in the call or the input, 1 for a failure, 128 + the signal's number when a signal
+        ended it (130: Ctrl-C), 141 when nobody reads the result any more.
     """
-    words = list(sys.argv[1:] if argv is None else argv)
+    open_streams()
     try:
-        return _dispatch(words)
+        with ended_by_signals():
+            status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            sys.stdout.flush()
+            return status
     except KeyboardInterrupt:
         return _say("interrupted", INTERRUPTED)
+    except Signalled as signalled:
+        return _say(str(signalled), 128 + signalled.signum)
     except BrokenPipeError:
-        # Whoever read our output has gone; give the interpreter a stdout that it can still flush.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return UNREAD
     except Exception as error:
         return _explain(error)
+    finally:
+        _give_up_dead_streams()
+
+
+def open_streams() -> None:
+    """Open the null device in place of standard streams that are closed (`>&-`).
+
+    Else the next files to be opened would take their numbers, and whatever writes to a stream would write into them.
+    """
+    for number in range(3):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest number that is free: this one
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115  (for the process's life)
+
+
+def _give_up_dead_streams() -> None:
+    """Give the interpreter streams that it can flush at its end, where what is left cannot be written."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except ValueError:  # closed
+            continue
+        except OSError:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def _dispatch(words: list[str]) -> int:
@@ -121,12 +162,21 @@ def _explain(error: Exception) -> int:
             return _say(str(error), error.exit_code)
         case MstError():
             return _fail(str(error), error.exit_code)
-        case OSError() if error.errno in DISK_REFUSES:
-            return _fail(f"{error.filename or 'cannot read or write'}: {error.strerror}", 1)
+        case OSError() if error.errno is not None:
+            return _fail(_system_error(error), 1)
+        case RuntimeError() if "can't start new thread" in str(error):
+            return _fail("the system starts no more threads (ulimit -u): use fewer --runtime.threads and workers", 1)
         case MemoryError() | RuntimeError() if isinstance(error, MemoryError) or TOO_LARGE.search(str(error)):
             return _fail("not enough memory: use smaller images, a smaller batch or a smaller network", 1)
         case _:  # the last resort: one line, and the whole story kept
             return _report_bug(error)
+
+
+def _system_error(error: OSError) -> str:
+    """Say what the system refused, and what to do."""
+    names = [shown(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    advice = ADVICE.get(error.errno or 0)
+    return f"{' -> '.join(names) or 'cannot read or write'}: {error.strerror}{f'; {advice}' if advice else ''}"
 
 
 def _fail(message: str, status: int) -> int:
@@ -135,8 +185,12 @@ def _fail(message: str, status: int) -> int:
 
 
 def _say(message: str, status: int) -> int:
-    """Write one line to stderr."""
-    sys.stderr.write(f"mst: {' '.join(message.split())}\n")
+    """Write one line to stderr, if anybody is there to read."""
+    line = f"mst: {' '.join(message.split())}\n"
+    with suppress(OSError, ValueError):
+        encoding = sys.stderr.encoding or "utf-8"
+        sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding))
+        sys.stderr.flush()
     return status
 
 
@@ -145,7 +199,14 @@ def _report_bug(error: Exception) -> int:
     if os.environ.get("MST_DEBUG") == "1":
         traceback.print_exception(error)
         return 1
-    with tempfile.NamedTemporaryFile("w", prefix="mst-trace-", suffix=".txt", delete=False) as file:
+    where = "set MST_DEBUG=1 to see the full trace"
+    with (
+        suppress(OSError),
+        tempfile.NamedTemporaryFile(
+            "w", prefix="mst-trace-", suffix=".txt", delete=False, encoding="utf-8", errors="backslashreplace"
+        ) as file,
+    ):
         traceback.print_exception(error, file=file)
+        where = f"the full trace is in {Path(file.name)}, or set MST_DEBUG=1"
     what = f"{type(error).__name__}: {error}".splitlines()[0]
-    return _fail(f"{what} (this is a bug; the full trace is in {Path(file.name)}, or set MST_DEBUG=1)", 1)
+    return _fail(f"{what} (this is a bug; {where})", 1)

@@ -126,7 +126,11 @@ def test_wrong_calls(words: list[str], part: str, capsys: pytest.CaptureFixture[
         (RunFailure("disk full"), 1, "mst: error: disk full"),
         (Interrupted("saved", 15), 143, "mst: saved"),
         (KeyboardInterrupt(), 130, "mst: interrupted"),
-        (PermissionError(errno.EACCES, "Permission denied", "x.npz"), 1, "mst: error: x.npz: Permission denied"),
+        (
+            PermissionError(errno.EACCES, "Permission denied", "x.npz"),
+            1,
+            "mst: error: x.npz: Permission denied; give this user the permission, or name another place",
+        ),
     ],
 )
 def test_statuses(
@@ -159,7 +163,7 @@ def test_a_bug_is_one_line_and_a_file(capsys: pytest.CaptureFixture[str], monkey
     assert "Traceback" in call(capsys, "recipes").err
 
 
-def test_a_closed_pipe_is_no_error() -> None:
+def test_a_reader_that_has_gone_ends_it_as_shells_expect() -> None:
     code = "import mst.cli, sys; sys.exit(mst.cli.main(['recipes', 'debug']))"
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
     with subprocess.Popen(
@@ -169,7 +173,7 @@ def test_a_closed_pipe_is_no_error() -> None:
         assert child.stderr is not None
         child.stdout.close()
         assert child.stderr.read() == b""
-    assert child.returncode == 0
+    assert child.returncode == 141
 
 
 def test_inspect_counts_what_is_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,7 +5,10 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,7 @@ import torch
 from torch import Tensor
 
 from data.pictures import by_sample, write_textures
+from mst.data import loader as loader_module
 from mst.data import reader, unreadable
 from mst.data.decoding import Detail, decode_image
 from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunk_sizes
@@ -48,6 +52,12 @@ def broken(image: Tensor, draws: torch.Generator) -> tuple[Tensor, ...]:
 @by_sample
 def fatal(image: Tensor, draws: torch.Generator) -> tuple[Tensor, ...]:
     os._exit(1)
+
+
+@by_sample
+def stalled(image: Tensor, draws: torch.Generator) -> tuple[Tensor, ...]:
+    time.sleep(600)
+    return (image,)
 
 
 @pytest.fixture(scope="module")
@@ -195,6 +205,39 @@ def test_stopping_early_leaves_nothing_behind(images: ImageIndex, workers: int) 
     loader.close()
     if before:
         assert not {name for name in os.listdir("/dev/shm") if name.startswith("torch_")} - before
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_read_that_hangs_keeps_nobody(images: ImageIndex, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mst.data.background.CLOSING", 0.1)
+    loader = BatchLoader(images, stalled, batch_size=5, seed=0, total_steps=9, workers=workers)
+    waiting = threading.Thread(target=lambda: suppress_all(lambda: next(loader)), daemon=True)
+    waiting.start()
+    time.sleep(0.5)
+    executor = loader._executor
+    assert executor is not None
+    started = time.monotonic()
+    if workers:
+        loader_module._end_workers(executor)
+    else:
+        executor.shutdown(cancel_futures=True)
+    assert time.monotonic() - started < 10
+
+
+def suppress_all(call: Callable[[], object]) -> None:
+    with suppress(Exception):
+        call()
+
+
+def test_pipes_carry_the_same_as_shared_memory(
+    images: ImageIndex, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shared = run(images, workers=2)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr("mst.data.transport.free_shared_memory", lambda: 0)
+    piped = run(images, workers=2)
+    assert same(shared, piped)
+    assert capsys.readouterr().err.count("warning: /dev/shm has") == 1
 
 
 def test_memory_holds_small_images_until_the_budget_is_spent() -> None:

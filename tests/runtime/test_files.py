@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from mst.errors import RunFailure, UsageError
-from mst.runtime.files import check_folder, write_atomic
+from mst.runtime.files import check_folder, is_aside, write_atomic
 
 
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -39,3 +41,20 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path, monk
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(UsageError, match="no permission to write in"):
         check_folder(tmp_path / "a", "--out")
+
+
+def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> None:
+    path = tmp_path / ("x" * 250)
+    code = (
+        "import os, sys; from pathlib import Path; from mst.runtime import files\n"
+        "os.fsync = lambda _: os._exit(9)\n"
+        "files.write_atomic(Path(sys.argv[1]), b'half')"
+    )
+    assert subprocess.run([sys.executable, "-c", code, path]).returncode == 9
+    left = list(tmp_path.iterdir())
+    assert len(left) == 1
+    assert is_aside(left[0].name)
+    other = tmp_path / ".other.12345678-1.tmp"  # of another machine, perhaps at work
+    other.write_text("x")
+    write_atomic(path, b"whole")
+    assert sorted(tmp_path.iterdir()) == [other, path]

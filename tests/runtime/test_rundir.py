@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mst.errors import UsageError
+from mst.runtime.files import aside_of
 from mst.runtime.lock import LOCK_NAME
 from mst.runtime.rundir import create_run_dir, open_run_dir
 
@@ -42,3 +43,13 @@ def test_a_folder_in_a_file_cannot_be_made(tmp_path: Path) -> None:
         create_run_dir(tmp_path / "file" / "run", overwrite=False)
     with pytest.raises(UsageError, match="holds no run"):
         open_run_dir(tmp_path)
+
+
+def test_what_a_run_killed_in_its_first_moments_left_is_no_run(tmp_path: Path) -> None:
+    for name in (LOCK_NAME, "plan.json", "environment.json", aside_of(tmp_path / "config.json").name):
+        (tmp_path / name).write_text("{")
+    create_run_dir(tmp_path, overwrite=False)
+    assert not list(tmp_path.iterdir())
+    (tmp_path / ".notes.tmp").write_text("mine")
+    with pytest.raises(UsageError, match="holds no run"):
+        create_run_dir(tmp_path, overwrite=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
+import sys
 import threading
 
 import pytest
@@ -36,3 +38,25 @@ def test_other_threads_leave_handlers_alone() -> None:
     thread.start()
     thread.join()
     assert found == [before]
+
+
+def test_every_signal_that_ends_programs_is_noted_and_nohup_is_kept() -> None:
+    for signum in (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGQUIT, signal.SIGXCPU, signal.SIGALRM):
+        with GracefulStop("wait") as stop:
+            os.kill(os.getpid(), signum)
+            assert stop.signum == signum
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with GracefulStop("wait") as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert stop.signum is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_notice_to_nobody_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    for stream in (None, io.StringIO()):
+        monkeypatch.setattr(sys, "__stderr__", stream)
+        with GracefulStop("wait") as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM

@@ -115,8 +115,8 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     run = create_run_dir(root, overwrite=overwrite)
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
-        write_atomic(run.config, json.dumps(values, indent=2) + "\n")
         write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")
+        write_atomic(run.config, json.dumps(values, indent=2) + "\n")  # last: it makes the folder a run
         return _carry_out(Work(config, network, folder, run), model)
 
 

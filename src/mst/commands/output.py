@@ -9,14 +9,15 @@ from typing import Any
 
 from rich.console import Console, RenderableType
 
+from mst.runtime.results import plain_json
+
 PIPE_WIDTH = 200
 """Columns of a table that does not go to a terminal."""
 
 
 def emit_json(result: Mapping[str, Any]) -> None:
     """Write one JSON object and a newline."""
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
-    sys.stdout.flush()
+    _write(json.dumps(plain_json(result), indent=2, allow_nan=False) + "\n")
 
 
 def emit(*parts: RenderableType) -> None:
@@ -26,5 +27,11 @@ def emit(*parts: RenderableType) -> None:
     with console.capture() as captured:  # written below, so that a closed pipe is ours to handle
         for part in parts:
             console.print(part)
-    sys.stdout.write(captured.get())
+    _write(captured.get())
+
+
+def _write(text: str) -> None:
+    """Write and flush; what stdout's encoding does not have, and what is no text, appears as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import signal
 import sys
 import threading
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -22,12 +21,16 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
+from mst.data.background import CLOSING, BackgroundThread
 from mst.data.decoding import Detail
 from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import position_of, steps_per_epoch
 from mst.data.sources import ImageIndex
+from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
 from mst.errors import RunFailure, UsageError
+from mst.runtime import logging
+from mst.runtime.signals import default_signals
 
 LARGEST_CHUNK = 64
 BATCHES_AHEAD = 2
@@ -131,6 +134,7 @@ class BatchLoader:
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
         self._reader = SampleReader(index, transform, channels, seed, enough, memory)
         self._executor: Executor | None = None
+        self._told = False
         self._batches = self._iterate()
 
     def __iter__(self) -> Self:
@@ -142,8 +146,7 @@ class BatchLoader:
             return next(self._batches)
         except BrokenExecutor as error:
             raise RunFailure(
-                "a loader process died (out of memory, or of shared memory in /dev/shm?):"
-                f" use fewer {self._flags.workers}, or 0"
+                f"a loader process died (out of memory?): use fewer {self._flags.workers}, or 0"
             ) from error
         finally:
             self.wait_seconds += time.perf_counter() - started
@@ -159,9 +162,11 @@ class BatchLoader:
     def close(self) -> None:
         """End the iteration and its threads or processes; what was read ahead is dropped."""
         self._batches.close()
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, cancel_futures=True)
-            self._executor = None
+        executor, self._executor = self._executor, None
+        if isinstance(executor, ProcessPoolExecutor):
+            _end_workers(executor)
+        elif executor is not None:
+            executor.shutdown(wait=True, cancel_futures=True)
 
     def _iterate(self) -> Generator[StackedBatch, None, None]:
         """Yield the batches in order while chunks are read ahead."""
@@ -170,15 +175,17 @@ class BatchLoader:
         todo = self._chunks(sizes)
         pending: deque[Future[Chunk]] = deque()
         self._executor = executor = self._start()
-        read = self._reader.read if self._workers == 0 else _read_in_worker
+        read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self._reader.read
         for step in self._steps:
             for _ in range(self._batch_size // self._pass_size):
                 chunks: list[Chunk] = []
                 while len(chunks) < len(sizes):
-                    while len(pending) < ahead and (chunk := next(todo, None)) is not None:
-                        pending.append(executor.submit(read, *chunk))
-                    chunks.append(pending.popleft().result())
-                    self.unreadable.note(chunks[-1])
+                    while len(pending) < ahead and (part := next(todo, None)) is not None:
+                        pending.append(executor.submit(read, *part))
+                    chunk, piped = unpacked(pending.popleft().result())
+                    self._tell_of_pipes(piped)
+                    self.unreadable.note(chunk)
+                    chunks.append(chunk)
                 yield _joined(chunks, step)
 
     def _chunks(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
@@ -191,15 +198,50 @@ class BatchLoader:
                     at += size
 
     def _start(self) -> Executor:
-        """Return the executor that reads ahead."""
+        """Return the executor that reads ahead; a thread where the system gives no processes.
+
+        Workers are started here, in the caller's thread: a later fork would copy whatever threads run by then.
+        """
         if self._workers == 0:
-            return ThreadPoolExecutor(1, thread_name_prefix="mst-loader")
-        return ProcessPoolExecutor(
-            self._workers,
-            mp_context=multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
-            initializer=_begin_worker,
-            initargs=(self._reader,),
-        )
+            return BackgroundThread("mst-loader")
+        executor: ProcessPoolExecutor | None = None
+        try:
+            executor = ProcessPoolExecutor(
+                self._workers,
+                mp_context=multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
+                initializer=_begin_worker,
+                initargs=(self._reader, self._workers),
+            )
+            executor.submit(os.getpid).result()
+        except (OSError, BrokenExecutor) as error:
+            if executor is not None:
+                _end_workers(executor)
+            reason = error.strerror if isinstance(error, OSError) else "they end at once"
+            logging.warn(f"no loader processes ({reason}): reading in one thread; {self._flags.workers} 0 does so too")
+            return BackgroundThread("mst-loader")
+        return executor
+
+    def _tell_of_pipes(self, piped: bool) -> None:
+        """Say once that shared memory is too small."""
+        if piped and not self._told:
+            self._told = True
+            megabytes = free_shared_memory() / 2**20
+            logging.warn(
+                f"/dev/shm has {megabytes:.1f} MB free, too few for the crops of {self._workers} loader processes: "
+                "they come through pipes, which costs a little time (docker run --shm-size=1g, or --ipc=host)"
+            )
+
+
+def _end_workers(executor: ProcessPoolExecutor) -> None:
+    """End the processes of an executor whatever they are doing; a read that hangs cannot keep them."""
+    workers = list((getattr(executor, "_processes", None) or {}).values())
+    executor.shutdown(wait=False, cancel_futures=True)
+    for worker in workers:
+        worker.terminate()
+    for worker in workers:
+        worker.join(CLOSING)
+        if worker.is_alive():
+            worker.kill()
 
 
 def _chunk_sizes(samples: int, workers: int) -> list[int]:
@@ -216,17 +258,17 @@ def _joined(chunks: list[Chunk], step: int) -> StackedBatch:
     return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), step)
 
 
-_worker_reader: SampleReader | None = None  # in a worker process only: what it was started with
+_worker: tuple[SampleReader, int] | None = None
+"""In a worker process only: what it was started with, and how many workers there are."""
 
 
-def _begin_worker(reader: SampleReader) -> None:
+def _begin_worker(reader: SampleReader, workers: int) -> None:
     """Set a worker process up: one compute thread, no share in the run's signals, and an end when the parent ends."""
-    global _worker_reader  # noqa: PLW0603  (an executor gives its workers no other place)
-    _worker_reader = reader
+    global _worker  # noqa: PLW0603  (an executor gives its workers no other place)
+    _worker = reader, workers
     torch.set_num_threads(1)
     os.setpgid(0, 0)  # signals sent to the run's process group (Ctrl-C) are the run's to handle
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # not the parent's handler: the executor must be able to end it
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    default_signals()  # not the parent's handlers: the executor must be able to end it
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
@@ -240,6 +282,7 @@ def _end_with_parent() -> None:
 
 def _read_in_worker(epoch: int, first: int, count: int) -> Chunk:
     """Read one chunk in a worker process."""
-    if _worker_reader is None:
+    if _worker is None:
         raise RuntimeError("not a loader process")
-    return _worker_reader.read(epoch, first, count)
+    reader, workers = _worker
+    return packed(reader.read(epoch, first, count), workers)

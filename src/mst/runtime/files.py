@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
+import re
+import socket
 from contextlib import suppress
 from pathlib import Path
 
 from mst.errors import RunFailure, UsageError
+
+_HOST = hashlib.blake2b(socket.gethostname().encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+_TAIL = ".tmp"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
@@ -16,8 +22,9 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         RunFailure: the disk refused (full, read-only); the old file is untouched.
     """
     data = content.encode() if isinstance(content, str) else content
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    aside = aside_of(path)
     try:
+        remove_asides(path.parent, path.name)
         with aside.open("wb") as file:
             file.write(data)
             file.flush()
@@ -28,6 +35,50 @@ def write_atomic(path: Path, content: bytes | str) -> None:
         with suppress(OSError):  # a read-only disk refuses this as well
             aside.unlink(missing_ok=True)
         raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error
+
+
+def aside_of(path: Path) -> Path:
+    """Return where to write before a rename to `path`: beside it, under a name of this process."""
+    return path.with_name(f".{_short(path.name)}.{_HOST}-{os.getpid()}{_TAIL}")
+
+
+def remove_asides(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes of this machine left half written in a folder.
+
+    Args:
+        folder: of the files.
+        name: of the file that was to be written; None = of any.
+    """
+    pattern = re.compile(rf"\.(.+)\.{_HOST}-(\d+){re.escape(_TAIL)}")
+    wanted = None if name is None else _short(name)
+    with suppress(OSError), os.scandir(folder) as entries:
+        for entry in entries:
+            match = pattern.fullmatch(entry.name)
+            if match and wanted in {None, match[1]} and not _is_alive(int(match[2])):
+                with suppress(OSError):
+                    os.unlink(entry.path)
+
+
+def is_aside(name: str) -> bool:
+    """Whether a name is one of `aside_of`, of whatever machine."""
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}-\d+{re.escape(_TAIL)}", name) is not None
+
+
+def _short(name: str) -> str:
+    """Return as much of a name as leaves room for the rest: file systems end names at 255 bytes."""
+    return os.fsdecode(os.fsencode(name)[:200])
+
+
+def _is_alive(process: int) -> bool:
+    if process == os.getpid():
+        return False  # it writes one file after the other: an earlier process had the same number
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def check_folder(folder: Path, flag: str) -> None:

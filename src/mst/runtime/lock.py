@@ -1,4 +1,4 @@
-"""One process at a time in a run folder: a lock file that names its holder and that the system frees when it dies."""
+"""One process at a time in a folder: a lock file that names its holder and that the system frees when it dies."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from mst.errors import UsageError
 
@@ -29,23 +30,49 @@ def only_process_in(folder: Path) -> Iterator[None]:
         OSError: the lock file cannot be written.
     """
     path = folder / LOCK_NAME
-    with path.open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in TAKEN:
-                raise UsageError(f"{folder} is in use by {_holder(path)}: wait for it, or stop it") from error
-            if error.errno not in UNSUPPORTED:
-                raise
+    with _locked(path) as file:
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}\n")
         file.flush()
         try:
             yield
         finally:
-            path.unlink(missing_ok=True)
+            path.unlink(missing_ok=True)  # before the lock is freed: who waits for this file then finds it gone
+
+
+def _locked(path: Path) -> IO[str]:
+    """Return the lock file, open and locked.
+
+    A file whose lock was waited for may have been deleted by its holder meanwhile: then a lock on it keeps nobody out,
+    and the file that lies there now is tried.
+    """
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in UNSUPPORTED:
+                return file
+            file.close()
+            if error.errno not in TAKEN:
+                raise
+            raise UsageError(f"{path.parent} is in use by {_holder(path)}: wait for it, or stop it") from error
+        if _is_at(path, file):
+            return file
+        file.close()
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    """Whether an open file is the one at `path`."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
 
 
 def _holder(path: Path) -> str:
     """Return who wrote the lock file."""
-    return path.read_text(encoding="utf-8").strip() or "another process"
+    try:
+        return path.read_text(encoding="utf-8", errors="replace").strip() or "another process"
+    except OSError:
+        return "another process"

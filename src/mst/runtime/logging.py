@@ -1,11 +1,77 @@
-"""What a person reads while a command runs: one rich console on stderr, so that stdout stays free for results."""
+"""What a person reads while a command runs: one rich console on stderr, so that stdout stays free for results.
+
+No remark can end a run: where nobody reads any more (a closed pipe, a terminal that is gone, a full disk), it is lost.
+"""
 
 from __future__ import annotations
+
+import io
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import IO, cast
 
 from rich.console import Console
 from rich.text import Text
 
-console = Console(stderr=True, markup=False, emoji=False)  # names are no markup
+
+@contextmanager
+def _unheard() -> Iterator[None]:
+    try:
+        yield
+    except (OSError, ValueError):  # a stream that is closed raises ValueError, as does text it cannot encode
+        return
+
+
+class Remarks(io.TextIOBase):
+    """stderr, whatever it is at the time, whose failures nobody hears of."""
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        """Return the encoding of stderr."""
+        return getattr(self._stream(), "encoding", None) or "utf-8"
+
+    def write(self, text: str) -> int:
+        """Write, or not."""
+        with _unheard():
+            stream = self._stream()
+            if stream is not None:
+                stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        """Flush, or not."""
+        with _unheard():
+            stream = self._stream()
+            if stream is not None:
+                stream.flush()
+
+    def isatty(self) -> bool:
+        """Return whether stderr is a terminal."""
+        stream = self._stream()
+        try:
+            return stream is not None and stream.isatty()
+        except (OSError, ValueError):
+            return False
+
+    def fileno(self) -> int:
+        """Return the descriptor of stderr.
+
+        Raises:
+            OSError: it has none.
+        """
+        stream = self._stream()
+        if stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return stream.fileno()
+
+    @staticmethod
+    def _stream() -> IO[str] | None:
+        """Return stderr; behind a bar of rich, which puts a stream of its own in its place, the one behind it."""
+        return getattr(sys.stderr, "rich_proxied_file", sys.stderr)
+
+
+console = Console(file=cast("IO[str]", Remarks()), markup=False, emoji=False)
 
 
 def info(message: str) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.runtime.files import write_atomic
-from mst.runtime.results import append_jsonl
+from mst.runtime.results import append_jsonl, plain_json
 from mst.runtime.rundir import RunDir
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ class RunRecord:
 
     def metrics(self, row: Mapping[str, Any]) -> None:
         """Append a row; numbers that are not finite become null, as JSON has no others."""
-        row = {
-            key: None if isinstance(value, float) and not math.isfinite(value) else value for key, value in row.items()
-        }
+        row = plain_json(row)
         append_jsonl(self._metrics, row)
         if self._writer is not None:
             self._events.stat()  # else a thread of the writer meets that it is gone, and says so by itself
@@ -69,7 +67,7 @@ def bad_steps_file(run: RunDir) -> Path:
 
 def drop_rows(path: Path, *, beyond: int) -> None:
     """Remove the rows whose `step` is larger than `beyond`, and a half-written one; the others stay as they are."""
-    if not path.exists():
+    if not path.is_file():
         return
     content = path.read_bytes()
     kept = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) <= beyond)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -49,11 +50,32 @@ class Result:
         return asdict(self)
 
 
+def plain_json(value: Any) -> Any:
+    """Return a value with null for every number that is not finite: JSON has no others."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: plain_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain_json(item) for item in value]
+    return value
+
+
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row; a row is one line, written in one call."""
+    """Append one row; a row is one line, written in one call. Half a row that a killed process left ends before it.
+
+    Raises:
+        RunFailure: there is something at `path` that is no file.
+        OSError: the disk refused.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(row, allow_nan=True) + "\n")
+    if path.exists() and not path.is_file():  # opening a pipe would wait for its reader
+        raise RunFailure(f"cannot write rows to {path}: it is no file; move it away")
+    line = (json.dumps(plain_json(row), allow_nan=False) + "\n").encode()
+    with path.open("ab+", buffering=0) as file:
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+            line = b"\n" + line
+        file.write(line)
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:
@@ -61,9 +83,11 @@ def read_jsonl(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     rows = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
+    for line in path.read_bytes().split(b"\n"):
         try:
-            rows.append(json.loads(line))
-        except (ValueError, RecursionError):  # no JSON, a number of thousands of digits, brackets without end
+            row = json.loads(line)
+        except (ValueError, RecursionError):  # no JSON, no UTF-8, numbers of thousands of digits
             continue
+        if isinstance(row, dict):
+            rows.append(row)
     return rows

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.errors import UsageError
-from mst.runtime.files import check_folder
+from mst.runtime.files import check_folder, is_aside
 from mst.runtime.lock import LOCK_NAME, only_process_in
 
 UNTRAINED = "-untrained"
@@ -109,12 +109,17 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
             run and `overwrite` is false.
     """
     check_folder(path, "--out")
-    if path.is_dir() and any(entry.name != LOCK_NAME for entry in path.iterdir()):
+    if path.is_dir() and not all(_is_first_moment(entry.name) for entry in path.iterdir()):
         if not _was_written_here(RunDir(path)):
             raise UsageError(f"--out {path} is not empty and holds no run: name a new folder")
         if not overwrite:
             again = f"--resume {shlex.quote(str(path))}"
             raise UsageError(f"--out {path} already holds a run: use {again}, --overwrite, or another folder")
+
+
+def _is_first_moment(name: str) -> bool:
+    """Whether a file is what a run writes before config.json makes its folder a run: a killed one left it."""
+    return name in {LOCK_NAME, "plan.json", "environment.json"} or is_aside(name)
 
 
 def _was_written_here(run: RunDir) -> bool:

@@ -14,6 +14,7 @@ from PIL import Image
 from data.pictures import DAMAGES, claim_size, damaged, decode_or_refuse, encoded, texture, write_textures
 from mst.data import decoding
 from mst.data.decoding import Detail, UnreadableImage, decode_image, jpeg_header
+from mst.runtime import images
 
 RGB = texture()
 RED = Image.new("RGB", (56, 40), (200, 30, 60))
@@ -198,7 +199,8 @@ def test_the_guard_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     path = write(tmp_path / "a.jpg", RGB, "JPEG")
     monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 56)
     assert decode_image(path).shape == (3, 40, 56)
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 56 - 1)
+    for module in (decoding, images):
+        monkeypatch.setattr(module, "MAX_PIXELS", 40 * 56 - 1)
     with pytest.raises(UnreadableImage, match="claims 56x40 pixels, at most 2239"):
         decode_image(path)
 

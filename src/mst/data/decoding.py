@@ -8,26 +8,18 @@ from __future__ import annotations
 
 import io
 import math
-import re
-import threading
-import warnings
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.image)
-from PIL import Image, ImageOps, ImageSequence
+from PIL import Image, ImageSequence
 from torch import Tensor
 
 from mst.errors import DataError
-
-MAX_PIXELS = 178_956_970
-"""Larger claims are refused before any memory is taken (the size at which Pillow, too, sees a decompression bomb)."""
-
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM")
-"""What Pillow may recognise, by content; the file's name does not matter."""
+from mst.runtime.images import MAX_PIXELS, open_image, quiet_pillow, read_regular, upright
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -49,33 +41,6 @@ class Detail(NamedTuple):
 
 REDUCTIONS = (8, 4)
 """libjpeg decodes at these fractions of the size from a few coefficients of each 8 x 8 block; 1/2 gains no time."""
-
-
-class _QuietPillow:
-    """Keeps Pillow from warning about damaged metadata while any thread decodes.
-
-    One narrow filter is put in and taken out again; `warnings.catch_warnings` would swap the state of all threads.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._users = 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            warnings.filterwarnings("ignore", module=r"PIL\.")  # does nothing where it is the first filter already
-
-    def __exit__(self, *_: object) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                filters = cast("list[object]", warnings.filters)
-                filters[:] = [entry for entry in filters if entry != _PILLOW_FILTER]
-
-
-_PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warnings.filterwarnings` writes it
-_quiet_pillow = _QuietPillow()
 
 
 class UnreadableImage(DataError):
@@ -121,7 +86,7 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
             `OtherChannels`) another number of channels than asked for.
     """
     try:
-        data = bytearray(Path(path).read_bytes())
+        data = read_regular(path)
         if not data:
             raise UnreadableImage(path, "empty file")
         if data.startswith(NPY_MAGIC):
@@ -187,13 +152,11 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
 
 def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int) -> Tensor:
     """Decode anything in `FORMATS`; errors are Pillow's, and its remarks about damaged metadata stay unsaid."""
-    with _quiet_pillow, Image.open(io.BytesIO(data), formats=FORMATS) as image:
-        if image.width * image.height > MAX_PIXELS:
-            raise ValueError(f"claims {image.width}x{image.height} pixels, at most {MAX_PIXELS} are decoded")
+    with quiet_pillow, open_image(data) as image:
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         # [H, W] or [H, W, channels]
-        pixels = _grey_or_rgb(_upright(image), channels) if channels in {1, 3} else _bands(path, image, channels)
+        pixels = _grey_or_rgb(upright(image), channels) if channels in {1, 3} else _bands(path, image, channels)
     pixels = np.array(np.atleast_3d(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -222,15 +185,6 @@ def _decode_array(path: str | Path, data: bytearray, channels: int) -> Tensor:
         raise OtherChannels(path, f"has shape {shape}, {channels} channels first or last are asked for")
     pixels = np.array(_eight_bits(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation; damaged EXIF data means none."""
-    image.load()
-    try:
-        return ImageOps.exif_transpose(image)
-    except Exception:  # whatever a damaged tag raises: the pixels are sound
-        return image
 
 
 def _grey_or_rgb(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:

@@ -14,13 +14,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
+from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import FORMATS, NPY_MAGIC, Detail, UnreadableImage, decode_image
+from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image
 from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
+from mst.runtime.images import open_image, orientation
 from mst.runtime.names import shown
 
 LARGE = 1 << 24
@@ -214,9 +215,9 @@ def _array_facts(path: Path, channels: int) -> ImageFacts:
 def _picture_facts(path: Path, channels: int) -> ImageFacts:
     """Return what an image file holds."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with open_image(path) as image:
             mode, form = image.mode, image.format or "unknown"
-            stored, turn = (image.height, image.width), _orientation(image)
+            stored, turn = (image.height, image.width), orientation(image)
     except (
         OSError,
         ValueError,
@@ -246,7 +247,7 @@ def _large(path: Path, channels: int, mode: str, form: str) -> tuple[tuple[float
     if channels not in {1, 3} or mode not in STRIPPED:
         return _moments(decode_image(path, channels=channels))
     sums = torch.zeros(2, channels, dtype=torch.float64)
-    with Image.open(path, formats=FORMATS) as image:
+    with open_image(path) as image:
         image.load()
         rows = max(1, STRIP // image.width)
         for top in range(0, image.height, rows):
@@ -280,18 +281,9 @@ def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:
     """Return how deep the values are, and their range where it is not 8 bits."""
     if not mode.startswith(("I", "F")):
         return DEPTHS.get(mode, "8 bits"), None
-    with Image.open(path, formats=FORMATS) as image:
+    with open_image(path) as image:
         found = np.asarray(image)
     return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none or it is damaged."""
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # whatever a damaged tag raises: the pixels are sound
-        return 1
-    return found if isinstance(found, int) and 1 <= found <= 8 else 1
 
 
 def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:

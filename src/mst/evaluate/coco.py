@@ -8,13 +8,11 @@ Letters: H W pixels.
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import ExifTags, Image
 from torch import Tensor
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
@@ -23,6 +21,7 @@ from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation,
 from mst.evaluate.content import identity_of_files
 from mst.paths import user_path
 from mst.runtime.identity import DataIdentity
+from mst.runtime.images import image_header
 from mst.runtime.logging import warn
 
 
@@ -299,9 +298,7 @@ def check_images(images: Sequence[CocoImage], *, channels: int) -> None:
 def _size_in_header(path: Path) -> tuple[int, int] | None:
     """Return (H, W) upright, or None where Pillow finds no header."""
     try:
-        with warnings.catch_warnings(action="ignore"), Image.open(path) as image:
-            turned = image.getexif().get(ExifTags.Base.Orientation, 1) in {5, 6, 7, 8}
-            return image.size if turned else (image.height, image.width)
+        return image_header(path).upright
     except Exception:  # whatever damaged bytes raise: the decoder says what is wrong
         return None
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 
 from mst.data.decoding import decode_image
@@ -24,6 +24,7 @@ from mst.data.synthetic import CLASSES, SceneSet
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.runtime.identity import DataIdentity, identify, together
+from mst.runtime.images import open_image, quiet_pillow
 from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
@@ -256,7 +257,7 @@ def read_values(path: Path, size: tuple[int, int]) -> Tensor:
         DataError: unreadable, of another kind, or of another size than its image.
     """
     try:
-        with Image.open(path) as file:
+        with quiet_pillow, open_image(path) as file:
             values = np.asarray(file)
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a mask ({error})") from error

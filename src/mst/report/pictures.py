@@ -9,10 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
-
 from mst.report.reading import printable, read_bytes
 from mst.report.results import TASKS
+from mst.runtime.images import open_image
 from mst.runtime.rundir import UNTRAINED
 
 LARGE = 400_000  # bytes: above this a picture is shrunk and compressed
@@ -66,7 +65,7 @@ def pictures(paths: Sequence[Path], columns: Sequence[str]) -> list[Picture]:
     for path in spread(paths, SHOWN):
         try:
             found.append(Picture(caption(path), data_uri(path), columns))
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError):
             continue
     return found
 
@@ -91,10 +90,10 @@ def data_uri(path: Path) -> str:
     """Return a PNG as it is, or as WebP of moderate size if it is large.
 
     Raises:
-        OSError: no picture.
+        OSError, ValueError, SyntaxError: no picture.
     """
     content = read_bytes(path)
-    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+    with open_image(content, formats=("PNG",)) as image:
         if len(content) <= LARGE:
             return f"data:image/png;base64,{base64.b64encode(content).decode()}"
         shrunk = image.convert("RGB")

@@ -7,6 +7,8 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError, Interrupted, RunFailure
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone
+from mst.runtime.files import aside_of
 from mst.runtime.results import read_jsonl
 from mst.runtime.rundir import RunDir
 from mst.train import pretraining, step
@@ -155,6 +158,11 @@ def test_what_was_not_written_before_a_kill_is_written_by_the_resumed_run(tmp_pa
     (root / "metrics.jsonl").write_text("".join(lines[:2]) + lines[2][:9])
     (root / "previews/step_0000003.png").unlink()
     (root / "checkpoints/.aside-1-step_6").mkdir()
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for name in ("backbone.safetensors", "previews/step_0000006.png", "metrics.jsonl"):
+        left = aside_of(root / name)
+        left.with_name(left.name.replace(f"-{os.getpid()}.", f"-{dead.pid}.")).write_bytes(b"half")
     resumed = train(root, config)
     assert_same(whole.state_dicts(), resumed.state_dicts())
     assert rows(root) == rows(tmp_path / "whole")
@@ -328,6 +336,45 @@ def test_too_many_bad_steps_end_the_run(tmp_path: Path) -> None:
     assert saved_steps(tmp_path)[-2:] == [6, 7]
 
 
+def test_a_lower_rate_goes_on_from_before_the_bad_steps_and_is_noted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tiny_config(train={"batch_size": 8, "max_bad_steps": 1}, checkpoint={"every_steps": 2, "keep": 2})
+    plan = tiny_plan(config, STEPS)
+    with pytest.raises(RunFailure, match=rf"--resume {tmp_path} --optimizer.lr {plan.lr / 2:.3g} "):
+        train(tmp_path, config, source=broken(config, {4, 5}))
+    assert saved_steps(tmp_path) == [2, 4, 6]
+    lower = tiny_config(train={"batch_size": 8, "max_bad_steps": 1}, checkpoint=config.checkpoint.model_dump(),
+                        optimizer={"lr": plan.lr / 2})  # fmt: skip
+    first: list[int] = []
+
+    def source(step: int) -> Iterator[Views]:
+        first.append(step)
+        return tiny_batches(lower, plan, step)
+
+    train(tmp_path, lower, source=source)
+    assert first == [4]
+    assert "from step 4 on with optimizer.lr None -> " in " ".join(capsys.readouterr().err.split())
+    found = [row for row in rows(tmp_path) if "lr" in row]
+    assert [row["step"] for row in found] == [1, 2, 4, 6, 7]
+    assert [row["bad_steps"] for row in found][-1] == 0
+    for number in (6, 7):  # the change lies in every checkpoint from then on
+        info = json.loads((tmp_path / f"checkpoints/step_{number}/info.json").read_text())["info"]
+        changed = {"optimizer.lr": [None, plan.lr / 2]}
+        assert info["plan"]["interventions"] == [{"step": 4, "changed": changed}]
+    assert train(tmp_path, lower).step == STEPS
+    with pytest.raises(CheckpointError, match="weight_decay"):
+        train(tmp_path, tiny_config(optimizer={"weight_decay": 0.5}))
+
+
+def test_without_a_checkpoint_before_the_bad_steps_there_is_nothing_to_go_on_from(tmp_path: Path) -> None:
+    config = tiny_config(train={"batch_size": 8, "max_bad_steps": 1})
+    with pytest.raises(RunFailure, match="2 steps in succession"):
+        train(tmp_path, config, source=broken(config, {0, 1}))
+    with pytest.raises(CheckpointError, match=r"step_2 is of steps that were skipped.*: start the run anew"):
+        train(tmp_path, tiny_config(train={"batch_size": 8, "max_bad_steps": 1}, optimizer={"lr": 0.1}))
+
+
 def test_a_bad_streak_takes_no_good_checkpoint_s_place(tmp_path: Path) -> None:
     config = tiny_config(train={"batch_size": 8, "max_bad_steps": 9}, checkpoint={"every_steps": 1, "keep": 2})
     train(tmp_path, config, source=broken(config, {2, 3, 4, 5, 6}))
@@ -446,7 +493,7 @@ def removed(root: Path, what: str) -> None:
 FAILURES: dict[str, tuple[Callable[[Path], None], str]] = {
     "metrics.jsonl is a folder": (
         lambda root: (removed(root, "metrics.jsonl"), (root / "metrics.jsonl").mkdir()),
-        "directory",
+        "metrics.jsonl",
     ),
     "previews is a file": (lambda root: (removed(root, "previews"), (root / "previews").touch()), "previews"),
     "environment.json is damaged": (lambda root: (root / "environment.json").write_bytes(b"\xff{"), ""),
@@ -454,6 +501,7 @@ FAILURES: dict[str, tuple[Callable[[Path], None], str]] = {
 }
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # TensorBoard's own thread
 @pytest.mark.parametrize("name", FAILURES)
 def test_what_fails_beside_the_run_costs_no_step(tmp_path: Path, name: str) -> None:
     act, message = FAILURES[name]

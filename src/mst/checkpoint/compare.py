@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,10 @@ that BatchNorm in a head, `model.head_norm batch`, sees at once), and colours on
 some pixels by one grey level; all else continues exactly as it would have.
 """
 
-
-IDENTITY, ACCEPTED = "data_identity", "accepted_data"
+INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime.precision")
+"""Settings that define what is learnt and may be changed all the same: what helps where steps are not finite. The plan
+notes each change and its step, under its key of that name."""
+IDENTITY, ACCEPTED, NOTED = "data_identity", "accepted_data", "interventions"
 """Keys of a plan: what the images are, and what was there before and was accepted to have changed."""
 FOLLOWS_FROM_DATA = (
     *("dataset_size", "steps_per_epoch", "total_steps", "warmup_steps"),
@@ -61,16 +63,29 @@ def is_free(key: str) -> bool:
     return any(key == free or key.startswith(f"{free}.") for free in FREE)
 
 
-def refuse_changed_settings(saved: Mapping[str, Any], current: Mapping[str, Any]) -> None:
+def interventions(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Return those of a configuration's `INTERVENTIONS` that a run is to be resumed with other values of."""
+    return {key: pair for key, pair in changed_settings(saved, current).items() if key in INTERVENTIONS}
+
+
+def refuse_changed_settings(
+    saved: Mapping[str, Any], current: Mapping[str, Any], *, free: Collection[str] = ()
+) -> None:
     """Compare a checkpoint's configuration (or plan) with the one it is to be resumed with.
 
     A key that the checkpoint does not know came with a newer version of this package: it has nothing to differ from.
 
+    Args:
+        saved: of the checkpoint.
+        current: of the run.
+        free: keys that may differ besides those of `is_free`.
+
     Raises:
         CheckpointError: settings that define the run differ; names each with both values. Or the images do.
     """
-    free = FOLLOWS_FROM_DATA if _accepted(saved, current) else ()
-    saved, current = ({key: side[key] for key in side if key not in {IDENTITY, ACCEPTED}} for side in (saved, current))
+    free = {*free, *(FOLLOWS_FROM_DATA if _accepted(saved, current) else ())}
+    noted = {IDENTITY, ACCEPTED, NOTED}
+    saved, current = ({key: side[key] for key in side if key not in noted} for side in (saved, current))
     known = _flat(saved)
     changed = changed_settings(saved, current)
     changes = {key: pair for key, pair in changed.items() if key in known and not is_free(key) and key not in free}

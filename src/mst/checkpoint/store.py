@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from mst.runtime.files import sync_folder
 
 _STEP = re.compile(r"step_(\d+)")
 _ASIDE = ".aside-"
-_PROVISIONAL = "provisional"
+PROVISIONAL = "provisional"
+"""Key of the information beside a checkpoint that was saved as one."""
 
 
 class CheckpointStore:
@@ -57,12 +59,12 @@ class CheckpointStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
-            if self._is_sound(step):  # saved before a signal or before a fall-back: nothing to win, something to lose
+            if self._is_sound(step) and not self.is_provisional(step):  # nothing to win, something to lose
                 return target
             aside.mkdir()
-            write_folder(aside, step, parts, {**info, _PROVISIONAL: True} if provisional else info)
+            write_folder(aside, step, parts, {**info, PROVISIONAL: True} if provisional else info)
             if target.exists():
-                self._remove(target)  # a damaged one
+                self._remove(target)  # a damaged or provisional one
             aside.rename(target)
             sync_folder(self._folder)
         except OSError as error:
@@ -71,8 +73,11 @@ class CheckpointStore:
         self._retain(step)
         return target
 
-    def load_latest(self) -> Checkpoint:
+    def load_latest(self, wanted: Callable[[Checkpoint], bool] = lambda checkpoint: True) -> Checkpoint:
         """Return the newest checkpoint that is sound; each damaged one on the way costs one line of warning.
+
+        Args:
+            wanted: which to take; others are passed over without a word.
 
         Raises:
             CheckpointError: there is none; the message says what is wrong with the newest.
@@ -89,7 +94,9 @@ class CheckpointStore:
                 if step != steps[0]:
                     logging.warn(f"{damages[-1]}; falling back to the checkpoint before it")
                 continue
-            return checkpoint
+            if wanted(checkpoint):
+                return checkpoint
+            damages.append(f"{self.path(step)} is of steps that were skipped")
         raise CheckpointError(
             f"none of {len(steps)} checkpoints can be used ({'; '.join(damages)}): start the run anew"
         )
@@ -97,7 +104,7 @@ class CheckpointStore:
     def is_provisional(self, step: int) -> bool:
         """Whether the checkpoint of `step` was saved as one."""
         try:
-            return bool(json.loads((self.path(step) / INFO).read_bytes())["info"].get(_PROVISIONAL))
+            return bool(json.loads((self.path(step) / INFO).read_bytes())["info"].get(PROVISIONAL))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return False  # damaged: as before
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import tyro
 
-from mst.checkpoint.compare import is_free
+from mst.checkpoint.compare import INTERVENTIONS, is_free
 from mst.commands.output import emit_json
 from mst.commands.tyro_cli import Words, parse_run_words
 from mst.config.keys import flag
@@ -103,7 +103,7 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
     stored = with_absolute_paths(load_config(run.config))
     asked = with_absolute_paths(override(base_config(recipe) if recipe else stored, words))
     before, after = flatten(stored), flatten(asked)
-    refused = [key for key in changed_keys(stored, asked) if not is_free(key)]
+    refused = [key for key in changed_keys(stored, asked) if not is_free(key) and key not in INTERVENTIONS]
     if refused:
         changes = ", ".join(f"{flag(key)} (was {before[key]}, now {after[key]})" for key in refused)
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")

@@ -171,7 +171,7 @@ def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
         logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
     write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
     write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
-    write_atomic(run.plan, setup.plan.model_dump_json(indent=2) + "\n")
+    write_atomic(run.plan, task.plan.model_dump_json(indent=2) + "\n")
     train(setup, trainer)
     logging.info(
         f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"

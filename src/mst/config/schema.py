@@ -299,3 +299,5 @@ class RunPlan(Section):
     """What the images are, `mst.runtime.identity.DataIdentity.row()`; empty in runs of older versions."""
     accepted_data: tuple[dict[str, Any], ...] = ()
     """Images that the run learned from before they changed: `identity`, and the `until_step` they were used."""
+    interventions: tuple[dict[str, Any], ...] = ()
+    """Settings that were changed in the middle of the run: from `step` on, `changed`: key -> (before, from then on)."""

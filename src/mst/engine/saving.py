@@ -37,7 +37,7 @@ class Saver:
         self._failed: BaseException | None = None
         self._saved_step = 0
         if self.store is not None and self.resumed:
-            checkpoint = self.store.load_latest()
+            checkpoint = self.store.load_latest(task.wants)
             task.load(checkpoint)
             self._saved_step = task.state.step
             self.rows = checkpoint.info.get("rows", {})  # none in those of older versions

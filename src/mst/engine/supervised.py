@@ -259,6 +259,9 @@ class _Supervised(Generic[Batch]):
     def info(self) -> dict[str, Any]:
         return {"identity": dict(self.where.identity)}
 
+    def wants(self, checkpoint: Checkpoint) -> bool:
+        return True
+
     def load(self, checkpoint: Checkpoint) -> None:
         refuse_other_training(checkpoint.info.get("identity", {}), self.where.identity, checkpoint.path.parent)
         model, optimizer, parts = self.training.model, self.training.optimizer, checkpoint.parts

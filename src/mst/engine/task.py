@@ -115,6 +115,9 @@ class Task(Protocol[Batch]):
     def info(self) -> dict[str, Any]:
         """Return what is kept beside the parts, as JSON types."""
 
+    def wants(self, checkpoint: Checkpoint) -> bool:
+        """Whether to go on from this checkpoint, not from one before it."""
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint.
 

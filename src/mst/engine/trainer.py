@@ -16,6 +16,7 @@ from mst.engine.saving import Saver, exit_status
 from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
 from mst.errors import RunFailure
 from mst.runtime import logging
+from mst.runtime.files import remove_asides
 from mst.runtime.progress import Throughput, TrainingProgress
 from mst.runtime.record import RunRecord, bad_steps_file
 from mst.runtime.results import read_jsonl
@@ -94,6 +95,8 @@ class Trainer(Generic[Batch]):
         run, step = self.outputs.run, self.state.step
         if run is not None:
             done = step if self.saver.resumed else -1  # without a checkpoint even the rows of step 0 come again
+            for folder in (run.root, run.previews):
+                remove_asides(folder)
             self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard)
         missing = not self.saver.resumed
         if self.saver.resumed:

@@ -105,6 +105,7 @@ def facts(records: RunRecords, story: Story) -> list[Fact]:
         Fact("Classes", numbers.short(plan.get("classes"))),
         Fact("Backbone", *backbone(records)),
         Fact("Started from", story.start or numbers.NONE),
+        Fact("Changed on the way", _interventions(records) or numbers.NONE),
         Fact("Views", *_views(records)),
         Fact("Prototypes", numbers.short(plan.get("prototypes")), _head(records)),
         Fact("Duration", numbers.duration(records.last("seconds")), _speed(records)),
@@ -112,6 +113,19 @@ def facts(records: RunRecords, story: Story) -> list[Fact]:
         Fact("Commit", str(commit)[:10] if commit else numbers.NONE, f"mst {environment.get('mst', '')}".strip()),
     ]
     return [fact for fact in found if fact.value != numbers.NONE]
+
+
+def _interventions(records: RunRecords) -> str:
+    """Return which settings were changed in the middle of the run, and when; "" = none."""
+    found = records.plan.get("interventions")
+    changes = [
+        f"{key} {pair[0]} -> {pair[1]} from step {numbers.short(row.get('step'))}"
+        for row in (found if isinstance(found, list) else [])
+        if isinstance(row, dict) and isinstance(row.get("changed"), dict)
+        for key, pair in row["changed"].items()
+        if isinstance(pair, list) and len(pair) == 2
+    ]
+    return ", ".join(changes)
 
 
 def backbone(records: RunRecords) -> tuple[str, str]:

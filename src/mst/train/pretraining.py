@@ -10,8 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.checkpoint.compare import refuse_changed_settings
+from mst.checkpoint.compare import NOTED, interventions, refuse_changed_settings
 from mst.checkpoint.format import Checkpoint
+from mst.checkpoint.store import PROVISIONAL
 from mst.config.schema import RunConfig, RunPlan
 from mst.engine.task import Intervals, Outputs, Remarks
 from mst.errors import CheckpointError
@@ -45,9 +46,6 @@ ROW_KEYS = (
     *("masked_share", "psnr_masked", "psnr_visible", "bad_steps", "seconds"),
 )
 """Keys of a row of metrics, always all of them; null where there is nothing to report."""
-TOO_MANY = (
-    "start anew with a lower --optimizer.lr or with --runtime.precision fp32, or skip more (--train.max-bad-steps)"
-)
 
 
 @dataclass
@@ -76,13 +74,20 @@ class Pretraining:
     evaluator: Evaluator | None = None
     samples: Tensor | None = None
     title: str = field(default="pre-training", init=False)
-    too_many: str = field(default=TOO_MANY, init=False)
     buffers: Sequence[Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
         self.buffers = self.state.buffers
         self._guard: KnnGuard | None = None
         self._guard_begun = False
+
+    @property
+    def too_many(self) -> str:
+        """What helps where steps are not finite."""
+        return (
+            f"{self.run.resume_command} --optimizer.lr {self.plan.lr / 2:.3g} (or --runtime.precision fp32) goes on "
+            "from the last checkpoint before them, a larger --train.max-bad-steps from here"
+        )
 
     @property
     def intervals(self) -> Intervals:
@@ -174,6 +179,9 @@ class Pretraining:
     def draw(self, *, missing_only: bool) -> None:
         """Draw the sample images as method and networks see them now."""
         path = self.run.previews / f"step_{self.state.step:07d}.png"
+        if missing_only:  # those beyond are of steps that the run has not done
+            for beyond in (file for file in self.run.previews.glob("step_*.png") if file.name > path.name):
+                beyond.unlink()
         if self.samples is None or not self._preview_due(self.state.step) or (missing_only and path.exists()):
             return
         mean, std = self.plan.mean, self.plan.std
@@ -208,18 +216,28 @@ class Pretraining:
         config = self.config.model_dump(mode="json")
         return {"config": config, "plan": _plan_values(self.plan), "environment": dict(self.environment)}
 
+    def wants(self, checkpoint: Checkpoint) -> bool:
+        """With other settings than led to skipped steps, go on from before them."""
+        changed = interventions(_section(checkpoint, "config"), self.config.model_dump())
+        return not (changed and checkpoint.info.get(PROVISIONAL))
+
     def load(self, checkpoint: Checkpoint) -> None:
-        """Take up a checkpoint of this run.
+        """Take up a checkpoint of this run; changes of settings that are no definition of it are noted in the plan.
 
         Raises:
             CheckpointError: settings that define the run have changed, or its parts do not fit; nothing has changed.
         """
-        for key, current in (("config", self.config.model_dump()), ("plan", _plan_values(self.plan))):
-            saved = checkpoint.info.get(key)
-            if not isinstance(saved, Mapping):
-                raise CheckpointError(f"{checkpoint.path} is no checkpoint of a pre-training: it has no {key}")
-            refuse_changed_settings(saved, current)
+        config, plan = (_section(checkpoint, key) for key in ("config", "plan"))
+        changed = interventions(config, self.config.model_dump())
+        refuse_changed_settings(config, self.config.model_dump(), free=changed)
+        refuse_changed_settings(plan, _plan_values(self.plan), free=["lr"] if changed else ())
         self.state.load(checkpoint.parts)
+        noted = tuple(plan.get(NOTED, ()))
+        if changed:
+            noted = (*noted, {"step": self.state.step, "changed": changed})
+            said = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changed.items())
+            logging.warn(f"from step {self.state.step} on with {said}; plan.json notes it")
+        self.plan = self.plan.model_copy(update={NOTED: noted})
         logging.info(f"resuming {self.run.root} at step {self.state.step} of {self.plan.total_steps}")
 
     def _preview_due(self, step: int) -> bool:
@@ -257,6 +275,18 @@ def describe(numbers: Mapping[str, float]) -> str:
     """Write losses, learning rate and speed in one line."""
     parts = f"dino {numbers['self_distillation']:.3f}, restore {numbers['restoration']:.3f}"
     return f"loss {numbers['loss']:.3f} ({parts})  {describe_speed(numbers)}"
+
+
+def _section(checkpoint: Checkpoint, key: str) -> Mapping[str, Any]:
+    """Return what a checkpoint of a pre-training holds beside its parts.
+
+    Raises:
+        CheckpointError: it is of something else.
+    """
+    found = checkpoint.info.get(key)
+    if not isinstance(found, Mapping):
+        raise CheckpointError(f"{checkpoint.path} is no checkpoint of a pre-training: it has no {key}")
+    return found
 
 
 def _plan_values(plan: RunPlan) -> dict[str, Any]:

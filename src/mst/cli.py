@@ -15,6 +15,7 @@ from pathlib import Path
 
 import mst
 from mst.errors import Interrupted, MstError, UsageError
+from mst.runtime.leaving import end_process
 from mst.runtime.names import shown
 from mst.runtime.signals import Signalled, ended_by_signals
 
@@ -77,9 +78,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         ended it (130: Ctrl-C), 141 when nobody reads the result any more.
     """
     open_streams()
+    status = _status(list(sys.argv[1:] if argv is None else argv))
+    end_process(status)
+    return status
+
+
+def _status(words: list[str]) -> int:
+    """Run the command line, and turn whatever it raises into one line and an exit status."""
     try:
         with ended_by_signals():
-            status = _dispatch(list(sys.argv[1:] if argv is None else argv))
+            status = _dispatch(words)
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:

@@ -214,3 +214,19 @@ def test_unreadable_images_are_replaced_and_listed(
     words.append("--overwrite")
     assert call(capsys, *words, "--max-unreadable-share", "0.5").status == 0
     assert len((tmp_path / "o" / "unreadable.txt").read_text().splitlines()) == 1
+
+
+def test_validation_images_that_cannot_be_read_are_found_before_the_training(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(data, broken)
+    image = sorted((broken / "val" / "cat").iterdir())[0]
+    image.write_bytes(image.read_bytes()[:-200])  # its header is sound
+    words = ["finetune", "--backbone", backbone, "--data", broken, "--out", tmp_path / "o", *FAST]
+    answer = call(capsys, *words, "--max-unreadable-share", "0.05")
+    assert answer.status == 2
+    assert image.name in answer.line
+    assert "mend or remove them, or raise --max-unreadable-share" in answer.line
+    assert not (tmp_path / "o").exists()
+    assert call(capsys, *words, "--max-unreadable-share", "0.5").status == 0

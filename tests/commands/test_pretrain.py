@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -132,16 +133,28 @@ def test_resume_of_a_finished_run_changes_nothing(finished: Path, capsys: pytest
 
 
 def test_resume_refuses_changed_settings_by_name(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    answer = call(capsys, "pretrain", "--resume", finished, "--train.epochs", "9", "--optimizer.base-lr", "0.1")
+    answer = call(capsys, "pretrain", "--resume", finished, "--train.epochs", "9", "--optimizer.min-lr", "0.1")
     assert answer.status == 2
     assert "--train.epochs (was 2.0, now 9.0)" in answer.line
-    assert "--optimizer.base-lr" in answer.line
+    assert "--optimizer.min-lr" in answer.line
 
 
 def test_resume_with_the_whole_command_again(finished: Path, images: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = ("pretrain", "debug", "--data.train", images, "--resume", finished, "--monitor.tensorboard", "false")
     assert call(capsys, *words, "--runtime.precision", "fp32").status == 0
-    assert "--runtime.precision" in call(capsys, *words).line
+    assert "--runtime.precision" in call(capsys, *words).line  # what changes the run must be said, not left away
+
+
+def test_resume_takes_another_rate_and_notes_it(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    answer = call(capsys, "pretrain", "--resume", tmp_path / "run", "--optimizer.lr", "1e-5")
+    assert (answer.status, "on with optimizer.lr None -> 1e-05; plan.json notes it" in answer.err) == (0, True)
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["lr"] == 1e-5
+    assert [row["changed"] for row in plan["interventions"]] == [{"optimizer.lr": [None, 1e-5]}]
+    assert call(capsys, "pretrain", "--resume", tmp_path / "run").status == 0
 
 
 def test_resume_from_another_working_directory_and_with_moved_images(
@@ -240,7 +253,7 @@ FOLDER_WORDS = {
     "missing": "does not exist",
     "empty": "holds no images",
     "no images": "holds no images",
-    "a file": "neither a folder, nor an image",
+    "a file": "its first path is no file",
     "all unreadable": "none of the 9 images can be decoded",
     "too small": "smaller than one 8 px patch",
     "too few": "--train.batch-size 8 is larger than the data set of 3 images",
@@ -371,5 +384,5 @@ def test_labelled_images_of_one_class_measure_nothing(
     words = ("pretrain", "debug", "--data.train", images, "--out", tmp_path / "run")
     answer = call(capsys, *words, "--monitor.knn-data", one)
     assert answer.status == 2
-    assert "--monitor.knn-data: the training images (4) are all of class cat, so every answer" in answer.line
+    assert "--monitor.knn-data: the training images (4) are all of class cat, so every answer" in answer.err
     assert not (tmp_path / "run").exists()

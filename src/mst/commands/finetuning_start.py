@@ -9,9 +9,10 @@ from typing import Any, Literal
 import timm
 
 from mst.commands.evaluate import Limits
-from mst.commands.setup import check_sample
+from mst.commands.setup import check_readable, check_sample
 from mst.commands.subject import RANDOM, load_subject
 from mst.config.schema import ModelConfig
+from mst.data.decoding import decode_image
 from mst.data.labelled import LabelledFolder
 from mst.data.statistics import channel_statistics
 from mst.errors import DataError, UsageError
@@ -189,6 +190,13 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         raise DataError(
             f"--batch-size {config.protocol.batch_size} is larger than the training set ({count}): at most {count}"
         )
+    check_readable(
+        len(folder.val.paths),
+        lambda position: decode_image(folder.val.paths[position], channels=channels),
+        most=config.running.max_unreadable_share,
+        named=f"the validation images of {folder.root}",
+        advice=", or raise --max-unreadable-share",
+    )
     folder.tell()
     return folder
 

@@ -103,7 +103,8 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
     stored = with_absolute_paths(load_config(run.config))
     asked = with_absolute_paths(override(base_config(recipe) if recipe else stored, words))
     before, after = flatten(stored), flatten(asked)
-    refused = [key for key in changed_keys(stored, asked) if not is_free(key) and key not in INTERVENTIONS]
+    allowed = [key for key in INTERVENTIONS if key in words]  # said, not left away in a repeated command
+    refused = [key for key in changed_keys(stored, asked) if not is_free(key) and key not in allowed]
     if refused:
         changes = ", ".join(f"{flag(key)} (was {before[key]}, now {after[key]})" for key in refused)
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -16,6 +17,7 @@ from mst.data.folders import cache_folder
 from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics
 from mst.errors import DataError
+from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
@@ -33,6 +35,8 @@ SAMPLE = 32
 """Images that are opened before a run starts."""
 LABELLED_SAMPLE = 4
 """The same of each of the labelled sets."""
+READ_BEFORE = 256
+"""Images of a set that are read before a training that reads them when much has been learnt."""
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,9 @@ def labelled_sets(config: RunConfig) -> LabelledSets:
         strict=config.data.strict,
     )
     check_labelled(sets, "--monitor.knn-data")
+    most = FeatureSettings().max_unreadable_share
+    for images in (sets.train, sets.val):
+        check_readable(len(images), images.read, most=most, named="--monitor.knn-data", advice="")
     return sets
 
 
@@ -158,6 +165,33 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
         sets.check_classes()
     except DataError as error:
         raise DataError(f"{option}: {error}") from error
+
+
+def check_readable(count: int, read: Callable[[int], object], *, most: float, named: str, advice: str) -> None:
+    """Read up to `READ_BEFORE` images of a set, evenly spaced: what would end an evaluation is to end it before.
+
+    Args:
+        count: images in the set.
+        read: reads one.
+        most: share that may be unreadable.
+        named: what the set is, for the message.
+        advice: besides mending them, what to do.
+
+    Raises:
+        DataError: more than `most` of those that were read cannot be.
+    """
+    positions = even_positions(count, READ_BEFORE).tolist()
+    problems = []
+    for position in positions:
+        try:
+            read(position)
+        except UnreadableImage as problem:
+            problems.append(problem)
+    if len(problems) > most * len(positions):
+        raise DataError(
+            f"{named}: {len(problems)} of {len(positions)} images looked at cannot be read, at most {most:.0%} may "
+            f"(the first: {problems[0]}): mend or remove them{advice}"
+        )
 
 
 def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import os
-import sys
+import multiprocessing
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from multiprocessing.process import BaseProcess
 from queue import Empty, SimpleQueue
 from typing import Generic, TypeVar
 
+from mst.runtime.leaving import leave_behind
 from mst.runtime.signals import GracefulStop
 
 Batch = TypeVar("Batch")
@@ -26,8 +27,8 @@ CLOSING = 3.0
 class Feeder(Generic[Batch]):
     """Takes batches from a source, one step's at a time, when asked: it reads nothing ahead.
 
-    A thread that hangs in its source (a dead network mount) cannot be ended; it is left behind, and the process with it
-    once the main thread is through.
+    A thread that hangs in its source (a dead network mount) cannot be ended; it is left behind, and the command line
+    ends the process without it.
     """
 
     def __init__(self, source: Callable[[], Iterator[Batch]]) -> None:
@@ -35,6 +36,7 @@ class Feeder(Generic[Batch]):
         self._source = source
         self._wanted: SimpleQueue[int] = SimpleQueue()
         self._found: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
+        self._others: set[BaseProcess] = set()
         self._thread: threading.Thread | None = None
 
     def take(self, count: int, stop: GracefulStop) -> list[Batch] | None:
@@ -44,6 +46,7 @@ class Feeder(Generic[Batch]):
             BaseException: whatever the source raises.
         """
         if self._thread is None:
+            self._others = {*multiprocessing.active_children()}
             self._thread = threading.Thread(target=self._run, name="mst-feeder", daemon=True)
             self._thread.start()
         self._wanted.put(count)
@@ -62,14 +65,16 @@ class Feeder(Generic[Batch]):
                 raise found
             return found
 
-    def close(self, status: int) -> None:
-        """End the source; one that hangs ends with the process, which then has exit status `status`."""
+    def close(self) -> None:
+        """End the source. One that hangs is left behind, its processes are killed."""
         if self._thread is None:
             return
         self._wanted.put(0)
         self._thread.join(CLOSING)
         if self._thread.is_alive():
-            threading.Thread(target=_leave, args=(self._thread, status), daemon=True).start()
+            for process in {*multiprocessing.active_children()} - self._others:
+                process.kill()
+            leave_behind()
 
     def _run(self) -> None:
         try:
@@ -81,13 +86,3 @@ class Feeder(Generic[Batch]):
             return
         with suppress(AttributeError):  # an iterator that is no generator has nothing to close
             source.close()  # type: ignore[attr-defined]
-
-
-def _leave(hung: threading.Thread, status: int) -> None:
-    """End the process after its main thread, though `hung` and the threads it waits for never return."""
-    threading.main_thread().join()
-    if hung.is_alive():
-        for stream in (sys.stdout, sys.stderr):
-            with suppress(Exception):
-                stream.flush()
-        os._exit(status)

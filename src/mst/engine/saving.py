@@ -116,15 +116,9 @@ class Saver:
 def _failure(message: str, cause: BaseException) -> RunFailure:
     """Return a failure with the exit status of its cause."""
     failure = RunFailure(message)
-    failure.exit_code = exit_status(cause)
+    if isinstance(cause, MstError):
+        failure.exit_code = cause.exit_code
+    elif isinstance(cause, KeyboardInterrupt):
+        failure.exit_code = 130
     failure.__cause__ = cause
     return failure
-
-
-def exit_status(error: BaseException | None) -> int:
-    """Return the exit status of the process that an error ends."""
-    if error is None:
-        return 0
-    if isinstance(error, KeyboardInterrupt):
-        return 130
-    return error.exit_code if isinstance(error, MstError) else 1

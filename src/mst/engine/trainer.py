@@ -12,7 +12,7 @@ from typing import Any, Generic
 
 from mst.engine.feeder import Feeder
 from mst.engine.guard import StepGuard
-from mst.engine.saving import Saver, exit_status
+from mst.engine.saving import Saver
 from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
 from mst.errors import RunFailure
 from mst.runtime import logging
@@ -56,7 +56,6 @@ class Trainer(Generic[Batch]):
         """
         then = "saving" if self.saver.store else "stopping; nothing is saved without --checkpoints"
         notice = f"finishing this step, then {then} (Ctrl-C again: stop at once)"
-        ended: BaseException | None = None
         with GracefulStop(notice) as stop:
             try:
                 with self.progress:
@@ -72,7 +71,7 @@ class Trainer(Generic[Batch]):
                     raise
                 raise ended from error
             finally:
-                self._close(exit_status(ended))
+                self._close()
 
     def _next(self, stop: GracefulStop) -> None:
         """Do one step, unless a signal comes before its batch."""
@@ -228,9 +227,9 @@ class Trainer(Generic[Batch]):
         self.state.seconds += now - self.clock
         self.clock = now
 
-    def _close(self, status: int) -> None:
+    def _close(self) -> None:
         """End the batches and the event file; neither may hide what ended the training."""
-        self.feeder.close(status)
+        self.feeder.close()
         if self.record is not None:
             try:
                 self.record.close()

@@ -59,7 +59,9 @@ ADVICE = {
     errno.ELOOP: "its links lead in a circle: mend them",
 }
 """What to do about errors of the system that are nobody's bug."""
-TOO_LARGE = re.compile("out of memory|can't allocate memory|Storage size calculation overflowed")
+TOO_LARGE = re.compile(
+    "out of memory|can't allocate memory|Storage size calculation overflowed|could not create a (?:primitive|memory)"
+)
 """What torch says about a tensor that does not fit."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""

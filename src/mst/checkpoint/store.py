@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -16,6 +17,7 @@ from mst.runtime import logging
 from mst.runtime.files import sync_folder
 
 _STEP = re.compile(r"step_(\d+)")
+FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _ASIDE = ".aside-"
 PROVISIONAL = "provisional"
 """Key of the information beside a checkpoint that was saved as one."""
@@ -140,4 +142,5 @@ class CheckpointStore:
     def _disk_message(self, target: Path, error: OSError) -> str:
         steps = self.steps()
         intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier one"
-        return f"cannot write checkpoint {target}: {error.strerror or error}; {intact}: free space, then resume"
+        advice = "free space" if error.errno in FULL else "mend that"
+        return f"cannot write checkpoint {target}: {error.strerror or error}; {intact}: {advice}, then resume"

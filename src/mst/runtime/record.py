@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +61,12 @@ class RunRecord:
             self._writer.close()
 
 
+def _told_elsewhere(trace: threading.ExceptHookArgs) -> None:
+    """Print no trace of a thread that writes events: whoever writes the next row gets its error."""
+    if not type(trace.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(trace)
+
+
 def bad_steps_file(run: RunDir) -> Path:
     """Return where skipped steps are listed, with the positions of their images."""
     return run.root / "bad_steps.jsonl"
@@ -86,4 +93,6 @@ def _step_of(line: bytes) -> float:
 def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter:
     from torch.utils.tensorboard import SummaryWriter
 
+    if threading.excepthook is threading.__excepthook__:
+        threading.excepthook = _told_elsewhere
     return SummaryWriter(folder, purge_step=step + 1)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from mst.checkpoint.store import CheckpointStore
+from mst.checkpoint.store import PROVISIONAL, CheckpointStore
 from mst.errors import CheckpointError, RunFailure
 
 
@@ -130,6 +130,19 @@ def test_leftovers_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     shutil.copytree(tmp_path / "step_1", tmp_path / ".aside-4242-step_2")
     store.save(2, parts(2), {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step_1", "step_2"]
+
+
+def test_provisional_ones_take_no_other_s_place(tmp_path: Path) -> None:
+    store = saved(tmp_path, 1, 2, keep=2)
+    for step in (3, 4):
+        store.save(step, parts(step), {}, provisional=True)
+    assert store.steps() == [1, 2, 4]
+    assert [store.is_provisional(step) for step in store.steps()] == [False, False, True]
+    assert store.load_latest().step == 4
+    assert store.load_latest(lambda checkpoint: not checkpoint.info.get(PROVISIONAL)).step == 2
+    store.save(4, parts(9), {})  # on another way: the provisional one is replaced
+    assert (store.steps(), store.is_provisional(4)) == ([2, 4], False)
+    torch.testing.assert_close(store.load_latest().parts["student"], parts(9)["student"], rtol=0, atol=0)
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -33,6 +33,10 @@ class Damaged(Exception):
     """This checkpoint cannot be used; the message says what is wrong with which file."""
 
 
+class OtherFormat(Damaged):
+    """It is sound, but another version of this package wrote it."""
+
+
 @dataclass(frozen=True)
 class Checkpoint:
     """One checkpoint in memory.
@@ -158,7 +162,7 @@ def verified_info(folder: Path) -> dict[str, Any]:
     if not content or record.get("sha256") != _digest(content):
         raise Damaged(f"{INFO} was changed after it was written")
     if content.get("format") != FORMAT_VERSION:
-        raise Damaged(
+        raise OtherFormat(
             f"it has format {content.get('format')}, this version of mst reads {FORMAT_VERSION}: finish the run with "
             "the version that began it, or start anew with --init FOLDER/backbone.safetensors"
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from mst.checkpoint.format import INFO, Checkpoint, Damaged, read_folder, verified_info, write_folder
+from mst.checkpoint.format import INFO, Checkpoint, Damaged, OtherFormat, read_folder, verified_info, write_folder
 from mst.errors import CheckpointError, RunFailure
 from mst.runtime import logging
 from mst.runtime.files import sync_folder
@@ -91,6 +91,8 @@ class CheckpointStore:
         for step in reversed(steps):
             try:
                 checkpoint = read_folder(self.path(step))
+            except OtherFormat as other:  # those before it are no younger
+                raise CheckpointError(f"cannot resume from {self.path(step)}: {other}") from other
             except Damaged as damage:
                 damages.append(f"{self.path(step)} is damaged: {damage}")
                 if step != steps[0]:

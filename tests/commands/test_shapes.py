@@ -109,6 +109,6 @@ def test_channels_that_do_not_match(tmp_path: Path, capsys: pytest.CaptureFixtur
         recipe = ("--recipe", "debug") if command[0] == "ablate" else ()
         answer = call(capsys, *command, *recipe, *words, option, labelled)
         assert answer.status == 2
-        assert f"{option}: none of the images tried can be decoded" in answer.line
-        assert "has 3 channels, 6 are asked for by --data.channels" in answer.line
+        assert f"{option}: none of the images tried can be decoded" in answer.err
+        assert "has 3 channels, 6 are asked for by --data.channels" in answer.err
     assert not (tmp_path / "r").exists()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -65,12 +66,11 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     """Append one row; a row is one line, written in one call. Half a row that a killed process left ends before it.
 
     Raises:
-        RunFailure: there is something at `path` that is no file.
-        OSError: the disk refused.
+        OSError: the disk refused, or there is something at `path` that is no file.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():  # opening a pipe would wait for its reader
-        raise RunFailure(f"cannot write rows to {path}: it is no file; move it away")
+        raise OSError(errno.EEXIST, "it is no file: move it away", str(path))
     line = (json.dumps(plain_json(row), allow_nan=False) + "\n").encode()
     with path.open("ab+", buffering=0) as file:
         if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -123,3 +124,14 @@ def test_perfect_detections_and_names() -> None:
     assert metrics["ap_box"] == pytest.approx(100)
     assert metrics["ap50_mask"] == pytest.approx(100)
     assert set(metrics) >= {"ap_mask", "ap75_box", "ap_small_box", "ar100_mask"}
+
+
+@pytest.mark.parametrize("first", [2**53, 2**63, 10**30, -9])
+def test_ids_of_any_size_and_sign_give_the_same_numbers(first: int) -> None:
+    coco = random_set(3)
+    found = random_detections(coco, 7)
+    images = tuple(replace(image, id=first + image.id) for image in coco.images)
+    other = replace(coco, images=images, category_ids=(first, first + 1, first + 2))
+    moved = [item._replace(image_id=first + item.image_id) for item in found]
+    for kind in ("bbox", "segm"):
+        assert coco_statistics(other, moved, kind=kind) == coco_statistics(coco, found, kind=kind)

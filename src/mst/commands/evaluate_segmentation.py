@@ -60,7 +60,7 @@ class SegmentationArguments(Common):
     protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
     options: SegmentationOptions = field(default_factory=SegmentationOptions)
     saving: Checkpointing = field(default_factory=Checkpointing)
-    settings: FeatureSettings = field(default_factory=FeatureSettings)
+    settings: FeatureSettings = field(default_factory=lambda: FeatureSettings(forward_batch=16))
 
 
 def evaluate_segmentation(

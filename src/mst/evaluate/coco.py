@@ -181,7 +181,7 @@ def read_coco(file: Path, images: Path) -> CocoSet:
 
 def _parse(file: Path) -> dict[str, list[Any]]:
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = json.loads(file.read_bytes())  # UTF-8, 16 or 32, with or without a mark
     except (OSError, ValueError, RecursionError) as error:
         raise DataError(f"{file}: cannot be read as JSON ({error})") from error
     for key in ("images", "annotations", "categories"):

@@ -8,6 +8,7 @@ Letters: H W pixels, M detections of an image.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,6 +94,7 @@ def coco_statistics(coco: CocoSet, detections: Sequence[Detection], *, kind: str
         from faster_coco_eval import COCO, COCOeval_faster
     except ImportError as error:
         raise MissingExtra("faster-coco-eval", "detection") from error
+    coco, detections = _numbered(coco, detections)
     truth = coco_json(coco)
     records = detection_records(detections, coco, kind=kind)
     ground = COCO(truth)
@@ -100,3 +102,12 @@ def coco_statistics(coco: CocoSet, detections: Sequence[Detection], *, kind: str
     evaluation = COCOeval_faster(ground, found, kind)
     evaluation.run()
     return [float(value) for value in evaluation.stats[:12]]
+
+
+def _numbered(coco: CocoSet, detections: Sequence[Detection]) -> tuple[CocoSet, list[Detection]]:
+    """Return both with images and categories numbered from 1 on: COCO's code rounds ids from 2^53 on."""
+    numbers = {image.id: number for number, image in enumerate(coco.images, start=1)}
+    images = tuple(replace(image, id=numbers[image.id]) for image in coco.images)
+    ids = tuple(range(1, len(coco.classes) + 1))
+    found = [item._replace(image_id=numbers[item.image_id]) for item in detections]
+    return replace(coco, images=images, category_ids=ids), found

@@ -197,10 +197,10 @@ def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:
 
 def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_bytes())  # UTF-8, 16 or 32, with or without a mark
         classes = content if isinstance(content, list) else content["classes"]
         ignore = None if isinstance(content, list) else content.get("ignore_index")
-        if not classes or not all(isinstance(name, str) for name in classes):
+        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
             raise ValueError("no class names")
         return tuple(classes), None if ignore is None else int(ignore)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -251,7 +251,7 @@ def read_mask(path: Path, size: tuple[int, int], num_classes: int, ignore_index:
 
 
 def read_values(path: Path, size: tuple[int, int]) -> Tensor:
-    """Return the values of an 8- or 16-bit image, int64 [H, W].
+    """Return the values of a 1-, 8- or 16-bit image, int64 [H, W].
 
     Raises:
         DataError: unreadable, of another kind, or of another size than its image.
@@ -259,10 +259,11 @@ def read_values(path: Path, size: tuple[int, int]) -> Tensor:
     try:
         with quiet_pillow, open_image(path) as file:
             values = np.asarray(file)
+            values = values.astype(np.uint8) if file.mode == "1" else values
     except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as a mask ({error})") from error
     if values.ndim != 2 or values.dtype.kind not in "ui":
-        raise DataError(f"{path}: a mask is an 8- or 16-bit image of class numbers, this one has shape {values.shape}")
+        raise DataError(f"{path}: a mask has 1, 8 or 16 bits of class numbers, this one has shape {values.shape}")
     if values.shape != size:
         raise DataError(
             f"{path}: mask is {values.shape[0]}x{values.shape[1]}, its image is {size[0]}x{size[1]} (H x W)"

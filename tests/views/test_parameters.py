@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 import torch
 from torchvision.transforms.v2 import RandomResizedCrop
 
-from mst.config.schema import ViewsConfig
+from mst.config.schema import Size, ViewsConfig
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms
 
 SIZES = [(375, 500), (32, 32), (1, 1), (1, 700), (700, 1), (5, 3), (90, 100), (1000, 40)]
@@ -91,7 +89,16 @@ def test_ranges() -> None:
     assert p.factors[:, 3].min() == pytest.approx(-0.1, abs=0.01)
     assert p.factors[:, 3].max() == pytest.approx(0.1, abs=0.01)
     assert p.sigma[:300].max() == pytest.approx(2.0, abs=0.05)
-    assert p.sigma[600:].max() == pytest.approx(2.0 * math.sqrt(48 * 112) / 224, abs=0.05)
+    assert p.sigma[600:].max() == pytest.approx(2.0, abs=0.05)  # local crops as global ones, whatever their size
+
+
+@pytest.mark.parametrize(("size", "largest"), [(224, 2.0), (112, 1.0), ((32, 128), 2.0 * 64 / 224)])
+def test_blur_is_that_of_dino_scaled_with_the_global_crops(size: Size, largest: float) -> None:
+    """DINO's code (class GaussianBlur) draws 0.1 to 2 px for every crop of its 224 px recipe: on average 1.05."""
+    p = draw(ViewsConfig(global_size=size, local_size=16, blur=(1.0, 1.0, 1.0)), [(50, 50)] * 400)
+    assert p.sigma.min() == pytest.approx(0.05 * largest, rel=0.1)
+    assert p.sigma.max() == pytest.approx(largest, rel=0.01)
+    assert p.sigma[800:].mean() == pytest.approx(1.05 / 2.0 * largest, rel=0.03)
 
 
 def test_every_order_of_the_jitter_is_as_likely() -> None:

@@ -113,7 +113,7 @@ def random_resized_crop(image: Tensor, size: tuple[int, int], draw: torch.Genera
         h = w = min(height, width)
         top, left = (height - h) // 2, (width - w) // 2
     crop = image[:, top : top + h, left : left + w]
-    resized: Tensor = V.resize(crop, list(size), InterpolationMode.BICUBIC, antialias=True)
+    resized: Tensor = V.resize(crop, list(size), InterpolationMode.BILINEAR, antialias=True)  # as DINO's eval_linear.py
     return resized.flip(-1) if flip else resized
 
 

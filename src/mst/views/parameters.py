@@ -32,7 +32,8 @@ brightness, contrast, saturation, hue, grey, blur, sigma, solarize."""
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 """The jitter's operations."""
 REFERENCE_SIZE = 224
-"""The blur's standard deviation is configured in pixels of a crop of this size."""
+"""The blur's standard deviation is configured for recipes whose global crops have this size; as in DINO, local crops
+are blurred with the deviations of global ones."""
 
 
 COLOUR_NUMBERS = 11
@@ -137,7 +138,6 @@ def draw_parameters(config: ViewsConfig, uniforms: Floats, sizes: Integers, *, c
 
     large, small = config.global_scale, config.local_scale
     scale = per_view(large[0], large[0], small[0]), per_view(large[1], large[1], small[1])
-    global_scale, local_scale = (_sigma_scale(size) for size in (config.global_size, config.local_size))
     u = uniforms.reshape(DRAWS, -1)  # [DRAWS, n]
     top, left, height, width = draw_boxes(u[: 2 * ATTEMPTS + 2], np.tile(sizes, (G + L, 1)), scale)
 
@@ -148,7 +148,7 @@ def draw_parameters(config: ViewsConfig, uniforms: Floats, sizes: Integers, *, c
     factors = _between(u[6:10], (low, centre + reach))  # [4, n]
     order = u[2:6].argsort(axis=0, kind="stable")  # [4, n]
     active = (u[1] < config.jitter) & (reach > 0) & ((channels == 3) | (np.arange(4) < 2))[:, None]  # [4, n]
-    sigma = _between(u[12], config.blur_sigma) * per_view(global_scale, global_scale, local_scale)
+    sigma = _between(u[12], config.blur_sigma) * _sigma_scale(config.global_size)
     return CropParameters(
         top=top,
         left=left,
@@ -197,7 +197,7 @@ def _between(u: Floats, limits: tuple[Floats, Floats] | tuple[float, float]) -> 
 
 
 def _sigma_scale(size: Size) -> float:
-    """Return how many pixels of a crop of this size are one pixel of the reference size (mean of the two sides)."""
+    """Return how many pixels of a recipe with such global crops are one of the reference (mean of the sides)."""
     return math.sqrt(math.prod(height_width(size))) / REFERENCE_SIZE
 
 

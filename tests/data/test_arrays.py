@@ -55,7 +55,10 @@ def test_channels_last_wins_where_both_fit(tmp_path: Path) -> None:
         (np.array([{"a": 1}], dtype=object), "only whole numbers and floats"),
         (PIXELS.astype(complex), "only whole numbers and floats"),
         (PIXELS[:0], "empty or truncated"),
-        (PIXELS.astype(np.int32) - 9, "at most 16 bits unsigned"),
+        (PIXELS.astype(np.int32) - 9, "int32 pixels from -9 to 246: what is white among them is not known"),
+        (PIXELS.astype(np.int64), "store them as uint8 or uint16"),
+        (PIXELS.astype(np.uint32), "store them as uint8 or uint16"),
+        ((PIXELS // 2).astype(np.int8), "store them as uint8 or uint16"),
         (PIXELS * np.float32("nan"), "only [0, 1] or [0, 255]"),
     ],
 )

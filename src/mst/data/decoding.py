@@ -18,8 +18,12 @@ import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from mst.errors import DataError
+from mst.data.tiff import Page, pillow_reads, read_pages
+from mst.errors import DataError, MissingExtra
 from mst.runtime.images import MAX_PIXELS, open_image, quiet_pillow, read_regular, upright
+
+FLOAT_SLACK = 0.05
+"""How far float pixels from [0, 1] may lie beyond it: resampling and sharpening overshoot."""
 
 NPY_MAGIC = b"\x93NUMPY"
 
@@ -67,8 +71,10 @@ class OtherChannels(UnreadableImage):
 def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None = None) -> Tensor:
     """Return the image in a file, upright (EXIF orientation applied), first frame of an animation.
 
-    Palette and CMYK become RGB; transparent pixels are laid over white; 16 bits are scaled to 8 over their full range;
-    float images must lie in [0, 1] or [0, 255]. Arrays in `.npy` files are [H, W], [H, W, channels] or
+    Palette and CMYK become RGB; transparent pixels are laid over white; 16 bits are scaled to 8 over their full range,
+    other depths of a TIFF over theirs (12 bits: 4095 is white); float images must lie in [0, 1] or [0, 255]. Signed and
+    wider whole numbers are refused: what is white among them is not known. TIFFs of layouts that Pillow does not read
+    need tifffile (`mst[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
     [channels, H, W] (the first that fits) and are read without running code from them.
 
     Args:
@@ -84,6 +90,7 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
     Raises:
         UnreadableImage: no file, no permission, empty, damaged, truncated, too large, unknown form, or (as
             `OtherChannels`) another number of channels than asked for.
+        MissingExtra: a TIFF that needs tifffile.
     """
     try:
         data = read_regular(path)
@@ -91,10 +98,12 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
             raise UnreadableImage(path, "empty file")
         if data.startswith(NPY_MAGIC):
             return _decode_array(path, data, channels)
+        if not pillow_reads(data):
+            return _decode_tiff(path, data, channels)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
         return image if image is not None else _decode_with_pillow(path, data, channels, reduction)
-    except UnreadableImage:
+    except (UnreadableImage, MissingExtra):
         raise
     except OSError as error:
         raise UnreadableImage(path, error.strerror or _without_addresses(error)) from error
@@ -161,6 +170,36 @@ def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduct
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
+def _decode_tiff(path: str | Path, data: bytearray, channels: int) -> Tensor:
+    """Decode a TIFF whose layout Pillow does not read."""
+    pages = read_pages(data, first_only=channels in {1, 3})
+    if channels in {1, 3}:
+        pixels = _grey_or_rgb_of(path, pages[0], channels)
+    else:
+        pixels = np.concatenate([_eight_bits(page.values, page.white) for page in pages], axis=2)
+        _check_bands(path, pixels.shape[2], channels)
+    return torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C")).permute(2, 0, 1)
+
+
+def _grey_or_rgb_of(path: str | Path, page: Page, channels: int) -> npt.NDArray[np.uint8]:
+    """Return [H, W, channels] of a page: its colours over white where it is transparent, as Pillow converts them."""
+    values = _eight_bits(page.values, page.white)  # [H, W, C]
+    colours = values.shape[2] - page.alpha
+    if colours not in {1, 3} or (colours == 3 and not page.colours and channels == 1):
+        _check_bands(path, values.shape[2], channels)
+    image = Image.fromarray(np.ascontiguousarray(values[..., :colours].squeeze(2) if colours == 1 else values[..., :3]))
+    if page.alpha:
+        white = Image.new(image.mode, image.size, "white")
+        image = Image.composite(image, white, Image.fromarray(np.ascontiguousarray(values[..., -1])))
+    return np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB")))
+
+
+def _check_bands(path: str | Path, found: int, channels: int) -> None:
+    """Refuse another number of bands than asked for."""
+    if found != channels:
+        raise OtherChannels(path, f"has {found} channel{'s' * (found != 1)}, {channels} are asked for")
+
+
 def _decode_array(path: str | Path, data: bytearray, channels: int) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
     stream = io.BytesIO(data)
@@ -202,28 +241,37 @@ def _grey_or_rgb(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
 def _bands(path: str | Path, image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     """Return [H, W, channels]: the bands of every page side by side, colours as stored."""
     pages = [np.atleast_3d(_eight_bits(page)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
-    count = sum(page.shape[2] for page in pages)
-    if count != channels:
-        raise OtherChannels(path, f"has {count} channel{'s' * (count != 1)}, {channels} are asked for")
+    _check_bands(path, sum(page.shape[2] for page in pages), channels)
     return np.concatenate(pages, axis=2)
 
 
-def _eight_bits(image: Image.Image | npt.NDArray[Any]) -> npt.NDArray[np.uint8]:
-    """Return the pixels as uint8: 16-bit values over their full range, floats from [0, 1] or [0, 255]."""
+def _eight_bits(image: Image.Image | npt.NDArray[Any], white: int | None = None) -> npt.NDArray[np.uint8]:
+    """Return the pixels as uint8: whole numbers over the range of their type, floats from [0, 1] or [0, 255].
+
+    Args:
+        image: pixels.
+        white: what white is among whole numbers; None = the largest of the type.
+    """
     values = np.asarray(image)
-    low, high = values.min(), values.max()
-    if values.dtype == np.uint8:
+    if isinstance(image, Image.Image) and image.mode == "I" and image.format != "TIFF":
+        values = values.astype(np.uint16)  # older Pillows' way to give a PNG or PPM of 16 bits
+    if values.dtype == np.uint8 and white is None:
         scaled = values
     elif values.dtype == np.bool_:
         scaled = values * np.uint8(255)
     elif values.dtype.kind == "f":
-        if not (low >= 0 and high <= 255):  # also when not a number
+        low, high = values.min(), values.max()
+        if not (low >= -FLOAT_SLACK and high <= 255):  # also when not a number
             raise ValueError(f"float pixels from {low:g} to {high:g}: only [0, 1] or [0, 255] is understood")
-        scaled = np.rint(values * 255 if high <= 1 else values)
+        scaled = np.rint(np.clip(values, 0, 1) * 255 if high <= 1 + FLOAT_SLACK else np.clip(values, 0, 255))
+    elif values.dtype.kind == "u" and (white is not None or values.dtype.itemsize == 2):
+        top = white or 65535
+        scaled = (values.astype(np.uint32) * 255 + top // 2) // top
     else:
-        if low < 0 or high > 65535:
-            raise ValueError(f"integer pixels from {low} to {high}: at most 16 bits unsigned are understood")
-        scaled = (values.astype(np.uint32) + 128) // 257  # 65535 = 255 * 257
+        raise ValueError(
+            f"{values.dtype} pixels from {values.min()} to {values.max()}: what is white among them is not known; "
+            "store them as uint8 or uint16"
+        )
     result: npt.NDArray[np.uint8] = scaled.astype(np.uint8, copy=False)
     return result
 

@@ -1,0 +1,155 @@
+"""TIFF by its tags: which files Pillow reads right, and the others through tifffile (an extra).
+
+Pillow scrambles planes of 16-bit colours, leaves 16-bit white-is-zero images negative, and does not know most numbers
+of bands (2, 5, 6, ...), 12 bits, unsigned 32 bits or floats of several bands. Tags: TIFF 6.0 (Adobe 1992), section 8.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from PIL.TiffImagePlugin import ImageFileDirectory_v2
+
+from mst.errors import MissingExtra
+from mst.runtime.images import MAX_PIXELS, check_memory, quiet_pillow
+
+MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+BLACK_IS_ZERO, WHITE_IS_ZERO, RGB, PALETTE, CMYK = 1, 0, 2, 3, 5
+UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+ALPHA = {1, 2}
+"""Values of ExtraSamples that mean transparency."""
+
+
+class Page(NamedTuple):
+    """One page of a TIFF.
+
+    Attributes:
+        values: as stored, upright, [H, W, C].
+        white: what white is: 2^bits - 1 for whole numbers of less than 8 or of 12 bits and the like; None = the type's.
+        colours: whether its first three bands are red, green and blue.
+        alpha: whether its last band is transparency.
+    """
+
+    values: npt.NDArray[Any]
+    white: int | None
+    colours: bool
+    alpha: bool
+
+
+def pillow_reads(data: bytes | bytearray) -> bool:
+    """Whether Pillow can be trusted with all pages of a TIFF; other files and damaged directories are its to judge."""
+    if not data.startswith(MAGIC):
+        return True
+    if data.startswith(MAGIC[3]):  # a big-endian BigTIFF, which Pillow does not know
+        return False
+    stream = io.BytesIO(data)
+    header = stream.read(8)
+    if header[2:4] in {b"+\0", b"\0+"}:
+        header += stream.read(8)
+    try:
+        directory = ImageFileDirectory_v2(header)
+        seen: set[int] = set()
+        while directory.next and directory.next not in seen and len(seen) < 64:
+            seen.add(directory.next)
+            stream.seek(directory.next)
+            with quiet_pillow:  # a tag is decoded when it is asked for
+                directory.load(stream)
+                if not _is_plain(directory):
+                    return False
+    except Exception:  # whatever damaged bytes raise
+        return True
+    return True
+
+
+def _is_plain(tags: Any) -> bool:
+    samples, planar = int(tags.get(277, 1)), int(tags.get(284, 1))
+    bits, kinds = set(_numbers(tags.get(258, 1))), set(_numbers(tags.get(339, UNSIGNED)))
+    photometric = int(tags.get(262, BLACK_IS_ZERO))
+    if len(bits) != 1 or len(kinds) != 1:
+        return False
+    depth, kind = bits.pop(), kinds.pop()
+    if kind == UNSIGNED and depth in {1, 2, 4, 8}:
+        grey = photometric in {BLACK_IS_ZERO, WHITE_IS_ZERO}
+        transparent = samples == 2 and grey and depth == 8 and set(_numbers(tags.get(338, 0))) <= ALPHA
+        return samples == 1 or transparent or (samples in {3, 4} and not grey)
+    if kind == UNSIGNED and depth == 16:
+        contiguous_colours = photometric == RGB and samples in {3, 4} and planar == 1 and not _have_tifffile()
+        return (samples == 1 and photometric == BLACK_IS_ZERO) or contiguous_colours
+    return samples == 1 and photometric == BLACK_IS_ZERO and (kind, depth) in {(SIGNED, 32), (FLOAT, 32)}
+
+
+def read_pages(data: bytes | bytearray, *, first_only: bool) -> list[Page]:
+    """Return the pages of a TIFF, read by tifffile.
+
+    Raises:
+        MissingExtra: tifffile is not installed.
+        ValueError: a layout that has no pixels as here, or far more of them than the file's bytes are worth.
+    """
+    try:
+        import tifffile
+    except ImportError as error:
+        raise MissingExtra("tifffile (for this layout of TIFF)", "tiff") from error
+    logging.getLogger("tifffile").addHandler(logging.NullHandler())  # its remarks on damaged tags stay unsaid
+    pages: list[Page] = []
+    taken = 0
+    with tifffile.TiffFile(io.BytesIO(data)) as file:
+        every: Any = file.pages
+        for page in every:
+            height, width = int(page.imagelength), int(page.imagewidth)
+            if height * width > MAX_PIXELS:
+                raise ValueError(f"claims {width}x{height} pixels, at most {MAX_PIXELS} are decoded")
+            taken += height * width * int(page.samplesperpixel) * max(1, int(page.bitspersample) // 8)
+            check_memory(taken, len(data))
+            pages.append(_page(page))
+            if first_only:
+                break
+    return pages
+
+
+def _page(page: Any) -> Page:
+    """Return one page [H, W, C]."""
+    values = np.asarray(page.asarray())
+    if page.axes == "YX":
+        values = values[..., None]
+    elif page.axes == "SYX":
+        values = values.transpose(1, 2, 0)
+    elif page.axes != "YXS":
+        raise ValueError(f"a TIFF page of axes {page.axes}: only rows, columns and bands are understood")
+    photometric, bits = int(page.photometric), int(page.bitspersample)
+    if photometric not in {BLACK_IS_ZERO, WHITE_IS_ZERO, RGB}:
+        raise ValueError(f"a TIFF of photometric interpretation {page.photometric!s} and {bits} bits is not understood")
+    unsigned = values.dtype.kind == "u"
+    white = 2**bits - 1 if unsigned and bits < 8 * values.dtype.itemsize else None
+    if photometric == WHITE_IS_ZERO:
+        if not unsigned:
+            raise ValueError(f"white-is-zero {values.dtype} pixels: what is black is not known")
+        values = (2**bits - 1) - values
+    extra = [int(kind) for kind in page.extrasamples]
+    alpha = bool(extra) and extra[-1] in ALPHA and values.shape[2] in {2, 4}
+    tag = page.tags.get(274)
+    return Page(_upright(values, int(tag.value) if tag is not None else 1), white, photometric == RGB, alpha)
+
+
+def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Turn [H, W, C] the way up that the tag Orientation says."""
+    if orientation >= 5 and orientation <= 8:
+        values = values.transpose(1, 0, 2)
+    if orientation in {3, 4, 7, 8}:
+        values = values[::-1]
+    if orientation in {2, 3, 6, 7}:
+        values = values[:, ::-1]
+    return values
+
+
+def _have_tifffile() -> bool:
+    from importlib.util import find_spec
+
+    return find_spec("tifffile") is not None
+
+
+def _numbers(value: Any) -> tuple[int, ...]:
+    return tuple(map(int, value)) if isinstance(value, tuple | list) else (int(value),)

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 
 from hypothesis import settings
 
 import mst  # noqa: F401  (first: sets how torch's compute threads wait)
+
+# Shells start what runs in their background with SIGINT and SIGQUIT ignored, and what is ignored stays so
+# (mst.runtime.signals): the tests and the processes they start get them as a terminal gives them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 # On a server the same examples every time: a new counterexample is found, and mended, by a person at a desk.
 settings.register_profile("ci", derandomize=True)

@@ -232,11 +232,11 @@ def _leaves(kind: Any, *, marked: bool = False) -> Iterator[tuple[Field[Any], An
     """Yield the fields of a dataclass with their types, those of its groups in place of the groups."""
     types = get_type_hints(kind, include_extras=marked)
     for own in fields(kind):
-        group: Any = own.default_factory
-        if is_dataclass(group):
+        group = types[own.name]
+        if is_dataclass(group) and own.default_factory is not MISSING:
             yield from _leaves(group, marked=marked)
         else:
-            yield own, types[own.name]
+            yield own, group
 
 
 def _is_own(word: str, own: Collection[str]) -> bool:

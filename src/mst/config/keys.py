@@ -115,5 +115,7 @@ def _describe_limits(metadata: Iterable[Any]) -> str:
                 continue
     if low and not high:
         low = low.replace("from", "of at least")
-    joint = " and " if high.startswith("below") else " "
+    if low.startswith("above") and high.startswith("to"):
+        high = high.replace("to", "at most", 1)
+    joint = " " if high.startswith("to") else " and "
     return f" {low}{joint if low and high else ''}{high}" if low or high else ""

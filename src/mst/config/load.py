@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -50,27 +50,72 @@ def override(base: RunConfig, overrides: Overrides) -> RunConfig:
     return _checked(values)
 
 
-def load_config(path: str | Path) -> RunConfig:
+def load_config(path: str | Path, base: Callable[[str], RunConfig] | None = None) -> RunConfig:
     """Read a configuration: the `config.json` of a run, or a file with only the keys that differ from the defaults.
 
+    Keys are nested (`{"train": {"epochs": 10}}`) or dotted (`{"train.epochs": 10}`); the text is UTF-8, 16 or 32.
+
+    Args:
+        path: the file.
+        base: takes the file's `recipe` and returns what its keys change; None = the defaults.
+
     Raises:
-        ConfigError: the file is missing, is not JSON, or holds an unknown key or a bad value.
+        ConfigError: the file is missing, is not JSON, or holds an unknown key, one key twice or a bad value.
     """
     path = user_path(path)
+    values = _read(path)
+    if isinstance(values.get("task"), str):
+        task = values["task"]
+        raise ConfigError(f"{path} holds the settings of mst {task}, not of mst pretrain: go on with mst {task}")
+    return _checked(_over(values, base, path), where=f"{path}: ")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_bytes(), object_pairs_hook=_no_key_twice)
     except FileNotFoundError:
         raise ConfigError(f"{path} does not exist") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is not a JSON configuration: {error}") from error
+        hint = " (YAML is not read: write JSON)" if path.suffix.lower() in {".yaml", ".yml"} else ""
+        raise ConfigError(f"{path} is not a JSON configuration: {error}{hint}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} is not a JSON configuration: expected an object of sections")
-    if isinstance(values.get("task"), str):
-        task = values["task"]
-        raise ConfigError(f"{path} holds the settings of mst {task}, not of mst pretrain: go on with mst {task}")
-    return _checked(values, where=f"{path}: ")
+    return values
+
+
+def _no_key_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} stands there twice")
+    return found
+
+
+def _over(values: dict[str, Any], base: Callable[[str], RunConfig] | None, path: Path) -> dict[str, Any]:
+    """Return the values by section, laid over those of the recipe that they name."""
+    recipe = values.get("recipe")
+    found: dict[str, Any] = base(recipe).model_dump(mode="python") if base and isinstance(recipe, str) else {}
+    for name, value in values.items():
+        section, dot, key = name.partition(".")
+        if dot:
+            key = known_key(name).partition(".")[2]
+            nested = values.get(section)
+            if isinstance(nested, dict) and key in nested:
+                raise ConfigError(f"{path}: {name} stands there twice")
+            found[section] = {**_section(found, section), key: value}
+        elif isinstance(value, dict):
+            found[section] = {**_section(found, section), **value}
+        else:
+            found[name] = value
+    return found
+
+
+def _section(values: dict[str, Any], name: str) -> dict[str, Any]:
+    section = values.get(name, {})
+    return section if isinstance(section, dict) else {}
 
 
 def require_data(config: RunConfig) -> None:

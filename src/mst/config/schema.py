@@ -11,12 +11,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+MOST = 10**9
+"""Largest whole number of a setting that has no limit of its own: beyond every use, within every integer type."""
+LARGEST = 1e30
+"""The same for numbers; float32 holds it."""
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Positive = Annotated[float, Field(gt=0.0)]
-NonNegative = Annotated[float, Field(ge=0.0)]
-Count = Annotated[int, Field(ge=1)]
-Natural = Annotated[int, Field(ge=0)]
-Size = Count | tuple[Count, Count]
+Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
+NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
+Epochs = Annotated[float, Field(ge=0.0, le=1e6)]
+Count = Annotated[int, Field(ge=1, le=MOST)]
+Natural = Annotated[int, Field(ge=0, le=MOST)]
+Side = Annotated[int, Field(ge=1, le=4096)]
+Size = Side | tuple[Side, Side]
 
 Strategy = Literal["none", "attention_low", "random", "block", "attention_high", "attention_hint"]
 
@@ -81,13 +87,13 @@ class ViewsConfig(Section):
     """Probability of turning a crop grey."""
     blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
     """Probability of Gaussian blur: first global crop, other global crops, local crops."""
-    blur_sigma: tuple[Positive, Positive] = (0.1, 2.0)
-    """Range of the blur's standard deviation in pixels of a 224 px crop, scaled with the crop's size."""
+    blur_sigma: tuple[Annotated[float, Field(gt=0.0, le=100.0)], Annotated[float, Field(gt=0.0, le=100.0)]] = (0.1, 2.0)
+    """Range of the blur's standard deviation in pixels at global crops of 224 px, scaled with their size."""
     solarize: Fraction = 0.2
     """Probability of solarizing, all global crops but the first."""
-    mean: tuple[float, ...] | Literal["auto"] = (0.485, 0.456, 0.406)
+    mean: tuple[Fraction, ...] | Literal["auto"] = (0.485, 0.456, 0.406)
     """Per-channel mean in [0, 1] (ImageNet's); auto = measured. Unless set, other images than RGB are measured."""
-    std: tuple[Positive, ...] | Literal["auto"] = (0.229, 0.224, 0.225)
+    std: tuple[Annotated[float, Field(gt=0.0, le=10.0)], ...] | Literal["auto"] = (0.229, 0.224, 0.225)
     """Per-channel standard deviation in [0, 1] (ImageNet's); auto = measured."""
 
 
@@ -96,25 +102,25 @@ class ModelConfig(Section):
 
     backbone: str = "deit_small_patch16_224"
     """A timm model name of the ViT family."""
-    patch_size: Count | None = None
+    patch_size: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Another patch size than the name's; None = the name's."""
-    embed_dim: Count | None = None
+    embed_dim: Annotated[int, Field(ge=1, le=2**14)] | None = None
     """Another embedding size than the name's; None = the name's."""
-    depth: Count | None = None
+    depth: Annotated[int, Field(ge=1, le=512)] | None = None
     """Another number of blocks than the name's; None = the name's."""
-    num_heads: Count | None = None
+    num_heads: Annotated[int, Field(ge=1, le=1024)] | None = None
     """Another number of attention heads than the name's; None = the name's."""
-    drop_path: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    drop_path: Annotated[float, Field(ge=0.0, le=0.9)] = 0.1
     """Stochastic depth rate of the last block (linear from 0 at the first), student only."""
     init: Literal["trunc_normal", "xavier_uniform"] = "trunc_normal"
     """Start of the backbone's linear layers: deviation 0.02 (DINO), or by fan (narrow networks learn sooner)."""
     init_from: str | None = None
     """Start from trained weights (also --init): a run folder, a file of weights under timm's names, or timm:NAME."""
-    prototypes: Annotated[int, Field(ge=2)] | None = None
+    prototypes: Annotated[int, Field(ge=2, le=2**22)] | None = None
     """Outputs K of the projection head; None = derived from the data set's size."""
-    head_hidden: Count = 2048
+    head_hidden: Annotated[int, Field(ge=1, le=2**16)] = 2048
     """Width of the head's hidden layers."""
-    head_bottleneck: Count = 256
+    head_bottleneck: Annotated[int, Field(ge=1, le=2**16)] = 256
     """Width of the head's normalised output, before the prototypes."""
     head_norm: Literal["none", "batch"] = "none"
     """BatchNorm in the head (synchronised across processes), or none."""
@@ -141,7 +147,7 @@ class ObjectiveConfig(Section):
     """Temperature of the teacher's softmax after its warm-up; None = derived."""
     teacher_temp_start: Positive | None = None
     """Temperature at step 0; None = derived (0.04, or teacher_temp if that is lower)."""
-    teacher_temp_warmup_epochs: NonNegative | None = None
+    teacher_temp_warmup_epochs: Epochs | None = None
     """Epochs of linear warm-up of the teacher's temperature; None = derived."""
     teacher_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] | None = None
     """EMA momentum of the teacher at step 0, cosine to teacher_momentum_end; None = derived from batch and steps."""
@@ -177,22 +183,22 @@ class OptimizerConfig(Section):
 class ScheduleConfig(Section):
     """Lengths of the warm-ups."""
 
-    warmup_epochs: NonNegative | None = None
+    warmup_epochs: Epochs | None = None
     """Epochs of linear learning-rate warm-up from 0; None = derived."""
-    freeze_last_layer_epochs: NonNegative | None = None
+    freeze_last_layer_epochs: Epochs | None = None
     """Epochs in which the prototypes are not updated; None = derived."""
-    freeze_backbone_epochs: NonNegative | None = None
+    freeze_backbone_epochs: Epochs | None = None
     """Epochs in which only head, decoder and mask token learn; None = derived: 0 unless model.init_from is set."""
 
 
 class TrainConfig(Section):
     """Batch and length."""
 
-    batch_size: Count = 1024
+    batch_size: Annotated[int, Field(ge=1, le=2**20)] = 1024
     """Global batch: images per optimizer step, over all processes and accumulation passes."""
-    epochs: Positive = 100.0
+    epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 100.0
     """Passes over the data; a fraction is allowed."""
-    accumulate: Count = 1
+    accumulate: Annotated[int, Field(ge=1, le=2**20)] = 1
     """Forward-backward passes per optimizer step."""
     max_bad_steps: Natural = 10
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
@@ -233,17 +239,17 @@ class MonitorConfig(Section):
 class RuntimeConfig(Section):
     """Machine and reproducibility."""
 
-    seed: Natural = 0
+    seed: Annotated[int, Field(ge=0, lt=2**63)] = 0
     """Every random draw derives from (seed, epoch, sample position)."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Compute type of the networks; auto = bfloat16 where the device is good at it."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
-    workers: Annotated[int, Field(ge=-1)] = -1
+    workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Processes that decode and augment; 0 = in a background thread of this process; -1 = derived from the cores."""
-    threads: Natural = 0
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """Compute threads; 0 = torch's choice."""
-    replicas: Natural = 0
+    replicas: Annotated[int, Field(ge=0, le=64)] = 0
     """Parts of a batch that a CPU works on at the same time, each with its share of the threads; 0 = one per thread, up
     to four. A head with BatchNorm has one."""
     colour: Literal["auto", "loader", "device"] = "auto"

@@ -67,7 +67,7 @@ def find_task_recipe(name: str, task: str) -> TaskRecipe:
 
 
 def base_config(recipe: str | Path) -> RunConfig:
-    """Return the configuration of a recipe's name or of a JSON file.
+    """Return the configuration of a recipe's name or of a JSON file, which changes the recipe it names, if any.
 
     Raises:
         ConfigError: neither a recipe nor a readable configuration.
@@ -76,5 +76,10 @@ def base_config(recipe: str | Path) -> RunConfig:
         return find_recipe(str(recipe)).config
     path = user_path(recipe)
     if isinstance(recipe, Path) or path.suffix == ".json" or path.is_file():
-        return load_config(path)
+        return load_config(path, _recipe_of_file)
     return find_recipe(recipe).config
+
+
+def _recipe_of_file(name: str) -> RunConfig:
+    """Return a recipe's configuration; a file may also give its own run a name that is no recipe's."""
+    return RECIPES[name].config if name in RECIPES else RunConfig()

@@ -73,12 +73,14 @@ def test_reads_what_the_file_says(tmp_path: Path) -> None:
 def test_finds_common_layouts(tmp_path: Path) -> None:
     write_coco(tmp_path / "a")
     file, images = find_coco(tmp_path / "a" / "annotations" / "instances_train.json", "val")
-    assert (file.name, images.name) == ("instances_train.json", "images")
+    assert file.name == "instances_train.json"
+    assert {image.path.parent for image in read_coco(file, images).images} == {tmp_path / "a" / "images"}
     official = tmp_path / "b"
     (official / "annotations").mkdir(parents=True)
     (official / "val2017").mkdir()
     (official / "annotations" / "instances_val2017.json").write_text("{}")
-    assert find_coco(official, "val") == (official / "annotations/instances_val2017.json", official / "val2017")
+    file, images = find_coco(official, "val")
+    assert (file, images.near[1]) == (official / "annotations/instances_val2017.json", official / "val2017")
     with pytest.raises(DataError, match=r"no COCO annotations at .*instances_train\.json"):
         find_coco(official, "train")
 

@@ -25,3 +25,7 @@ from mst.runtime.names import shown
 def test_every_character_shows(name: str | bytes, expected: str) -> None:
     assert shown(name) == expected
     assert shown(os.fsencode(name)) == expected
+
+
+def test_half_a_character_out_of_json() -> None:
+    assert shown("\ud800.png") == "\\ud800.png"

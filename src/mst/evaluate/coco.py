@@ -18,11 +18,14 @@ from torch import Tensor
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.errors import DataError
 from mst.evaluate.coco_masks import OUTSIDE, BadMask, PolygonMask, Segmentation, is_number, read_segmentation
+from mst.evaluate.coco_places import Places, find_coco, find_image, image_folder
 from mst.evaluate.content import identity_of_files
-from mst.paths import user_path
 from mst.runtime.identity import DataIdentity
 from mst.runtime.images import image_header
 from mst.runtime.logging import warn
+from mst.runtime.names import shown
+
+__all__ = ["CocoImage", "CocoObject", "CocoSet", "check_images", "coco_json", "find_coco", "read_coco"]
 
 
 @dataclass(frozen=True)
@@ -111,49 +114,23 @@ class _BadRecord(ValueError):
     """What is wrong with one record, and which."""
 
 
-def find_coco(root: str | Path, split: str) -> tuple[Path, Path]:
-    """Return the annotation file of a split and the folder of its images.
-
-    Args:
-        root: a folder with `annotations/instances_<split>.json` (COCO's `instances_<split>2017.json` too), or an
-            annotation file itself. Images lie in `images/`, `<split>/`, `<split>2017/` or `images/<split>` of the
-            folder, or beside the annotations.
-        split: train or val.
-
-    Raises:
-        DataError: no such file or folder; the message lists where was looked.
-    """
-    root = user_path(root)
-    if root.is_file():
-        files, base = [root], root.parent
-        years = [root.stem.removeprefix("instances_"), split]
-    else:
-        years = [split, f"{split}2017", f"{split}2014"]
-        files, base = [root / "annotations" / f"instances_{name}.json" for name in years], root
-    file = next((path for path in files if path.is_file()), None)
-    if file is None:
-        raise DataError(f"no COCO annotations at {' or '.join(map(str, files))}: name a COCO folder or a .json file")
-    above = base.parent if root.is_file() else base
-    places = [place / name for place in (base, above) for name in (*years, *(f"images/{y}" for y in years), "images")]
-    folder = next((place for place in places if place.is_dir()), base)
-    return file, folder
-
-
-def read_coco(file: Path, images: Path) -> CocoSet:
+def read_coco(file: Path, images: Path | Places) -> CocoSet:
     """Read and check an annotation file.
 
     Args:
         file: COCO JSON with `images`, `annotations` and `categories`.
-        images: the folder that `file_name` is relative to.
+        images: the folder that `file_name` is relative to, or those that `find_coco` proposes: the one that holds the
+            files is taken.
 
     Raises:
-        DataError: not COCO JSON; or records that do not fit (an image that is not there, an unknown image or
-            category, a box outside its image, a mask of another size, the same id twice): their number and the first.
+        DataError: not COCO JSON; two folders hold files of these names; or records that do not fit (an image that is
+            not there, an unknown image or category, a box outside its image, a mask of another size, the same id
+            twice): their number and the first.
     """
     content = _parse(file)
     categories = _categories(file, content["categories"])
     problems: list[str] = []
-    sizes = _images(content["images"], images, problems)
+    sizes = _images(file, content["images"], Places((images,)) if isinstance(images, Path) else images, problems)
     objects: dict[int, list[CocoObject]] = {number: [] for number in sizes}
     without_area: list[str] = []
     seen: set[int] = set()
@@ -203,9 +180,14 @@ def _categories(file: Path, records: list[Any]) -> dict[int, str]:
     return dict(sorted(found.items()))
 
 
-def _images(records: list[Any], folder: Path, problems: list[str]) -> dict[int, tuple[Path, tuple[int, int]]]:
+def _images(
+    file: Path, records: list[Any], places: Places, problems: list[str]
+) -> dict[int, tuple[Path, tuple[int, int]]]:
     """Return path and (H, W) by image id; what is wrong goes to `problems`."""
+    texts = [record.get("file_name") for record in records if isinstance(record, dict)]
+    folder = image_folder(file, [text for text in texts if isinstance(text, str)], places)
     found: dict[int, tuple[Path, tuple[int, int]]] = {}
+    users: dict[Path, tuple[int, bool]] = {}
     for position, record in enumerate(records):
         name = f"image record {position}"
         values: list[Any] = [record.get(key) for key in ("id", "height", "width")] if isinstance(record, dict) else []
@@ -216,10 +198,14 @@ def _images(records: list[Any], folder: Path, problems: list[str]) -> dict[int, 
         elif values[0] in found:
             problems.append(f"{name}: id {values[0]} occurs twice")
         else:
-            path = folder / record["file_name"]
+            path, shortened = find_image(folder, record["file_name"]) or (folder / record["file_name"], None)
             found[values[0]] = path, (values[1], values[2])
-            if not path.is_file():
-                problems.append(f"image {values[0]}: there is no {path}")
+            if shortened is None:
+                problems.append(f"image {values[0]}: there is no {shown(path)}")
+                continue
+            other, before = users.setdefault(path, (values[0], shortened))
+            if other != values[0] and (shortened or before):
+                problems.append(f"image {values[0]}: {shown(path)} is image {other} already, folders left off its name")
     return found
 
 

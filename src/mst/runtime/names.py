@@ -12,7 +12,10 @@ def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     Bytes that are not UTF-8, control characters, line ends, marks of direction and other invisible characters appear
     as `\xff`, `\n` or `\u202e`; spaces other than the common one too, and the common one at either end as `\x20`.
     """
-    text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    try:
+        text = os.fsencode(name).decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half a character, out of JSON: no file can be called so
+        text = os.fsdecode(name)
     inner = text.strip(" ")
     start = len(text) - len(text.lstrip(" ")) if inner else len(text)
     ends = "\\x20" * start, "\\x20" * (len(text) - start - len(inner))

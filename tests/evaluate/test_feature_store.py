@@ -206,7 +206,7 @@ def test_what_a_kill_left_is_deleted_and_what_is_being_written_is_not(
     (tmp_path / ".training-0123456789abcdef.npy.4194301.tmp").write_bytes(b"x" * 1000)
     (tmp_path / "training-0123456789abcdef.npy").write_bytes(b"x" * 1000)
     (tmp_path / "training-notes.txt").write_text("mine")
-    busy = tmp_path / ".training-aaaa.npy.1.tmp"
+    busy = tmp_path / ".training-fedcba9876543210.npy.1.tmp"
     with feature_store._claimed(busy):
         FeatureSource(backbone, TRANSFORM, QUIET, tmp_path).read("training", images)
         assert busy.exists()
@@ -227,3 +227,11 @@ def test_writers_side_by_side_all_get_their_features(backbone: Backbone, images:
     for size, features in zip(sizes, found, strict=True):
         direct = FeatureSource(backbone, ImageTransform((size, size)), QUIET).read("x", images).features
         torch.testing.assert_close(features, direct)
+
+
+def test_files_of_other_names_are_the_users(backbone: Backbone, images: ImageSet, tmp_path: Path) -> None:
+    mine = [tmp_path / name for name in ("training-clip.npy", "training-2024-05.npy", ".training-notes.tmp")]
+    for path in mine:
+        path.write_bytes(b"mine")
+    FeatureSource(backbone, TRANSFORM, QUIET, tmp_path).read("training", images)
+    assert [path.read_bytes() for path in mine] == [b"mine"] * 3

@@ -201,9 +201,13 @@ def _claimed(aside: Path) -> Iterator[None]:
         os.close(file)
 
 
+KEY = 16 * "[0-9a-f]"
+"""Pattern of what the names of kept features have after the part; files of other names are the user's."""
+
+
 def _clear(folder: Path, part: str, *, keep: str | None) -> None:
     """Delete what a kill left behind, and features that no note names; not what another process is writing."""
-    for path in [*folder.glob(f".{part}-*.tmp"), *folder.glob(f"{part}-*.npy")]:
+    for path in [*folder.glob(f".{part}-{KEY}.npy.*.tmp"), *folder.glob(f"{part}-{KEY}.npy")]:
         if path.name == keep:
             continue
         try:

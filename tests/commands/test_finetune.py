@@ -230,3 +230,20 @@ def test_validation_images_that_cannot_be_read_are_found_before_the_training(
     assert "mend or remove them, or raise --max-unreadable-share" in answer.line
     assert not (tmp_path / "o").exists()
     assert call(capsys, *words, "--max-unreadable-share", "0.5").status == 0
+
+
+def test_overwrite_spares_images_and_weights_that_names_elsewhere_lead_to(
+    backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = tmp_path / "run", labelled_folder(tmp_path / "data")
+    kept = labelled_folder(run / "kept")
+    (run / "config.json").write_text('{"recipe": "finetune", "task": "finetune"}')
+    shutil.copytree(backbone.parent, run / "weights")
+    words = ["finetune", "--out", run, "--overwrite", *FAST, "--data", data, "--backbone"]
+    name = "vit_tiny_patch16_224"
+    for source in (f"random:{run / 'weights'}", f"{name}={run / 'weights' / backbone.name}"):
+        assert "holds the weights to start from" in call(capsys, *words, source).line
+    (data / "val" / "dog").symlink_to(kept / "train" / "dog")
+    answer = call(capsys, *words, backbone)
+    assert (answer.status, "which --overwrite would delete: name another folder" in answer.line) == (2, True)
+    assert len([path for path in kept.rglob("*") if path.is_file()]) == 12

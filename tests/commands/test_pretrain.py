@@ -386,3 +386,26 @@ def test_labelled_images_of_one_class_measure_nothing(
     assert answer.status == 2
     assert "--monitor.knn-data: the training images (4) are all of class cat, so every answer" in answer.err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("kind", ["list", "link", "beyond the limit", "labelled"])
+def test_overwrite_spares_images_that_names_elsewhere_lead_to(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, photos = tmp_path / "run", image_folder(tmp_path / "photos", 17)
+    kept = image_folder(run / "kept", 4)
+    (run / "config.json").write_text('{"recipe": "debug", "objective": {}}')
+    words = ["pretrain", "debug", "--overwrite", "--out", run, *QUICK, "--data.train"]
+    if kind == "labelled":
+        (labelled_folder(tmp_path / "labelled") / "train" / "more").symlink_to(kept)
+        words += [photos, "--monitor.knn-data", tmp_path / "labelled"]
+    elif kind == "link":
+        (photos / "deep" / "more").symlink_to(kept)
+        words += [photos]
+    else:
+        paths = sorted(path for folder in (photos, kept) for path in folder.rglob("*.*"))
+        (tmp_path / "list.txt").write_text("".join(f"{path}\n" for path in reversed(paths)))
+        words += [tmp_path / "list.txt", *(["--data.limit", "16"] if kind == "beyond the limit" else [])]
+    answer = call(capsys, *words)
+    assert (answer.status, "which --overwrite would delete: name another folder" in answer.line) == (2, True)
+    assert len(list(kept.rglob("*.*"))) == 4

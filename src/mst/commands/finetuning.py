@@ -24,6 +24,7 @@ from mst.commands.finetuning_start import (
     started_backbone,
 )
 from mst.commands.subject import described_data
+from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing
@@ -157,8 +158,12 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
     place, data = root.resolve(), Path(config.data)
     if data.is_relative_to(place) or place.is_relative_to(data):
         raise UsageError(f"--out {root} and --data {data} lie one in the other: name a folder apart")
-    if Path(config.backbone).resolve().is_relative_to(place):
+    backbone = config.backbone.removeprefix("random:")
+    if any(Path(name).resolve().is_relative_to(place) for name in (backbone, backbone.partition("=")[2] or backbone)):
         raise UsageError(f"--out {root} holds the weights to start from, {config.backbone}: name another folder")
+    if RunDir(root).exists():  # it would be deleted
+        folder = LabelledFolder(config.data, channels=2, tell=False)  # .npy files count as well
+        refuse_inside(root, folder.train.paths, folder.val.paths)
 
 
 def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:

@@ -26,7 +26,11 @@ from mst.commands.setup import (
 from mst.config.load import dump_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.folders import cache_folder
+from mst.data.inside import refuse_inside
+from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader, StackedBatch
+from mst.data.sources import ImageIndex, index_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.features import FeatureSettings
@@ -125,7 +129,7 @@ def pretrain(
 
 
 def check_apart(config: RunConfig, run: RunDir) -> None:
-    """Refuse a new run whose folder and images lie one in the other.
+    """Refuse a new run whose folder and images lie one in the other, by their own paths, by links or by lists.
 
     Raises:
         UsageError: `--overwrite` would delete the images or the weights to start from, or the run's pictures would
@@ -144,6 +148,19 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
                 f"--out {run.root} lies in --data.train {source}, where the run's pictures would become training "
                 "images: name a folder outside"
             )
+    if run.exists():  # it would be deleted
+        refuse_inside(run.root, *indexed(config))
+
+
+def indexed(config: RunConfig) -> list[ImageIndex]:
+    """Return all training and labelled images, those beyond limits too."""
+    data, labelled = config.data, config.monitor.knn_data
+    cache = cache_folder() if data.index_cache else None
+    found = [index_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)]
+    if labelled is not None:
+        folder = LabelledFolder(labelled, channels=data.channels, tell=False)
+        found += [folder.train.paths, folder.val.paths]
+    return found
 
 
 def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:

@@ -164,3 +164,16 @@ def test_every_twin_of_every_family_runs(
     values = json.loads(answer.out)["values"]
     assert list(values) == [twin.name for twin in FAMILIES[family]]
     assert all(len(found["rankme"]) == 1 for found in values.values())
+
+
+def test_a_table_that_was_edited_stays(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    words = ("ablate", "decoder", "--recipe", "debug", "--data.train", images, "--out", out, *QUICK)
+    out.mkdir()
+    (out / "ablation.md").write_text("mine")
+    assert "is not empty and holds no ablation" in call(capsys, *words).line
+    identity = {"family": "decoder", "recipe": "debug", "eval": "", "eval_train_limit": "", "eval_val_limit": ""}
+    (out / "ablation.json").write_text(json.dumps(identity))
+    answer = call(capsys, *words)
+    assert (answer.status, "ablation.md is there and was not written by mst ablate" in answer.line) == (2, True)
+    assert (out / "ablation.md").read_text() == "mine"

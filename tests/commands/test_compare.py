@@ -158,3 +158,13 @@ def test_odd_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert answer.status == 0, answer.err
     for shown in ("b[old]", "[bold]x", "\\xff", ":smile:", "data b[old]", r"a\nb"):
         assert shown in answer.out
+
+
+def test_a_plot_replaces_plots_only(
+    runs: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "photo.png").write_bytes(b"mine")
+    answer = call(capsys, "compare", *runs, "--plot", tmp_path / "photo.png")
+    assert (answer.status, "photo.png is there and was not written by mst compare" in answer.line) == (2, True)
+    assert (tmp_path / "photo.png").read_bytes() == b"mine"
+    assert [call(capsys, "compare", *runs, "--plot", tmp_path / "bars.pdf").status for _ in range(2)] == [0, 0]

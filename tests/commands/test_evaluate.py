@@ -314,3 +314,24 @@ def test_channels_without_known_normalisation_are_refused(tmp_path: Path) -> Non
         save_backbone(tmp_path / "grey.safetensors", build_backbone(spec), {"mean": mean, "std": std})
         with pytest.raises(MstError, match=r"(mean|std) (is|has) .*must be"):
             load_subject(tmp_path / "grey.safetensors").transform(ImageOptions())
+
+
+def test_embed_replaces_its_own_files_and_no_others(run_folder: Path, labelled: Path, tmp_path: Path) -> None:
+    photos = tmp_path / "photos.txt"
+    photos.write_text("".join(f"{path}\n" for path in sorted(labelled.rglob("*.png"))))
+    before = photos.read_bytes()
+    with pytest.raises(MstError, match=r"photos.npy would replace --data .*photos.txt: name another file"):
+        embed(run_folder, photos, out=tmp_path / "photos.npy", settings=QUIET)
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / "mine.npz").write_bytes(b"mine")
+    for name in ("notes.npy", "mine.npz"):
+        with pytest.raises(MstError, match="is there and was not written by mst embed: move it away"):
+            embed(run_folder, photos, out=tmp_path / name, settings=QUIET)
+    for name in ("own.npy", "own.npz"):
+        for limit in (3, 2):
+            embed(run_folder, photos, out=tmp_path / name, limit=limit, settings=QUIET)
+    assert len((tmp_path / "own.txt").read_text().splitlines()) == 2
+    with pytest.raises(MstError, match="would replace --data"):  # its own listing, but what it reads
+        embed(run_folder, tmp_path / "own.txt", out=tmp_path / "own.npy", limit=1, settings=QUIET)
+    assert (photos.read_bytes(), (tmp_path / "notes.txt").read_text()) == (before, "mine")
+    assert ((tmp_path / "mine.npz").read_bytes(), (tmp_path / "notes.npy").exists()) == (b"mine", False)

@@ -81,3 +81,17 @@ def test_a_missing_extra_is_said_before_any_work(
     answer = call(capsys, "evaluate", "detection", "--backbone", run_folder, "--data", data, *WORDS)
     assert answer.status == 2
     assert "faster-coco-eval is not installed: pip install 'mst[detection]'" in answer.line
+
+
+def test_files_of_the_user_stay(
+    run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    truth, pictures = data / "annotations" / "instances_val.json", tmp_path / "mine"
+    pictures.mkdir()
+    (pictures / "0000-a.png").write_bytes(b"mine")
+    before = truth.read_bytes()
+    words = ["evaluate", "detection", "--backbone", run_folder, "--data", data, *WORDS]
+    for extra, name in ((["--detections", truth], truth.name), (["--pictures", pictures], "0000-a.png")):
+        answer = call(capsys, *words, *extra)
+        assert (answer.status, f"{name} is there and was not written by" in answer.line) == (2, True), answer.err
+    assert (truth.read_bytes(), (pictures / "0000-a.png").read_bytes()) == (before, b"mine")

@@ -65,3 +65,19 @@ def test_mistakes(
     answer = call(capsys, "evaluate", "objectness", "--backbone", run_folder, "--data", data, *words, *WORDS)
     assert answer.status == 2
     assert message in answer.line
+
+
+def test_pictures_replace_their_own_and_no_others(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "objectness", "--backbone", f"random:{run_folder}", "--data", "scenes:2", *WORDS]
+    for name in ("0001.png", "scores.jsonl"):
+        folder = tmp_path / name.partition(".")[0]
+        folder.mkdir()
+        (folder / name).write_bytes(b"mine")
+        refused = call(capsys, *words, "--pictures", folder)
+        assert (refused.status, f"{name} is there and was not written by mst evaluate" in refused.line) == (2, True)
+        assert [(path.name, path.read_bytes()) for path in folder.iterdir()] == [(name, b"mine")]
+    for _ in range(2):
+        assert call(capsys, *words, "--pictures", tmp_path / "own").status == 0
+        assert len(read_jsonl(tmp_path / "own" / "scores.jsonl")) == 2

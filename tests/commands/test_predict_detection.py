@@ -92,3 +92,16 @@ def test_mistakes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
     answer = call(capsys, "predict", "detektion")
     assert (answer.status, "did you mean detection?" in answer.line) == (2, True)
     assert "usage: mst predict" in call(capsys, "predict").out
+
+
+@pytest.mark.parametrize("name", ["predictions.json", "pictures/0000-texture.png"])
+def test_files_of_the_user_stay(name: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = tmp_path / "data"
+    write_textures(data / "images", 1, size=40)
+    (data / name).parent.mkdir(exist_ok=True)
+    (data / name).write_bytes(b"the truth")
+    words = ["predict", "detection", "--model", model, "--data", data / "images", *QUIET, "--out"]
+    answer = call(capsys, *words, data)
+    assert (answer.status, "is there and was not written by mst predict detection" in answer.line) == (2, True)
+    assert (data / name).read_bytes() == b"the truth"
+    assert [call(capsys, *words, tmp_path / "found").status for _ in range(2)] == [0, 0]

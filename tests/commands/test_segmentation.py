@@ -148,3 +148,27 @@ def test_mistakes(run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.C
     ):
         answer = call(capsys, *predict, *words, *QUIET)
         assert (answer.status, message in answer.err) == (2, True), answer.err
+
+
+def test_masks_and_pictures_of_the_user_stay(
+    run_folder: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model, pictures = tmp_path / "model", tmp_path / "pictures"
+    (pictures / "deep").mkdir(parents=True)
+    (pictures / "0000-3.png").write_bytes(b"mine")
+    train = ["evaluate", "segmentation", "--backbone", run_folder, "--data", data, *SMALL, *QUIET, "--out", model]
+    answer = call(capsys, *train, "--pictures", pictures)
+    assert (answer.status, "0000-3.png is there and was not written by" in answer.line) == (2, True), answer.err
+    assert (pictures / "0000-3.png").read_bytes() == b"mine"
+    assert call(capsys, *train, "--head", "setr-naive").status == 0
+
+    before = {path: path.read_bytes() for path in data.rglob("*.png")}
+    words = ["predict", "segmentation", "--model", model, "--data", data / "images", *QUIET, "--out"]
+    answer = call(capsys, *words, data)
+    assert (answer.status, "masks/0.png is there and was not written by mst predict" in answer.line) == (2, True)
+    assert {path: path.read_bytes() for path in data.rglob("*.png")} == before
+
+    assert [call(capsys, *words, tmp_path / "found").status for _ in range(2)] == [0, 0]
+    Image.new("L", (48, 32), 1).save(tmp_path / "found" / "masks" / "2.png")  # corrected by hand
+    answer = call(capsys, *words, tmp_path / "found")
+    assert (answer.status, "masks/2.png is there and was changed since" in answer.line) == (2, True)

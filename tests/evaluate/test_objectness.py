@@ -31,6 +31,7 @@ from mst.evaluate.objectness import (
 )
 from mst.evaluate.objectness_pictures import picture_writer
 from mst.model.tokens import Tokens
+from mst.runtime.outputs import Outputs
 from mst.runtime.results import read_jsonl
 from reference.components import components
 
@@ -138,15 +139,15 @@ def test_coco_and_scenes(tmp_path: Path) -> None:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    watch = picture_writer(tmp_path / "p", 2)
+    watch = picture_writer(Outputs(tmp_path / "p", "evaluate objectness", "--pictures"), 2)
     evaluate_objectness(Looking(), squares(), settings=QUIET, watch=watch)
-    assert sorted(path.name for path in (tmp_path / "p").iterdir()) == ["0000.png", "0001.png", "scores.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "p").glob("[!.]*")) == ["0000.png", "0001.png", "scores.jsonl"]
     rows = read_jsonl(tmp_path / "p" / "scores.jsonl")
     assert [row["picture"] for row in rows] == ["0000.png", "0001.png", None]
     assert rows[0]["box_iou"] == 1.0
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file: name a folder"):
-        picture_writer(tmp_path / "file", 2)
+        Outputs(tmp_path / "file", "evaluate objectness", "--pictures")
 
 
 def test_what_is_refused() -> None:

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from mst.cli import main
+from mst.errors import UsageError
 from mst.report.curves import chart_groups
 from mst.report.health import checks
 from mst.report.numbers import MINUS, NONE, TIMES, duration, percent, short, signed
@@ -21,6 +22,7 @@ from mst.report.pictures import SHOWN, caption, data_uri, spread
 from mst.report.plots import Chart, Series, draw
 from mst.report.reading import read_run
 from mst.report.results import comparisons
+from mst.runtime.outputs import NOTES
 from mst.runtime.results import append_jsonl
 from mst.runtime.rundir import RunDir
 
@@ -333,3 +335,19 @@ def test_the_command(run: RunDir, tmp_path: Path, capsys: pytest.CaptureFixture[
     ):
         assert main(words) == 2
         assert expected in capsys.readouterr().err
+
+
+def test_a_card_that_was_written_or_edited_by_hand_stays(run: RunDir) -> None:
+    card = run.root / "model_card.md"
+    card.write_text("# mine\n")
+    with pytest.raises(UsageError, match=r"model_card.md is there and was not written by mst report: move it away"):
+        write_report(run)
+    card.unlink()
+    write_report(run)
+    (run.root / NOTES).unlink()  # as an older version left it
+    write_report(run)
+    write_report(run)
+    card.write_text(card.read_text() + "\nTrained on our own photographs.\n")
+    with pytest.raises(UsageError, match=r"model_card.md is there and was changed since"):
+        write_report(run)
+    assert card.read_text().endswith("photographs.\n")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +26,12 @@ from mst.recipes.variants import Variant
 from mst.report.ablation import AblationRow, markdown, own_result, plot_ablation, read_ablation
 from mst.runtime import logging
 from mst.runtime.files import write_atomic
+from mst.runtime.outputs import Outputs
 from mst.runtime.rundir import RunDir
+
+TABLE, PLOT = "ablation.md", "ablation.png"
+EARLIER = re.compile(rb"\A# .* seed\(s\)\n|Matplotlib")
+"""How they look that versions without notes wrote."""
 
 
 @dataclass(frozen=True)
@@ -90,13 +96,14 @@ def run(argv: Sequence[str]) -> int:
     check_same(options)
     for cell in cells:
         check_unchanged(cell)
+    outputs = table_outputs(options)
     check_images(cells[0], labelled)
     open_folder(options)
     for number, cell in enumerate(cells, start=1):
         logging.info(f"run {number} of {len(cells)}: {cell.folder}")
         finish(cell, labelled)
     rows = read_ablation({twin: [c.folder for c in cells if c.twin == twin] for twin in {c.twin: 0 for c in cells}})
-    write_table(rows, options)
+    write_table(rows, options, outputs)
     return 0
 
 
@@ -244,18 +251,29 @@ def finish(cell: Cell, labelled: Labelled) -> None:
         write_atomic(RunDir(cell.folder).ablation, json.dumps(result.row(), indent=2) + "\n")
 
 
-def write_table(rows: Sequence[AblationRow], options: AblateOptions) -> None:
+def table_outputs(options: AblateOptions) -> Outputs:
+    """Return the place of the table and the plot.
+
+    Raises:
+        UsageError: one of them was changed since it was written.
+    """
+    outputs = Outputs(note(options).parent, "ablate", "--out", earlier=EARLIER)
+    outputs.check([TABLE, PLOT])
+    return outputs
+
+
+def write_table(rows: Sequence[AblationRow], options: AblateOptions, outputs: Outputs) -> None:
     """Write ablation.md and ablation.png, and show the table."""
-    root = note(options).parent
-    write_atomic(
-        root / "ablation.md",
+    text = (
         f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
         f"mean ± sample standard deviation (runs)\n\n{markdown(rows)}\n"
-        f"one value per run, seeds 0, 1, ...\n\n{markdown(rows, each=True)}",
+        f"one value per run, seeds 0, 1, ...\n\n{markdown(rows, each=True)}"
     )
-    plot_ablation(rows, root / "ablation.png")
+    root = outputs.folder
+    outputs.write(TABLE, text.encode())
+    outputs.write(PLOT, plot_ablation(rows))
     if options.json:
         values = {row.name: {key: list(found) for key, found in row.values.items()} for row in rows}
         emit_json({**identity(options), "out": str(root), "values": values})
     else:
-        emit(Text(markdown(rows).rstrip()), Text(f"{root / 'ablation.md'}, {root / 'ablation.png'}"))
+        emit(Text(markdown(rows).rstrip()), Text(f"{root / TABLE}, {root / PLOT}"))

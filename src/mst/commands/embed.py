@@ -19,7 +19,7 @@ from mst.evaluate.features import Features, FeatureSettings, extract_features
 from mst.evaluate.image_sets import ImageSet
 from mst.model.backbone import Backbone
 from mst.paths import PathText, SourceText, user_path
-from mst.runtime.files import check_folder, write_atomic
+from mst.runtime.outputs import Outputs
 
 SUFFIXES = (".npz", ".npy")
 
@@ -77,10 +77,11 @@ def embed(
         `Features`: `features` [n, D] float32, `names` (paths); unreadable files have no row and are listed.
 
     Raises:
-        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy, or nothing
-            can be written there.
+        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy, nothing
+            can be written there, or a file of such a name is there that this command did not write.
     """
     target = None if out is None else _checked_target(user_path(out))
+    outputs = None if target is None else _checked_outputs(target, data)
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)
@@ -90,21 +91,21 @@ def embed(
     features = extract_features(
         subject.backbone, images, subject.transform(image or ImageOptions()), settings=settings, title="embedding"
     )
-    if target is not None:
-        write_features(target, features)
+    if target is not None and outputs is not None:
+        write_features(outputs, target.name, features)
     return features
 
 
-def write_features(path: Path, features: Features) -> None:
+def write_features(outputs: Outputs, name: str, features: Features) -> None:
     """Write features and paths, .npz in one file, .npy with the paths in a .txt beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     content = io.BytesIO()
-    if path.suffix == ".npz":
+    if name.endswith(".npz"):
         np.savez(content, features=features.features.numpy(), paths=np.array(features.names))
     else:
         np.save(content, features.features.numpy())
-        write_atomic(path.with_suffix(".txt"), "".join(f"{name}\n" for name in features.names))
-    write_atomic(path, content.getvalue())
+        listing = "".join(f"{path}\n" for path in features.names)
+        outputs.write(Path(name).with_suffix(".txt"), listing.encode())
+    outputs.write(name, content.getvalue())
 
 
 def _checked_target(path: Path) -> Path:
@@ -112,8 +113,22 @@ def _checked_target(path: Path) -> Path:
         raise UsageError(f"--out {path}: name a file that ends in {' or '.join(SUFFIXES)}")
     if path.is_dir():
         raise UsageError(f"--out {path} is a folder: name a file")
-    check_folder(path.parent, "--out")
     return path
+
+
+def _checked_outputs(path: Path, data: str | Path) -> Outputs:
+    """Return the place of the files.
+
+    Raises:
+        UsageError: one of them is the list of images, or there and not written by this command.
+    """
+    outputs = Outputs(path.parent, "embed", "--out")
+    names = [path.name] if path.suffix == ".npz" else [path.name, path.with_suffix(".txt").name]
+    for name in names:
+        if (path.parent / name).resolve() == user_path(data).resolve():
+            raise UsageError(f"--out {path} would replace --data {data}: name another file")
+    outputs.check(names)
+    return outputs
 
 
 def run(argv: Sequence[str]) -> int:

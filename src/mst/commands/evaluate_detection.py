@@ -19,8 +19,9 @@ from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
-from mst.runtime.files import check_folder, write_atomic
+from mst.runtime.files import check_folder
 from mst.runtime.limits import check_numbers
+from mst.runtime.outputs import Outputs
 from mst.runtime.results import Result
 
 
@@ -105,8 +106,12 @@ def evaluate_detection(
     sets = data if isinstance(data, DetectionData) else _read(user_path(data), options)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
-    folder = _optional(options.pictures) or subject.pictures("detection", out)
-    watch = detection_writer(folder, options.picture_limit, sets.val.classes) if folder else None
+    pictures = subject.pictures("detection", options.pictures, out)
+    watch = detection_writer(pictures, options.picture_limit, sets.val.classes) if pictures else None
+    target = _optional(options.detections)
+    records = None if target is None else Outputs(target.parent, "evaluate detection", "--detections")
+    if target is not None and records is not None:
+        records.check([target.name])
     result, found = detection.evaluate_detection(
         subject.backbone,
         sets,
@@ -120,10 +125,8 @@ def evaluate_detection(
         watch=watch,
     )
     result = subject.record(result, out, data, identity)
-    if options.detections:
-        target = user_path(options.detections)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(target, json.dumps(detection_records(found, sets.val, kind="both")))
+    if target is not None and records is not None:
+        records.write(target.name, json.dumps(detection_records(found, sets.val, kind="both")).encode())
     return result
 
 

@@ -16,7 +16,7 @@ from mst.evaluate.features import FeatureSettings
 from mst.evaluate.objectness import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
 from mst.evaluate.objectness_pictures import picture_writer
 from mst.model.backbone import Backbone
-from mst.paths import PathText, user_path
+from mst.paths import PathText
 from mst.runtime.limits import check_numbers
 from mst.runtime.results import Result
 
@@ -33,8 +33,9 @@ class ObjectOptions:
     Attributes:
         split: part of a COCO folder: annotations/instances_SPLIT.json.
         limit: at most this many images, spread evenly; None = all.
-        pictures: folder for a picture of each image and scores.jsonl (an earlier one there is replaced); None =
-            pictures/objectness of --out or the run folder, where `mst report` looks for them.
+        pictures: folder for a picture of each image and scores.jsonl (those of an earlier evaluation are replaced,
+            other files never); None = pictures/objectness of --out or the run folder, where `mst report` looks for
+            them.
         picture_limit: at most this many pictures; 0 = none.
     """
 
@@ -93,7 +94,7 @@ def evaluate_objectness(
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
-    folder = user_path(options.pictures) if options.pictures else subject.pictures("objectness", out)
+    pictures = subject.pictures("objectness", options.pictures, out)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,
@@ -102,7 +103,7 @@ def evaluate_objectness(
         mean=mean,
         std=std,
         settings=settings,
-        watch=picture_writer(folder, options.picture_limit) if folder else None,
+        watch=picture_writer(pictures, options.picture_limit) if pictures else None,
     )
     return subject.record(result, out, data, identity)
 

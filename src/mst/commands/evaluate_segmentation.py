@@ -103,7 +103,7 @@ def evaluate_segmentation(
     mean, std = subject.mean_std
     model = user_path(options.save_model or out or "") if options.save_model or out else None
     task = "patch_segmentation" if protocol.cached else "segmentation"
-    pictures = user_path(options.pictures) if options.pictures else subject.pictures(task, out)
+    pictures = subject.pictures(task, options.pictures, out)
 
     def save(segmenter: Segmenter, view: View) -> None:
         if model is not None:

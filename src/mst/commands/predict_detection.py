@@ -21,9 +21,9 @@ from mst.evaluate.detection_prediction import Prediction, predict_objects, predi
 from mst.evaluate.detector_file import DetectorDescription, load_detector
 from mst.paths import PathText, user_path
 from mst.runtime.device import select_device, select_precision
-from mst.runtime.files import check_folder, write_atomic
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
+from mst.runtime.outputs import Outputs
 
 FILE = "predictions.json"
 Precision = Literal["auto", "fp32", "bf16"]
@@ -83,7 +83,7 @@ def predict_detection(
     Args:
         model: folder of a trained detector.
         data: a folder (searched at any depth), an image, or a text file of paths.
-        out: folder for the files.
+        out: folder for the files; those of an earlier prediction are replaced, other files never.
         min_score: what scores less is left out.
         picture_score: what scores less is not drawn.
         picture_limit: at most this many pictures; None = all.
@@ -96,19 +96,20 @@ def predict_detection(
         What was found, with the images that could not be read; and what the detector is.
 
     Raises:
-        UsageError: no such images, `out` is a file.
+        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
         CheckpointError: no detector in `model`, or a damaged one.
         DataError: no image can be read.
         MissingExtra: the extra `detection` is not installed.
     """
     coco_mask_library()
     target = user_path(out)
-    check_folder(target, "--out")
+    outputs, pictures = (Outputs(folder, "predict detection", "--out") for folder in (target, target / "pictures"))
+    outputs.check([FILE])
     place = select_device(device, flag="--device")
     detector, description = load_detector(user_path(model), compute=select_precision(precision, place)[0])
     paths = index_images(data, limit=limit, channels=description.spec.channels)
     count = len(paths) if picture_limit is None else picture_limit
-    writer = detection_writer(target / "pictures", count, description.classes, min_score=picture_score, annotated=False)
+    writer = detection_writer(pictures, count, description.classes, min_score=picture_score, annotated=False)
     found = predict_objects(
         detector.to(place), description, paths, min_score=min_score, progress=progress, watch=writer
     )
@@ -116,9 +117,8 @@ def predict_detection(
         raise DataError(f"none of {len(paths)} images can be read, the first: {found.unreadable[0]}")
     if found.unreadable:
         warn(f"{len(found.unreadable)} of {len(paths)} images left out, the first: {found.unreadable[0]}")
-    target.mkdir(parents=True, exist_ok=True)
     content = prediction_json(found, description, user_path(data).absolute())
-    write_atomic(target / FILE, json.dumps(content))
+    outputs.write(FILE, json.dumps(content).encode())
     return found, description
 
 

@@ -18,16 +18,17 @@ from mst.commands.tyro_cli import parse_words
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError
+from mst.evaluate.detection_pictures import png
 from mst.evaluate.features import progress_bar
 from mst.evaluate.segmentation_data import read_ahead
 from mst.evaluate.segmentation_file import load_segmenter
 from mst.evaluate.segmentation_inference import predict_mask
-from mst.evaluate.segmentation_pictures import index_picture, save_picture, sheet
+from mst.evaluate.segmentation_pictures import index_picture, sheet
 from mst.paths import PathText, user_path
 from mst.runtime.device import select_device
-from mst.runtime.files import check_folder
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
+from mst.runtime.outputs import Outputs
 
 MASKS, PICTURES = "masks", "pictures"
 """Folders in `--out`."""
@@ -97,7 +98,7 @@ def predict_segmentation(
     Args:
         model: folder of a trained segmenter.
         data: a folder (searched at any depth), an image, or a text file of paths.
-        out: folder for `masks/` and `pictures/`; files of the same name are replaced.
+        out: folder for `masks/` and `pictures/`; those of an earlier prediction are replaced, other files never.
         picture_limit: at most this many pictures; None = all.
         limit: only this many images, drawn evenly from the sorted list.
         device: auto, cpu, cuda or cuda:N.
@@ -105,17 +106,18 @@ def predict_segmentation(
         progress: show a bar.
 
     Raises:
-        UsageError: no such images, `out` is a file.
+        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
         CheckpointError: no segmenter in `model`, or a damaged one.
         DataError: no image can be read.
         RunFailure: the disk refused.
     """
-    target = user_path(out)
-    check_folder(target, "--out")
+    outputs = Outputs(user_path(out), "predict segmentation", "--out")
     saved = load_segmenter(user_path(model), select_device(device, flag="--device"))
     classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
     paths = index_images(data, limit=limit, channels=channels)
     names = target_names(paths, user_path(data))
+    parts = [MASKS] if picture_limit == 0 else [MASKS, PICTURES]
+    outputs.check(Path(part, name) for name in names for part in parts)
     written: list[Path] = []
     unreadable: list[str] = []
     pixels = Counter[int]()
@@ -128,10 +130,10 @@ def predict_segmentation(
                 unreadable.append(str(image))
                 continue
             mask = predict_mask(saved.segmenter, image, saved.view, precision, str(name))  # [H,W]
-            save_picture(index_picture(mask, len(classes)), target / MASKS / name)
+            outputs.write(Path(MASKS, name), png(index_picture(mask, len(classes))), flush=False)
             if picture_limit is None or len(written) < picture_limit:
-                save_picture(sheet(image, [mask], classes), target / PICTURES / name)
-            written.append(target / MASKS / name)
+                outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
+            written.append(outputs.folder / MASKS / name)
             pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
     if not written:
         raise DataError(f"none of {len(paths)} images can be read, the first: {unreadable[0]}")

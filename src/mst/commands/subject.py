@@ -23,6 +23,7 @@ from mst.runtime.device import select_device
 from mst.runtime.files import check_folder
 from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import info, warn
+from mst.runtime.outputs import ANY, Outputs
 from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import check_seed
@@ -103,11 +104,20 @@ class Subject:
         mean, std = self.mean_std
         return ImageTransform(size, mean, std, options.resize_ratio, options.whole_if_exact)
 
-    def pictures(self, task: str, out: str | Path | None) -> Path | None:
-        """Return the folder for an evaluation's pictures, in `out` or the run folder; None where there is neither."""
+    def pictures(self, task: str, given: str | Path | None, out: str | Path | None) -> Outputs | None:
+        """Return where an evaluation's pictures go: `given`, else a folder in `out` or the run folder, else nowhere.
+
+        Raises:
+            UsageError: no folder can be made there.
+        """
+        command = f"evaluate {task.removeprefix('patch_')}"
+        if given:
+            return Outputs(user_path(given), command, "--pictures")
         folder = user_path(out) if out else self.folder
         untrained = self.name.startswith(RANDOM)
-        return None if folder is None else RunDir(folder).pictures_of(task, untrained=untrained)
+        if folder is None:
+            return None
+        return Outputs(RunDir(folder).pictures_of(task, untrained=untrained), command, "--pictures", earlier=ANY)
 
     def record(self, result: Result, out: str | Path | None, data: object, identity: DataIdentity) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of `out` or the run folder.

@@ -3,42 +3,45 @@
 from __future__ import annotations
 
 import colorsys
+import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
+from mst.errors import RunFailure
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of, read_segmentation
 from mst.evaluate.detection_metrics import Detection
-from mst.runtime.files import check_folder
 from mst.runtime.logging import warn
+from mst.runtime.outputs import Outputs
 
 Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_]]
 """Caption, box and mask of an object."""
+NUMBERED = r"(\d{4,})-.*\.png"
+"""Names of pictures of a validation set."""
 
 
 def detection_writer(
-    folder: Path, limit: int, classes: Sequence[str], *, min_score: float = 0.5, annotated: bool = True
+    outputs: Outputs, limit: int, classes: Sequence[str], *, min_score: float = 0.5, annotated: bool = True
 ) -> Callable[[CocoImage, Tensor, list[Detection]], None]:
     """Return a function that writes `<number>-<image>.png` for each of the first `limit` images.
 
     The annotated objects stand left, what was found right.
 
     Args:
-        folder: made if need be.
+        outputs: where to.
         limit: at most this many pictures.
         classes: names of the labels.
         min_score: what scores less is not drawn.
         annotated: False = the images have no annotations, a picture shows what was found and nothing else.
 
     Raises:
-        UsageError: `folder` is a file.
+        UsageError: a file of such a name is there that the command did not write.
     """
-    check_folder(folder, "--pictures")
+    outputs.check_numbered(NUMBERED, limit)
     written, refused = 0, False
 
     def write(image: CocoImage, pixels: Tensor, detections: list[Detection]) -> None:
@@ -50,14 +53,20 @@ def detection_writer(
             truth = [(classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects]
             picture = side_by_side(overlay(pixels, truth), picture)
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            picture.save(folder / f"{written:04d}-{image.path.stem}.png")
-        except OSError as error:  # numbers are worth more than pictures
-            warn(f"cannot write pictures to {folder}: {error.strerror or error}; going on without them")
+            outputs.write(f"{written:04d}-{image.path.stem}.png", png(picture), flush=False)
+        except RunFailure as error:  # numbers are worth more than pictures
+            warn(f"{error}; going on without pictures")
             refused = True
         written += 1
 
     return write
+
+
+def png(picture: Image.Image) -> bytes:
+    """Return a picture as the content of a PNG file."""
+    content = io.BytesIO()
+    picture.save(content, format="PNG")
+    return content.getvalue()
 
 
 def side_by_side(*panels: Image.Image) -> Image.Image:

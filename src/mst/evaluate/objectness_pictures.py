@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -12,27 +12,31 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from mst.evaluate.detection_pictures import side_by_side
+from mst.errors import RunFailure
+from mst.evaluate.detection_pictures import png, side_by_side
 from mst.evaluate.objectness import ImageScore, ObjectImage
-from mst.runtime.files import check_folder
 from mst.runtime.logging import warn
-from mst.runtime.results import append_jsonl
+from mst.runtime.outputs import Outputs
+from mst.runtime.results import append_jsonl, plain_json
 
 TRUTH, FOUND = (60, 220, 90), (255, 190, 40)
 """Colours of the objects' boxes and of the found box."""
+SCORES = "scores.jsonl"
 
 
-def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]:
+def picture_writer(
+    outputs: Outputs, limit: int
+) -> Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]:
     """Return a function that writes `0000.png`, ... and a row of `scores.jsonl` for each image.
 
     A picture has three panels: the image with the objects' boxes (green) and the found one (yellow), the importance,
     and the chosen patches. Every image gets a row, the first `limit` get a picture.
 
     Raises:
-        UsageError: `folder` is a file.
+        UsageError: a file of such a name is there that the command did not write.
     """
-    check_folder(folder, "--pictures")
-    scores = folder / "scores.jsonl"
+    outputs.check([SCORES])
+    outputs.check_numbered(r"(\d{4,})\.png", limit)
     count, refused = 0, False
 
     def write(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> None:
@@ -40,14 +44,18 @@ def picture_writer(folder: Path, limit: int) -> Callable[[ObjectImage, Tensor, N
         if refused:
             return
         try:
-            folder.mkdir(parents=True, exist_ok=True)
+            row = {"picture": f"{count:04d}.png" if count < limit else None, **score._asdict()}
             if count == 0:
-                scores.unlink(missing_ok=True)
-            append_jsonl(scores, {"picture": f"{count:04d}.png" if count < limit else None, **score._asdict()})
+                outputs.write(SCORES, (json.dumps(plain_json(row), allow_nan=False) + "\n").encode(), grows=True)
+            else:
+                append_jsonl(outputs.folder / SCORES, row)
             if count < limit:
-                panels(item, importance, chosen, score).save(folder / f"{count:04d}.png")
-        except OSError as error:  # numbers are worth more than pictures
-            warn(f"cannot write pictures to {folder}: {error.strerror or error}; going on without them")
+                outputs.write(f"{count:04d}.png", png(panels(item, importance, chosen, score)), flush=False)
+        except RunFailure as error:  # numbers are worth more than pictures
+            warn(f"{error}; going on without pictures")
+            refused = True
+        except OSError as error:
+            warn(f"cannot write {outputs.folder / SCORES}: {error.strerror or error}; going on without pictures")
             refused = True
         count += 1
 

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from mst.errors import RunFailure, UsageError
-from mst.evaluate.detection_pictures import side_by_side
+from mst.errors import UsageError
+from mst.evaluate.detection_pictures import NUMBERED, png, side_by_side
 from mst.evaluate.segmentation_data import NO_CLASS
-from mst.runtime.files import check_folder
+from mst.runtime.outputs import Outputs
 
 GAP, LINE = 4, 16
 """Pixels between entries of the legend, and height of its lines."""
@@ -80,22 +80,22 @@ def _legend(used: Sequence[int], classes: Sequence[str], width: int) -> Image.Im
     return strip
 
 
-def sheet_writer(folder: Path, limit: int, classes: Sequence[str]) -> Watch:
+def sheet_writer(outputs: Outputs, limit: int, classes: Sequence[str]) -> Watch:
     """Return a function that writes `0000-<image>.png`, ... for the first `limit` images: image, truth, prediction.
 
     Raises:
-        UsageError: `folder` is a file, or `limit` is below 0.
+        UsageError: `limit` is below 0, or a file of such a name is there that the command did not write.
     """
     if limit < 0:
         raise UsageError(f"--picture-limit {limit}: must be at least 0")
-    check_folder(folder, "--pictures")
+    outputs.check_numbered(NUMBERED, limit)
     count = 0
 
     def write(name: str, image: Tensor, truth: Tensor, prediction: Tensor) -> None:
         nonlocal count
         if count < limit:
-            picture = sheet(image, (truth, prediction), classes)
-            save_picture(picture, folder / f"{count:04d}-{Path(name).stem.replace(' ', '-')}.png")
+            picture = png(sheet(image, (truth, prediction), classes))
+            outputs.write(f"{count:04d}-{Path(name).stem.replace(' ', '-')}.png", picture, flush=False)
         count += 1
 
     return write
@@ -108,16 +108,3 @@ def index_picture(mask: Tensor, num_classes: int) -> Image.Image:
     picture = Image.fromarray(mask.numpy().astype(np.uint8), mode="P")
     picture.putpalette(palette(num_classes).flatten().tolist())
     return picture
-
-
-def save_picture(picture: Image.Image, path: Path) -> None:
-    """Write a picture.
-
-    Raises:
-        RunFailure: the disk refused.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
-    except OSError as error:
-        raise RunFailure(f"cannot write {path}: {error.strerror or error}") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -90,8 +91,8 @@ def cell(row: AblationRow, metric: str, *, each: bool) -> str:
     return f"{mean:.2f}" + (f" ± {spread:.2f} ({len(row.values[metric])})" if spread is not None else "")
 
 
-def plot_ablation(rows: Sequence[AblationRow], path: Path) -> None:
-    """Draw one panel per metric: a dot per run, the mean and its spread; the file's ending decides the format."""
+def plot_ablation(rows: Sequence[AblationRow]) -> bytes:
+    """Draw one panel per metric, a dot per run, the mean and its spread, as the content of a PNG file."""
     columns = [key for key in COLUMNS if any(row.values.get(key) for row in rows)]
     size = (PANEL_WIDTH * max(len(columns), 1) + 1, ROW_HEIGHT * len(rows) + 1.1)
     figure = Figure(figsize=size, layout="constrained")
@@ -113,7 +114,9 @@ def plot_ablation(rows: Sequence[AblationRow], path: Path) -> None:
             panel.spines[side].set_visible(False)
         panel.tick_params(length=0, labelsize=8)
     panels[0].invert_yaxis()
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format="png")
+    return content.getvalue()
 
 
 def _last_values(run: RunDir) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -10,10 +11,11 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from mst.errors import RunFailure, UsageError
+from mst.errors import UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
 from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
+from mst.runtime.outputs import Outputs
 from mst.runtime.results import read_jsonl
 
 COUNTS = ("train_images", "val_images", "classes")
@@ -187,11 +189,13 @@ def plot_comparison(table: ComparisonTable, path: Path) -> None:
     """Draw a group of bars for each line, one bar per column.
 
     Raises:
-        UsageError: an ending that is no picture format.
+        UsageError: an ending that is no picture format, or a file that no comparison wrote.
         RunFailure: the file cannot be written.
     """
     if path.suffix not in PLOTS:
         raise UsageError(f"--plot {path}: name a file that ends in {', '.join(PLOTS)}")
+    outputs = Outputs(path.parent, "compare", "--plot")
+    outputs.check([path.name])
     count, columns = len(table.lines), len(table.columns)
     figure = Figure(figsize=(8, 1.2 + count * (0.25 + 0.22 * columns)), layout="constrained")
     axes = figure.add_subplot()
@@ -207,8 +211,6 @@ def plot_comparison(table: ComparisonTable, path: Path) -> None:
     axes.set_xlabel("percent")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(columns, 3), frameon=False, fontsize=9)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=150)
-    except OSError as error:
-        raise RunFailure(f"cannot write {path}: {error.strerror or error}") from error
+    content = io.BytesIO()
+    figure.savefig(content, dpi=150, format=path.suffix[1:])
+    outputs.write(path.name, content.getvalue())

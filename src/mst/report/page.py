@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,10 +21,13 @@ from mst.report.plots import draw
 from mst.report.reading import RunRecords, is_number, read_run
 from mst.report.results import comparisons
 from mst.report.story import Story, tell
-from mst.runtime.files import write_atomic
+from mst.runtime.outputs import Outputs
 from mst.runtime.rundir import RunDir
 
 TEMPLATES = Path(__file__).parent
+CARD = "model_card.md"
+EARLIER = re.compile(rb'content="mst report"|backbone = mst\.load_backbone\(')
+"""How they look that versions without notes wrote."""
 FACTS_FROM_PLAN = (
     *("total_steps", "steps_per_epoch", "batch_size", "batch_size_per_pass", "lr", "warmup_steps", "prototypes"),
     *("teacher_temp_start", "teacher_temp", "teacher_temp_warmup_steps", "teacher_momentum"),
@@ -47,13 +51,17 @@ def write_report(run: RunDir) -> Path:
     Only files of the run folder are read; what is missing is left out.
 
     Raises:
+        UsageError: one of them was changed since it was written, or is not of this command.
         RunFailure: the disk refused.
     """
+    outputs = Outputs(run.root, "report", "mst report", earlier=EARLIER)
+    outputs.check([run.report.name, CARD])
     records = read_run(run)
     context = page_context(records)
-    write_atomic(run.report, _templates(html=True).get_template("report.html.j2").render(context))
+    page = _templates(html=True).get_template("report.html.j2").render(context)
+    outputs.write(run.report.name, page.encode())
     card = _templates(html=False).get_template("model_card.md.j2").render(context)
-    write_atomic(run.root / "model_card.md", card)
+    outputs.write(CARD, card.encode())
     return run.report
 
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
 from mst.errors import MissingExtra
-from mst.runtime.images import MAX_PIXELS, check_memory, quiet_pillow
+from mst.runtime.images import MAX_PIXELS, check_memory, quiet_pillow, turned
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BLACK_IS_ZERO, WHITE_IS_ZERO, RGB, PALETTE, CMYK = 1, 0, 2, 3, 5
@@ -131,18 +131,7 @@ def _page(page: Any) -> Page:
     extra = [int(kind) for kind in page.extrasamples]
     alpha = bool(extra) and extra[-1] in ALPHA and values.shape[2] in {2, 4}
     tag = page.tags.get(274)
-    return Page(_upright(values, int(tag.value) if tag is not None else 1), white, photometric == RGB, alpha)
-
-
-def _upright(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Turn [H, W, C] the way up that the tag Orientation says."""
-    if orientation >= 5 and orientation <= 8:
-        values = values.transpose(1, 0, 2)
-    if orientation in {3, 4, 7, 8}:
-        values = values[::-1]
-    if orientation in {2, 3, 6, 7}:
-        values = values[:, ::-1]
-    return values
+    return Page(turned(values, int(tag.value) if tag is not None else 1), white, photometric == RGB, alpha)
 
 
 def _have_tifffile() -> bool:

@@ -15,9 +15,12 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from PIL import ExifTags, Image
+
+if TYPE_CHECKING:
+    import numpy.typing as npt
 
 MAX_PIXELS = 178_956_970
 """Larger claims are refused before any memory is taken (the size at which Pillow, too, sees a decompression bomb)."""
@@ -185,6 +188,17 @@ def upright(image: Image.Image) -> Image.Image:
         image.load()  # PNGs may have their EXIF after the pixels, TIFFs are turned here
         method = _TURNS.get(orientation(image))
         return image if method is None else image.transpose(method)
+
+
+def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
+    """Return stored pixels [H, W] or [H, W, C] the way up that an orientation of 1 to 8 says."""
+    if 5 <= orientation <= 8:
+        values = values.swapaxes(0, 1)
+    if orientation in {3, 4, 7, 8}:
+        values = values[::-1]
+    if orientation in {2, 3, 6, 7}:
+        values = values[:, ::-1]
+    return values
 
 
 @cache

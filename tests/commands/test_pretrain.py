@@ -9,8 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import mst
 from commands.calls import call, image_folder, labelled_folder
@@ -409,3 +411,31 @@ def test_overwrite_spares_images_that_names_elsewhere_lead_to(
     answer = call(capsys, *words)
     assert (answer.status, "which --overwrite would delete: name another folder" in answer.line) == (2, True)
     assert len(list(kept.rglob("*.*"))) == 4
+
+
+def test_the_value_range_of_twelve_bits_is_measured_kept_and_held_to(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for number in range(16):
+        values = np.random.default_rng(number).integers(4096, size=(40, 40)).astype(np.uint16)
+        Image.fromarray(values).save(folder / f"{number}.png")
+    run = tmp_path / "run"
+    words = ("pretrain", "debug", "--data.train", str(folder), "--out", str(run), *QUICK)
+    assert call(capsys, *words).status == 0
+    plan = json.loads((run / "plan.json").read_text())
+    assert plan["value_ranges"] == {"uint16": [0, 4095]}
+    assert "measured on up to 16" in plan["reasons"]["value_ranges"]
+    assert mst.load_backbone(run).metadata["value_ranges"] == {"uint16": [0, 4095]}
+    refused = call(capsys, "pretrain", "--resume", run, "--data.value-range", 0, 5000)
+    assert refused.status == 2
+    assert "cannot change --data.value-range" in refused.line
+    plan_words = ("plan", "debug", "--data.train", folder, "--no-probe", "--data.value-range")
+    given = call(capsys, *plan_words, -1, 4095, "--json")
+    assert json.loads(given.out)["plan"]["value_ranges"] == {"given": [-1, 4095]}
+    assert "outside the value range 0 to 99" in call(capsys, *plan_words, 0, 99).line
+    for pair in ((5, 5), (9, 1), (0, "inf")):
+        refused = call(capsys, *plan_words, *pair)
+        assert refused.status == 2
+        assert "--data.value-range" in refused.line

@@ -23,6 +23,7 @@ from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunk_sizes
 from mst.data.reader import ImageCache
 from mst.data.sampler import batch_indices, sample_order
 from mst.data.sources import ImageIndex, index_images
+from mst.data.value_range import Scale
 from mst.errors import DataError, RunFailure, UsageError
 from mst.runtime.seeding import generator
 
@@ -254,9 +255,9 @@ def test_memory_holds_small_images_until_the_budget_is_spent() -> None:
 def test_images_are_decoded_once_with_memory(images: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[Path] = []
 
-    def counted(path: Path, *, channels: int, enough: Detail | None) -> Tensor:
+    def counted(path: Path, *, channels: int, enough: Detail | None, scale: Scale) -> Tensor:
         seen.append(path)
-        return decode_image(path, channels=channels, enough=enough)
+        return decode_image(path, channels=channels, enough=enough, scale=scale)
 
     monkeypatch.setattr(reader, "decode_image", counted)
     run(images, batch_size=21, total_steps=4)

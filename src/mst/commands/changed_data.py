@@ -54,14 +54,14 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool) -> Setup:
     if not changed:
         if before is None:
             logging.info(f"{run.root} was started by an older version, which did not note what its images held")
-            return setup
-        return _with(setup, _kept(saved) if past else {}, past)
+            return _with(setup, _ranges(saved), past)
+        return _with(setup, _kept(saved, setup) if past else _ranges(saved), past)
     if not accept:
         again = f"mst pretrain --resume {shlex.quote(str(run.root))} --accept-changed-data"
         raise UsageError(f"{run.root} was started with other images ({changed}): give them back, or go on with {again}")
     logging.warn(f"from step {steps[-1]} on with other images ({changed})")
     row = before.row() if before is not None else {"count": saved.dataset_size}
-    return _with(setup, _kept(saved), (*past, {"identity": row, "until_step": steps[-1]}))
+    return _with(setup, _kept(saved, setup), (*past, {"identity": row, "until_step": steps[-1]}))
 
 
 def _change(saved: RunPlan, before: DataIdentity | None, now: DataIdentity) -> str:
@@ -71,8 +71,16 @@ def _change(saved: RunPlan, before: DataIdentity | None, now: DataIdentity) -> s
     return "" if saved.dataset_size == now.count else f"{now.count} images, not {saved.dataset_size}"
 
 
-def _kept(saved: RunPlan) -> dict[str, Any]:
+def _ranges(saved: RunPlan) -> dict[str, Any]:
+    """Return what a run of an older version goes on with: each image decides what is black and white."""
+    return {"value_ranges": None} if saved.value_ranges is None else {}
+
+
+def _kept(saved: RunPlan, setup: Setup) -> dict[str, Any]:
+    """Return what stays, with the value ranges of what no earlier image was stored as."""
     kept = {key: getattr(saved, key) for key in KEPT}
+    ranges = _ranges(saved) or {"value_ranges": {**(setup.plan.value_ranges or {}), **(saved.value_ranges or {})}}
+    kept |= ranges
     return {**kept, "reasons": dict.fromkeys(KEPT, "kept from before the images changed")}
 
 

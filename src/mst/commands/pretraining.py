@@ -236,6 +236,7 @@ def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
         workers=loader_workers(setup.config, setup.device),
         cache=data.cache,
         enough=enough_detail(setup.config),
+        scale=setup.scale,
         max_unreadable_share=data.max_unreadable_share,
         unreadable_file=run.unreadable,
     )
@@ -290,7 +291,7 @@ def preview_samples(setup: Setup) -> Tensor | None:
 def _readable(setup: Setup) -> Iterator[Tensor]:
     for path in setup.images.evenly(PREVIEW_IMAGES):
         try:
-            yield decode_image(path, channels=setup.config.data.channels)
+            yield decode_image(path, channels=setup.config.data.channels, scale=setup.scale)
         except UnreadableImage:
             continue
 

@@ -131,7 +131,8 @@ def _data_rate(setup: Setup) -> float:
     for position, path in enumerate(setup.images.evenly(AUGMENTED_IMAGES)):
         started = time.perf_counter()
         try:
-            transform(decode_image(path, channels=setup.config.data.channels), generator("probe", position))
+            image = decode_image(path, channels=setup.config.data.channels, scale=setup.scale)
+            transform(image, generator("probe", position))
         except UnreadableImage:
             continue
         if position:  # the first one also pays for start-up

@@ -15,7 +15,8 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, decode_image
 from mst.data.folders import cache_folder
 from mst.data.sources import ImageIndex, even_positions, index_images
-from mst.data.statistics import MEASURED_IMAGES, channel_statistics
+from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
+from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.image_sets import LabelledSets
@@ -62,6 +63,11 @@ class Setup:
     device: torch.device
     precision: torch.dtype
     precision_reason: str
+
+    @property
+    def scale(self) -> Scale:
+        """How stored values become 8 bits."""
+        return scale_of(self.plan)
 
     def build_pair(self, *, resumed: bool = False) -> Pair:
         """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
@@ -114,15 +120,42 @@ def prepare(config: RunConfig) -> Setup:
     )
     plan = derive(config, len(images))
     spec = checked_spec(config, plan)
-    check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels")
+    ranges = value_ranges(config, images)
+    check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
     if needs_measuring(config):
-        mean, std = channel_statistics(images, channels=channels)
+        mean, std = channel_statistics(images, channels=channels, scale=ranges)
         plan = derive(config, len(images), measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
-    labelled = labelled_sets(config) if config.monitor.knn_data else None
+    plan = with_ranges(plan, ranges, len(images))
+    labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
     return Setup(config, plan, images, labelled, spec, device, precision, reason)
 
 
-def labelled_sets(config: RunConfig) -> LabelledSets:
+def value_ranges(config: RunConfig, images: ImageIndex) -> ValueRanges:
+    """Return the range of values that are not stored in 8 bits: as given, or as measured on a sample.
+
+    Raises:
+        DataError: no usual range can be seen in the values.
+    """
+    given = config.data.value_range
+    if given != "auto":
+        return ValueRanges.given(given)
+    return measured_ranges(images, channels=config.data.channels, known=ValueRanges())
+
+
+def with_ranges(plan: RunPlan, ranges: ValueRanges, images: int) -> RunPlan:
+    """Return the plan with value ranges, and where there are some with what they come from."""
+    measured = f"measured on up to {min(MEASURED_IMAGES, images)} of the images; --data.value-range LO HI sets another"
+    reason = "set by --data.value-range" if ranges.is_given else measured
+    reasons = {**plan.reasons, **({"value_ranges": reason} if ranges.ranges else {})}
+    return plan.model_copy(update={"value_ranges": dict(ranges.ranges), "reasons": reasons})
+
+
+def scale_of(plan: RunPlan) -> Scale:
+    """Return how a run's stored values become 8 bits; those of older versions decide for each image."""
+    return BY_TYPE if plan.value_ranges is None else ValueRanges(plan.value_ranges)
+
+
+def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
     """Return the labelled images for k-NN while training.
 
     Raises:
@@ -132,6 +165,7 @@ def labelled_sets(config: RunConfig) -> LabelledSets:
     sets = LabelledSets.from_folder(
         monitor.knn_data or "",
         channels=config.data.channels,
+        ranges=ranges,
         train_limit=monitor.knn_train_limit,
         val_limit=monitor.knn_val_limit,
         strict=config.data.strict,
@@ -213,7 +247,7 @@ def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
     return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
 
 
-def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str) -> None:
+def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE) -> None:
     """Open a few images, evenly spaced.
 
     Args:
@@ -221,6 +255,7 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: 
         channels: C.
         patch_size: the least that their sides may be.
         origin: what asks for so many channels, for the message.
+        scale: see `mst.data.decoding.decode_image`.
 
     Raises:
         DataError: none can be decoded, or all are smaller than one patch.
@@ -229,7 +264,7 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: 
     problems: list[UnreadableImage] = []
     for path in images.evenly(SAMPLE):
         try:
-            height, width = decode_image(path, channels=channels).shape[-2:]
+            height, width = decode_image(path, channels=channels, scale=scale).shape[-2:]
         except UnreadableImage as problem:
             problems.append(problem)
         else:
@@ -293,7 +328,9 @@ def _counted(number: int, word: str) -> str:
 
 
 def format_value(value: object) -> str:
-    """Write a number shortly."""
+    """Write a number shortly, or value ranges."""
+    if isinstance(value, dict):
+        return str(ValueRanges(value))
     if isinstance(value, tuple):
         return " ".join(format_value(item) for item in value)
     return f"{value:.6g}" if isinstance(value, float) else str(value)

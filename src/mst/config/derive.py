@@ -129,6 +129,9 @@ def check_consistent(config: RunConfig) -> None:
     ):
         if not 0 < low <= high:
             raise ConfigError(f"--views.{name} {low:g} {high:g}: the first must be above 0 and at most the second")
+    if config.data.value_range != "auto" and not config.data.value_range[0] < config.data.value_range[1]:
+        low, high = config.data.value_range
+        raise ConfigError(f"--data.value-range {low:g} {high:g}: the first must be below the second")
     if config.optimizer.lr is not None and config.optimizer.min_lr > config.optimizer.lr:
         raise ConfigError(f"--optimizer.min-lr {config.optimizer.min_lr:g} is above --optimizer.lr")
     if max(config.optimizer.betas) >= 1:

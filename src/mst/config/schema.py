@@ -18,6 +18,7 @@ LARGEST = 1e30
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
+Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Epochs = Annotated[float, Field(ge=0.0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
 Natural = Annotated[int, Field(ge=0, le=MOST)]
@@ -40,6 +41,8 @@ class DataConfig(Section):
     """Folders (searched at any depth), image files, or text files with one path per line."""
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     """Channels of an image: 3 for RGB, 1 for grey."""
+    value_range: Literal["auto"] | tuple[Number, Number] = "auto"
+    """Black and white among values that are not stored in 8 bits, such as -1024 3071; auto = measured on a sample."""
     limit: Count | None = None
     """Use only this many images, drawn evenly from the sorted list; None = all."""
     max_unreadable_share: Fraction = 0.05
@@ -299,6 +302,9 @@ class RunPlan(Section):
     local_size: tuple[int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    value_ranges: dict[str, tuple[float, float]] | None = None
+    """Black and white by how values are stored, where not in 8 bits (`mst.data.value_range`); None in runs of older
+    versions, which decided for each image."""
     reasons: dict[str, str]
     """For each derived value, one line that says where it comes from."""
     data_identity: dict[str, Any] = {}

@@ -9,26 +9,36 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from mst.data.tiff import Page, pillow_reads, read_pages
+from mst.data.tiff import Page, have_tifffile, pillow_reads, read_pages
+from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
 from mst.errors import DataError, MissingExtra
-from mst.runtime.images import MAX_PIXELS, open_image, quiet_pillow, read_regular, upright
-
-FLOAT_SLACK = 0.05
-"""How far float pixels from [0, 1] may lie beyond it: resampling and sharpening overshoot."""
+from mst.runtime.images import (
+    MAX_PIXELS,
+    PNG_MAGIC,
+    open_image,
+    orientation,
+    quiet_pillow,
+    read_regular,
+    turned,
+    upright,
+    without_remarks,
+)
 
 NPY_MAGIC = b"\x93NUMPY"
 
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
-_READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
+_NATIVE_PNG = getattr(torch.ops.image, "decode_png", None)
+_READ_AS_STORED, _READ_GREY, _READ_RGB = 0, 1, 3  # torchvision.io.ImageReadMode
+_FEW_BITS = 63
+"""Largest high byte of 16 bits of which 14 or fewer are used."""
 
 
 class Detail(NamedTuple):
@@ -68,13 +78,16 @@ class OtherChannels(UnreadableImage):
     """An image of another number of channels than asked for: whoever asked says by which option."""
 
 
-def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None = None) -> Tensor:
+def decode_image(
+    path: str | Path, *, channels: int = 3, enough: Detail | None = None, scale: Scale = BY_TYPE
+) -> Tensor:
     """Return the image in a file, upright (EXIF orientation applied), first frame of an animation.
 
-    Palette and CMYK become RGB; transparent pixels are laid over white; 16 bits are scaled to 8 over their full range,
-    other depths of a TIFF over theirs (12 bits: 4095 is white); float images must lie in [0, 1] or [0, 255]. Signed and
-    wider whole numbers are refused: what is white among them is not known. TIFFs of layouts that Pillow does not read
-    need tifffile (`mst[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
+    Palette and CMYK become RGB; transparent pixels are laid over white. What is stored in other types than 8 bits
+    becomes 8 by a scale: the value ranges of the data set (`mst.data.value_range.ValueRanges`), or where nothing is
+    known of it by the type: 16 bits over their full range, other depths of a TIFF over theirs (12 bits: 4095 is white),
+    floats that lie in [0, 1] or [0, 255]; signed and wider whole numbers are refused then. TIFFs of layouts that Pillow
+    does not read need tifffile (`mst[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
     [channels, H, W] (the first that fits) and are read without running code from them.
 
     Args:
@@ -83,13 +96,14 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
             An array must have exactly that many.
         enough: a larger JPEG is decoded at 1/4 or 1/8 of its size, the smallest that keeps this much: quicker, and
             nearly the pixels of resizing the whole; None = always at its full size.
+        scale: turns values that are not stored in 8 bits into such.
 
     Returns:
         uint8 [channels, H, W], the channels of a pixel together in memory.
 
     Raises:
-        UnreadableImage: no file, no permission, empty, damaged, truncated, too large, unknown form, or (as
-            `OtherChannels`) another number of channels than asked for.
+        UnreadableImage: no file, no permission, empty, damaged, truncated, too large, unknown form, values
+            outside their range, or (as `OtherChannels`) another number of channels than asked for.
         MissingExtra: a TIFF that needs tifffile.
     """
     try:
@@ -97,12 +111,12 @@ def decode_image(path: str | Path, *, channels: int = 3, enough: Detail | None =
         if not data:
             raise UnreadableImage(path, "empty file")
         if data.startswith(NPY_MAGIC):
-            return _decode_array(path, data, channels)
+            return _decode_array(path, data, channels, scale)
         if not pillow_reads(data):
-            return _decode_tiff(path, data, channels)
+            return _decode_tiff(path, data, channels, scale)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
-        return image if image is not None else _decode_with_pillow(path, data, channels, reduction)
+        return image if image is not None else _decode_with_pillow(path, data, channels, reduction, scale)
     except (UnreadableImage, MissingExtra):
         raise
     except OSError as error:
@@ -159,38 +173,80 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     return image[None].contiguous(memory_format=torch.channels_last)[0]
 
 
-def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int) -> Tensor:
+def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int, scale: Scale) -> Tensor:
     """Decode anything in `FORMATS`; errors are Pillow's, and its remarks about damaged metadata stay unsaid."""
     with quiet_pillow, open_image(data) as image:
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         # [H, W] or [H, W, channels]
-        pixels = _grey_or_rgb(upright(image), channels) if channels in {1, 3} else _bands(path, image, channels)
+        if channels in {1, 3}:
+            whole = upright(image)
+            deep = _deep_colours(data, image, scale)
+            pixels = _grey_or_rgb(whole if deep is None else deep, channels, scale, image.format)
+        else:
+            pixels = _bands(path, image, channels, scale)
     pixels = np.array(np.atleast_3d(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _decode_tiff(path: str | Path, data: bytearray, channels: int) -> Tensor:
+def _deep_colours(data: bytearray, image: Image.Image, scale: Scale) -> Image.Image | None:
+    """Return colours of 16 bits, of which Pillow gives the upper 8 only, by their scale, upright; None = no such.
+
+    Raises:
+        MissingExtra: they are in a TIFF and use few of their bits.
+    """
+    if isinstance(scale, ByType):
+        return None
+    if image.format == "TIFF" and 16 in image.tag_v2.get(258, ()) and not have_tifffile():  # type: ignore[attr-defined]
+        if image.mode in {"RGB", "RGBA"} and int(np.asarray(image.convert("RGB")).max()) <= _FEW_BITS:
+            raise MissingExtra("tifffile (for colours that use few of their 16 bits)", "tiff")
+        return None
+    if (
+        not data.startswith(PNG_MAGIC)
+        or bytes(data[24:26]) not in {b"\x10\2", b"\x10\4", b"\x10\6"}
+        or _NATIVE_PNG is None
+    ):
+        return None
+    plain = torch.frombuffer(bytearray(without_remarks(data)), dtype=torch.uint8)
+    values = _NATIVE_PNG(plain, _READ_AS_STORED, False).permute(1, 2, 0).numpy()  # uint16 [H, W, C]
+    alpha = values.shape[2] in {2, 4}
+    return _composed(turned(values, orientation(image)), None, scale, alpha=alpha)
+
+
+def _composed(values: Stored, white: int | None, scale: Scale, *, alpha: bool, inverted: bool = False) -> Image.Image:
+    """Return grey or RGB, and over white where there is transparency, of values [H, W, C]."""
+    colours = eight_bits(values[..., : values.shape[2] - alpha], white, scale)
+    colours = 255 - colours if inverted else colours
+    image = Image.fromarray(np.ascontiguousarray(colours.squeeze(2) if colours.shape[2] == 1 else colours[..., :3]))
+    if not alpha:
+        return image
+    opacity = eight_bits(values[..., -1], white, scale, opacity=True)
+    return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(opacity))
+
+
+def _decode_tiff(path: str | Path, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a TIFF whose layout Pillow does not read."""
     pages = read_pages(data, first_only=channels in {1, 3})
     if channels in {1, 3}:
-        pixels = _grey_or_rgb_of(path, pages[0], channels)
+        pixels = _grey_or_rgb_of(path, pages[0], channels, scale)
     else:
-        pixels = np.concatenate([_eight_bits(page.values, page.white) for page in pages], axis=2)
+        pixels = np.concatenate([_stored_bands(page, scale) for page in pages], axis=2)
         _check_bands(path, pixels.shape[2], channels)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C")).permute(2, 0, 1)
 
 
-def _grey_or_rgb_of(path: str | Path, page: Page, channels: int) -> npt.NDArray[np.uint8]:
+def _stored_bands(page: Page, scale: Scale) -> Pixels:
+    """Return all bands of a page, [H, W, C]."""
+    pixels = eight_bits(page.values, page.white, scale)
+    return 255 - pixels if page.inverted else pixels
+
+
+def _grey_or_rgb_of(path: str | Path, page: Page, channels: int, scale: Scale) -> Pixels:
     """Return [H, W, channels] of a page: its colours over white where it is transparent, as Pillow converts them."""
-    values = _eight_bits(page.values, page.white)  # [H, W, C]
-    colours = values.shape[2] - page.alpha
+    colours = page.values.shape[2] - page.alpha
     if colours not in {1, 3} or (colours == 3 and not page.colours and channels == 1):
-        _check_bands(path, values.shape[2], channels)
-    image = Image.fromarray(np.ascontiguousarray(values[..., :colours].squeeze(2) if colours == 1 else values[..., :3]))
-    if page.alpha:
-        white = Image.new(image.mode, image.size, "white")
-        image = Image.composite(image, white, Image.fromarray(np.ascontiguousarray(values[..., -1])))
+        _check_bands(path, page.values.shape[2], channels)
+    image = _composed(page.values, page.white, scale, alpha=page.alpha, inverted=page.inverted)
     return np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
@@ -200,7 +256,7 @@ def _check_bands(path: str | Path, found: int, channels: int) -> None:
         raise OtherChannels(path, f"has {found} channel{'s' * (found != 1)}, {channels} are asked for")
 
 
-def _decode_array(path: str | Path, data: bytearray, channels: int) -> Tensor:
+def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
     stream = io.BytesIO(data)
     read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
@@ -222,15 +278,15 @@ def _decode_array(path: str | Path, data: bytearray, channels: int) -> Tensor:
         pixels = values.transpose(1, 2, 0)
     else:
         raise OtherChannels(path, f"has shape {shape}, {channels} channels first or last are asked for")
-    pixels = np.array(_eight_bits(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
+    pixels = np.array(eight_bits(pixels, None, scale), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
-def _grey_or_rgb(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
+def _grey_or_rgb(image: Image.Image, channels: int, scale: Scale, form: str | None) -> Pixels:
     """Return [H, W] (channels 1) or [H, W, 3] of any Pillow mode."""
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_eight_bits(image))
+        image = Image.fromarray(_deep(image, scale, form))
     elif image.has_transparency_data:
         front = image.convert("RGBA")
         image = Image.new("RGBA", front.size, "white")
@@ -238,42 +294,24 @@ def _grey_or_rgb(image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _bands(path: str | Path, image: Image.Image, channels: int) -> npt.NDArray[np.uint8]:
+def _bands(path: str | Path, image: Image.Image, channels: int, scale: Scale) -> Pixels:
     """Return [H, W, channels]: the bands of every page side by side, colours as stored."""
-    pages = [np.atleast_3d(_eight_bits(page)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
+    form = image.format
+    pages = [np.atleast_3d(_deep(page, scale, form)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
     _check_bands(path, sum(page.shape[2] for page in pages), channels)
     return np.concatenate(pages, axis=2)
 
 
-def _eight_bits(image: Image.Image | npt.NDArray[Any], white: int | None = None) -> npt.NDArray[np.uint8]:
-    """Return the pixels as uint8: whole numbers over the range of their type, floats from [0, 1] or [0, 255].
-
-    Args:
-        image: pixels.
-        white: what white is among whole numbers; None = the largest of the type.
-    """
+def _deep(image: Image.Image, scale: Scale, form: str | None) -> Pixels:
+    """Return pixels of any depth as uint8."""
     values = np.asarray(image)
-    if isinstance(image, Image.Image) and image.mode == "I" and image.format != "TIFF":
-        values = values.astype(np.uint16)  # older Pillows' way to give a PNG or PPM of 16 bits
-    if values.dtype == np.uint8 and white is None:
-        scaled = values
-    elif values.dtype == np.bool_:
-        scaled = values * np.uint8(255)
-    elif values.dtype.kind == "f":
-        low, high = values.min(), values.max()
-        if not (low >= -FLOAT_SLACK and high <= 255):  # also when not a number
-            raise ValueError(f"float pixels from {low:g} to {high:g}: only [0, 1] or [0, 255] is understood")
-        scaled = np.rint(np.clip(values, 0, 1) * 255 if high <= 1 + FLOAT_SLACK else np.clip(values, 0, 255))
-    elif values.dtype.kind == "u" and (white is not None or values.dtype.itemsize == 2):
-        top = white or 65535
-        scaled = (values.astype(np.uint32) * 255 + top // 2) // top
-    else:
-        raise ValueError(
-            f"{values.dtype} pixels from {values.min()} to {values.max()}: what is white among them is not known; "
-            "store them as uint8 or uint16"
-        )
-    result: npt.NDArray[np.uint8] = scaled.astype(np.uint8, copy=False)
-    return result
+    if image.mode == "I" and form != "TIFF":
+        values = values.astype(np.uint16)  # Pillow's way to give a PPM, or older ones a PNG, of 16 bits
+    if form not in {"PPM", "JPEG2000"} or values.dtype != np.uint16:
+        return eight_bits(values, None, scale)
+    if isinstance(scale, ValueRanges) and scale.is_given:  # Pillow has scaled them to 16 bits
+        raise ValueError(f"a {form} file says itself what is white in it: leave {scale.option} away, or convert it")
+    return BY_TYPE.pixels(values, None)
 
 
 def _without_addresses(error: Exception) -> str:

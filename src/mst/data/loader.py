@@ -28,6 +28,7 @@ from mst.data.sampler import position_of, steps_per_epoch
 from mst.data.sources import ImageIndex
 from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import RunFailure, UsageError
 from mst.runtime import logging
 from mst.runtime.signals import default_signals
@@ -90,6 +91,7 @@ class BatchLoader:
         workers: int = 0,
         cache: bool = True,
         enough: Detail | None = None,
+        scale: Scale = BY_TYPE,
         max_unreadable_share: float = 0.05,
         unreadable_file: Path | None = None,
         flags: Flags = RUN_FLAGS,
@@ -107,7 +109,7 @@ class BatchLoader:
             channels: of the decoded images.
             workers: processes; 0 = one thread of this process.
             cache: keep small decoded images in a quarter of the memory (with workers = 0: processes share none).
-            enough: decode larger JPEGs at a part of their size, see `mst.data.decoding.decode_image`.
+            enough, scale: see `mst.data.decoding.decode_image`.
             max_unreadable_share: more than this share of unreadable files ends the iteration with a `DataError`.
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
             flags: of the command, for messages.
@@ -128,11 +130,10 @@ class BatchLoader:
         )
         self._flags = flags
         self._steps = range(start_step, total_steps)
-        self._batch_size = batch_size
-        self._pass_size = batch_size // accumulate
+        self._batch_size, self._pass_size = batch_size, batch_size // accumulate
         self._workers = workers
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
-        self._reader = SampleReader(index, transform, channels, seed, enough, memory)
+        self._reader = SampleReader(index, transform, channels, seed, enough, memory, scale)
         self._executor: Executor | None = None
         self._told = False
         self._batches = self._iterate()

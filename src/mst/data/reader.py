@@ -18,6 +18,7 @@ from torch import Tensor
 from mst.data.decoding import Detail, UnreadableImage, decode_image
 from mst.data.sampler import sample_order
 from mst.data.sources import ImageIndex
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.runtime.seeding import generator
 
@@ -80,6 +81,7 @@ class SampleReader:
         channels: of the decoded images.
         seed: of the order and of each sample's generator.
         enough: see `decode_image`.
+        scale: see there as well.
         cache: None = decode every time.
     """
 
@@ -89,6 +91,7 @@ class SampleReader:
     seed: int
     enough: Detail | None = None
     cache: ImageCache | None = None
+    scale: Scale = BY_TYPE
     _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
 
     def read(self, epoch: int, first: int, count: int) -> Chunk:
@@ -127,10 +130,10 @@ class SampleReader:
     def _decoded(self, index: int) -> Tensor:
         """Return the image, from memory if it is there: uint8 [C, H, W]."""
         if self.cache is None:
-            return decode_image(self.index[index], channels=self.channels, enough=self.enough)
+            return decode_image(self.index[index], channels=self.channels, enough=self.enough, scale=self.scale)
         image = self.cache.get(index)
         if image is None:
-            image = decode_image(self.index[index], channels=self.channels, enough=self.enough)
+            image = decode_image(self.index[index], channels=self.channels, enough=self.enough, scale=self.scale)
             self.cache.offer(index, image)
         return image
 

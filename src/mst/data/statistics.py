@@ -1,23 +1,37 @@
-"""Mean and standard deviation of each channel, measured on a bounded sample of the images."""
+"""Mean and standard deviation of each channel, and value ranges, measured on a bounded sample of the images."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
 import torch
 
-from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.sources import ImageIndex
+from mst.data.decoding import NPY_MAGIC, UnreadableImage, decode_image
+from mst.data.kinds import beginning
+from mst.data.sources import ImageIndex, even_positions
+from mst.data.tiff import MAGIC as TIFF_MAGIC
+from mst.data.tiff import pillow_reads
+from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range
 from mst.errors import DataError
+from mst.runtime.images import PNG_MAGIC, open_image, read_regular
 
 MEASURED_IMAGES = 256
 """Images that are read, at even distances: enough for two digits, a few seconds of decoding."""
 SMALLEST_STD = 1 / 255
 """One grey level: the deviation of a constant channel."""
 DIGITS = 4
+FEW, HEAVY = 32, 1 << 28
+"""Where so many images that are not stored in 8 bits have so many bytes, the value range is measured on them alone."""
 
 Values = tuple[float, ...]
 
 
-def channel_statistics(images: ImageIndex, *, channels: int, sample: int = MEASURED_IMAGES) -> tuple[Values, Values]:
+def channel_statistics(
+    images: ImageIndex, *, channels: int, sample: int = MEASURED_IMAGES, scale: Scale = BY_TYPE
+) -> tuple[Values, Values]:
     """Return mean and standard deviation of the pixels of each channel, in [0, 1].
 
     Every image counts alike, whatever its size; unreadable ones are passed over. The same images give the same values.
@@ -26,6 +40,7 @@ def channel_statistics(images: ImageIndex, *, channels: int, sample: int = MEASU
         images: the data set.
         channels: C.
         sample: at most this many images are read.
+        scale: see `mst.data.decoding.decode_image`.
 
     Raises:
         DataError: none of the sample can be decoded.
@@ -36,7 +51,7 @@ def channel_statistics(images: ImageIndex, *, channels: int, sample: int = MEASU
     problem: UnreadableImage | None = None
     for path in images.evenly(sample):
         try:
-            pixels = decode_image(path, channels=channels).flatten(1).double() / 255  # [C, H*W]
+            pixels = decode_image(path, channels=channels, scale=scale).flatten(1).double() / 255  # [C, H*W]
         except UnreadableImage as unreadable:
             problem = problem or unreadable
             continue
@@ -53,3 +68,78 @@ def channel_statistics(images: ImageIndex, *, channels: int, sample: int = MEASU
 
 def _rounded(values: torch.Tensor) -> Values:
     return tuple(round(value, DIGITS) for value in values.tolist())
+
+
+def measured_ranges(images: ImageIndex | list[Path], *, channels: int, known: ValueRanges) -> ValueRanges:
+    """Return the value ranges of what the images are stored as, measured on a sample of them.
+
+    Of images in 8 bits and of such that say themselves what is white only the first bytes are read. The same images
+    give the same ranges.
+
+    Args:
+        images: the data set.
+        channels: C.
+        known: ranges that are known already; they stay, and one that was given is all there is.
+
+    Raises:
+        DataError: values in which no usual range can be seen; the message says how to give one.
+        MissingExtra: a TIFF that needs tifffile.
+    """
+    if GIVEN in known.ranges:
+        return known
+    sample = [images[int(position)] for position in even_positions(len(images), MEASURED_IMAGES)]
+    deep = [path for path in sample if _may_be_deep(path)]
+    few = [deep[int(position)] for position in even_positions(len(deep), FEW)]
+    meter = Meter()
+    for path in few if _bytes_of(few) > HEAVY else deep:
+        try:
+            decode_image(path, channels=channels, scale=meter)
+        except UnreadableImage:
+            continue
+    found = dict(known.ranges)
+    for kind, (low, high) in sorted(meter.found.items()):
+        likely = known.ranges.get(kind) or likely_range(kind, low, high)
+        if likely is None:
+            raise DataError(
+                f"the images have {kind} pixels from {low} to {high}: what is black and what is white among them is "
+                f"not known: give it with {known.option} LO HI"
+            )
+        found[kind] = likely
+    return ValueRanges(found, known.option)
+
+
+def _bytes_of(paths: Iterable[Path]) -> int:
+    total = 0
+    for path in paths:
+        try:
+            total += path.stat().st_size
+        except OSError:
+            continue
+    return total
+
+
+def _may_be_deep(path: Path) -> bool:
+    """Return whether a file may hold other values than 8 bits or such as it says the range of; quick."""
+    try:
+        head = beginning(path)
+        if head.startswith(PNG_MAGIC):
+            return head[24:25] == b"\x10"
+        if head.startswith(TIFF_MAGIC):
+            data = read_regular(path)
+            if not pillow_reads(data):
+                return True
+            with open_image(data) as image:
+                return image.mode[0] in "IF" or 16 in image.tag_v2.get(258, ())  # type: ignore[attr-defined]
+        if head.startswith(NPY_MAGIC):
+            return not _holds_bytes(path)
+    except Exception:  # whatever damaged bytes raise: the decoder's word counts
+        return True
+    return False
+
+
+def _holds_bytes(path: Path) -> bool:
+    """Return whether an array is of uint8 or truth values, by its header."""
+    with path.open("rb") as file:
+        start = io.BytesIO(file.read(1 << 16))
+    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    return read[np.lib.format.read_magic(start)](start)[2] in {np.dtype(np.uint8), np.dtype(np.bool_)}

@@ -32,12 +32,14 @@ class Page(NamedTuple):
         white: what white is: 2^bits - 1 for whole numbers of less than 8 or of 12 bits and the like; None = the type's.
         colours: whether its first three bands are red, green and blue.
         alpha: whether its last band is transparency.
+        inverted: whether white is zero.
     """
 
     values: npt.NDArray[Any]
     white: int | None
     colours: bool
     alpha: bool
+    inverted: bool
 
 
 def pillow_reads(data: bytes | bytearray) -> bool:
@@ -77,7 +79,7 @@ def _is_plain(tags: Any) -> bool:
         transparent = samples == 2 and grey and depth == 8 and set(_numbers(tags.get(338, 0))) <= ALPHA
         return samples == 1 or transparent or (samples in {3, 4} and not grey)
     if kind == UNSIGNED and depth == 16:
-        contiguous_colours = photometric == RGB and samples in {3, 4} and planar == 1 and not _have_tifffile()
+        contiguous_colours = photometric == RGB and samples in {3, 4} and planar == 1 and not have_tifffile()
         return (samples == 1 and photometric == BLACK_IS_ZERO) or contiguous_colours
     return samples == 1 and photometric == BLACK_IS_ZERO and (kind, depth) in {(SIGNED, 32), (FLOAT, 32)}
 
@@ -124,17 +126,18 @@ def _page(page: Any) -> Page:
         raise ValueError(f"a TIFF of photometric interpretation {page.photometric!s} and {bits} bits is not understood")
     unsigned = values.dtype.kind == "u"
     white = 2**bits - 1 if unsigned and bits < 8 * values.dtype.itemsize else None
-    if photometric == WHITE_IS_ZERO:
-        if not unsigned:
-            raise ValueError(f"white-is-zero {values.dtype} pixels: what is black is not known")
-        values = (2**bits - 1) - values
+    inverted = photometric == WHITE_IS_ZERO
+    if inverted and not unsigned:
+        raise ValueError(f"white-is-zero {values.dtype} pixels: what is black is not known")
     extra = [int(kind) for kind in page.extrasamples]
     alpha = bool(extra) and extra[-1] in ALPHA and values.shape[2] in {2, 4}
     tag = page.tags.get(274)
-    return Page(turned(values, int(tag.value) if tag is not None else 1), white, photometric == RGB, alpha)
+    values = turned(values, int(tag.value) if tag is not None else 1)
+    return Page(values, white, photometric == RGB, alpha, inverted)
 
 
-def _have_tifffile() -> bool:
+def have_tifffile() -> bool:
+    """Return whether the extra is installed."""
     from importlib.util import find_spec
 
     return find_spec("tifffile") is not None

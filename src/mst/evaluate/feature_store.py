@@ -25,6 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mst.data.value_range import ValueRanges
 from mst.errors import RunFailure
 from mst.evaluate.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.image_sets import ImageSet
@@ -45,6 +46,7 @@ DIFFERENT = {
     "images": "other images",
     "contents": "other contents of the images",
     "transform": "another size, cut or normalisation",
+    "values": "another value range",
     "described": "another description of the backbone's images",
     "precision": "another precision or device",
 }
@@ -132,6 +134,7 @@ class FeatureSource:
             "images": listed.hexdigest(),
             "contents": images.fingerprint().digest,
             "described": json.loads(json.dumps(self.backbone.metadata, default=str)),
+            "values": images.scale.to_json() if isinstance(images.scale, ValueRanges) else {},
             "transform": json.loads(json.dumps(asdict(self.transform))),
             "precision": f"{compute} on {device.type}",
         }

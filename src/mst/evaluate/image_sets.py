@@ -17,6 +17,8 @@ from torch import Tensor
 from mst.data.decoding import decode_image
 from mst.data.labelled import LabelledFolder
 from mst.data.sources import ImageIndex, even_positions
+from mst.data.statistics import measured_ranges
+from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.runtime.identity import DataIdentity, identify, together
@@ -31,25 +33,30 @@ class ImageSet:
         labels: class numbers [n], int64.
         read: index -> uint8 image [C, H, W]; may raise `mst.data.decoding.UnreadableImage`.
         files: whether the names are paths of the images.
+        scale: how values that are not stored in 8 bits become such.
     """
 
     names: tuple[str, ...]
     labels: Tensor
     read: Callable[[int], Tensor]
     files: bool = False
+    scale: Scale = BY_TYPE
 
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.names)
 
     @staticmethod
-    def from_paths(paths: Sequence[Path] | ImageIndex, labels: Tensor | Sequence[int], *, channels: int) -> ImageSet:
+    def from_paths(
+        paths: Sequence[Path] | ImageIndex, labels: Tensor | Sequence[int], *, channels: int, scale: Scale = BY_TYPE
+    ) -> ImageSet:
         """Return a set that decodes a file each time it is read."""
         return ImageSet(
             tuple(map(str, paths)),
             torch.as_tensor(labels, dtype=torch.int64),
-            lambda index: decode_image(paths[index], channels=channels),
+            lambda index: decode_image(paths[index], channels=channels, scale=scale),
             files=True,
+            scale=scale,
         )
 
     @staticmethod
@@ -67,6 +74,7 @@ class ImageSet:
             self.labels[chosen],
             lambda position: read(chosen[position]),
             self.files,
+            self.scale,
         )
 
     def fingerprint(self) -> DataIdentity:
@@ -117,6 +125,7 @@ class LabelledSets:
         root: str | Path,
         *,
         channels: int,
+        ranges: ValueRanges | None = None,
         train_limit: int | None = None,
         val_limit: int | None = None,
         strict: bool = False,
@@ -126,17 +135,22 @@ class LabelledSets:
         Args:
             root: the folder.
             channels: of the images.
+            ranges: value ranges that are known; others are measured on them. None = each image decides.
             train_limit: at most this many training images, drawn evenly over the classes; None = all.
             val_limit: at most this many validation images.
             strict: accept nothing in the folder that cannot be used.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.
+            DataError: no value range is known and none can be seen.
         """
         folder = LabelledFolder(root, channels=channels, strict=strict)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
+        scale: Scale = BY_TYPE
+        if ranges is not None:
+            scale = measured_ranges(ImageIndex.joined([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,
-            ImageSet.from_paths(train.paths, train.labels, channels=channels),
-            ImageSet.from_paths(val.paths, val.labels, channels=channels),
+            ImageSet.from_paths(train.paths, train.labels, channels=channels, scale=scale),
+            ImageSet.from_paths(val.paths, val.labels, channels=channels, scale=scale),
         )

@@ -145,7 +145,7 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
     if data.startswith(b"RIFF"):
         _check_claim(_webp_size(data), len(data), 15)  # Pillow takes memory for the canvas when it opens the file
     if data.startswith(PNG_MAGIC):
-        data = _without_remarks(data)
+        data = without_remarks(data)
     available = _available()
     with quiet_pillow:
         try:
@@ -247,7 +247,7 @@ def _webp_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def _without_remarks(data: bytes | bytearray) -> bytes | bytearray:
+def without_remarks(data: bytes | bytearray) -> bytes | bytearray:
     """Return a PNG without what says nothing about its pixels or its orientation, and without damaged extras.
 
     An ancillary chunk of a wrong checksum is dropped, as libpng does; critical chunks stay as they are, for the decoder

@@ -203,6 +203,7 @@ class Pretraining:
             "step": self.state.step,
             "mean": list(self.plan.mean),
             "std": list(self.plan.std),
+            **({} if self.plan.value_ranges is None else {"value_ranges": self.plan.value_ranges}),
             "init": self.config.model.init,
         }
         save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)

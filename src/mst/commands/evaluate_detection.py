@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
@@ -17,6 +17,7 @@ from mst.evaluate.detection import DetectionData, DetectionProtocol
 from mst.evaluate.detection_metrics import detection_records
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
+from mst.evaluate.orientation import Frame
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder
@@ -34,6 +35,9 @@ class DetectionOptions:
         val_split: annotations/instances_SPLIT.json to score on.
         train_limit: at most this many training images, the first ones; None = all.
         val_limit: at most this many validation images, the first ones; None = all.
+        strict: refuse annotation files with records that do not fit, instead of leaving them out.
+        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
+            as it is stored; None = as the sizes in the file say.
         detections: JSON file for all detections in COCO's result format.
         save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
         pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
@@ -45,6 +49,8 @@ class DetectionOptions:
     val_split: str = "val"
     train_limit: int | None = None
     val_limit: int | None = None
+    strict: bool = False
+    annotations: Frame | None = None
     detections: PathText | None = None
     save_model: PathText | None = None
     pictures: PathText | None = None
@@ -137,12 +143,15 @@ def _optional(path: str | Path | None) -> Path | None:
 def _read(data: Path, options: DetectionOptions) -> DetectionData:
     if data.is_file():
         raise UsageError(f"--data {data} is one file: name a folder with annotations for training and validation")
-    train, val = (read_coco(*find_coco(data, split)) for split in (options.train_split, options.val_split))
+    train, val = (
+        read_coco(*find_coco(data, split), strict=options.strict, annotations=options.annotations)
+        for split in (options.train_split, options.val_split)
+    )
     return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
 
 
 def _first(coco: CocoSet, limit: int | None) -> CocoSet:
-    return CocoSet(coco.file, coco.classes, coco.category_ids, coco.images[:limit], coco.without_area)
+    return replace(coco, images=coco.images[:limit])
 
 
 def run_detection(argv: Sequence[str]) -> int:

@@ -102,15 +102,18 @@ def prediction_json(prediction: Prediction, description: DetectorDescription, ro
 
 def _record(number: int, found: Detection, ids: tuple[int, ...], size: tuple[int, int]) -> dict[str, Any]:
     x0, y0, x1, y1 = found.box
+    area: float = (x1 - x0) * (y1 - y0)
+    if found.mask is not None:
+        area = int(mask_of(read_segmentation(found.mask, size)).sum())
     return {
         "id": number,
         "image_id": found.image_id,
         "category_id": ids[found.label],
         "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": int(mask_of(read_segmentation(found.mask, size)).sum()),
+        "area": area,
         "iscrowd": 0,
         "score": found.score,
-        "segmentation": found.mask,
+        "segmentation": [] if found.mask is None else found.mask,
     }
 
 

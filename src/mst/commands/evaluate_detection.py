@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
-from mst.commands.subject import load_subject
+from mst.commands.subject import Subject, load_subject
+from mst.data.value_range import check_range
 from mst.engine.schedule import Checkpointing
 from mst.errors import UsageError
 from mst.evaluate import detection
@@ -38,6 +39,7 @@ class DetectionOptions:
         strict: refuse annotation files with records that do not fit, instead of leaving them out.
         annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
             as it is stored; None = as the sizes in the file say.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         detections: JSON file for all detections in COCO's result format.
         save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
         pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
@@ -51,6 +53,7 @@ class DetectionOptions:
     val_limit: int | None = None
     strict: bool = False
     annotations: Frame | None = None
+    value_range: tuple[float, float] | None = None
     detections: PathText | None = None
     save_model: PathText | None = None
     pictures: PathText | None = None
@@ -58,6 +61,7 @@ class DetectionOptions:
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
+        check_range(self.value_range)
         if self.detections and (user_path(self.detections).is_dir() or user_path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
         if self.detections:
@@ -109,7 +113,7 @@ def evaluate_detection(
     """
     options = options or DetectionOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    sets = data if isinstance(data, DetectionData) else _read(user_path(data), options)
+    sets = data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
     pictures = subject.pictures("detection", options.pictures, out)
@@ -148,6 +152,11 @@ def _read(data: Path, options: DetectionOptions) -> DetectionData:
         for split in (options.train_split, options.val_split)
     )
     return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
+
+
+def _scaled(sets: DetectionData, subject: Subject, options: DetectionOptions) -> DetectionData:
+    scale = subject.scale([image.path for part in (sets.train, sets.val) for image in part.images], options.value_range)
+    return DetectionData(sets.train.with_scale(scale), sets.val.with_scale(scale))
 
 
 def _first(coco: CocoSet, limit: int | None) -> CocoSet:

@@ -9,6 +9,7 @@ from pathlib import Path
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import Subject, load_subject
 from mst.data.synthetic import SceneSet
+from mst.data.value_range import check_range
 from mst.errors import UsageError
 from mst.evaluate import objectness
 from mst.evaluate.coco import find_coco, read_coco
@@ -33,6 +34,7 @@ class ObjectOptions:
 
     Attributes:
         split: part of a COCO folder: annotations/instances_SPLIT.json.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         limit: at most this many images, spread evenly; None = all.
         strict: refuse an annotation file with records that do not fit, instead of leaving them out.
         annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
@@ -44,6 +46,7 @@ class ObjectOptions:
     """
 
     split: str = "val"
+    value_range: tuple[float, float] | None = None
     limit: int | None = None
     strict: bool = False
     annotations: Frame | None = None
@@ -52,6 +55,7 @@ class ObjectOptions:
 
     def __post_init__(self) -> None:
         check_numbers(self, "limit", least=1)
+        check_range(self.value_range)
         check_numbers(self, "picture_limit", least=0)
 
 
@@ -117,7 +121,8 @@ def evaluate_objectness(
 def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> ObjectSet:
     if not data.startswith(SCENES):
         coco = read_coco(*find_coco(data, options.split), strict=options.strict, annotations=options.annotations)
-        return coco_objects(coco, channels=subject.channels)
+        scale = subject.scale([image.path for image in coco.images], options.value_range)
+        return coco_objects(coco.with_scale(scale), channels=subject.channels)
     count = data.removeprefix(SCENES)
     if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:
         raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {SCENES}200")

@@ -14,6 +14,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from mst.data.value_range import Scale
 from mst.errors import DataError
 from mst.evaluate.coco_files import MOST_LEFT_OUT, ImageRecords, read_images
 from mst.evaluate.coco_image import CocoImage, CocoObject, check_images
@@ -65,6 +66,10 @@ class CocoSet:
     def __len__(self) -> int:
         """Return the number of images."""
         return len(self.images)
+
+    def with_scale(self, scale: Scale) -> CocoSet:
+        """Return the same set, whose values that are not stored in 8 bits become such by `scale`."""
+        return replace(self, images=tuple(replace(image, scale=scale) for image in self.images))
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of the annotations' bytes, and of names and content of the images."""

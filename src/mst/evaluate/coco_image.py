@@ -13,6 +13,7 @@ from torch import Tensor
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
 from mst.data.sources import even_positions
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco_masks import Segmentation
 from mst.runtime.images import Header, image_header
@@ -52,6 +53,7 @@ class CocoImage:
         size: (H, W), upright.
         objects: in the order of the file.
         header: what the file says of itself; None = it was not asked, or has no header that Pillow knows.
+        scale: how values that are not stored in 8 bits become such.
     """
 
     id: int
@@ -59,6 +61,7 @@ class CocoImage:
     size: tuple[int, int]
     objects: tuple[CocoObject, ...]
     header: Header | None = field(default=None, compare=False)
+    scale: Scale = BY_TYPE
 
     def read(self, *, channels: int = 3) -> Tensor:
         """Return the pixels, uint8 [C, H, W].
@@ -67,7 +70,7 @@ class CocoImage:
             UnreadableImage: the file gives no image.
             DataError: it has another size than the annotations say.
         """
-        image = decode_image(self.path, channels=channels)
+        image = decode_image(self.path, channels=channels, scale=self.scale)
         check_size(self.path, (image.shape[-2], image.shape[-1]), self.size, self.header)
         return image
 

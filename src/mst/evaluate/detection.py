@@ -32,6 +32,7 @@ from mst.evaluate.detection_training import (
 from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
 from mst.evaluate.detector_file import DetectorDescription, save_detector
 from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
+from mst.evaluate.model_files import ranges_to_keep
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import Backbone
@@ -151,7 +152,7 @@ def _description(
 ) -> DetectorDescription:
     train = data.train
     return DetectorDescription(
-        backbone.spec, protocol.shape, train.classes, train.category_ids, mean, std, masks=data.masks
+        backbone.spec, protocol.shape, train.classes, train.category_ids, mean, std, data.masks, _ranges(data)
     )
 
 
@@ -182,7 +183,13 @@ def _check(
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:
     files = [data.train.file.name, data.val.file.name]
-    return {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
+    ranges = _ranges(data)
+    described = {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
+    return {**described, "value_ranges": ranges} if ranges else described
+
+
+def _ranges(data: DetectionData) -> dict[str, list[float]] | None:
+    return ranges_to_keep(data.train.images[0].scale)
 
 
 def _counts(data: DetectionData, train_images: int) -> dict[str, Any]:

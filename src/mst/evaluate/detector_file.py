@@ -10,7 +10,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from mst.evaluate.detector import DetectorShape, build_detector
-from mst.evaluate.model_files import ModelFiles
+from mst.evaluate.model_files import ModelFiles, kept_ranges
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import MOST_SIDE, BackboneSpec
 from mst.model.build import build_backbone
@@ -33,6 +33,7 @@ class DetectorDescription:
         mean: of each channel of its images, in [0, 1].
         std: of each channel.
         masks: whether it finds masks, or boxes only.
+        value_ranges: of its images (`mst.data.value_range`); None in files of older versions.
     """
 
     spec: BackboneSpec
@@ -42,6 +43,7 @@ class DetectorDescription:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     masks: bool = True
+    value_ranges: dict[str, list[float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types."""
@@ -67,7 +69,8 @@ class DetectorDescription:
         masks = values.get("masks", True)  # older versions had no other
         if not isinstance(masks, bool):
             raise BadDescription(f"masks is {masks!r}, not true or false")
-        return cls(spec, DetectorShape(**{**shape, "short_sides": sides}), classes, ids, mean, std, masks)
+        built = DetectorShape(**{**shape, "short_sides": sides})
+        return cls(spec, built, classes, ids, mean, std, masks, kept_ranges(values))
 
 
 def save_detector(folder: Path, detector: MaskRCNN, description: DetectorDescription) -> None:

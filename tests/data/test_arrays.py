@@ -81,6 +81,16 @@ def test_damaged_files_give_one_exception(tmp_path: Path) -> None:
         decode_or_refuse(tmp_path / "b.npy", channels=6)
 
 
+def test_a_damaged_header_is_called_so(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", PIXELS)
+    whole = (tmp_path / "a.npy").read_bytes()
+    for damage in (b"Faxse", b"f()  ", b"(((((", b"\xff\xff\xff\xff\xff"):
+        (tmp_path / "b.npy").write_bytes(whole.replace(b"False", damage))
+        with pytest.raises(UnreadableImage) as caught:
+            decode_image(tmp_path / "b.npy", channels=6)
+        assert caught.value.reason == "a .npy file with a damaged header"
+
+
 def test_arrays_are_found_where_images_have_other_channels(tmp_path: Path) -> None:
     write_textures(tmp_path / "set", 2)
     np.save(tmp_path / "set" / "mask.npy", PIXELS)

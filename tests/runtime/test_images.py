@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mst.data.survey import image_facts
 from mst.runtime.images import image_header, open_image, orientation, upright
 
 RGB = np.random.default_rng(0).integers(256, size=(6, 9, 3), dtype=np.uint8)
@@ -108,3 +109,23 @@ def test_a_damaged_orientation_is_none() -> None:
         exif[0x0112] = value
         with open_image(png(exif=exif)) as image:
             assert orientation(image) == 1
+
+
+def test_whatever_a_reader_of_headers_raises_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stumble(*_: object, **__: object) -> Image.Image:
+        raise RuntimeError("missing or empty image item")  # as Pillow's AVIF does
+
+    monkeypatch.setattr(Image, "open", stumble)
+    with pytest.raises(ValueError, match="damaged: missing or empty image item"):
+        open_image(png())
+
+
+def test_libraries_write_nothing_about_damaged_files(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    stream = io.BytesIO()
+    Image.fromarray(RGB).save(stream, "TIFF", compression="tiff_adobe_deflate")
+    whole = stream.getvalue()
+    for place in range(8, 60):
+        path = tmp_path / "a.tif"
+        path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
+        image_facts(path)
+    assert capfd.readouterr().err == ""

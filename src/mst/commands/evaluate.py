@@ -214,13 +214,12 @@ class _Task:
     def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
         """Load backbone and images, evaluate, record."""
         subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
-        image = self.image or ImageOptions()
-        sets = _labelled(self.data, subject, self.limits, image)
+        sets = _labelled(self.data, subject, self.limits)
         identity = sets.fingerprint()
         result = evaluate(
             subject.backbone,
             sets,
-            subject.transform(image),
+            subject.transform(self.image or ImageOptions()),
             protocol,
             settings=self.settings,
             features=user_path(self.features) if self.features else None,
@@ -229,16 +228,13 @@ class _Task:
         return subject.record(result, self.out, self.data, identity)
 
 
-def _labelled(
-    data: str | Path | LabelledSets, subject: Subject, limits: Limits | None, image: ImageOptions
-) -> LabelledSets:
+def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
     if isinstance(data, LabelledSets):
         return data
     parts = limits or Limits()
     return LabelledSets.from_folder(
         data,
         channels=subject.channels,
-        ranges=subject.known_ranges(image.value_range),
         train_limit=parts.train_limit,
         val_limit=parts.val_limit,
         strict=parts.strict,

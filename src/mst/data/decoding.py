@@ -263,7 +263,10 @@ def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale
     version = np.lib.format.read_magic(stream)
     if version not in read_header:
         raise ValueError(f"a .npy file of version {version}: only 1.0 and 2.0 are understood")
-    shape, fortran, dtype = read_header[version](stream)
+    try:
+        shape, fortran, dtype = read_header[version](stream)
+    except Exception as error:  # NumPy shows the parts of its parser, with their addresses
+        raise ValueError("a .npy file with a damaged header") from error
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype}: only whole numbers and floats are understood")
     count = math.prod(shape)

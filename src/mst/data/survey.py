@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -20,8 +21,7 @@ from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image
 from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
-from mst.runtime.images import open_image, orientation
-from mst.runtime.memory import available_memory
+from mst.runtime.images import open_image, orientation, quiet_pillow
 from mst.runtime.names import shown
 
 LARGE = 1 << 24
@@ -184,6 +184,16 @@ def image_facts(path: Path, channels: int = 3) -> ImageFacts:
         return ImageFacts(path, _plain(problem))
 
 
+def available_memory() -> int:
+    """Return the bytes of memory that programs can have now."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return int(lines["MemAvailable"].split()[0]) << 10
+    except (OSError, KeyError, ValueError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
 def _scan(images: ImageIndex, channels: int, workers: int) -> Iterator[ImageFacts]:
     """Open the images in threads, in order, a few hundred at a time."""
     waiting = iter(images)
@@ -205,7 +215,7 @@ def _array_facts(path: Path, channels: int) -> ImageFacts:
 def _picture_facts(path: Path, channels: int) -> ImageFacts:
     """Return what an image file holds."""
     try:
-        with open_image(path) as image:
+        with quiet_pillow, open_image(path) as image:
             mode, form = image.mode, image.format or "unknown"
             stored, turn = (image.height, image.width), orientation(image)
     except (
@@ -237,7 +247,7 @@ def _large(path: Path, channels: int, mode: str, form: str) -> tuple[tuple[float
     if channels not in {1, 3} or mode not in STRIPPED:
         return _moments(decode_image(path, channels=channels))
     sums = torch.zeros(2, channels, dtype=torch.float64)
-    with open_image(path) as image:
+    with quiet_pillow, open_image(path) as image:
         image.load()
         rows = max(1, STRIP // image.width)
         for top in range(0, image.height, rows):
@@ -271,7 +281,7 @@ def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:
     """Return how deep the values are, and their range where it is not 8 bits."""
     if not mode.startswith(("I", "F")):
         return DEPTHS.get(mode, "8 bits"), None
-    with open_image(path) as image:
+    with quiet_pillow, open_image(path) as image:
         found = np.asarray(image)
     return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
 

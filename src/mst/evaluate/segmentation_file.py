@@ -11,8 +11,7 @@ from typing import Any, get_args
 
 import torch
 
-from mst.data.value_range import BY_TYPE, Scale
-from mst.evaluate.model_files import ModelFiles, kept_ranges, ranges_to_keep
+from mst.evaluate.model_files import ModelFiles
 from mst.evaluate.segmentation_heads import HeadName, HeadShape, NormName
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
@@ -31,11 +30,9 @@ class SavedSegmenter:
 
     segmenter: Segmenter
     view: View
-    value_ranges: dict[str, list[float]] | None = None
-    """Of its images (`mst.data.value_range`); None in files of older versions."""
 
 
-def save_segmenter(folder: Path, segmenter: Segmenter, view: View, scale: Scale = BY_TYPE) -> None:
+def save_segmenter(folder: Path, segmenter: Segmenter, view: View) -> None:
     """Write a segmenter; files that are there are replaced only when the new ones are complete.
 
     Raises:
@@ -46,7 +43,6 @@ def save_segmenter(folder: Path, segmenter: Segmenter, view: View, scale: Scale 
         "head": asdict(segmenter.shape),
         "classes": list(segmenter.classes),
         "view": asdict(view),
-        "value_ranges": ranges_to_keep(scale),
     }
     FILES.save(folder, segmenter, values)
 
@@ -57,12 +53,12 @@ def load_segmenter(folder: Path, device: torch.device) -> SavedSegmenter:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the description.
     """
-    segmenter, (view, ranges) = FILES.load(folder, _described)
-    return SavedSegmenter(segmenter.to(device), view, ranges)
+    segmenter, view = FILES.load(folder, _described)
+    return SavedSegmenter(segmenter.to(device), view)
 
 
-def _described(values: dict[str, Any]) -> tuple[Segmenter, tuple[View, dict[str, list[float]] | None]]:
-    """Return the network without its weights, the view, and the value ranges."""
+def _described(values: dict[str, Any]) -> tuple[Segmenter, View]:
+    """Return the network without its weights, and the view."""
     spec, head, view = BackboneSpec.from_json(part(values, "spec")), part(values, "head"), part(values, "view")
     size, stride = wholes(view, "size", count=2, most=MOST_SIDE), None
     if view.get("stride") is not None:
@@ -75,7 +71,4 @@ def _described(values: dict[str, Any]) -> tuple[Segmenter, tuple[View, dict[str,
         if head.get(key) not in known:
             raise BadDescription(f"{key} is {shown(head.get(key))}: must be one of {', '.join(known)}")
     classes = words(values, "classes", most=MOST_CLASSES)
-    return Segmenter(build_backbone(spec), classes, HeadShape(**head), frozen=True, seed=0), (
-        found,
-        kept_ranges(values),
-    )
+    return Segmenter(build_backbone(spec), classes, HeadShape(**head), frozen=True, seed=0), found

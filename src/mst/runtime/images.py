@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import io
+import logging
 import os
 import re
 import stat
@@ -12,6 +14,7 @@ import threading
 import warnings
 import zlib
 from collections.abc import Iterator
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from types import MappingProxyType
@@ -139,7 +142,7 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
 
     Raises:
         OSError: no such file, no regular file (`read_regular`), or not of these formats.
-        ValueError: it claims too many pixels, or far more than its bytes can hold.
+        ValueError: it is damaged, claims too many pixels, or far more than its bytes can hold.
     """
     data = read_regular(source) if isinstance(source, str | Path) else source
     if data.startswith(b"RIFF"):
@@ -152,6 +155,10 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
             image = Image.open(io.BytesIO(data), formats=[form for form in formats if form in available])
         except Image.DecompressionBombError as error:
             raise ValueError(f"claims too many pixels, at most {MAX_PIXELS} are decoded") from error
+        except (OSError, MemoryError):
+            raise
+        except Exception as error:  # a reader of headers may stumble over damaged bytes in any way
+            raise ValueError(f"damaged: {error}") from error
         _check_claim(image.size, len(data), 15 if image.mode in {"RGBA", "LA", "PA"} else 7)
     return image
 
@@ -167,7 +174,10 @@ def image_header(path: str | Path) -> Header:
         width, height = image.size
         if image.format == "TIFF":  # Pillow turns the size of some, by version
             tags = getattr(image, "tag_v2", {})
-            width, height = int(tags.get(256, width)), int(tags.get(257, height))
+            try:
+                width, height = int(tags.get(256, width)), int(tags.get(257, height))
+            except TypeError as error:
+                raise ValueError("damaged: its width or height is not a number") from error
         stored = height, width
         return Header(stored, stored[::-1] if turn >= 5 else stored, turn, image.mode, image.format or "")
 
@@ -203,12 +213,18 @@ def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 @cache
 def _available() -> frozenset[str]:
-    """Return those of `FORMATS` that the installed Pillow knows."""
+    """Return those of `FORMATS` that the installed Pillow knows, made silent: what it says, its exceptions say."""
     for form in FORMATS:
         try:
             importlib.import_module(f"PIL.{_MODULES.get(form, form.title())}ImagePlugin")
         except ImportError:
             continue
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
+    for library in Path(Image.__file__).parent.with_name("pillow.libs").glob("libtiff*"):  # as in Pillow's wheels
+        with suppress(OSError, AttributeError):
+            tiff = ctypes.CDLL(str(library))
+            tiff.TIFFSetErrorHandler(None)
+            tiff.TIFFSetWarningHandler(None)
     return frozenset(form for form in FORMATS if form in Image.OPEN)
 
 

@@ -8,7 +8,8 @@ from mst.config.schema import ModelConfig
 from mst.errors import UsageError
 from mst.model.backbone import Backbone
 from mst.model.build import backbone_spec, build_backbone, timm_arguments
-from mst.model.swin import _shifted_windows, window_side
+from mst.model.swin import window_side
+from mst.model.windows import attend_in_windows, cut
 from reference.model_reference import full_attention
 from reference.swin_reference import shifted_window_attention
 
@@ -40,8 +41,9 @@ def test_window_side(cells: int, own: int, side: int) -> None:
 def test_importance_is_timms_own_attention(name: str, size: tuple[int, int]) -> None:
     backbone = build(size, name, patch_size=8)
     images = random_images(size)
-    layer = backbone.model.layers[-1].blocks[-1].attn
-    attention = full_attention(backbone.model, layer, images)  # one window: [B, A, N, N]
+    last = backbone.model.layers[-1].blocks[-1]
+    last.lean = False  # so that its attention can be watched
+    attention = full_attention(backbone.model, last.attn, images)  # one window: [B, A, N, N]
     expected = attention.mean(dim=(1, 2))
     torch.testing.assert_close(backbone.tokens(images).importance, expected, atol=1e-6, rtol=1e-5)
 
@@ -49,11 +51,13 @@ def test_importance_is_timms_own_attention(name: str, size: tuple[int, int]) -> 
 @pytest.mark.parametrize("importance", [True, False])
 @pytest.mark.parametrize("shifted", [True, False])
 @pytest.mark.parametrize("size", [(3, 3), (6, 6), (7, 14), (9, 5), (8, 10)])
+@torch.no_grad()
 def test_padding_takes_no_part(size: tuple[int, int], shifted: bool, importance: bool) -> None:
     block = build((56, 56), patch_size=8).model.layers[1].blocks[1]  # window 7
     assert block.window_size == (7, 7)
     maps = torch.randn(2, *size, 16, generator=torch.Generator().manual_seed(2))
-    out, received = _shifted_windows(block, maps, shifted, importance)
+    windows = cut(size, (7, 7), shifted=shifted, device=maps.device)
+    out, received = attend_in_windows(block.attn, maps, windows, importance)
     shift = tuple(3 if shifted and length > 7 else 0 for length in size)
     for index in range(2):
         expected, expected_received = shifted_window_attention(block.attn, maps[index], shift)

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from timm.layers.activations import GELU
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
 from timm.models.eva import EvaBlock
@@ -30,18 +31,29 @@ from mst.model.stochastic_depth import kept_samples
 
 def is_standard(block: Any) -> bool:
     """Whether the lean computation is what this timm block does."""
-    norms, attn, mlp = (block.norm1, block.norm2), block.attn, block.mlp
+    attn = block.attn
     return (
-        all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
+        has_standard_parts(block)
         and type(attn) is Attention
         and attn.gate is None
         and all(isinstance(norm, nn.Identity) for norm in (attn.q_norm, attn.k_norm, attn.norm))
+    )
+
+
+def has_standard_parts(block: Any) -> bool:
+    """Whether all but the attention itself is as in a standard block: norms, MLP, nothing dropped within a branch."""
+    norms, attn, mlp = (block.norm1, block.norm2), block.attn, block.mlp
+    return (
+        all(isinstance(norm, nn.LayerNorm) and norm.bias is not None for norm in norms)
         and type(mlp) is Mlp
-        and type(mlp.act) is nn.GELU
-        and mlp.act.approximate == "none"
+        and _is_gelu(mlp.act)
         and isinstance(mlp.norm, nn.Identity)
         and not any(drop.p for drop in (attn.attn_drop, attn.proj_drop, mlp.drop1, mlp.drop2))
     )
+
+
+def _is_gelu(act: nn.Module) -> bool:
+    return type(act) is GELU or (type(act) is nn.GELU and act.approximate == "none")
 
 
 class Reading(NamedTuple):
@@ -139,8 +151,8 @@ def _lean(block: Any, x: Tensor) -> Tensor:
         qkv = norm_linear(x, block.norm1, attn.qkv.weight, attn.qkv.bias)  # [B, T, 3 * D]
         return linear(attention(qkv, attn.num_heads, attn.scale), attn.proj, _gamma(block.ls1))
 
-    x = add_branch(x, attended, x, _drop_rate(block.drop_path1))
-    return add_branch(x, lambda x: _mlp(block, x), x, _drop_rate(block.drop_path2))
+    x = add_branch(x, attended, x, drop_rate(block.drop_path1))
+    return add_branch(x, lambda x: _mlp(block, x), x, drop_rate(block.drop_path2))
 
 
 def _cls_token(block: Any, x: Tensor, reading: Reading) -> Read:
@@ -161,8 +173,8 @@ def _cls_token(block: Any, x: Tensor, reading: Reading) -> Read:
         out = ((q * attn.scale) @ k.transpose(-2, -1)).softmax(dim=-1) @ v  # [B, A, 1, d]
         return linear(out.transpose(1, 2).flatten(2), attn.proj, _gamma(block.ls1))  # [B, 1, D]
 
-    cls = add_branch(x[:, :1], attended, x, 0.0 if reading.importance else _drop_rate(block.drop_path1))
-    cls = add_branch(cls, lambda x: _mlp(block, x), cls, _drop_rate(block.drop_path2))
+    cls = add_branch(x[:, :1], attended, x, 0.0 if reading.importance else drop_rate(block.drop_path1))
+    cls = add_branch(cls, lambda x: _mlp(block, x), cls, drop_rate(block.drop_path2))
     return cls, received[0] if received else None
 
 
@@ -170,9 +182,9 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
     """Return x + branch(inputs) with stochastic depth: samples whose branch is dropped are not computed.
 
     Args:
-        x: the residual stream [B, R, D].
-        branch: from [b, T, D] to [b, R, D], sample by sample.
-        inputs: what the branch gets [B, T, D].
+        x: the residual stream [B, ..., D].
+        branch: from inputs of b samples to what is added to them, sample by sample.
+        inputs: what the branch gets [B, ..., D].
         drop_rate: probability that a sample's branch is left out; the others are scaled by 1 / (1 - drop_rate).
     """
     if drop_rate == 0.0:
@@ -182,7 +194,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
     if len(kept) == 0:  # one sample with weight zero, so that every weight has its gradient of zero
         kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
     kept = kept.to(x.device, non_blocking=True)
-    added = branch(inputs.index_select(0, kept))  # [b, R, D]
+    added = branch(inputs.index_select(0, kept))  # [b, ..., D]
     return x.index_add(0, kept, added.to(x.dtype), alpha=scale)
 
 
@@ -197,5 +209,6 @@ def _gamma(scale: nn.Module) -> Tensor | None:
     return gamma
 
 
-def _drop_rate(drop_path: nn.Module) -> float:
+def drop_rate(drop_path: nn.Module) -> float:
+    """Return the probability with which a layer of stochastic depth leaves a sample's branch out now."""
     return float(getattr(drop_path, "drop_prob", 0.0)) if drop_path.training else 0.0

@@ -42,23 +42,40 @@ def compute_type(x: Tensor) -> torch.dtype:
 
 def linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None = None) -> Tensor:
     """Return layer(x) * gamma for x [..., D]; the scale of a LayerScale [E] is folded into weight and bias."""
-    weight, bias = _scaled(layer, gamma)
+    return product(x, *_scaled(layer, gamma))
+
+
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return the linear layer (weight [E, D], bias [E]) of x [..., D]."""
     out: Tensor = _Linear.apply(x, weight, bias, compute_type(x))
     return out
 
 
+def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
+    """Return layer(GELU(x)) for x [..., D]; GELU is computed again in the backward pass."""
+    out: Tensor = _GeluLinear.apply(x, layer.weight, layer.bias, compute_type(x))
+    return out
+
+
 def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """Return the linear layer (weight [E, D], bias [E]) of norm(x), x [B, T, D]; x itself is all that is kept."""
+    """Return the linear layer (weight [E, D], bias [E]) of norm(x), x [..., D]; x itself is all that is kept."""
     out: Tensor = _NormLinear.apply(x, norm.weight, norm.bias, norm.eps, weight, bias, compute_type(x))
     return out
 
 
-def attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """Return softmax(scale * q k^T) v, heads side by side [B, T, D], of qkv [B, T, 3 * D].
+def attention(qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return softmax(scale * q k^T + bias) v, heads side by side [B, T, D], of qkv [B, T, 3 * D].
 
     Keeps T x T matrices of up to 4 * d tokens only, when they are no larger than the hidden layer that follows.
+
+    Args:
+        qkv: queries, keys and values of all heads.
+        heads: A.
+        scale: of the scores; a tensor [A, 1, 1] makes them cosines times each head's scale, as in Swin V2.
+        bias: [A, T, T], or [n, A, T, T] with a factor n of B: one for each of n samples in turn.
     """
-    out: Tensor = _Attention.apply(qkv, heads, scale)
+    cosine = isinstance(scale, Tensor)
+    out: Tensor = _Attention.apply(qkv, heads, 1.0 if cosine else scale, scale if cosine else None, bias)
     return out
 
 
@@ -77,6 +94,22 @@ class _Linear(torch.autograd.Function):
         return *_product_gradients(grad, x, weight, ctx.bias), None
 
 
+class _GeluLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
+        x, narrow = x.to(dtype), weight.to(dtype)
+        ctx.save_for_backward(x, narrow)
+        ctx.bias = bias is not None
+        return _product(F.gelu(x), narrow, bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        dy, dweight, dbias = _product_gradients(grad, F.gelu(x), weight, ctx.bias)
+        return torch.ops.aten.gelu_backward.grad_input(dy, x, grad_input=dy), dweight, dbias, None
+
+
 class _NormLinear(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (autograd passes by position)
@@ -89,8 +122,8 @@ class _NormLinear(torch.autograd.Function):
         bias: Tensor | None,
         dtype: torch.dtype,
     ) -> Tensor:
-        x, narrow = x.to(norm_weight.dtype), weight.to(dtype)
-        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)  # [B, T, D]
+        x, narrow = _wide(x, norm_weight), weight.to(dtype)
+        y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)  # [..., D]
         ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, narrow)
         ctx.eps, ctx.bias = eps, bias is not None
         return _product(y.to(dtype), narrow, bias)
@@ -100,7 +133,7 @@ class _NormLinear(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, norm_weight, norm_bias, mean, rstd, weight = ctx.saved_tensors
         shape = x.shape[-1:]
-        y, _, _ = torch.native_layer_norm(x, shape, norm_weight, norm_bias, ctx.eps)  # [B, T, D], once more
+        y, _, _ = torch.native_layer_norm(x, shape, norm_weight, norm_bias, ctx.eps)  # [..., D], once more
         dy, dweight, dbias = _product_gradients(grad, y.to(grad.dtype), weight, ctx.bias)
         dx, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
             dy.to(x.dtype), x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
@@ -110,12 +143,16 @@ class _NormLinear(torch.autograd.Function):
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, qkv: Tensor, heads: int, scale: float) -> Tensor:
+    def forward(  # noqa: PLR0917 (autograd passes by position)
+        ctx: Any, qkv: Tensor, heads: int, scale: float, temperature: Tensor | None, bias: Tensor | None
+    ) -> Tensor:
         batch, tokens, width = qkv.shape
-        packed = qkv.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4).contiguous()  # [3, B, A, T, d]
+        packed = qkv.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, A, T, d]
+        packed = packed.clone(memory_format=torch.contiguous_format)  # a copy in any case: it is written to
+        norms = None if temperature is None else _to_cosines(packed, temperature)  # [2, B, A, T, 1]
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
-        weights = _weights(q, k, scale)  # [B*A, T, T]
-        ctx.save_for_backward(packed, weights if tokens <= 4 * q.shape[2] else None)
+        weights = _weights(q, k, scale, bias)  # [B*A, T, T]
+        ctx.save_for_backward(packed, temperature, norms, bias, weights if tokens <= 4 * q.shape[2] else None)
         ctx.scale = scale
         out = torch.bmm(weights, v)  # [B*A, T, d]
         return out.view(batch, heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, width // 3)
@@ -123,27 +160,61 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, weights = ctx.saved_tensors
+        packed, temperature, norms, bias, weights = ctx.saved_tensors
         _, batch, heads, tokens, _ = packed.shape
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
         grad = grad.view(batch, tokens, heads, -1).transpose(1, 2).reshape(v.shape)  # [B*A, T, d]
         if weights is None:
-            weights = _weights(q, k, ctx.scale)  # [B*A, T, T], once more
-        dpacked = torch.empty_like(packed).flatten(1, 2)  # [3, B*A, T, d]
-        torch.bmm(weights.transpose(1, 2), grad, out=dpacked[2])
+            weights = _weights(q, k, ctx.scale, bias)  # [B*A, T, T], once more
+        dpacked = torch.empty_like(packed)
+        dq, dk, dv = dpacked.flatten(1, 2)  # each [B*A, T, d]
+        torch.bmm(weights.transpose(1, 2), grad, out=dv)
         dweights = torch.bmm(grad, v.transpose(1, 2))  # [B*A, T, T]
         dscores = torch.ops.aten._softmax_backward_data(dweights, weights, -1, weights.dtype)  # [B*A, T, T]
         del weights, dweights
-        torch.bmm(dscores, k, out=dpacked[0])
-        torch.bmm(dscores.transpose(1, 2), q, out=dpacked[1])
-        dpacked[:2] *= ctx.scale
-        dqkv = dpacked.view(packed.shape).permute(1, 3, 0, 2, 4)  # [B, T, 3, A, d]
-        return dqkv.reshape(batch, tokens, -1), None, None
+        torch.bmm(dscores, k, out=dq)
+        torch.bmm(dscores.transpose(1, 2), q, out=dk)
+        dtemperature = None
+        if temperature is None:
+            dpacked[:2] *= ctx.scale
+        else:
+            dtemperature = _from_cosines(dpacked, packed, norms, temperature)
+        dqkv = dpacked.permute(1, 3, 0, 2, 4)  # [B, T, 3, A, d]
+        dbias = dscores.view(-1, *bias.shape).sum(dim=0).to(bias.dtype) if ctx.needs_input_grad[4] else None
+        return dqkv.reshape(batch, tokens, -1), None, None, dtemperature, dbias
 
 
-def _weights(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Return softmax(scale * q k^T) [B*A, T, T] of queries and keys [B*A, T, d]."""
-    return (q * scale).bmm(k.transpose(1, 2)).softmax(dim=-1)
+def _weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
+    """Return softmax(scale * q k^T + bias) [B*A, T, T] of queries and keys [B*A, T, d]; bias as in `attention`."""
+    scores = (q * scale if scale != 1.0 else q).bmm(k.transpose(1, 2))
+    if bias is not None:  # in the bias's type, float32 under autocast
+        scores = (scores.view(-1, *bias.shape) + bias).view(scores.shape)
+    return scores.softmax(dim=-1).to(q.dtype)
+
+
+def _to_cosines(packed: Tensor, temperature: Tensor) -> Tensor:
+    """Scale queries and keys in packed [3, B, A, T, d] to length temperature [A, 1, 1] and one; return their norms."""
+    wide = packed[:2].to(torch.promote_types(packed.dtype, torch.float32))  # [2, B, A, T, d]
+    norms: Tensor = torch.linalg.vector_norm(wide, dim=-1, keepdim=True).clamp_min_(
+        1e-12
+    )  # [2, B, A, T, 1], as F.normalize
+    wide /= norms
+    wide[0] *= temperature
+    packed[:2] = wide
+    return norms
+
+
+def _from_cosines(dpacked: Tensor, packed: Tensor, norms: Tensor, temperature: Tensor) -> Tensor:
+    """Turn gradients of what `_to_cosines` made into those of what it was given, in place; return the temperature's."""
+    grad = dpacked[:2].to(norms.dtype)  # [2, B, A, T, d]
+    unit = packed[:2].to(norms.dtype, copy=True)
+    unit[0] /= temperature
+    along = (unit * grad).sum(dim=-1, keepdim=True)  # [2, B, A, T, 1]
+    grad -= unit.mul_(along)  # what would change a length does not count
+    grad /= norms
+    grad[0] *= temperature
+    dpacked[:2] = grad
+    return along[0].sum(dim=(0, 2)).unsqueeze(-1)  # [A, 1, 1]
 
 
 def _scaled(layer: nn.Linear, gamma: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -165,8 +236,9 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def _product_gradients(grad: Tensor, x: Tensor, weight: Tensor, bias: bool) -> tuple[Tensor, Tensor, Tensor | None]:
     """Return the gradients of x [..., D], weight [E, D] and bias [E] (None without one) for grad [..., E]."""
-    rows = grad.flatten(0, -2)  # [B*T, E]
-    dweight = rows.t() @ x.flatten(0, -2)  # [E, D]
+    rows, inputs = grad.flatten(0, -2), x.flatten(0, -2)  # [B*T, E], [B*T, D]
+    tall = weight.shape[1] < weight.shape[0] <= len(rows) // 8  # then oneDNN is faster if it turns the narrower factor
+    dweight = (inputs.t() @ rows).t() if tall else rows.t() @ inputs  # [E, D]
     dx = (rows @ weight).view(x.shape)
     return dx, dweight, rows.sum(dim=0) if bias else None
 
@@ -210,4 +282,4 @@ def _sizes(x: Tensor) -> tuple[int, int, int]:
 
 def _wide(x: Tensor, weight: Tensor) -> Tensor:
     """Return x as the kernel wants it: a CPU takes bfloat16 beside float32 weights and adds up in float32."""
-    return x if x.device.type == "cpu" else x.to(weight.dtype)
+    return x if x.device.type == "cpu" and x.dtype == torch.bfloat16 else x.to(weight.dtype)

@@ -62,8 +62,8 @@ class DropPath(TimmDropPath):
         """Return x [B, ...] with whole samples set to zero, the others scaled by 1 / (1 - drop_prob)."""
         if not self.training or not self.drop_prob:
             return x
-        kept = kept_samples(len(x), self.drop_prob) / (1.0 - self.drop_prob)
-        return x * kept.to(x.device, x.dtype, non_blocking=True).view(-1, *[1] * (x.ndim - 1))
+        kept = kept_samples(len(x), self.drop_prob).to(x.device, x.dtype, non_blocking=True) / (1.0 - self.drop_prob)
+        return x * kept.view(-1, *[1] * (x.ndim - 1))
 
 
 def replace_drop_paths(model: nn.Module) -> None:

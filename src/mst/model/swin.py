@@ -1,33 +1,28 @@
 """Adapter over timm's `SwinTransformer` and `SwinTransformerV2`: windows in four stages, one token per 32 x 32 px.
 
 Source: Liu et al. 2021 (Swin), 2022 (Swin V2); masking at the last stage's cells follows Xie et al. 2022 (SimMIM).
-Differs from timm where a stage's map is no multiple of the window: padding comes before the shift and takes no part
-in attention, and a map shorter than the window is not padded, so that a small crop is not diluted by zeros. At
-`spec.image_size` nothing is padded (see `window_side`) and the features are timm's.
+Differs from timm where a stage's map is no multiple of the window (see `mst.model.windows`), so that a small crop is
+not diluted by zeros. At `spec.image_size` nothing is padded (see `window_side`) and the features are timm's.
 
-Letters (docs/algorithm.md): B images, A heads, N = h*w tokens, D embedding size; here also M = tokens of a window,
-n windows per image, and h' w' = the map of a stage.
+Letters (docs/algorithm.md): B images, N = h*w tokens, D embedding size.
 """
 
 from __future__ import annotations
 
-import math
 import re
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
-from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock, window_partition, window_reverse
-from timm.models.swin_transformer_v2 import SwinTransformerV2, SwinTransformerV2Block
-from torch import Tensor, nn
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer_v2 import SwinTransformerV2
+from torch import Tensor
 
 from mst.errors import UsageError
 from mst.model.backbone import Backbone, BackboneSpec
+from mst.model.swin_block import read_stages
 from mst.model.tokens import Tokens
 
 CELL = 8  # patch embeddings per side of a token of the last stage: three mergings by two
-MAX_LOGIT_SCALE = 100.0  # Swin V2, section 3.2: the temperature is not below 0.01
-BLOCKED = -100.0  # added to scores that must not count; timm's value
 
 
 class SwinBackbone(Backbone):
@@ -45,11 +40,7 @@ class SwinBackbone(Backbone):
         if len(model.layers) != 4:
             raise UsageError(f"{spec.name} has {len(model.layers)} stages: use a Swin of four stages")
         super().__init__(spec, model, embed_dim=model.num_features, mask_dim=model.embed_dim)
-        stages: Any = model.layers
-        for stage in stages:
-            for index, block in enumerate(stage.blocks):
-                block.__class__ = _BLOCKS[type(block)]
-                block.shifted = index % 2 == 1
+        read_stages(model.layers)
 
     @classmethod
     def timm_arguments(cls, spec: BackboneSpec) -> dict[str, Any]:
@@ -134,154 +125,3 @@ def window_side(cells: int, own: int) -> int:
     stages = [cells * 2**k for k in range(4)]
     fitting = [side for side in range(1, 2 * own + cells) if all(s <= side or s % side == 0 for s in stages)]
     return min(fitting, key=lambda side: (abs(side - own), side))
-
-
-class SwinBlock(SwinTransformerBlock):
-    """timm's block of Swin, by the windows of this module.
-
-    Attributes:
-        shifted: whether its windows are shifted where the map is longer than one.
-    """
-
-    shifted: bool
-
-    def forward(self, x: Tensor, *, importance: bool = False) -> Any:
-        """Return a map [B, h', w', D'] after the block; with `importance`, also that of its places [B, h'*w']."""
-        y, received = _shifted_windows(self, self.norm1(x), self.shifted, importance)
-        x = x + self.drop_path1(y)
-        x = x + self.drop_path2(self.mlp(self.norm2(x)))
-        return (x, received) if importance else x
-
-
-class SwinV2Block(SwinTransformerV2Block):
-    """timm's block of Swin V2 (norms after the branches), by the windows of this module; see `SwinBlock`."""
-
-    shifted: bool
-
-    def forward(self, x: Tensor, *, importance: bool = False) -> Any:
-        """As `SwinBlock.forward`."""
-        y, received = _shifted_windows(self, x, self.shifted, importance)
-        x = x + self.drop_path1(self.norm1(y))
-        x = x + self.drop_path2(self.norm2(self.mlp(x)))
-        return (x, received) if importance else x
-
-
-_BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
-    SwinTransformerBlock: SwinBlock,
-    SwinTransformerV2Block: SwinV2Block,
-}
-"""timm's blocks keep their weights and names and get the classes above."""
-
-
-def _shifted_windows(block: Any, x: Tensor, shifted: bool, importance: bool) -> tuple[Tensor, Tensor | None]:
-    """Attention inside (shifted) windows of a map [B, h', w', D']; a map shorter than the window is one window."""
-    height, width = x.shape[1:3]
-    wh, ww = (min(side, length) for side, length in zip(block.window_size, (height, width), strict=True))
-    shift = (wh // 2 if shifted and height > wh else 0, ww // 2 if shifted and width > ww else 0)
-    pad_h, pad_w = -height % wh, -width % ww
-    padded = (height + pad_h, width + pad_w)
-    if pad_h or pad_w:
-        x = F.pad(x, (0, 0, 0, pad_w, 0, pad_h))
-    if any(shift):
-        x = torch.roll(x, shifts=(-shift[0], -shift[1]), dims=(1, 2))
-    labels = None
-    if any(shift) or pad_h or pad_w:
-        labels = window_labels((height, width), padded, (wh, ww), shift, x.device)  # [n, M]
-    windows = window_partition(x, (wh, ww)).flatten(1, 2)  # [B*n, M, D']
-    windows, received = attend_in_windows(block.attn, windows, (wh, ww), labels, importance)
-    if received is not None:
-        received = _back(received.unsqueeze(-1), (wh, ww), padded, shift)[:, :height, :width].flatten(1)  # [B, h'*w']
-        received = received / received.shape[1]
-    return _back(windows, (wh, ww), padded, shift)[:, :height, :width], received
-
-
-def _back(windows: Tensor, window: tuple[int, int], padded: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """Put windows [B*n, M, D'] back into an unshifted map [B, h', w', D']."""
-    maps: Tensor = window_reverse(windows, window, padded[0], padded[1])
-    return torch.roll(maps, shifts=shift, dims=(1, 2)) if any(shift) else maps
-
-
-def window_labels(
-    size: tuple[int, int],
-    padded: tuple[int, int],
-    window: tuple[int, int],
-    shift: tuple[int, int],
-    device: torch.device,
-) -> Tensor:
-    """Return a number per place of each window [n, M]: places see each other only where their numbers agree.
-
-    Negative marks padding. A shifted map has wrapped-around rows and columns in its last windows; these are another
-    piece of the image than their neighbours.
-    """
-    sides = []
-    for length, total, step in zip(size, padded, shift, strict=True):
-        place = torch.arange(total, device=device)
-        wrapped = (place >= total - step).long()  # 1 where the roll brought the start of the map
-        sides.append(torch.where((place + step) % total >= length, -10, wrapped))
-    labels = 2 * sides[0][:, None] + sides[1][None, :]  # [h', w'] 0..3, negative where either side is padding
-    windows: Tensor = window_partition(labels.clamp(min=-1)[None, :, :, None], window)  # [n, wh, ww, 1]
-    return windows.flatten(1)
-
-
-def attend_in_windows(
-    attention: Any, x: Tensor, window: tuple[int, int], labels: Tensor | None, importance: bool
-) -> tuple[Tensor, Tensor | None]:
-    """Run a window attention.
-
-    Args:
-        attention: timm's `WindowAttention` of Swin or Swin V2.
-        x: windows [B*n, M, D'].
-        window: sides of these windows, not above the attention's own; M is their product.
-        labels: from `window_labels`, or None where every place sees every other.
-        importance: also read what each key receives.
-
-    Returns:
-        The new windows [B*n, M, D'], and what each key receives, summed over the queries and averaged over heads
-        [B*n, M], float32, detached, zero for padding; or None.
-    """
-    q, k, v = _queries_keys_values(attention, x)  # each [B*n, A, M, d]
-    bias = _position_bias(attention, window)  # [A, M, M]
-    if labels is not None:
-        bias = bias + ((labels.unsqueeze(1) != labels.unsqueeze(2)) * BLOCKED).unsqueeze(1)  # [n, A, M, M]
-        bias = bias.repeat(len(x) // len(labels), 1, 1, 1)  # [B*n, A, M, M]
-    received = None
-    if importance:
-        received = _received(q.detach(), k.detach(), bias.detach(), labels)
-    weights = attention.attn_drop((q @ k.transpose(-2, -1) + bias).softmax(dim=-1))  # [B*n, A, M, M], M is small
-    out = weights.type_as(v) @ v  # [B*n, A, M, d]
-    return attention.proj_drop(attention.proj(out.transpose(1, 2).flatten(2))), received
-
-
-def _received(q: Tensor, k: Tensor, bias: Tensor, labels: Tensor | None) -> Tensor:
-    """Return what each key receives from all queries of its window, averaged over heads [B*n, M], float32."""
-    with torch.autocast(q.device.type, enabled=False):
-        weights = (q.float() @ k.float().transpose(-2, -1) + bias).softmax(dim=-1).mean(dim=1)  # [B*n, M, M]
-    if labels is not None:
-        real = (labels >= 0).repeat(len(q) // len(labels), 1)  # [B*n, M]
-        weights = weights * real.unsqueeze(2) * real.unsqueeze(1)
-    return weights.sum(dim=1)
-
-
-def _queries_keys_values(attention: Any, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return queries with their scale, keys and values [B*n, A, M, d] of windows [B*n, M, D']."""
-    bias = attention.qkv.bias
-    if getattr(attention, "q_bias", None) is not None:  # V2: a bias for queries and values only
-        bias = torch.cat((attention.q_bias, attention.k_bias, attention.v_bias))
-    qkv = F.linear(x, attention.qkv.weight, bias).reshape(*x.shape[:2], 3, attention.num_heads, -1)
-    q, k, v = qkv.permute(2, 0, 3, 1, 4)  # each [B*n, A, M, d]
-    if hasattr(attention, "logit_scale"):  # V2: cosines with a learned temperature
-        scale = attention.logit_scale.clamp(max=math.log(MAX_LOGIT_SCALE)).exp()  # [A, 1, 1]
-        return (F.normalize(q.float(), dim=-1) * scale).type_as(v), F.normalize(k.float(), dim=-1).type_as(v), v
-    return q * attention.scale, k, v
-
-
-def _position_bias(attention: Any, window: tuple[int, int]) -> Tensor:
-    """Return the position bias [A, M, M] of windows that may be smaller than the attention's own."""
-    (wh, ww), own = window, attention.window_size
-    index = attention.relative_position_index.view(*own, *own)[:wh, :ww, :wh, :ww].reshape(wh * ww, wh * ww)
-    if hasattr(attention, "cpb_mlp"):  # V2: continuous, section 3.3
-        table = 16 * torch.sigmoid(attention.cpb_mlp(attention.relative_coords_table).flatten(0, 2))
-    else:
-        table = attention.relative_position_bias_table  # [(2wh-1)(2ww-1), A]
-    bias: Tensor = table[index].permute(2, 0, 1)
-    return bias

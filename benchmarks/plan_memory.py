@@ -1,4 +1,4 @@
-"""Compare the memory that `mst plan` expects with the memory that training takes, for five set-ups.
+"""Compare the memory that `mst plan` expects with the memory that training takes, for ten set-ups.
 
 Each figure comes from a process of its own: one that only estimates, one that only trains for three steps on crops of
 noise. Measured is the largest resident size minus the size before the networks were built, so that Python and its
@@ -31,6 +31,11 @@ SETUPS: dict[str, dict[str, object]] = {
         "views.local_crops": 4, "train.batch_size": 8,
     },
     "deit-small, 2x224 + 6x96, batch 8": {"model.backbone": "deit_small_patch16_224", "train.batch_size": 8},
+    "debug, batch 8": {"recipe": "debug"},
+    "debug, batch 128": {"recipe": "debug", "train.batch_size": 128},
+    "deit-tiny, 2x224 + 6x96, batch 4": {"model.backbone": "deit_tiny_patch16_224", "train.batch_size": 4},
+    "deit-tiny, 2x224 + 6x96, batch 32": {"model.backbone": "deit_tiny_patch16_224", "train.batch_size": 32},
+    "deit-small, 2x224 + 6x96, batch 32": {"model.backbone": "deit_small_patch16_224", "train.batch_size": 32},
     "vit-tiny, BatchNorm, 2x64, batch 128": {
         "model.backbone": "deit_tiny_patch16_224", "views.global_size": 64, "views.local_crops": 0,
         "train.batch_size": 128, "model.head_norm": "batch",

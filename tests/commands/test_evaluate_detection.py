@@ -68,8 +68,18 @@ def test_mistakes(run_folder: Path, data: Path, capsys: pytest.CaptureFixture[st
     content = coco_content()
     content["annotations"][0]["category_id"] = 99
     (data / "annotations" / "instances_val.json").write_text(json.dumps(content))
-    answer = call(capsys, *base, data, *WORDS)
+    answer = call(capsys, *base, data, *WORDS, "--strict")
     assert "instances_val.json: 1 bad record, the first: annotation 11 of a.png: category_id 99" in answer.line
+
+
+def test_what_is_left_out_stands_in_the_row(run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = coco_content()
+    content["annotations"][0]["category_id"] = 99
+    (data / "annotations" / "instances_val.json").write_text(json.dumps(content))
+    words = ["evaluate", "detection", "--backbone", run_folder, "--data", data, *WORDS]
+    answer = call(capsys, *words, "--json")
+    assert json.loads(answer.out)["extra"]["left_out"] == {"train": {}, "val": {"unknown category": 1}}
+    assert "val annotations: 1 unknown category" in call(capsys, *words).out
 
 
 def test_a_missing_extra_is_said_before_any_work(

@@ -17,7 +17,7 @@ from pycocotools import mask as pycoco
 
 from evaluate.coco_folders import coco_content, write_coco
 from mst.errors import DataError
-from mst.evaluate.coco import check_images, coco_json, find_coco, read_coco
+from mst.evaluate.coco import CocoImage, check_images, coco_json, find_coco, read_coco
 from mst.evaluate.coco_masks import BadMask, RunLengths, decode_counts, mask_of, read_segmentation, run_lengths_of
 
 
@@ -85,14 +85,18 @@ def test_finds_common_layouts(tmp_path: Path) -> None:
         find_coco(official, "train")
 
 
-def test_objects_without_area_are_left_out_and_counted(tmp_path: Path) -> None:
+def test_objects_without_area_are_left_out_and_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     content = coco_content()
     content["annotations"][0]["bbox"] = [4, 2, 10, 0]
     content["annotations"][0]["segmentation"] = []  # nothing is asked of a mask that is left out
-    content["annotations"][2]["area"] = 0
-    coco = read_coco(*find_coco(write_coco(tmp_path, content), "train"))
-    assert coco.without_area == ("annotation 11 of a.png", "annotation 13 of b.png")
-    assert [len(image.objects) for image in coco.images] == [1, 0, 0]
+    content["annotations"][2]["bbox"] = [8, 8, 0, 12]
+    file, images = find_coco(write_coco(tmp_path, content), "train")
+    for strict in (False, True):
+        coco = read_coco(file, images, strict=strict)
+        assert coco.left_out == {"without area": 2}
+        assert [len(image.objects) for image in coco.images] == [1, 0, 0]
+        said = " ".join(capsys.readouterr().err.split())
+        assert said.endswith("2 left out (2 without area); the first: annotation 11 of a.png: has no area")
 
 
 def _set(part: str, index: int, key: str, value: Any) -> Callable[[dict[str, Any]], None]:
@@ -101,9 +105,9 @@ def _set(part: str, index: int, key: str, value: Any) -> Callable[[dict[str, Any
 
 BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "missing image": (_set("images", 1, "file_name", "gone.png"), r"image 2: there is no .*gone\.png"),
-    "image twice": (_set("images", 1, "id", 1), r"image record 1: id 1 occurs twice"),
-    "image without size": (_set("images", 0, "height", "24"), r"image record 0: needs id, height and width"),
-    "image of size 0": (_set("images", 0, "height", 0), r"image record 0: needs id, height and width"),
+    "image twice": (_set("images", 1, "id", 1), r"image record 1: id 1 occurs twice, for a\.png and b\.png"),
+    "image without id": (_set("images", 1, "id", "one"), r"image record 1: needs an id"),
+    "image without name": (_set("images", 1, "file_name", None), r"image record 1 \(id 2\): has no file_name"),
     "box outside": (_set("annotations", 0, "bbox", [30, 2, 10, 8]), r"annotation 11 of a\.png: bbox .* outside"),
     "box negative": (_set("annotations", 0, "bbox", [4, 2, -1, 8]), r"annotation 11 of a\.png: bbox .* negative"),
     "box not a number": (_set("annotations", 0, "bbox", [4, 2, float("nan"), 8]), r"must be four numbers"),
@@ -111,7 +115,10 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "unknown category": (_set("annotations", 2, "category_id", 5), r"annotation 13 of b\.png: category_id 5"),
     "unknown image": (_set("annotations", 2, "image_id", 99), r"annotation 13: image_id 99"),
     "annotation twice": (_set("annotations", 2, "id", 11), r"annotation 11: occurs twice"),
-    "annotation without id": (_set("annotations", 2, "id", None), r"annotation record 2: has no id"),
+    "annotation of another id": (
+        _set("annotations", 2, "id", "x1"),
+        r"annotation record 2: id 'x1' is no whole number",
+    ),
     "run lengths of another size": (
         _set("annotations", 1, "segmentation", {"size": [32, 24], "counts": [768]}),
         r"annotation 12 of a\.png: run lengths are of size \[32, 24\], the image is \[24, 32\]",
@@ -140,7 +147,12 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
     "polygon beyond any float": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5, 10**400, 2]]), r"is no number"),
     "polygon of two points": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5]]), r"at least three points"),
     "polygon outside": (_set("annotations", 0, "segmentation", [[1, 1, 5, 5, 90, 2]]), r"x 1\.\.90 of 0\.\.32"),
-    "no mask": (_set("annotations", 0, "segmentation", []), r"segmentation must be polygons or run lengths, not \[\]"),
+    "mask of text": (
+        _set("annotations", 0, "segmentation", "x"),
+        r"segmentation must be polygons or run lengths, not 'x'",
+    ),
+    "rotated box": (_set("annotations", 0, "bbox", [4, 2, 10, 8, 0.5]), r"five numbers: rotated boxes are not read"),
+    "neither": (_set("annotations", 0, "bbox", None), r"annotation 11 of a\.png: has neither bbox nor segmentation"),
     "image in a list": (_set("annotations", 2, "image_id", [1]), r"annotation 13: image_id \[1\]"),
     "category in a list": (_set("annotations", 2, "category_id", [3]), r"category_id \[3\] is not among"),
     "crowd of two": (_set("annotations", 0, "iscrowd", 2), r"iscrowd 2 must be 0 or 1"),
@@ -156,10 +168,12 @@ BAD: dict[str, tuple[Callable[[dict[str, Any]], None], str]] = {
 def test_bad_records_are_named(tmp_path: Path, what: str) -> None:
     spoil, message = BAD[what]
     content = copy.deepcopy(coco_content())
+    if what == "neither":
+        content["annotations"][0]["segmentation"] = []
     spoil(content)
     write_coco(tmp_path, content)
     with pytest.raises(DataError, match=message) as caught:
-        read_coco(*find_coco(tmp_path, "train"))
+        read_coco(*find_coco(tmp_path, "train"), strict=True)
     assert "instances_train.json" in str(caught.value)
 
 
@@ -168,7 +182,7 @@ def test_all_bad_records_are_counted(tmp_path: Path) -> None:
     for record in content["annotations"]:
         record["category_id"] = 1
     with pytest.raises(DataError, match=r"3 bad records, the first: annotation 11 of a\.png"):
-        read_coco(*find_coco(write_coco(tmp_path, content), "train"))
+        read_coco(*find_coco(write_coco(tmp_path, content), "train"), strict=True)
 
 
 def test_sizes_in_headers_are_those_of_upright_images(tmp_path: Path) -> None:
@@ -195,9 +209,14 @@ def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> 
     write_coco(tmp_path)
     Image.new("RGB", (5, 6)).save(tmp_path / "images" / "a.png")
     file, images = find_coco(tmp_path, "train")
-    coco = read_coco(file, images)
-    for look in (coco.images[0].read, lambda: check_images(coco.images, channels=3)):
-        with pytest.raises(DataError, match=r"a\.png: the image is 6x5, its annotations say 24x32"):
+    message = r"a\.png: the image is 6x5, its annotations say 24x32 \(H x W\)"
+    with pytest.raises(
+        DataError, match=r"1 of 3 images cannot be used, at most 5% .* the first: image 1: .*" + message
+    ):
+        read_coco(file, images)
+    later = CocoImage(1, tmp_path / "images" / "a.png", (24, 32), ())
+    for look in (later.read, lambda: check_images([later], channels=3)):
+        with pytest.raises(DataError, match=message):
             look()
     whole = file.read_text()
     for text in ("{", whole[: len(whole) // 2], "[" * 100_000, "", '{"images": ' + "9" * 5000 + "}"):

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from mst.evaluate import detection_training
 from mst.evaluate.coco import CocoSet, find_coco, read_coco
 from mst.evaluate.coco_masks import mask_of, read_segmentation
 from mst.evaluate.detection import DetectionData, DetectionProtocol, detect, evaluate_detection
+from mst.evaluate.detection_metrics import Detection, coco_metrics, detection_records
 from mst.evaluate.detection_training import (
     TrainingSettings,
     detector_optimizer,
@@ -178,6 +180,65 @@ def data_of(coco: CocoSet) -> DetectionData:
     return DetectionData(coco, coco)
 
 
+def changed(folder: Path, change: Callable[[dict[str, Any]], None]) -> CocoSet:
+    content = coco_content()
+    change(content)
+    return read_coco(*find_coco(write_coco(folder, content), "train"))
+
+
+def _other_ids(content: dict[str, Any]) -> None:
+    content["categories"] = [{"id": 40, "name": "box"}, {"id": 9, "name": "unused"}, {"id": 3, "name": "disc"}]
+    for record in content["annotations"]:
+        record["category_id"] = {7: 3, 3: 40}[record["category_id"]]
+
+
+def _subset(content: dict[str, Any]) -> None:
+    content["categories"] = [{"id": 3, "name": "disc"}]
+    content["annotations"] = [{**content["annotations"][0], "category_id": 3}]
+
+
+def test_classes_are_matched_by_their_names(coco: CocoSet, tmp_path: Path) -> None:
+    for name, change, ids in (("ids", _other_ids, (40, 3)), ("subset", _subset, (1, 3))):
+        data = DetectionData(coco, changed(tmp_path / name, change))
+        assert (data.val.classes, data.val.category_ids) == (("box", "disc"), ids)
+        objects = [item for image in data.val.images for item in image.objects]
+        assert objects[0].label == coco.images[0].objects[0].label == 1
+        perfect = [
+            Detection(image.id, item.label, 0.9, item.box, None)
+            for image in data.val.images
+            for item in image.objects
+            if not item.crowd
+        ]
+        assert coco_metrics(data.val, perfect, masks=False)["ap_box"] == pytest.approx(100)
+        swapped = [found._replace(label=1 - found.label) for found in perfect]
+        assert coco_metrics(data.val, swapped, masks=False)["ap_box"] == 0
+
+
+@pytest.mark.parametrize("bare", ["train", "val"])
+def test_boxes_without_masks(coco: CocoSet, tmp_path: Path, capsys: pytest.CaptureFixture[str], bare: str) -> None:
+    def change(content: dict[str, Any]) -> None:
+        for record in content["annotations"]:
+            record["segmentation"] = None
+
+    other = changed(tmp_path / "boxes", change)
+    data = DetectionData(other, coco) if bare == "train" else DetectionData(coco, other)
+    written: list[list[Detection]] = []
+    result, found = evaluate_detection(
+        vit(), data, SHORT, settings=QUIET, save_to=tmp_path / "model", watch=lambda *a: written.append(a[2])
+    )
+    assert "ap_box" in result.metrics
+    assert not [name for name in result.metrics if name.endswith("_mask")]
+    assert math.isfinite(result.extra["final_loss"])
+    assert all(item.mask is None for item in found)
+    assert "objects have no masks, so that boxes only are learnt and scored" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    detector, description = load_detector(tmp_path / "model")
+    assert not description.masks
+    assert detect(detector, data.val, channels=3, progress=False) == found
+    assert all("segmentation" not in record for record in detection_records(found, data.val, kind="both"))
+
+
 def test_the_backbone_stays_as_it_is_and_runs_repeat(coco: CocoSet) -> None:
     backbone = vit()
     before = copy.deepcopy(backbone.state_dict())
@@ -323,9 +384,12 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
     odd = build_backbone(dataclasses.replace(VIT, patch_size=14, image_size=(28, 28)), seed=0)
     with pytest.raises(UsageError, match="tokens of 14 px: detection needs patches of 4, 8, 16 or 32"):
         evaluate_detection(odd, data_of(coco), SHORT, settings=QUIET)
-    other = dataclasses.replace(coco, classes=("box", "ring"))
-    with pytest.raises(DataError, match="differ in 1 categories, the first is id 7: disc and ring"):
-        DetectionData(coco, other)
+    for name, hint in (("ring", ":"), ("Disc ", r" \(names count letter by letter: it has disc\):")):
+        other = dataclasses.replace(coco, classes=("box", name))
+        with pytest.raises(
+            DataError, match=rf"1 categories with 1 objects are not in .*, the first: {name.strip()}.*{hint}"
+        ):
+            DetectionData(coco, other)
     nothing = dataclasses.replace(coco, images=coco.images[2:])
     with pytest.raises(DataError, match="no image has an object to be found, so there is nothing to score"):
         DetectionData(coco, nothing)

@@ -34,7 +34,7 @@ def random_set(seed: int, images: int = 8) -> CocoSet:
             objects.append(CocoObject(number, label, box, float(mask.sum()), crowd, run_lengths_of(mask)))
             number += 1
         entries.append(CocoImage(index + 1, Path(f"{index}.jpg"), (HEIGHT, WIDTH), tuple(objects)))
-    return CocoSet(Path("truth.json"), ("a", "b", "nowhere"), (2, 5, 9), tuple(entries), ())
+    return CocoSet(Path("truth.json"), ("a", "b", "nowhere"), (2, 5, 9), tuple(entries))
 
 
 def rectangle(draw: np.random.Generator) -> tuple[np.ndarray, tuple[float, float, float, float]]:
@@ -99,14 +99,14 @@ def test_equal_to_pycocotools(seed: int, kind: str) -> None:
 def test_no_detection_no_object_and_only_crowds(kind: str) -> None:
     coco = random_set(1)
     assert coco_statistics(coco, [], kind=kind) == pytest.approx(pycocotools_statistics(coco, [], kind))
-    empty = CocoSet(coco.file, coco.classes, coco.category_ids, coco.images[3:4], ())
+    empty = CocoSet(coco.file, coco.classes, coco.category_ids, coco.images[3:4])
     alarms = [found for found in random_detections(coco, 5) if found.image_id == 4]
     assert alarms
     expected = pycocotools_statistics(empty, alarms, kind)
     assert coco_statistics(empty, alarms, kind=kind) == pytest.approx(expected) == [-1.0] * 12
     crowd = next(image for image in coco.images if any(item.crowd for item in image.objects))
     only = CocoImage(crowd.id, crowd.path, crowd.size, tuple(item for item in crowd.objects if item.crowd))
-    crowds = CocoSet(coco.file, coco.classes, coco.category_ids, (only,), ())
+    crowds = CocoSet(coco.file, coco.classes, coco.category_ids, (only,))
     inside = [found for found in random_detections(coco, 6) if found.image_id == only.id]
     assert coco_statistics(crowds, inside, kind=kind) == pytest.approx(pycocotools_statistics(crowds, inside, kind))
 

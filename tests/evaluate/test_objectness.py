@@ -16,17 +16,16 @@ from evaluate.coco_folders import write_coco
 from evaluate.fakes import FakeBackbone
 from mst.data.synthetic import SceneSet
 from mst.errors import DataError, UsageError
+from mst.evaluate.boxes import box_iou, largest_component_box
 from mst.evaluate.coco import find_coco, read_coco
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.objectness import (
     ObjectImage,
     ObjectnessProtocol,
     ObjectSet,
-    box_iou,
     coco_objects,
     evaluate_objectness,
     heaviest,
-    largest_component_box,
     scene_objects,
 )
 from mst.evaluate.objectness_pictures import picture_writer

@@ -1,12 +1,15 @@
-"""What a process frees it keeps, once it is told to: seen by the pages that the system has to make anew."""
+"""How much memory there is; what a process frees it keeps, once told to: seen by the pages that must be made anew."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from mst.runtime.memory import _of_groups, available_memory
 
 PROGRAM = """
 import ctypes, resource, sys
@@ -44,3 +47,38 @@ def test_freed_memory_is_used_again_unless_the_user_says_otherwise() -> None:
     assert pages < 100
     assert new_pages("leave")[1] > 1000
     assert new_pages("keep", MALLOC_MMAP_THRESHOLD_="65536")[1] > 1000
+
+
+def group(folder: Path, files: dict[str, str]) -> None:
+    folder.mkdir(parents=True)
+    for name, text in files.items():
+        (folder / name).write_text(text)
+
+
+def test_control_groups_of_version_2_from_the_processs_own_up(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("0::/slice/job\n")
+    root = tmp_path / "fs"
+    group(root, {"memory.stat": "inactive_file 5\n"})  # the root has no limit
+    group(root / "slice", {"memory.max": "1000\n", "memory.current": "900\n", "memory.stat": "inactive_file 300\n"})
+    group(root / "slice" / "job", {"memory.max": "max\n", "memory.current": "700\n", "memory.stat": "file 1\n"})
+    assert list(_of_groups(tmp_path / "cgroup", root)) == [400]
+
+
+def test_control_groups_of_version_1_also_where_only_the_containers_own_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "cgroup").write_text("5:cpu,cpuacct:/docker/ab\n4:memory:/docker/ab\n")
+    stat = {"memory.stat": "inactive_file 1\ntotal_inactive_file 20\n"}
+    group(tmp_path / "fs" / "memory", {"memory.limit_in_bytes": "500", "memory.usage_in_bytes": "100", **stat})
+    assert list(_of_groups(tmp_path / "cgroup", tmp_path / "fs")) == [420]
+
+
+def test_without_control_groups(tmp_path: Path) -> None:
+    assert list(_of_groups(tmp_path / "cgroup", tmp_path)) == []
+    assert 2**20 < available_memory() < 2**50
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="ulimit -v")
+def test_the_limit_of_the_address_space_counts() -> None:
+    program = "from mst.runtime.memory import available_memory; print(available_memory())"
+    command = ["bash", "-c", f"ulimit -v 2000000; '{sys.executable}' -c '{program}'"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert 10**8 < int(done.stdout) < 2_048_000_000

@@ -87,9 +87,11 @@ def embed(
     subject = load_subject(backbone, device=device, seed=seed)
     paths = index_images(data, limit=limit, channels=subject.channels)
     no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
-    images = ImageSet.from_paths(paths, no_labels, channels=subject.channels)
+    options = image or ImageOptions()
+    scale = subject.scale(paths, options.value_range)
+    images = ImageSet.from_paths(paths, no_labels, channels=subject.channels, scale=scale)
     features = extract_features(
-        subject.backbone, images, subject.transform(image or ImageOptions()), settings=settings, title="embedding"
+        subject.backbone, images, subject.transform(options), settings=settings, title="embedding"
     )
     if target is not None and outputs is not None:
         write_features(outputs, target.name, features)

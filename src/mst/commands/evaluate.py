@@ -214,12 +214,13 @@ class _Task:
     def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
         """Load backbone and images, evaluate, record."""
         subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
-        sets = _labelled(self.data, subject, self.limits)
+        image = self.image or ImageOptions()
+        sets = _labelled(self.data, subject, self.limits, image)
         identity = sets.fingerprint()
         result = evaluate(
             subject.backbone,
             sets,
-            subject.transform(self.image or ImageOptions()),
+            subject.transform(image),
             protocol,
             settings=self.settings,
             features=user_path(self.features) if self.features else None,
@@ -228,13 +229,16 @@ class _Task:
         return subject.record(result, self.out, self.data, identity)
 
 
-def _labelled(data: str | Path | LabelledSets, subject: Subject, limits: Limits | None) -> LabelledSets:
+def _labelled(
+    data: str | Path | LabelledSets, subject: Subject, limits: Limits | None, image: ImageOptions
+) -> LabelledSets:
     if isinstance(data, LabelledSets):
         return data
     parts = limits or Limits()
     return LabelledSets.from_folder(
         data,
         channels=subject.channels,
+        ranges=subject.known_ranges(image.value_range),
         train_limit=parts.train_limit,
         val_limit=parts.val_limit,
         strict=parts.strict,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
-from mst.commands.subject import load_subject
+from mst.commands.subject import Subject, load_subject
+from mst.data.value_range import check_range
 from mst.engine.schedule import Checkpointing
 from mst.errors import UsageError
 from mst.evaluate import detection
@@ -17,6 +18,7 @@ from mst.evaluate.detection import DetectionData, DetectionProtocol
 from mst.evaluate.detection_metrics import detection_records
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.features import FeatureSettings
+from mst.evaluate.orientation import Frame
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
 from mst.runtime.files import check_folder
@@ -34,6 +36,10 @@ class DetectionOptions:
         val_split: annotations/instances_SPLIT.json to score on.
         train_limit: at most this many training images, the first ones; None = all.
         val_limit: at most this many validation images, the first ones; None = all.
+        strict: refuse annotation files with records that do not fit, instead of leaving them out.
+        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
+            as it is stored; None = as the sizes in the file say.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         detections: JSON file for all detections in COCO's result format.
         save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
         pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
@@ -45,6 +51,9 @@ class DetectionOptions:
     val_split: str = "val"
     train_limit: int | None = None
     val_limit: int | None = None
+    strict: bool = False
+    annotations: Frame | None = None
+    value_range: tuple[float, float] | None = None
     detections: PathText | None = None
     save_model: PathText | None = None
     pictures: PathText | None = None
@@ -52,6 +61,7 @@ class DetectionOptions:
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
+        check_range(self.value_range)
         if self.detections and (user_path(self.detections).is_dir() or user_path(self.detections).suffix != ".json"):
             raise UsageError(f"--detections {self.detections}: name a .json file")
         if self.detections:
@@ -103,7 +113,7 @@ def evaluate_detection(
     """
     options = options or DetectionOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    sets = data if isinstance(data, DetectionData) else _read(user_path(data), options)
+    sets = data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
     pictures = subject.pictures("detection", options.pictures, out)
@@ -137,12 +147,20 @@ def _optional(path: str | Path | None) -> Path | None:
 def _read(data: Path, options: DetectionOptions) -> DetectionData:
     if data.is_file():
         raise UsageError(f"--data {data} is one file: name a folder with annotations for training and validation")
-    train, val = (read_coco(*find_coco(data, split)) for split in (options.train_split, options.val_split))
+    train, val = (
+        read_coco(*find_coco(data, split), strict=options.strict, annotations=options.annotations)
+        for split in (options.train_split, options.val_split)
+    )
     return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
 
 
+def _scaled(sets: DetectionData, subject: Subject, options: DetectionOptions) -> DetectionData:
+    scale = subject.scale([image.path for part in (sets.train, sets.val) for image in part.images], options.value_range)
+    return DetectionData(sets.train.with_scale(scale), sets.val.with_scale(scale))
+
+
 def _first(coco: CocoSet, limit: int | None) -> CocoSet:
-    return CocoSet(coco.file, coco.classes, coco.category_ids, coco.images[:limit], coco.without_area)
+    return replace(coco, images=coco.images[:limit])
 
 
 def run_detection(argv: Sequence[str]) -> int:

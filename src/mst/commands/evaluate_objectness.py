@@ -9,12 +9,14 @@ from pathlib import Path
 from mst.commands.evaluation import Common, run_task
 from mst.commands.subject import Subject, load_subject
 from mst.data.synthetic import SceneSet
+from mst.data.value_range import check_range
 from mst.errors import UsageError
 from mst.evaluate import objectness
 from mst.evaluate.coco import find_coco, read_coco
 from mst.evaluate.features import FeatureSettings
 from mst.evaluate.objectness import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
 from mst.evaluate.objectness_pictures import picture_writer
+from mst.evaluate.orientation import Frame
 from mst.model.backbone import Backbone
 from mst.paths import PathText
 from mst.runtime.limits import check_numbers
@@ -32,7 +34,11 @@ class ObjectOptions:
 
     Attributes:
         split: part of a COCO folder: annotations/instances_SPLIT.json.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         limit: at most this many images, spread evenly; None = all.
+        strict: refuse an annotation file with records that do not fit, instead of leaving them out.
+        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
+            as it is stored; None = as the sizes in the file say.
         pictures: folder for a picture of each image and scores.jsonl (those of an earlier evaluation are replaced,
             other files never); None = pictures/objectness of --out or the run folder, where `mst report` looks for
             them.
@@ -40,12 +46,16 @@ class ObjectOptions:
     """
 
     split: str = "val"
+    value_range: tuple[float, float] | None = None
     limit: int | None = None
+    strict: bool = False
+    annotations: Frame | None = None
     pictures: PathText | None = None
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
         check_numbers(self, "limit", least=1)
+        check_range(self.value_range)
         check_numbers(self, "picture_limit", least=0)
 
 
@@ -91,7 +101,7 @@ def evaluate_objectness(
     """
     options = objects or ObjectOptions()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options.split, seed)
+    images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
     pictures = subject.pictures("objectness", options.pictures, out)
@@ -108,9 +118,11 @@ def evaluate_objectness(
     return subject.record(result, out, data, identity)
 
 
-def _objects(data: str, subject: Subject, split: str, seed: int) -> ObjectSet:
+def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> ObjectSet:
     if not data.startswith(SCENES):
-        return coco_objects(read_coco(*find_coco(data, split)), channels=subject.channels)
+        coco = read_coco(*find_coco(data, options.split), strict=options.strict, annotations=options.annotations)
+        scale = subject.scale([image.path for image in coco.images], options.value_range)
+        return coco_objects(coco.with_scale(scale), channels=subject.channels)
     count = data.removeprefix(SCENES)
     if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:
         raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {SCENES}200")

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
-from mst.commands.subject import load_subject
+from mst.commands.subject import Subject, load_subject
+from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
 from mst.engine.schedule import Checkpointing
 from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
@@ -33,6 +34,7 @@ class SegmentationOptions:
     Attributes:
         train_limit: at most this many training images, at even distances; None = all.
         val_limit: at most this many validation images, at even distances; None = all.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
             training (metrics.jsonl; not in a run folder); None = --out, if it is given.
         pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
@@ -42,12 +44,14 @@ class SegmentationOptions:
 
     train_limit: int | None = None
     val_limit: int | None = None
+    value_range: tuple[float, float] | None = None
     save_model: PathText | None = None
     pictures: PathText | None = None
     picture_limit: int = 24
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
+        check_range(self.value_range)
         check_numbers(self, "picture_limit", least=0)
         if self.save_model:
             check_folder(user_path(self.save_model), "--save-model")
@@ -97,7 +101,7 @@ def evaluate_segmentation(
     """
     options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
     subject = load_subject(backbone, out=out, device=device, seed=seed)
-    given = data if isinstance(data, SegmentationData) else read_segmentation(user_path(data), subject.channels)
+    given, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
     pairs = given.evenly(options.train_limit, options.val_limit)
     identity = pairs.fingerprint()
     mean, std = subject.mean_std
@@ -107,7 +111,7 @@ def evaluate_segmentation(
 
     def save(segmenter: Segmenter, view: View) -> None:
         if model is not None:
-            save_segmenter(model, segmenter, view)
+            save_segmenter(model, segmenter, view, scale)
 
     result = segmentation.evaluate_segmentation(
         subject.backbone,
@@ -125,11 +129,19 @@ def evaluate_segmentation(
     return subject.record(result, out, data, identity)
 
 
-def read_segmentation(folder: Path, channels: int) -> SegmentationData:
+def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
+    """Return the sets of a folder, and how their values become 8 bits."""
+    data = read_segmentation(folder, subject.channels)
+    scale = subject.scale([Path(name) for part in (data.train, data.val) for name in part.names], options.value_range)
+    plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
+    return (data if plain else read_segmentation(folder, subject.channels, scale)), scale
+
+
+def read_segmentation(folder: Path, channels: int, scale: Scale = BY_TYPE) -> SegmentationData:
     """Return the sets of a folder in either layout."""
     if is_cityscapes(folder):
-        return cityscapes_folder(folder, channels=channels)
-    return segmentation_folder(folder, channels=channels)
+        return cityscapes_folder(folder, channels=channels, scale=scale)
+    return segmentation_folder(folder, channels=channels, scale=scale)
 
 
 def run_segmentation(argv: Sequence[str]) -> int:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from rich.table import Table
 
@@ -77,7 +78,15 @@ def show(result: Result, *, json: bool) -> int:
     counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"
     left_out = len(result.extra.get("unreadable", []))
     emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
+    for part, kinds in _left_out(result.extra.get("left_out", {})):
+        emit(f"{part}annotations: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     return 0
+
+
+def _left_out(counts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Yield parts of a data set and the records that do not count in them, by kind."""
+    parts = {f"{part} ": kinds for part, kinds in counts.items() if isinstance(kinds, Mapping)}
+    yield from ((part, kinds) for part, kinds in (parts or {"": counts}).items() if kinds)
 
 
 def _list(numbers: Sequence[float]) -> str:

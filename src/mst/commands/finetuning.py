@@ -111,7 +111,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     select_device(config.device, flag="--device")
     network = described_network(config)
     train_views(config, network)  # refuses a description that timm does not know
-    folder = labelled_folder(config, network.spec.channels)
+    folder = labelled_folder(config, network)
     model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
     run = create_run_dir(root, overwrite=overwrite)
     with only_process_in(run.root):
@@ -141,7 +141,7 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
         logging.info(f"{run.root} is finished: nothing to do")
         return Result(**done[-1])
     network = _stored_network(run)
-    folder = labelled_folder(config, network.spec.channels)
+    folder = labelled_folder(config, network)
     begun = any(run.checkpoints.glob("step_*"))
     backbone = network.build(config) if begun else started_backbone(config, network)
     model = Classifier(backbone, len(folder.classes), seed=config.seed)
@@ -227,6 +227,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
         lambda step, parts: [index for part in parts for index in part.indices.tolist()],
     )
     plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
+    plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's
     contents = identity_of(folder)
     identity = {
         **json.loads(json.dumps(plain)),
@@ -260,7 +261,7 @@ class _Scorer:
     def __init__(self, work: Work, model: Classifier) -> None:
         running, val, network = work.config.running, work.folder.val, work.network
         self.model = model
-        self.images = ImageSet.from_paths(val.paths, val.labels, channels=network.spec.channels)
+        self.images = ImageSet.from_paths(val.paths, val.labels, channels=network.spec.channels, scale=network.scale)
         self.transform = ImageTransform(network.spec.image_size, network.mean, network.std)
         self.settings = FeatureSettings(
             precision=running.precision,
@@ -282,7 +283,7 @@ class _Scorer:
 def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
     """Write the trained backbone, the classifier and its classes."""
     run, network = work.run, work.network
-    metadata = {"recipe": TASK, "step": outcome.steps, "mean": list(network.mean), "std": list(network.std)}
+    metadata = {"recipe": TASK, "step": outcome.steps, **network.image_metadata}
     save_backbone(run.backbone, model.backbone, metadata)
     head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
     write_atomic(run.root / "classifier.safetensors", save(head, metadata={"format": "pt"}))

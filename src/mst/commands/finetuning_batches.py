@@ -127,6 +127,7 @@ def batches(work: Work, settings: LoopSettings, first: int) -> Generator[Labelle
         start_step=first,
         accumulate=protocol.accumulate,
         channels=network.spec.channels,
+        scale=network.scale,
         workers=loader_workers(asked, select_device(config.device, flag="--device")),
         max_unreadable_share=config.running.max_unreadable_share,
         unreadable_file=work.run.unreadable,

@@ -10,11 +10,13 @@ import timm
 
 from mst.commands.evaluate import Limits
 from mst.commands.setup import check_readable, check_sample
-from mst.commands.subject import RANDOM, load_subject
+from mst.commands.subject import RANDOM, RANGES, VALUE_RANGE, load_subject
 from mst.config.schema import ModelConfig
 from mst.data.decoding import decode_image
 from mst.data.labelled import LabelledFolder
-from mst.data.statistics import channel_statistics
+from mst.data.sources import ImageIndex
+from mst.data.statistics import channel_statistics, measured_ranges
+from mst.data.value_range import BY_TYPE, Scale, ValueRanges, check_range
 from mst.errors import DataError, UsageError
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.finetune.classifier import FRESH_LAYER_DECAY, TRAINED_LAYER_DECAY, FinetuneProtocol
@@ -37,13 +39,17 @@ class InputOptions:
     Attributes:
         size: height and width of the network's input; None = what the backbone was trained at.
         channels: of the images; None = the backbone's, or 3 for `scratch:`.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained,
+            and measured for types of numbers that it has not seen.
     """
 
     size: tuple[int, int] | None = None
     channels: int | None = None
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         check_numbers(self, "channels", least=1, most=64)
+        check_range(self.value_range)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,8 @@ class FinetuneConfig:
         try:
             plain = dict(values)
             image = dict(plain.pop("image"))
-            size = image.pop("size")
+            size, ranges = image.pop("size"), image.pop("value_range", None)
+            image["value_range"] = (float(ranges[0]), float(ranges[1])) if ranges else None
             return FinetuneConfig(
                 **{
                     **plain,
@@ -145,36 +152,51 @@ class Network:
         mean: of the images, in [0, 1].
         std: of the images.
         sha256: of the weights it starts with; "" for fresh ones.
+        ranges: value ranges of the images; None = each image decides (older versions).
     """
 
     spec: BackboneSpec
     mean: tuple[float, ...]
     std: tuple[float, ...]
     sha256: str
+    ranges: ValueRanges | None = None
+
+    @property
+    def scale(self) -> Scale:
+        """How values of the images become 8 bits."""
+        return BY_TYPE if self.ranges is None else self.ranges
+
+    @property
+    def image_metadata(self) -> dict[str, Any]:
+        """What a backbone's description says of its images, as JSON types."""
+        ranges = {} if self.ranges is None else {RANGES: self.ranges.to_json()}
+        return {"mean": list(self.mean), "std": list(self.std), **ranges}
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types."""
-        return {"spec": self.spec.to_json(), "mean": list(self.mean), "std": list(self.std), "sha256": self.sha256}
+        return {"spec": self.spec.to_json(), **self.image_metadata, "sha256": self.sha256}
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> Network:
         """Rebuild the record."""
         spec = BackboneSpec.from_json(part(values, "spec"))
         mean, std = (numbers(values, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
-        return Network(spec, mean, std, str(values["sha256"]))
+        ranges = None if values.get(RANGES) is None else ValueRanges.from_json(values[RANGES], VALUE_RANGE)
+        return Network(spec, mean, std, str(values["sha256"]), ranges)
 
     def build(self, config: FinetuneConfig) -> Backbone:
         """Return the network with fresh weights on the CPU."""
         return build_backbone(self.spec, drop_path=config.protocol.drop_path, seed=config.seed)
 
 
-def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
+def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
     """Return the labelled images, parts of them if so asked.
 
     Raises:
         UsageError: no folder of train/<class>/ and val/<class>/, or nothing to tell apart.
         DataError: no image that can be read, or fewer than one batch.
     """
+    channels, scale = network.spec.channels, network.scale
     folder = LabelledFolder(config.data, channels=channels, strict=config.limits.strict, tell=False)
     if len(folder.classes) < 2:
         raise DataError(f"{folder.root} has one class, {folder.classes[0]}: at least two are needed to tell apart")
@@ -184,7 +206,7 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
     )
     origin = "--channels" if config.backbone.startswith(SCRATCH) else f"--backbone {config.backbone}"
     for images in (folder.train, folder.val):
-        check_sample(images.paths, channels=channels, patch_size=1, origin=origin)
+        check_sample(images.paths, channels=channels, patch_size=1, origin=origin, scale=scale)
     if len(folder.train.paths) < config.protocol.batch_size:
         count = len(folder.train.paths)
         raise DataError(
@@ -192,7 +214,7 @@ def labelled_folder(config: FinetuneConfig, channels: int) -> LabelledFolder:
         )
     check_readable(
         len(folder.val.paths),
-        lambda position: decode_image(folder.val.paths[position], channels=channels),
+        lambda position: decode_image(folder.val.paths[position], channels=channels, scale=scale),
         most=config.running.max_unreadable_share,
         named=f"the validation images of {folder.root}",
         advice=", or raise --max-unreadable-share",
@@ -218,7 +240,14 @@ def described_network(config: FinetuneConfig) -> Network:
     size = config.image.size or spec.image_size
     check_image_size(size, spec.patch_size, "--size")
     mean, std = subject.mean_std
-    return Network(replace(spec, image_size=size), mean, std, subject.sha256)
+    ranges = subject.known_ranges(config.image.value_range)
+    if ranges is not None:
+        ranges = measured_ranges(_training_images(config, spec.channels), channels=spec.channels, known=ranges)
+    return Network(replace(spec, image_size=size), mean, std, subject.sha256, ranges)
+
+
+def _training_images(config: FinetuneConfig, channels: int) -> ImageIndex:
+    return LabelledFolder(config.data, channels=channels, tell=False).train.paths
 
 
 def _from_scratch(config: FinetuneConfig) -> Network:
@@ -230,11 +259,13 @@ def _from_scratch(config: FinetuneConfig) -> Network:
     spec = backbone_spec(ModelConfig(backbone=name), image_size=(size[0], size[1]), channels=channels)
     mean: tuple[float, ...] = IMAGENET_MEAN
     std: tuple[float, ...] = IMAGENET_STD
+    images, given = _training_images(config, channels), config.image.value_range
+    ranges = ValueRanges(option=VALUE_RANGE) if given is None else ValueRanges.given(given, VALUE_RANGE)
+    ranges = measured_ranges(images, channels=channels, known=ranges)
     if channels != len(IMAGENET_MEAN):
-        images = LabelledFolder(config.data, channels=channels, tell=False).train.paths
-        check_sample(images, channels=channels, patch_size=1, origin="--channels")
-        mean, std = channel_statistics(images, channels=channels)
-    return Network(spec, mean, std, "")
+        check_sample(images, channels=channels, patch_size=1, origin="--channels", scale=ranges)
+        mean, std = channel_statistics(images, channels=channels, scale=ranges)
+    return Network(spec, mean, std, "", ranges)
 
 
 def started_backbone(config: FinetuneConfig, network: Network) -> Backbone:

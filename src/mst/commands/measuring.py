@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from mst.commands.fitting import check_fits
 from mst.commands.pretraining import as_views, make_loader
 from mst.commands.probe import process_memory
 from mst.commands.setup import Setup, checked_spec, prepare_process
@@ -97,10 +98,12 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
         seconds: about how long each may take.
 
     Raises:
+        UsageError: not even a few images fit into memory.
         RunFailure: a pass does not fit into memory.
         DataError: too many images cannot be read.
     """
     asked = setup.plan.batch_size_per_pass
+    check_fits(with_images(setup, min(FIRST_IMAGES, asked)))
     try:
         state = new_state(setup.build_pair(), setup.config, setup.plan)
         part = with_images(setup, images_that_fit(setup, state, seconds))

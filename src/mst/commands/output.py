@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console, RenderableType
 
+from mst.errors import DataError
+from mst.runtime.logging import warn
 from mst.runtime.results import plain_json
 
 PIPE_WIDTH = 200
@@ -35,3 +37,15 @@ def _write(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
+
+
+def tell_left_out(unreadable: Sequence[str], total: int) -> None:
+    """Say how many of all images could not be read; each is "path: reason".
+
+    Raises:
+        DataError: none could.
+    """
+    if unreadable and len(unreadable) == total:
+        raise DataError(f"none of {total} images can be read, the first: {unreadable[0]}")
+    if unreadable:
+        warn(f"{len(unreadable)} of {total} images left out, the first: {unreadable[0]}")

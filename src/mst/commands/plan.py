@@ -15,6 +15,7 @@ from mst.config.load import override, require_data
 from mst.errors import UsageError
 from mst.paths import SourceText
 from mst.recipes import base_config
+from mst.runtime import logging
 
 if TYPE_CHECKING:
     from mst.commands.probe import Estimate
@@ -43,14 +44,20 @@ def run(argv: Sequence[str]) -> int:
     config = override(base_config(options.recipe), words)
     require_data(config)
 
-    from mst.commands.setup import describe_setup, prepare  # needs torch
+    from mst.commands.fitting import check_fits, fit, statement  # needs torch
+    from mst.commands.setup import describe_setup, prepare
 
     setup = prepare(config)
+    if not options.json:
+        emit(describe_setup(setup))
     probed = None
     if options.probe:
         from mst.commands.probe import estimate
 
+        check_fits(setup)
         probed = estimate(setup)
+    elif (found := fit(setup)) is not None:
+        logging.warn(statement(setup, found))
     if options.json:
         emit_json(
             {
@@ -61,8 +68,8 @@ def run(argv: Sequence[str]) -> int:
                 "estimate": asdict(probed) if probed else None,
             }
         )
-    else:
-        emit(describe_setup(setup), *([describe_estimate(probed)] if probed else []))
+    elif probed:
+        emit(describe_estimate(probed))
     return 0
 
 

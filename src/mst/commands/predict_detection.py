@@ -11,10 +11,11 @@ from typing import Literal
 
 from rich.table import Table
 
-from mst.commands.output import emit, emit_json
+from mst.commands.output import emit, emit_json, tell_left_out
+from mst.commands.subject import prediction_scale
 from mst.commands.tyro_cli import parse_words
 from mst.data.sources import index_images
-from mst.errors import DataError
+from mst.data.value_range import check_range
 from mst.evaluate.coco_masks import coco_mask_library
 from mst.evaluate.detection_pictures import detection_writer
 from mst.evaluate.detection_prediction import Prediction, predict_objects, prediction_json
@@ -22,7 +23,6 @@ from mst.evaluate.detector_file import DetectorDescription, load_detector
 from mst.paths import PathText, user_path
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.limits import check_numbers
-from mst.runtime.logging import warn
 from mst.runtime.outputs import Outputs
 
 FILE = "predictions.json"
@@ -41,6 +41,7 @@ class PredictDetectionArguments:
         picture_score: what scores less is not drawn.
         picture_limit: at most this many pictures; 0 = none, None = one of each image.
         limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
         device: auto, cpu, cuda or cuda:N.
         precision: compute type of backbone and pyramid.
         progress: show a bar.
@@ -54,6 +55,7 @@ class PredictDetectionArguments:
     picture_score: float = 0.5
     picture_limit: int | None = None
     limit: int | None = None
+    value_range: tuple[float, float] | None = None
     device: str = "auto"
     precision: Precision = "auto"
     progress: bool = True
@@ -63,6 +65,7 @@ class PredictDetectionArguments:
         check_numbers(self, "min_score", "picture_score", least=0, most=1)
         check_numbers(self, "picture_limit", least=0)
         check_numbers(self, "limit", least=1)
+        check_range(self.value_range)
 
 
 def predict_detection(
@@ -74,6 +77,7 @@ def predict_detection(
     picture_score: float = 0.5,
     picture_limit: int | None = None,
     limit: int | None = None,
+    value_range: tuple[float, float] | None = None,
     device: str = "auto",
     precision: Precision = "auto",
     progress: bool = True,
@@ -88,6 +92,7 @@ def predict_detection(
         picture_score: what scores less is not drawn.
         picture_limit: at most this many pictures; None = all.
         limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
         device: auto, cpu, cuda or cuda:N.
         precision: compute type of backbone and pyramid.
         progress: show a bar.
@@ -111,12 +116,15 @@ def predict_detection(
     count = len(paths) if picture_limit is None else picture_limit
     writer = detection_writer(pictures, count, description.classes, min_score=picture_score, annotated=False)
     found = predict_objects(
-        detector.to(place), description, paths, min_score=min_score, progress=progress, watch=writer
+        detector.to(place),
+        description,
+        paths,
+        min_score=min_score,
+        progress=progress,
+        watch=writer,
+        scale=prediction_scale(paths, description.spec.channels, description.value_ranges, value_range),
     )
-    if not found.images:
-        raise DataError(f"none of {len(paths)} images can be read, the first: {found.unreadable[0]}")
-    if found.unreadable:
-        warn(f"{len(found.unreadable)} of {len(paths)} images left out, the first: {found.unreadable[0]}")
+    tell_left_out(found.unreadable, len(paths))
     content = prediction_json(found, description, user_path(data).absolute())
     outputs.write(FILE, json.dumps(content).encode())
     return found, description
@@ -135,6 +143,7 @@ def run_detection(argv: Sequence[str]) -> int:
         picture_score=a.picture_score,
         picture_limit=a.picture_limit,
         limit=a.limit,
+        value_range=a.value_range,
         device=a.device,
         precision=a.precision,
         progress=a.progress,

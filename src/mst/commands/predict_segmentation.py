@@ -13,11 +13,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from mst.commands.output import emit, emit_json
+from mst.commands.output import emit, emit_json, tell_left_out
+from mst.commands.subject import prediction_scale
 from mst.commands.tyro_cli import parse_words
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.sources import ImageIndex, index_images
-from mst.errors import DataError
+from mst.data.value_range import Scale, check_range
 from mst.evaluate.detection_pictures import png
 from mst.evaluate.features import progress_bar
 from mst.evaluate.segmentation_data import read_ahead
@@ -27,7 +28,6 @@ from mst.evaluate.segmentation_pictures import index_picture, sheet
 from mst.paths import PathText, user_path
 from mst.runtime.device import select_device
 from mst.runtime.limits import check_numbers
-from mst.runtime.logging import warn
 from mst.runtime.outputs import Outputs
 
 MASKS, PICTURES = "masks", "pictures"
@@ -46,6 +46,7 @@ class PredictSegmentationArguments:
         out: folder for masks/ (PNG of class numbers, with a palette) and pictures/ (image and overlay).
         picture_limit: at most this many pictures; 0 = none, None = one of each image.
         limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
         device: auto, cpu, cuda or cuda:N.
         precision: compute type of the network.
         progress: show a bar.
@@ -57,6 +58,7 @@ class PredictSegmentationArguments:
     out: PathText
     picture_limit: int | None = None
     limit: int | None = None
+    value_range: tuple[float, float] | None = None
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     progress: bool = True
@@ -65,6 +67,7 @@ class PredictSegmentationArguments:
     def __post_init__(self) -> None:
         check_numbers(self, "picture_limit", least=0)
         check_numbers(self, "limit", least=1)
+        check_range(self.value_range)
 
 
 @dataclass(frozen=True)
@@ -89,6 +92,7 @@ def predict_segmentation(
     out: str | Path,
     picture_limit: int | None = None,
     limit: int | None = None,
+    value_range: tuple[float, float] | None = None,
     device: str = "auto",
     precision: Literal["auto", "fp32", "bf16"] = "auto",
     progress: bool = True,
@@ -101,6 +105,7 @@ def predict_segmentation(
         out: folder for `masks/` and `pictures/`; those of an earlier prediction are replaced, other files never.
         picture_limit: at most this many pictures; None = all.
         limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
         device: auto, cpu, cuda or cuda:N.
         precision: compute type of the network.
         progress: show a bar.
@@ -122,7 +127,7 @@ def predict_segmentation(
     unreadable: list[str] = []
     pixels = Counter[int]()
 
-    read = partial(_read, channels)
+    read = partial(_read, channels, prediction_scale(paths, channels, saved.value_ranges, value_range))
     with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=progress) as advance:
         for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
             advance(1)
@@ -135,17 +140,14 @@ def predict_segmentation(
                 outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
             written.append(outputs.folder / MASKS / name)
             pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
-    if not written:
-        raise DataError(f"none of {len(paths)} images can be read, the first: {unreadable[0]}")
-    if unreadable:
-        warn(f"{len(unreadable)} of {len(paths)} images left out, the first: {unreadable[0]}")
+    tell_left_out(unreadable, len(paths))
     shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
     return SegmentedImages(tuple(written), shares, tuple(unreadable))
 
 
-def _read(channels: int, path: Path) -> Tensor | UnreadableImage:
+def _read(channels: int, scale: Scale, path: Path) -> Tensor | UnreadableImage:
     try:
-        return decode_image(path, channels=channels)
+        return decode_image(path, channels=channels, scale=scale)
     except UnreadableImage as problem:
         return problem
 
@@ -181,6 +183,7 @@ def run_segmentation(argv: Sequence[str]) -> int:
         out=a.out,
         picture_limit=a.picture_limit,
         limit=a.limit,
+        value_range=a.value_range,
         device=a.device,
         precision=a.precision,
         progress=a.progress,

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from mst.commands.changed_data import resumed_setup, with_identity
 from mst.commands.environment import describe_environment
+from mst.commands.fitting import check_fits
 from mst.commands.setup import (
     Setup,
     colour_on_device,
@@ -121,6 +122,7 @@ def pretrain(
     if resume:
         setup = resumed_setup(setup, run, accept=accept_changed_data)
     logging.console.print(describe_setup(setup))
+    check_fits(setup)
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:
         create_run_dir(run.root, overwrite=overwrite)

@@ -100,9 +100,13 @@ def _measure(setup: Setup, state: TrainState, images: int) -> float:
     return seconds
 
 
-def networks_memory(setup: Setup) -> int:
-    """Return the most bytes that networks, optimizer and one pass take, with what allocators and libraries add."""
-    live = LiveBytes(setup.device.type)
+def networks_memory(setup: Setup, *, most: int | None = None) -> int:
+    """Return the most bytes that networks, optimizer and one pass take, with what allocators and libraries add.
+
+    Raises:
+        TooManyBytes: more than `most`; None = whatever it is.
+    """
+    live = LiveBytes(setup.device.type, most=most)
     simulate_step(setup, live)
     return round(live.peak * ALLOCATOR_SHARE) + (CPU_SCRATCH if setup.device.type == "cpu" else 0)
 

@@ -7,6 +7,7 @@ fake tensors, as torch's own tools for planning memory do, and costs seconds wha
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -26,20 +27,32 @@ from mst.train.step import train_step
 from mst.views.record import Views
 
 
+class TooManyBytes(Exception):
+    """`LiveBytes` has seen enough."""
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the bytes of the tensors on one kind of device that are alive at a time.
+
+    Args:
+        device_type: the kind of device.
+        most: stop at more than so many bytes; None = count to the end.
 
     Attributes:
         now: bytes held.
         peak: most bytes held so far.
+
+    Raises:
+        TooManyBytes: from the operation that makes it more than `most`.
     """
 
     now: int
     peak: int
 
-    def __init__(self, device_type: str) -> None:
+    def __init__(self, device_type: str, *, most: int | None = None) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.peak = 0
+        self._most = most
         self._device_type = device_type
         self._sizes: dict[int, int] = {}  # of each live storage
 
@@ -59,6 +72,8 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.now += self._sizes[key]
             self.peak = max(self.peak, self.now)
             weakref.finalize(storage, self._forget, key)
+            if self._most is not None and self.now > self._most:
+                raise TooManyBytes
 
     def _forget(self, key: int) -> None:
         self.now -= self._sizes.pop(key)
@@ -109,7 +124,8 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, d
     images, passes = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
     plan = setup.plan.model_copy(update={"batch_size": images * passes})
     config = override(setup.config, {"runtime.replicas": 1})
-    pair = setup.build_pair(resumed=True)
+    with torch.device("meta"):
+        pair = replace(setup, device=torch.device("meta")).build_pair(resumed=True)
     answers = _Answers(dropping=dropping)
     with FakeTensorMode(allow_non_fake_inputs=True), answers, watch:
         state = new_state(pair.to_empty(device=setup.device), config, plan)

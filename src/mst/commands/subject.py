@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import timm
 from safetensors.torch import save
 
 from mst.config.schema import ModelConfig
+from mst.data.sources import ImageIndex
+from mst.data.statistics import measured_scale
+from mst.data.value_range import Range, Scale, ValueRanges, check_range
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from mst.model.backbone import Backbone, check_image_size
@@ -28,6 +32,9 @@ from mst.runtime.results import Result, append_jsonl
 from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import check_seed
 
+VALUE_RANGE = "--value-range"
+RANGES = "value_ranges"
+"""Key of a backbone's metadata: which of its images' stored values are black and white (`mst.data.value_range`)."""
 RANDOM = "random:"
 """`random:PATH` is the network of PATH with fresh weights: the number to compare with."""
 
@@ -40,13 +47,17 @@ class ImageOptions:
         size: height and width of the input; None = what the backbone was trained at.
         resize_ratio: the image is first resized to cover size times this (256/224), then its centre is cut.
         whole_if_exact: an image that already has that size is used whole, neither enlarged nor cut.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained,
+            and measured for types of numbers that it has not seen.
     """
 
     size: tuple[int, int] | None = None
     resize_ratio: float = 256 / 224
     whole_if_exact: bool = True
+    value_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
+        check_range(self.value_range)
         if self.resize_ratio < 1.0:
             raise UsageError(f"--resize-ratio {self.resize_ratio}: must be at least 1")
 
@@ -93,6 +104,29 @@ class Subject:
             raise UsageError(f"{self.name} does not say mean and std of its {self.channels} channels in its metadata")
         return IMAGENET_MEAN, IMAGENET_STD
 
+    def known_ranges(self, given: Range | None) -> ValueRanges | None:
+        """Return the value ranges of its images: as given, or what its file says; None = nothing (older versions).
+
+        Raises:
+            CheckpointError: its file says something else than ranges.
+        """
+        if given is not None:
+            return ValueRanges.given(given, VALUE_RANGE)
+        try:
+            kept = self.backbone.metadata.get(RANGES)
+            return None if kept is None else ValueRanges.from_json(kept, VALUE_RANGE)
+        except ValueError as error:
+            raise CheckpointError(f"{self.name}: {error} in its metadata") from error
+
+    def scale(self, images: ImageIndex | Sequence[Path], given: Range | None = None) -> Scale:
+        """Return how values of images that are not stored in 8 bits become such.
+
+        Raises:
+            CheckpointError: as `known_ranges`.
+            DataError: they are stored in another type than the backbone has seen, and no usual range can be seen.
+        """
+        return measured_scale(images, channels=self.channels, known=self.known_ranges(given))
+
     def transform(self, options: ImageOptions) -> ImageTransform:
         """Return the evaluation transform.
 
@@ -136,6 +170,25 @@ class Subject:
             except OSError as error:
                 warn(f"cannot write {RunDir(folder).results}: {error.strerror}; the result is only shown")
         return named
+
+
+def prediction_scale(images: ImageIndex, channels: int, kept: object, given: Range | None) -> Scale:
+    """Return how values of images become 8 bits for a trained network that keeps its own value ranges.
+
+    Args:
+        images: to predict on.
+        channels: C.
+        kept: `value_ranges` of its description; None = of an older version.
+        given: `--value-range`.
+
+    Raises:
+        UsageError: no range.
+        DataError: they are stored in a type of numbers that is not known, and no usual range can be seen.
+    """
+    check_range(given)
+    known = None if kept is None else ValueRanges.from_json(kept, VALUE_RANGE)
+    known = known if given is None else ValueRanges.given(given, VALUE_RANGE)
+    return measured_scale(images, channels=channels, known=known)
 
 
 def described_data(data: object, identity: DataIdentity) -> dict[str, Any]:
@@ -217,7 +270,7 @@ def _foreign(source: str, *, trained: bool) -> tuple[Backbone, str, None]:
     network = build_backbone(backbone_spec(ModelConfig(backbone=name), image_size=size, channels=3)).eval()
     own_values = source.startswith(TIMM)
     mean, std = (known.mean, known.std) if own_values else (IMAGENET_MEAN, IMAGENET_STD)
-    network.metadata = {"mean": list(mean), "std": list(std)}
+    network.metadata = {"mean": list(mean), "std": list(std), RANGES: {}}
     if not trained:
         return network, "", None
     info(str(start_from(network, source if own_values else source.partition("=")[2])))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -70,7 +70,7 @@ def _rounded(values: torch.Tensor) -> Values:
     return tuple(round(value, DIGITS) for value in values.tolist())
 
 
-def measured_ranges(images: ImageIndex | list[Path], *, channels: int, known: ValueRanges) -> ValueRanges:
+def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known: ValueRanges) -> ValueRanges:
     """Return the value ranges of what the images are stored as, measured on a sample of them.
 
     Of images in 8 bits and of such that say themselves what is white only the first bytes are read. The same images
@@ -106,6 +106,15 @@ def measured_ranges(images: ImageIndex | list[Path], *, channels: int, known: Va
             )
         found[kind] = likely
     return ValueRanges(found, known.option)
+
+
+def measured_scale(images: ImageIndex | Sequence[Path], *, channels: int, known: ValueRanges | None) -> Scale:
+    """Return how a data set's values become 8 bits: `measured_ranges`, or where None is known each image decides.
+
+    Raises:
+        DataError, MissingExtra: as `measured_ranges`.
+    """
+    return BY_TYPE if known is None else measured_ranges(images, channels=channels, known=known)
 
 
 def _bytes_of(paths: Iterable[Path]) -> int:

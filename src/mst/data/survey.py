@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -22,6 +21,7 @@ from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
 from mst.runtime.images import open_image, orientation, quiet_pillow
+from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
 LARGE = 1 << 24
@@ -182,16 +182,6 @@ def image_facts(path: Path, channels: int = 3) -> ImageFacts:
         return ImageFacts(path, problem.strerror or _plain(problem))
     except Exception as problem:  # a decoder may stumble over damaged bytes in any way
         return ImageFacts(path, _plain(problem))
-
-
-def available_memory() -> int:
-    """Return the bytes of memory that programs can have now."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            lines = dict(line.split(":", 1) for line in file)
-        return int(lines["MemAvailable"].split()[0]) << 10
-    except (OSError, KeyError, ValueError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
 
 
 def _scan(images: ImageIndex, channels: int, workers: int) -> Iterator[ImageFacts]:

@@ -15,6 +15,8 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mst.errors import UsageError
+
 SLACK = 0.05
 """How far floats may lie beyond their range, as a share of it: resampling and sharpening overshoot."""
 DEPTHS = (8, 10, 12, 14, 16)
@@ -223,6 +225,16 @@ def likely_range(kind: str, low: float, high: float) -> Range | None:
     if bits is not None:
         return (0.0, float(min((1 << bits) - 1, most)))
     return (0.0, float(most)) if high > most // 4 else None
+
+
+def check_range(found: Range | None, option: str = "--value-range") -> None:
+    """Refuse a range that is none.
+
+    Raises:
+        UsageError: an end is not finite, or the first is not below the second.
+    """
+    if found is not None and not (math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]):
+        raise UsageError(f"{option} {found[0]:g} {found[1]:g}: must be two finite numbers, the first below the second")
 
 
 def range_text(found: Range) -> str:

@@ -8,14 +8,18 @@ Letters: H W pixels.
 
 from __future__ import annotations
 
+import ast
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mst.errors import MissingExtra
+from mst.evaluate.boxes import Box
+from mst.evaluate.orientation import upright_point
+from mst.runtime.images import Header, turned
 
 OUTSIDE = 2.0
 """Pixels by which a box or polygon may reach out of its image: rounding of resized annotations, not mistakes."""
@@ -23,8 +27,18 @@ OUTSIDE = 2.0
 Polygons = Sequence[Sequence[float]]
 
 
+LEAST_INSIDE = 0.5
+"""A box or polygon of which a smaller share lies inside its image is left out; others are clipped."""
+Note = Callable[[str, str], None]
+"""Told of a polygon beside good ones that is left out ("bad polygon") or clipped ("polygon"), and why."""
+
+
 class BadMask(ValueError):
-    """A segmentation that gives no mask; the message says why, without file and record."""
+    """A segmentation that gives no mask; the message says why, without file and record, the kind in two words."""
+
+    def __init__(self, message: str, kind: str = "bad mask") -> None:
+        super().__init__(message)
+        self.kind = kind
 
 
 class RunLengths(NamedTuple):
@@ -49,8 +63,18 @@ def is_number(value: Any) -> bool:
     return type(value) in {int, float} and abs(value) <= sys.float_info.max
 
 
-def read_segmentation(value: Any, size: tuple[int, int]) -> Segmentation:
+def no_mask(value: Any) -> bool:
+    """Whether a `segmentation` says that there is none: absent, null, [], [[]] or {}."""
+    return not value or (isinstance(value, list) and all(part == [] for part in value))
+
+
+def read_segmentation(value: Any, size: tuple[int, int], *, note: Note | None = None) -> Segmentation:
     """Check an annotation's `segmentation` against its image (H, W).
+
+    Args:
+        value: of JSON: polygons, a single one without the outer list, or run lengths.
+        size: of the image.
+        note: where it is given, bad polygons beside good ones are left out, and it is told of each.
 
     Raises:
         BadMask: neither polygons nor run lengths, of another size, or damaged.
@@ -59,9 +83,78 @@ def read_segmentation(value: Any, size: tuple[int, int]) -> Segmentation:
         return _run_lengths(value, size)
     if not isinstance(value, list) or not value:
         raise BadMask(f"segmentation must be polygons or run lengths, not {_short(value)}")
-    for polygon in value:
-        _check_polygon(polygon, size)
-    return PolygonMask(size, value)
+    polygons = [value] if all(map(is_number, value)) else value
+    if note is None:
+        for polygon in polygons:
+            _check_polygon(polygon, size)
+        return PolygonMask(size, polygons)
+    return PolygonMask(size, _usable(polygons, size, note))
+
+
+def _usable(polygons: Sequence[Any], size: tuple[int, int], note: Note) -> Polygons:
+    """Return the good polygons, and tell of the others."""
+    kept: list[Sequence[float]] = []
+    problems: list[BadMask] = []
+    for polygon in polygons:
+        try:
+            _check_polygon(polygon, size)
+        except BadMask as problem:
+            if not isinstance(problem, OutsideImage) or problem.share < LEAST_INSIDE:
+                problems.append(problem)
+                continue
+            note("polygon", str(problem))
+        kept.append(polygon)
+    if not kept:
+        raise problems[0]
+    for bad in problems:
+        note("bad polygon", str(bad))
+    return kept
+
+
+def mask_box(segmentation: Segmentation) -> Box:
+    """Return the box (x0, y0, x1, y1) around a mask, inside its image; without area where the mask is empty."""
+    height, width = segmentation.size
+    if isinstance(segmentation, PolygonMask):
+        xs, ys = ([n for p in segmentation.polygons for n in p[axis::2]] for axis in (0, 1))
+        x0, x1 = (min(max(float(x), 0.0), float(width)) for x in (min(xs), max(xs)))
+        y0, y1 = (min(max(float(y), 0.0), float(height)) for y in (min(ys), max(ys)))
+        return x0, y0, x1, y1
+    mask = mask_of(segmentation)
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return 0.0, 0.0, 0.0, 0.0
+    return float(columns[0]), float(rows[0]), float(columns[-1] + 1), float(rows[-1] + 1)
+
+
+def mask_area(segmentation: Segmentation) -> float:
+    """Return the area of a mask in pixels; of polygons the sum of what each encloses."""
+    if isinstance(segmentation, RunLengths):
+        return float(segmentation.counts[1::2].sum())
+    total = 0.0
+    for polygon in segmentation.polygons:
+        x, y = np.asarray(polygon[::2], dtype=np.float64), np.asarray(polygon[1::2], dtype=np.float64)
+        total += abs(float(np.dot(x, np.roll(y, -1)) - np.dot(y, np.roll(x, -1)))) / 2
+    return total
+
+
+def turned_mask(segmentation: Segmentation, header: Header) -> Segmentation:
+    """Return a mask of the stored image for the upright one."""
+    if isinstance(segmentation, RunLengths):
+        return run_lengths_of(turned(mask_of(segmentation), header.orientation))
+    points = (
+        [upright_point(float(x), float(y), header) for x, y in zip(p[::2], p[1::2], strict=True)]
+        for p in segmentation.polygons
+    )
+    return PolygonMask(header.upright, [[number for point in polygon for number in point] for polygon in points])
+
+
+def kept_share(box: Box, size: tuple[int, int]) -> float:
+    """Return the share of a box's area that lies inside an image (H, W); 0 for a box without area."""
+    (x0, y0, x1, y1), (height, width) = box, size
+    sides = min(x1, width) - max(x0, 0), min(y1, height) - max(y0, 0)
+    if min(sides) <= 0 or min(x1 - x0, y1 - y0) <= 0:
+        return 0.0
+    return (sides[0] / (x1 - x0)) * (sides[1] / (y1 - y0))
 
 
 def mask_of(segmentation: Segmentation) -> NDArray[np.bool_]:
@@ -135,11 +228,12 @@ def coco_mask_library() -> Any:
 def _run_lengths(value: dict[str, Any], size: tuple[int, int]) -> RunLengths:
     stated, counts = value.get("size"), value.get("counts")
     if list(size) != stated:
-        raise BadMask(f"run lengths are of size {stated}, the image is {list(size)} (H, W)")
-    if isinstance(counts, str):
-        runs = decode_counts(counts)
-    elif isinstance(counts, list) and all(type(count) is int for count in counts):
-        runs = counts
+        message = f"run lengths are of size {_short(stated)}, the image is {list(size)} (H, W)"
+        raise BadMask(message, "mask of another size")
+    if isinstance(counts, str | bytes):
+        runs = decode_counts(_text(counts))
+    elif isinstance(counts, list) and all(is_number(count) and count == int(count) for count in counts):
+        runs = list(map(int, counts))
     else:
         raise BadMask(f"run lengths must be a string or a list of whole numbers, not {_short(counts)}")
     pixels = size[0] * size[1]
@@ -150,14 +244,34 @@ def _run_lengths(value: dict[str, Any], size: tuple[int, int]) -> RunLengths:
     return RunLengths(size, np.asarray(runs, dtype=np.int64))
 
 
+def _text(counts: str | bytes) -> str:
+    """Return compressed run lengths as text; bytes that Python's `str` has written into JSON are taken out again."""
+    if isinstance(counts, str) and counts[:2] in {"b'", 'b"'}:
+        try:
+            counts = ast.literal_eval(counts)
+        except (ValueError, SyntaxError, MemoryError) as error:
+            raise BadMask(f"run lengths are no text: {_short(counts)}") from error
+    return counts.decode("latin-1") if isinstance(counts, bytes) else str(counts)
+
+
+class OutsideImage(BadMask):
+    """A polygon reaches out of its image; `share` of the box around it lies inside."""
+
+    def __init__(self, message: str, share: float) -> None:
+        super().__init__(message, "bad polygon")
+        self.share = share
+
+
 def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise BadMask(f"a polygon needs at least three points x, y, not {_short(polygon)}")
+        raise BadMask(f"a polygon needs at least three points x, y, not {_short(polygon)}", "bad polygon")
     if not all(map(is_number, polygon)):
-        raise BadMask(f"a polygon holds something that is no number: {_short(polygon)}")
-    for numbers, side, axis in ((polygon[::2], size[1], "x"), (polygon[1::2], size[0], "y")):
+        raise BadMask(f"a polygon holds something that is no number: {_short(polygon)}", "bad polygon")
+    xs, ys = polygon[::2], polygon[1::2]
+    for numbers, side, axis in ((xs, size[1], "x"), (ys, size[0], "y")):
         if min(numbers) < -OUTSIDE or max(numbers) > side + OUTSIDE:
-            raise BadMask(f"a polygon reaches outside the image: {axis} {min(numbers)}..{max(numbers)} of 0..{side}")
+            said = f"a polygon reaches outside the image: {axis} {min(numbers)}..{max(numbers)} of 0..{side}"
+            raise OutsideImage(said, kept_share((min(xs), min(ys), max(xs), max(ys)), size))
 
 
 def _short(value: Any) -> str:

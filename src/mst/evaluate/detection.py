@@ -19,8 +19,9 @@ from torchvision.models.detection import MaskRCNN
 from mst.data.decoding import UnreadableImage
 from mst.engine.schedule import Checkpointing
 from mst.errors import DataError
-from mst.evaluate.coco import CocoImage, CocoSet, check_images
+from mst.evaluate.coco import CocoImage, CocoSet, check_images, with_classes_of
 from mst.evaluate.coco_masks import coco_mask_library
+from mst.evaluate.content import tell_shared
 from mst.evaluate.detection_metrics import Detection, coco_metrics
 from mst.evaluate.detection_training import (
     TrainingSettings,
@@ -31,6 +32,7 @@ from mst.evaluate.detection_training import (
 from mst.evaluate.detector import DetectorShape, build_detector, check_proportions, find_objects
 from mst.evaluate.detector_file import DetectorDescription, save_detector
 from mst.evaluate.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
+from mst.evaluate.model_files import ranges_to_keep
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import Backbone
@@ -38,6 +40,7 @@ from mst.model.build import build_backbone
 from mst.runtime.device import select_precision
 from mst.runtime.files import check_folder
 from mst.runtime.identity import CONTENTS, DataIdentity, together
+from mst.runtime.logging import warn
 from mst.runtime.results import Result
 from mst.runtime.seeding import drawn_from
 
@@ -55,25 +58,28 @@ class DetectionProtocol:
 
 @dataclass(frozen=True)
 class DetectionData:
-    """A training and a validation set of the same classes."""
+    """A training and a validation set; the classes are those of training, found in validation by their names.
+
+    Raises:
+        DataError: validation has objects of a class that training does not know, or no objects.
+    """
 
     train: CocoSet
     val: CocoSet
 
     def __post_init__(self) -> None:
-        first, second = (dict(zip(s.category_ids, s.classes, strict=True)) for s in (self.train, self.val))
-        unlike = sorted(number for number in {*first, *second} if first.get(number) != second.get(number))
-        if unlike:
-            raise DataError(
-                f"{self.train.file} and {self.val.file} differ in {len(unlike)} categories, the first is id "
-                f"{unlike[0]}: {first.get(unlike[0], 'absent')} and {second.get(unlike[0], 'absent')}"
-            )
+        object.__setattr__(self, "val", with_classes_of(self.train, self.val))
         if not any(not found.crowd for image in self.val.images for found in image.objects):
             raise DataError(f"{self.val.file}: no image has an object to be found, so there is nothing to score")
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of both sets."""
         return together("", self.train.fingerprint(), self.val.fingerprint())
+
+    @property
+    def masks(self) -> bool:
+        """Whether masks are learnt and scored; without, boxes only."""
+        return self.train.masks and self.val.masks
 
 
 def evaluate_detection(
@@ -104,17 +110,17 @@ def evaluate_detection(
         watch: called with each validation image.
 
     Returns:
-        Result with `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; and all detections.
+        Result with `ap_box`, ..., `ap_mask`, ... in percent, none of masks where objects have none; and all detections.
 
     Raises:
         UsageError: the backbone's patches do not fit, or checkpoints are of another training.
-        DataError: an image cannot be read, or has another size than its annotations say.
+        DataError: an image cannot be read, or is of another size.
         MissingExtra: the extra `detection` is not installed.
     """
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
     images = trainable_images(data.train)
-    _check((images, data.val.images), backbone.spec.channels, protocol.shape, save_to)
-    detector = _detector(backbone, len(data.train.classes), protocol, settings, mean=mean, std=std, seed=seed)
+    _check(images, data, backbone.spec.channels, protocol.shape, save_to)
+    detector = _detector(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     start = {"weights": fingerprint(backbone), "seed": seed, "images": len(images), CONTENTS: data.fingerprint().digest}
     trained = train_detector(
@@ -131,34 +137,59 @@ def evaluate_detection(
         progress=settings.progress,
     )
     if save_to is not None:
-        names = data.train.classes, data.train.category_ids
-        save_detector(save_to, detector, DetectorDescription(backbone.spec, protocol.shape, *names, mean, std))
+        save_detector(save_to, detector, _description(backbone, data, protocol, mean, std))
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
-    described["precision"] = used_precision(settings, backbone)
-    return _result(described, data, found, {**_counts(data, len(images)), **asdict(trained)}, seed), found
+    used = {**described, "precision": used_precision(settings, backbone)}
+    return _result(used, data, found, {**_counts(data, len(images)), **asdict(trained)}, seed), found
+
+
+def _description(
+    backbone: Backbone,
+    data: DetectionData,
+    protocol: DetectionProtocol,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> DetectorDescription:
+    train = data.train
+    return DetectorDescription(
+        backbone.spec, protocol.shape, train.classes, train.category_ids, mean, std, data.masks, _ranges(data)
+    )
 
 
 def _result(
     described: dict[str, Any], data: DetectionData, found: list[Detection], extra: dict[str, Any], seed: int
 ) -> Result:
-    metrics = coco_metrics(data.val, found)
+    metrics = coco_metrics(data.val, found, masks=data.masks)
     return Result("detection", metrics, described, seed=seed, extra={**extra, "detections": len(found)})
 
 
-def _check(sets: Sequence[Sequence[CocoImage]], channels: int, shape: DetectorShape, save_to: Path | None) -> None:
-    """Refuse whatever would end in an error later: before hours of training."""
+def _check(
+    images: Sequence[CocoImage], data: DetectionData, channels: int, shape: DetectorShape, save_to: Path | None
+) -> None:
+    """Refuse whatever would end in an error later, before hours of training; tell of what makes a result doubtful."""
     coco_mask_library()
     if save_to is not None:
         check_folder(save_to, "--save-model")
-    for images in sets:
-        check_images(images, channels=channels)
-        for image in images:
-            check_proportions(image, shape)
+    check_images(images, channels=channels, decoded=1)
+    check_images(data.val.images, channels=channels)
+    for image in (*images, *data.val.images):
+        check_proportions(image, shape)
+    bare = next((coco.file for coco in (data.train, data.val) if not coco.masks), None)
+    if bare is not None:
+        warn(f"{bare}: objects have no masks, so that boxes only are learnt and scored: there is no AP of masks")
+    if data.val.file != data.train.file:
+        tell_shared([image.path for image in images], [image.path for image in data.val.images])
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:
     files = [data.train.file.name, data.val.file.name]
-    return {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
+    ranges = _ranges(data)
+    described = {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
+    return {**described, "value_ranges": ranges} if ranges else described
+
+
+def _ranges(data: DetectionData) -> dict[str, list[float]] | None:
+    return ranges_to_keep(data.train.images[0].scale)
 
 
 def _counts(data: DetectionData, train_images: int) -> dict[str, Any]:
@@ -166,13 +197,13 @@ def _counts(data: DetectionData, train_images: int) -> dict[str, Any]:
         "train_images": train_images,
         "val_images": len(data.val),
         "classes": len(data.val.classes),
-        "without_area": [*data.train.without_area, *data.val.without_area],
+        "left_out": {"train": dict(data.train.left_out), "val": dict(data.val.left_out)},
     }
 
 
 def _detector(
     backbone: Backbone,
-    num_classes: int,
+    data: DetectionData,
     protocol: DetectionProtocol,
     settings: FeatureSettings,
     *,
@@ -187,7 +218,7 @@ def _detector(
     own = _copy(backbone, protocol.training.drop_path)
     with drawn_from(torch.device("cpu"), seed, "detector-weights"):
         pyramid = Pyramid(own, channels=shape.channels, frozen=protocol.training.frozen, compute=compute)
-        detector = build_detector(pyramid, num_classes, shape, mean=mean, std=std)
+        detector = build_detector(pyramid, len(data.train.classes), shape, mean=mean, std=std, masks=data.masks)
     return detector.to(device)
 
 

@@ -30,14 +30,14 @@ class Detection(NamedTuple):
         label: position in `CocoSet.classes`.
         score: confidence.
         box: (x0, y0, x1, y1) in pixels.
-        mask: COCO's compressed run lengths, {"size": [H, W], "counts": str}.
+        mask: COCO's compressed run lengths, {"size": [H, W], "counts": str}; None from a detector of boxes.
     """
 
     image_id: int
     label: int
     score: float
     box: tuple[float, float, float, float]
-    mask: dict[str, Any]
+    mask: dict[str, Any] | None
 
 
 def encode_mask(mask: Tensor) -> dict[str, Any]:
@@ -62,20 +62,25 @@ def detection_records(detections: Sequence[Detection], coco: CocoSet, *, kind: s
         x0, y0, x1, y1 = found.box
         if kind != "segm":
             record["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        if kind != "bbox":
+        if kind != "bbox" and found.mask is not None:
             record["segmentation"] = found.mask
         records.append(record)
     return records
 
 
-def coco_metrics(coco: CocoSet, detections: Sequence[Detection]) -> dict[str, float]:
+def coco_metrics(coco: CocoSet, detections: Sequence[Detection], *, masks: bool = True) -> dict[str, float]:
     """Return `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; what has no object of its size is left out.
+
+    Args:
+        coco: the truth.
+        detections: at most 100 of an image count.
+        masks: whether truth and detections have them; without, nothing of masks is returned.
 
     Raises:
         MissingExtra: faster-coco-eval is not installed.
     """
     metrics: dict[str, float] = {}
-    for kind, name in (("bbox", "box"), ("segm", "mask")):
+    for kind, name in (("bbox", "box"), ("segm", "mask"))[: 1 + masks]:
         for statistic, value in zip(STATISTICS, coco_statistics(coco, detections, kind=kind), strict=False):
             if value >= 0:
                 metrics[f"{statistic}_{name}"] = 100 * value

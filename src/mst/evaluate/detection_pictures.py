@@ -18,8 +18,8 @@ from mst.evaluate.detection_metrics import Detection
 from mst.runtime.logging import warn
 from mst.runtime.outputs import Outputs
 
-Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_]]
-"""Caption, box and mask of an object."""
+Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_] | None]
+"""Caption, box and, where there is one, mask of an object."""
 NUMBERED = r"(\d{4,})-.*\.png"
 """Names of pictures of a validation set."""
 
@@ -50,7 +50,10 @@ def detection_writer(
             return
         picture = overlay(pixels, _found(image, detections, classes, min_score))
         if annotated:
-            truth = [(classes[item.label], item.box, mask_of(item.segmentation)) for item in image.objects]
+            truth = [
+                (classes[item.label], item.box, None if item.segmentation is None else mask_of(item.segmentation))
+                for item in image.objects
+            ]
             picture = side_by_side(overlay(pixels, truth), picture)
         try:
             outputs.write(f"{written:04d}-{image.path.stem}.png", png(picture), flush=False)
@@ -83,7 +86,7 @@ def _found(
 ) -> Iterator[Shown]:
     for item in detections:
         if item.score >= min_score:
-            mask = mask_of(read_segmentation(item.mask, image.size))
+            mask = None if item.mask is None else mask_of(read_segmentation(item.mask, image.size))
             yield f"{classes[item.label]} {item.score:.2f}", item.box, mask
 
 
@@ -93,7 +96,8 @@ def overlay(pixels: Tensor, shown: Iterable[Shown]) -> Image.Image:
     canvas = rgb.permute(1, 2, 0).numpy().astype(np.float32)  # [H, W, 3]
     kept = list(shown)
     for number, (_, _, mask) in enumerate(kept):
-        canvas[mask] = 0.55 * canvas[mask] + 0.45 * np.asarray(_colour(number))
+        if mask is not None:
+            canvas[mask] = 0.55 * canvas[mask] + 0.45 * np.asarray(_colour(number))
     picture = Image.fromarray(canvas.astype(np.uint8))
     draw = ImageDraw.Draw(picture)
     for number, (caption, (x0, y0, x1, y1), _) in enumerate(kept):

@@ -13,6 +13,7 @@ from typing import Any
 from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco import CocoImage
 from mst.evaluate.coco_masks import mask_of, read_segmentation
@@ -46,6 +47,7 @@ def predict_objects(
     min_score: float = 0.05,
     progress: bool = True,
     watch: Watcher | None = None,
+    scale: Scale = BY_TYPE,
 ) -> Prediction:
     """Return what is found in every image; unreadable and too narrow ones are left out and listed.
 
@@ -56,6 +58,7 @@ def predict_objects(
         min_score: what scores less is left out.
         progress: show a bar.
         watch: called with each image.
+        scale: see `mst.data.decoding.decode_image`.
     """
     device, files = device_of(detector), list(paths)
     images: list[CocoImage] = []
@@ -65,7 +68,7 @@ def predict_objects(
         for number, path in enumerate(files, start=1):
             advance(1)
             try:
-                pixels = decode_image(path, channels=description.spec.channels)
+                pixels = decode_image(path, channels=description.spec.channels, scale=scale)
                 image = CocoImage(number, path, (pixels.shape[-2], pixels.shape[-1]), ())
                 check_proportions(image, description.shape)
             except (UnreadableImage, DataError) as problem:
@@ -102,15 +105,18 @@ def prediction_json(prediction: Prediction, description: DetectorDescription, ro
 
 def _record(number: int, found: Detection, ids: tuple[int, ...], size: tuple[int, int]) -> dict[str, Any]:
     x0, y0, x1, y1 = found.box
+    area: float = (x1 - x0) * (y1 - y0)
+    if found.mask is not None:
+        area = int(mask_of(read_segmentation(found.mask, size)).sum())
     return {
         "id": number,
         "image_id": found.image_id,
         "category_id": ids[found.label],
         "bbox": [x0, y0, x1 - x0, y1 - y0],
-        "area": int(mask_of(read_segmentation(found.mask, size)).sum()),
+        "area": area,
         "iscrowd": 0,
         "score": found.score,
-        "segmentation": found.mask,
+        "segmentation": [] if found.mask is None else found.mask,
     }
 
 

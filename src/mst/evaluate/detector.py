@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -63,15 +64,17 @@ def build_detector(
     *,
     mean: Sequence[float],
     std: Sequence[float],
+    masks: bool = True,
 ) -> MaskRCNN:
     """Return torchvision's Mask R-CNN over a pyramid with `out_channels` and levels "0" to "3" and "pool".
 
     It takes images in [0, 1] and normalises, resizes and pads them (to multiples of 32) itself. Label 0 is the
-    background. Weights are torchvision's own initialisation from the process's random state.
+    background. Weights are torchvision's own initialisation from the process's random state. Without `masks` the mask
+    head is left away, which makes it Faster R-CNN.
     """
     channels = shape.channels
     hidden = 256 if channels >= 256 else channels
-    return MaskRCNN(
+    detector = MaskRCNN(
         pyramid,
         min_size=shape.short_sides,
         max_size=shape.long_side,
@@ -85,10 +88,14 @@ def build_detector(
         mask_head=MaskRCNNHeads(channels, (hidden,) * 4, 1),
         mask_predictor=MaskRCNNPredictor(hidden, hidden, num_classes + 1),
     )
+    if not masks:
+        heads = detector.roi_heads
+        heads.mask_roi_pool = heads.mask_head = heads.mask_predictor = None
+    return detector
 
 
 def training_target(image: CocoImage) -> dict[str, Tensor]:
-    """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W]; no crowds.
+    """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W] if all have one; no crowds.
 
     What a box has outside its image (up to 2 px) is cut off; nothing is left of it: no target.
     """
@@ -101,19 +108,24 @@ def training_target(image: CocoImage) -> dict[str, Tensor]:
             continue
         boxes.append(box)
         labels.append(found.label + 1)
-        masks.append(torch.from_numpy(mask_of(found.segmentation).copy()))
-    return {
+        if found.segmentation is not None:
+            masks.append(torch.from_numpy(mask_of(found.segmentation).copy()))
+    target = {
         "boxes": torch.stack(boxes) if boxes else torch.zeros(0, 4),
         "labels": torch.tensor(labels, dtype=torch.int64),
-        "masks": torch.stack(masks).to(torch.uint8) if masks else torch.zeros(0, height, width, dtype=torch.uint8),
     }
+    if len(masks) < len(boxes):
+        return target
+    none = torch.zeros(0, height, width, dtype=torch.uint8)
+    return {**target, "masks": torch.stack(masks).to(torch.uint8) if masks else none}
 
 
 def flipped(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Return an image [C, H, W] and its target mirrored left to right."""
     boxes, width = target["boxes"], image.shape[-1]
     mirrored = torch.stack((width - boxes[:, 2], boxes[:, 1], width - boxes[:, 0], boxes[:, 3]), 1)
-    return image.flip(-1), {**target, "boxes": mirrored, "masks": target["masks"].flip(-1)}
+    masks = {"masks": target["masks"].flip(-1)} if "masks" in target else {}
+    return image.flip(-1), {**target, "boxes": mirrored, **masks}
 
 
 def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
@@ -145,10 +157,11 @@ def find_objects(detector: MaskRCNN, image: CocoImage, pixels: Tensor) -> list[D
     found, _ = detector.roi_heads(levels, proposals, resized.image_sizes)
     parts = found[0]
     boxes = resize_boxes(parts["boxes"], list(resized.image_sizes[0]), list(image.size))  # [M, 4]
+    masks = parts.get("masks", [None] * len(boxes))
     return [
-        Detection(image.id, label - 1, score, _four(box), encode_mask(_mask(mask, box, image.size)))
+        Detection(image.id, label - 1, score, _four(box), None if mask is None else _mask(mask, box, image.size))
         for label, score, box, mask in zip(
-            parts["labels"].tolist(), parts["scores"].tolist(), boxes, parts["masks"], strict=True
+            parts["labels"].tolist(), parts["scores"].tolist(), boxes, masks, strict=True
         )
     ]
 
@@ -158,7 +171,7 @@ def _four(box: Tensor) -> tuple[float, float, float, float]:
     return x0, y0, x1, y1
 
 
-def _mask(probabilities: Tensor, box: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return a mask, bool [H, W], of probabilities [1, h, w] inside a box."""
+def _mask(probabilities: Tensor, box: Tensor, size: tuple[int, int]) -> dict[str, Any]:
+    """Return run lengths of probabilities [1, h, w] inside a box."""
     pasted: Tensor = paste_masks_in_image(probabilities[None], box[None], size)  # [1, 1, H, W]
-    return pasted[0, 0] > 0.5
+    return encode_mask(pasted[0, 0] > 0.5)

@@ -10,7 +10,7 @@ import torch
 from torchvision.models.detection import MaskRCNN
 
 from mst.evaluate.detector import DetectorShape, build_detector
-from mst.evaluate.model_files import ModelFiles
+from mst.evaluate.model_files import ModelFiles, kept_ranges
 from mst.evaluate.pyramid import Pyramid
 from mst.model.backbone import MOST_SIDE, BackboneSpec
 from mst.model.build import build_backbone
@@ -32,6 +32,8 @@ class DetectorDescription:
         category_ids: ids of the classes in the annotations it was trained on.
         mean: of each channel of its images, in [0, 1].
         std: of each channel.
+        masks: whether it finds masks, or boxes only.
+        value_ranges: of its images (`mst.data.value_range`); None in files of older versions.
     """
 
     spec: BackboneSpec
@@ -40,6 +42,8 @@ class DetectorDescription:
     category_ids: tuple[int, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    masks: bool = True
+    value_ranges: dict[str, list[float]] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as JSON types."""
@@ -62,7 +66,11 @@ class DetectorDescription:
         if len(ids) != len(classes):
             raise BadDescription(f"{len(classes)} classes and {len(ids)} category ids")
         mean, std = (numbers(values, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
-        return cls(spec, DetectorShape(**{**shape, "short_sides": sides}), classes, ids, mean, std)
+        masks = values.get("masks", True)  # older versions had no other
+        if not isinstance(masks, bool):
+            raise BadDescription(f"masks is {masks!r}, not true or false")
+        built = DetectorShape(**{**shape, "short_sides": sides})
+        return cls(spec, built, classes, ids, mean, std, masks, kept_ranges(values))
 
 
 def save_detector(folder: Path, detector: MaskRCNN, description: DetectorDescription) -> None:
@@ -89,6 +97,8 @@ def load_detector(folder: Path, *, compute: torch.dtype = torch.float32) -> tupl
         found = DetectorDescription.from_json(values)
         with torch.random.fork_rng(devices=[]):
             pyramid = Pyramid(build_backbone(found.spec), channels=found.shape.channels, frozen=True, compute=compute)
-            return build_detector(pyramid, len(found.classes), found.shape, mean=found.mean, std=found.std), found
+            count = len(found.classes)
+            built = build_detector(pyramid, count, found.shape, mean=found.mean, std=found.std, masks=found.masks)
+            return built, found
 
     return FILES.load(folder, build)

@@ -17,7 +17,7 @@ from torch import Tensor
 from mst.data.decoding import decode_image
 from mst.data.labelled import LabelledFolder
 from mst.data.sources import ImageIndex, even_positions
-from mst.data.statistics import measured_ranges
+from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
@@ -146,9 +146,7 @@ class LabelledSets:
         """
         folder = LabelledFolder(root, channels=channels, strict=strict)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
-        scale: Scale = BY_TYPE
-        if ranges is not None:
-            scale = measured_ranges(ImageIndex.joined([train.paths, val.paths]), channels=channels, known=ranges)
+        scale = measured_scale(ImageIndex.joined([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,
             ImageSet.from_paths(train.paths, train.labels, channels=channels, scale=scale),

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from safetensors.torch import save
 from torch import nn
 
+from mst.data.value_range import Scale, ValueRanges
 from mst.errors import CheckpointError, MstError, RunFailure
 from mst.runtime.files import write_atomic
 from mst.weights.description import BadDescription, read_description, shown
@@ -22,6 +23,21 @@ Rest = TypeVar("Rest")
 
 REASON = 200
 """Most characters that a message takes from a library."""
+
+
+def kept_ranges(values: Mapping[str, Any]) -> dict[str, list[float]] | None:
+    """Return the value ranges of a description as JSON types, or None where it has none.
+
+    Raises:
+        ValueError: they are none.
+    """
+    kept = values.get("value_ranges")
+    return None if kept is None else ValueRanges.from_json(kept).to_json()
+
+
+def ranges_to_keep(scale: Scale) -> dict[str, list[float]] | None:
+    """Return the value ranges that a network was trained with, as JSON types."""
+    return scale.to_json() if isinstance(scale, ValueRanges) else None
 
 
 @dataclass(frozen=True)

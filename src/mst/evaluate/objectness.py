@@ -9,8 +9,8 @@ Letters: N = h*w patch tokens, H W pixels, M objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -24,6 +24,7 @@ from mst.data.decoding import UnreadableImage
 from mst.data.sources import even_positions
 from mst.data.synthetic import SceneSet
 from mst.errors import DataError, UsageError
+from mst.evaluate.boxes import Box, box_iou, largest_component_box, to_pixel_box
 from mst.evaluate.coco import CocoImage, CocoSet
 from mst.evaluate.coco_masks import mask_of
 from mst.evaluate.content import identity_of_files, identity_of_values
@@ -37,9 +38,6 @@ from mst.runtime.results import Result
 
 if TYPE_CHECKING:
     from mst.model.backbone import Backbone
-
-Box = tuple[float, float, float, float]
-"""(x0, y0, x1, y1) in pixels, ends exclusive."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +63,13 @@ class ObjectImage(NamedTuple):
 
     Attributes:
         image: uint8 [C, H, W].
-        masks: bool [M, H, W], one per object.
+        masks: bool [M, H, W], one per object; None = they have boxes only.
         boxes: [M, 4].
         ignored: bool [H, W], pixels of crowds, which count for nothing.
     """
 
     image: Tensor
-    masks: NDArray[np.bool_]
+    masks: NDArray[np.bool_] | None
     boxes: NDArray[np.float64]
     ignored: NDArray[np.bool_]
 
@@ -85,8 +83,9 @@ class ObjectSet:
         names: of the images.
         read: index -> image and objects.
         without_objects: images that were left out because nothing is annotated in them.
+        left_out: number of records of the annotations that were left out or clipped, by kind.
         files: the images, where they are files.
-        annotations: the file that the objects come from, or None.
+        annotations: what the objects come from, or None.
     """
 
     title: str
@@ -94,7 +93,8 @@ class ObjectSet:
     read: Callable[[int], ObjectImage]
     without_objects: int = 0
     files: tuple[Path, ...] = ()
-    annotations: Path | None = None
+    annotations: CocoSet | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -115,7 +115,7 @@ class ObjectSet:
     def fingerprint(self) -> DataIdentity:
         """Return the identity of names and content; of sets in memory 8 images are read."""
         if self.annotations is not None:
-            return identity_of_files(self.names, files=self.files, annotations=[self.annotations])
+            return identity_of_files(self.names, files=self.files, annotations=self.annotations.described())
         chosen = even_positions(len(self), 8).tolist()
         parts = (part for index in chosen for part in self.read(index))
         return identity_of_values(self.names, parts, title=self.title)
@@ -126,16 +126,16 @@ class ImageScore(NamedTuple):
 
     Attributes:
         name: of the image.
-        jaccard: IoU of the chosen patches with the union of the objects.
-        best_jaccard: IoU with the object that fits best.
+        jaccard: IoU of the chosen patches with the union of the objects; None = they have no masks.
+        best_jaccard: IoU with the object that fits best; None likewise.
         box: around the largest connected component.
         box_iou: the best IoU of that box with an object's box.
         area: share of the image that was chosen.
     """
 
     name: str
-    jaccard: float
-    best_jaccard: float
+    jaccard: float | None
+    best_jaccard: float | None
     box: Box
     box_iou: float
     area: float
@@ -146,28 +146,35 @@ Watcher = Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]
 
 
 def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
-    """Return the images that have objects; crowds are no objects, their pixels are ignored."""
+    """Return the images that have objects; crowds are no objects, their pixels are ignored.
+
+    Raises:
+        DataError: there is none.
+    """
     kept = [image for image in coco.images if any(not found.crowd for found in image.objects)]
     if not kept:
         raise DataError(f"{coco.file}: no image has an object")
 
     def read(index: int) -> ObjectImage:
         image = kept[index]
-        return ObjectImage(image.read(channels=channels), *_truth(image))
+        return ObjectImage(image.read(channels=channels), *_truth(image, masks=coco.masks))
 
     names = tuple(str(image.path) for image in kept)
     files = tuple(image.path for image in kept)
-    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco.file)
+    if not coco.masks:
+        warn(f"{coco.file}: objects have no masks, so that CorLoc is measured, which needs boxes, and no Jaccard")
+    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco, coco.left_out)
 
 
-def _truth(image: CocoImage) -> tuple[NDArray[np.bool_], NDArray[np.float64], NDArray[np.bool_]]:
-    objects = [found for found in image.objects if not found.crowd]
+def _truth(image: CocoImage, *, masks: bool) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64], NDArray[np.bool_]]:
+    boxes = np.asarray([found.box for found in image.objects if not found.crowd], dtype=np.float64)
     ignored = np.zeros(image.size, dtype=np.bool_)
-    for found in image.objects:
-        if found.crowd:
-            ignored |= mask_of(found.segmentation)
-    masks = np.stack([mask_of(found.segmentation) for found in objects])  # [M, H, W]
-    return masks, np.asarray([found.box for found in objects], dtype=np.float64), ignored
+    if not masks:
+        return None, boxes, ignored
+    drawn = [(found.crowd, mask_of(found.segmentation)) for found in image.objects if found.segmentation is not None]
+    for crowd, mask in drawn:
+        ignored |= mask & crowd
+    return np.stack([mask for crowd, mask in drawn if not crowd]), boxes, ignored
 
 
 def scene_objects(scenes: SceneSet) -> ObjectSet:
@@ -196,7 +203,8 @@ def evaluate_objectness(
 
     Returns:
         Result with `jaccard`, `best_jaccard` and `corloc` in percent, means over images, and beside them
-        `jaccard_everything`: the Jaccard of choosing the whole image, the number to stay above.
+        `jaccard_everything`: the Jaccard of choosing the whole image, the number to stay above. Of objects without
+        masks there is `corloc` only.
 
     Raises:
         UsageError: a size that is no multiple of the patch, or no images.
@@ -211,12 +219,7 @@ def evaluate_objectness(
     scores, everything, unreadable = _score_all(backbone, objects, protocol, settings, mean=mean, std=std, watch=watch)
     return Result(
         task="objectness",
-        metrics={
-            "jaccard": _percent([score.jaccard for score in scores]),
-            "best_jaccard": _percent([score.best_jaccard for score in scores]),
-            "corloc": _percent([score.box_iou >= protocol.corloc_iou for score in scores]),
-            "jaccard_everything": _percent(everything),
-        },
+        metrics=_metrics(scores, everything, protocol.corloc_iou),
         protocol={
             **asdict(protocol),
             "size": list(size) if size else None,
@@ -228,6 +231,7 @@ def evaluate_objectness(
         extra={
             "val_images": len(scores),
             "without_objects": objects.without_objects,
+            "left_out": dict(objects.left_out),
             "chosen_area": _percent([score.area for score in scores]),
             "unreadable": unreadable,
         },
@@ -260,7 +264,8 @@ def _score_all(
                 check_finite(importance[None], backbone, [name], "attention weights")
                 chosen, score = score_image(name, importance, item, protocol.mass)
                 scores.append(score)
-                everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
+                if item.masks is not None:
+                    everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
                 if watch is not None:
                     watch(item, importance, chosen, score)
             advance(1)
@@ -276,6 +281,16 @@ def _check_unreadable(unreadable: Sequence[str], count: int, share: float) -> No
         )
     if unreadable:
         warn(f"objectness: {len(unreadable)} of {count} images left out, the first: {unreadable[0]}")
+
+
+def _metrics(scores: Sequence[ImageScore], everything: Sequence[float], corloc_iou: float) -> dict[str, float]:
+    parts: dict[str, Sequence[float | bool]] = {
+        "jaccard": [score.jaccard for score in scores if score.jaccard is not None],
+        "best_jaccard": [score.best_jaccard for score in scores if score.best_jaccard is not None],
+        "corloc": [score.box_iou >= corloc_iou for score in scores],
+        "jaccard_everything": everything,
+    }
+    return {name: _percent(values) for name, values in parts.items() if values}
 
 
 def _percent(values: Sequence[float | bool]) -> float:
@@ -308,11 +323,12 @@ def score_image(name: str, importance: Tensor, item: ObjectImage, mass: float) -
     chosen = to_pixels(patches, (height, width))
     box = to_pixel_box(largest_component_box(patches), patches.shape, (height, width))
     counted = ~item.ignored
-    seen, truths = chosen & counted, item.masks & counted  # [H, W], [M, H, W]
+    seen = chosen & counted  # [H, W]
+    truths = None if item.masks is None else item.masks & counted  # [M, H, W]
     return chosen, ImageScore(
         name=name,
-        jaccard=_iou(seen, _union(truths)),
-        best_jaccard=max(_iou(seen, truth) for truth in truths),
+        jaccard=None if truths is None else _iou(seen, _union(truths)),
+        best_jaccard=None if truths is None else max(_iou(seen, truth) for truth in truths),
         box=box,
         box_iou=max(box_iou(box, (x0, y0, x1, y1)) for x0, y0, x1, y1 in item.boxes.tolist()),
         area=float(chosen.mean()),
@@ -335,46 +351,6 @@ def to_pixels(patches: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.b
     """Return patches [h, w] enlarged to pixels (H, W), each pixel that of its nearest patch."""
     maps = torch.from_numpy(patches)[None, None].float()
     return F.interpolate(maps, size, mode="nearest-exact")[0, 0].numpy() > 0
-
-
-def largest_component_box(patches: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return (x0, y0, x1, y1) in patches around the largest 4-connected component; of equals the topmost, then left.
-
-    At least one patch must be chosen.
-    """
-    height, width = patches.shape
-    unseen = patches.copy()
-    best: list[tuple[int, int]] = []
-    for start in zip(*np.nonzero(patches), strict=True):
-        if not unseen[start]:
-            continue
-        unseen[start] = False
-        component, position = [(int(start[0]), int(start[1]))], 0
-        while position < len(component):
-            y, x = component[position]
-            position += 1
-            for near in ((y - 1, x), (y + 1, x), (y, x - 1), (y, x + 1)):
-                if 0 <= near[0] < height and 0 <= near[1] < width and unseen[near]:
-                    unseen[near] = False
-                    component.append(near)
-        if len(component) > len(best):
-            best = component
-    rows, columns = zip(*best, strict=True)
-    return min(columns), min(rows), max(columns) + 1, max(rows) + 1
-
-
-def to_pixel_box(box: tuple[int, int, int, int], grid: Sequence[int], size: tuple[int, int]) -> Box:
-    """Return a box in patches of a grid (h, w) as a box in pixels of an image (H, W)."""
-    across, down = size[1] / grid[1], size[0] / grid[0]
-    return box[0] * across, box[1] * down, box[2] * across, box[3] * down
-
-
-def box_iou(first: Box, second: Box) -> float:
-    """Return intersection over union of two boxes."""
-    width = max(0.0, min(first[2], second[2]) - max(first[0], second[0]))
-    height = max(0.0, min(first[3], second[3]) - max(first[1], second[1]))
-    areas = [(x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (first, second)]
-    return width * height / (sum(areas) - width * height)
 
 
 def _union(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:

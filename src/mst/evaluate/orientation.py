@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+from mst.evaluate.boxes import Box
 from mst.runtime.images import Header
 
 Frame = Literal["displayed", "stored"]
 """What annotations are of: the image as a viewer shows it, or its pixels as they lie in the file."""
-Box = tuple[float, float, float, float]
 
 
 def frame_of(header: Header, size: tuple[int, int]) -> Frame | Literal["either"] | None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import decode_image
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet, read_values
 
@@ -49,7 +50,7 @@ def is_cityscapes(root: Path) -> bool:
     return (root / IMAGES).is_dir() or (root / MASKS).is_dir()
 
 
-def cityscapes_folder(root: Path, *, channels: int = 3) -> SegmentationData:
+def cityscapes_folder(root: Path, *, channels: int = 3, scale: Scale = BY_TYPE) -> SegmentationData:
     """Return training and validation set of a folder with `leftImg8bit/` and `gtFine/`; `test` has no public masks.
 
     Raises:
@@ -58,11 +59,11 @@ def cityscapes_folder(root: Path, *, channels: int = 3) -> SegmentationData:
     for part in (IMAGES, MASKS):
         if not (root / part).is_dir():
             raise DataError(f"{root} has no {part}/: Cityscapes needs {IMAGES}/ and {MASKS}/ side by side")
-    train, val = (_split(root, split, channels) for split in ("train", "val"))
+    train, val = (_split(root, split, channels, scale) for split in ("train", "val"))
     return SegmentationData(tuple(TRAIN_CLASSES.values()), train, val, VOID)
 
 
-def _split(root: Path, split: str, channels: int) -> SegmentationSet:
+def _split(root: Path, split: str, channels: int, scale: Scale) -> SegmentationSet:
     folder = root / IMAGES / split
     images = sorted(folder.glob(f"*/*_{IMAGES}.png"))
     if not images:
@@ -73,7 +74,7 @@ def _split(root: Path, split: str, channels: int) -> SegmentationSet:
             raise DataError(f"{image} has no mask {mask}: unpack {MASKS}_trainvaltest.zip into {root}")
 
     def read(index: int) -> tuple[Tensor, Tensor]:
-        image = decode_image(images[index], channels=channels)
+        image = decode_image(images[index], channels=channels, scale=scale)
         ids = read_values(masks[index], (image.shape[1], image.shape[2]))
         return image, train_ids(ids, masks[index])
 

@@ -21,6 +21,7 @@ from torch import Tensor
 from mst.data.decoding import decode_image
 from mst.data.sources import even_positions
 from mst.data.synthetic import CLASSES, SceneSet
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
 from mst.runtime.identity import DataIdentity, identify, together
@@ -176,7 +177,7 @@ def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
     return SegmentationData(("background", *CLASSES), pairs(train), pairs(val))
 
 
-def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:
+def segmentation_folder(root: Path, *, channels: int = 3, scale: Scale = BY_TYPE) -> SegmentationData:
     """Return the sets of a folder with `images/`, `masks/` (index PNG), `train.txt`, `val.txt` and `classes.json`.
 
     A list has one image name per line, with or without suffix; `classes.json` is a list of class names, or an object
@@ -190,7 +191,8 @@ def segmentation_folder(root: Path, *, channels: int = 3) -> SegmentationData:
             raise DataError(f"{root} has no {part}: needed are images/, masks/, train.txt, val.txt and classes.json")
     classes, ignore_index = _read_classes(root / "classes.json")
     train, val = (
-        _listed_set(root, root / f"{split}.txt", len(classes), ignore_index, channels) for split in ("train", "val")
+        _listed_set(root, root / f"{split}.txt", len(classes), ignore_index, channels=channels, scale=scale)
+        for split in ("train", "val")
     )
     return SegmentationData(classes, train, val, ignore_index)
 
@@ -210,7 +212,7 @@ def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
 
 
 def _listed_set(
-    root: Path, listing: Path, num_classes: int, ignore_index: int | None, channels: int
+    root: Path, listing: Path, num_classes: int, ignore_index: int | None, *, channels: int, scale: Scale
 ) -> SegmentationSet:
     try:
         names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
@@ -222,7 +224,7 @@ def _listed_set(
     masks = [_find(root / "masks", name, (".png",), listing) for name in names]
 
     def read(index: int) -> tuple[Tensor, Tensor]:
-        image = decode_image(images[index], channels=channels)
+        image = decode_image(images[index], channels=channels, scale=scale)
         return image, read_mask(masks[index], (image.shape[1], image.shape[2]), num_classes, ignore_index)
 
     return SegmentationSet(tuple(map(str, images)), read, tuple(zip(images, masks, strict=True)))

@@ -11,7 +11,8 @@ from typing import Any, get_args
 
 import torch
 
-from mst.evaluate.model_files import ModelFiles
+from mst.data.value_range import BY_TYPE, Scale
+from mst.evaluate.model_files import ModelFiles, kept_ranges, ranges_to_keep
 from mst.evaluate.segmentation_heads import HeadName, HeadShape, NormName
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
@@ -30,9 +31,11 @@ class SavedSegmenter:
 
     segmenter: Segmenter
     view: View
+    value_ranges: dict[str, list[float]] | None = None
+    """Of its images (`mst.data.value_range`); None in files of older versions."""
 
 
-def save_segmenter(folder: Path, segmenter: Segmenter, view: View) -> None:
+def save_segmenter(folder: Path, segmenter: Segmenter, view: View, scale: Scale = BY_TYPE) -> None:
     """Write a segmenter; files that are there are replaced only when the new ones are complete.
 
     Raises:
@@ -43,6 +46,7 @@ def save_segmenter(folder: Path, segmenter: Segmenter, view: View) -> None:
         "head": asdict(segmenter.shape),
         "classes": list(segmenter.classes),
         "view": asdict(view),
+        "value_ranges": ranges_to_keep(scale),
     }
     FILES.save(folder, segmenter, values)
 
@@ -53,12 +57,12 @@ def load_segmenter(folder: Path, device: torch.device) -> SavedSegmenter:
     Raises:
         CheckpointError: a file is missing or damaged, or the weights do not fit the description.
     """
-    segmenter, view = FILES.load(folder, _described)
-    return SavedSegmenter(segmenter.to(device), view)
+    segmenter, (view, ranges) = FILES.load(folder, _described)
+    return SavedSegmenter(segmenter.to(device), view, ranges)
 
 
-def _described(values: dict[str, Any]) -> tuple[Segmenter, View]:
-    """Return the network without its weights, and the view."""
+def _described(values: dict[str, Any]) -> tuple[Segmenter, tuple[View, dict[str, list[float]] | None]]:
+    """Return the network without its weights, the view, and the value ranges."""
     spec, head, view = BackboneSpec.from_json(part(values, "spec")), part(values, "head"), part(values, "view")
     size, stride = wholes(view, "size", count=2, most=MOST_SIDE), None
     if view.get("stride") is not None:
@@ -71,4 +75,7 @@ def _described(values: dict[str, Any]) -> tuple[Segmenter, View]:
         if head.get(key) not in known:
             raise BadDescription(f"{key} is {shown(head.get(key))}: must be one of {', '.join(known)}")
     classes = words(values, "classes", most=MOST_CLASSES)
-    return Segmenter(build_backbone(spec), classes, HeadShape(**head), frozen=True, seed=0), found
+    return Segmenter(build_backbone(spec), classes, HeadShape(**head), frozen=True, seed=0), (
+        found,
+        kept_ranges(values),
+    )

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from typing import Any
+from functools import cache
+from typing import Any, NamedTuple
 
 import timm
 import torch
@@ -26,6 +27,26 @@ FAMILIES: dict[str, type[VitBackbone | EvaBackbone | SwinBackbone]] = {
 """timm modules whose models this package can read, with their adapters."""
 
 
+class OwnSizes(NamedTuple):
+    """What a timm name stands for.
+
+    Attributes:
+        patch_size: pixels per side of a token (Swin: of the last stage).
+        embed_dim: width of the tokens (Swin: of the first stage).
+        num_heads: of the first block.
+        depth: blocks of all stages.
+        width: D of the last block.
+        parameters: of the whole network.
+    """
+
+    patch_size: int
+    embed_dim: int
+    num_heads: int
+    depth: int
+    width: int
+    parameters: int
+
+
 def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels: int) -> BackboneSpec:
     """Return what `build_backbone` needs, checked.
 
@@ -39,8 +60,8 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
     """
     name = config.backbone.split(".")[0]
     family(name)
-    own_patch_size, own_width, own_heads = _own_sizes(name)
-    width, heads = config.embed_dim or own_width, config.num_heads or own_heads
+    own = own_sizes(name)
+    width, heads = config.embed_dim or own.embed_dim, config.num_heads or own.num_heads
     if width % heads:
         raise UsageError(
             f"--model.embed-dim {width} is not a multiple of --model.num-heads {heads}: change one of them"
@@ -49,7 +70,7 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
         name=name,
         image_size=image_size,
         channels=channels,
-        patch_size=config.patch_size or own_patch_size,
+        patch_size=config.patch_size or own.patch_size,
         embed_dim=config.embed_dim,
         depth=config.depth,
         num_heads=config.num_heads,
@@ -122,13 +143,17 @@ def family(name: str) -> str:
     )
 
 
-def _own_sizes(name: str) -> tuple[int, int, int]:
-    """Return patch size, width and attention heads that a name stands for."""
+@cache
+def own_sizes(name: str) -> OwnSizes:
+    """Return what a timm name stands for."""
     with torch.device("meta"):
         model: Any = timm.create_model(name, num_classes=0)
     height, width = model.patch_embed.patch_size
     if height != width:
         raise UsageError(f"backbone {name!r} has {height}x{width} px patches: use a model with square patches")
-    heads = next(layer.num_heads for layer in model.modules() if hasattr(layer, "num_heads"))
+    heads = [int(layer.num_heads) for layer in model.modules() if hasattr(layer, "num_heads")]
     cell = CELL if hasattr(model, "layers") else 1  # Swin: one token of the last stage
-    return int(height) * cell, int(model.embed_dim), int(heads)
+    blocks = sum(len(stage.blocks) for stage in model.layers) if cell > 1 else len(model.blocks)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    width = int(model.num_features if cell > 1 else model.embed_dim)
+    return OwnSizes(int(height) * cell, int(model.embed_dim), heads[0], blocks, width, parameters)

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from mst.errors import UsageError
+from mst.runtime.memory import available_memory
 
 
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
@@ -26,6 +27,14 @@ def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"{flag} {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
     return device
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes of memory that this process can still have on a device."""
+    if device.type != "cuda":
+        return available_memory()
+    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
 def select_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[torch.dtype, str]:

@@ -1,4 +1,4 @@
-"""What the C library does with memory that a step gives back: keep it for the next step.
+"""How much memory there is, and what the C library does with what a step gives back: keep it for the next step.
 
 By default it returns large blocks to the system at once, and the next step's blocks come as new pages that the system
 fills with zeros when they are first touched. Source: mallopt(3) of the GNU C library; torch's own part is the variable
@@ -9,6 +9,10 @@ from __future__ import annotations
 
 import ctypes
 import os
+import resource
+import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 OPTIONS = {
     "MALLOC_TRIM_THRESHOLD_": (-1, 2**31 - 1),
@@ -31,3 +35,54 @@ def keep_freed_memory() -> bool:
     wanted = [option for name, option in OPTIONS.items() if name not in os.environ]
     answers = [mallopt(number, size) for number, size in wanted]
     return all(answer == 1 for answer in answers)
+
+
+def available_memory() -> int:
+    """Return the bytes of memory that this process can still have.
+
+    The least of what the system has available with its swap (proc(5)), what the control groups of the process leave of
+    their limits (cgroups(7), versions 1 and 2; a file cache that is not in use counts as free), and what
+    `ulimit -v` leaves.
+    """
+    return max(0, min([_of_system(), *_of_groups(), *_of_limits()]))
+
+
+def _of_system() -> int:
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            lines = dict(line.split(":", 1) for line in file)
+        return sum(int(lines[key].split()[0]) << 10 for key in ("MemAvailable", "SwapFree"))
+    except (OSError, KeyError, ValueError, IndexError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+
+
+def _of_limits() -> Iterator[int]:
+    soft = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if soft == resource.RLIM_INFINITY or not sys.platform.startswith("linux"):
+        return
+    pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[0]
+    yield soft - int(pages) * resource.getpagesize()
+
+
+def _of_groups(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> Iterator[int]:
+    """Yield what each control group leaves, from the process's own up to the root; none where none has a limit."""
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text(encoding="utf-8", errors="replace").splitlines()]
+    except OSError:
+        return
+    for _, controllers, name in (line for line in lines if len(line) == 3):
+        if not controllers:
+            top, limit, used, cached = root, "memory.max", "memory.current", "inactive_file"
+        elif "memory" in controllers.split(","):
+            top, limit, used = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+            cached = "total_inactive_file"
+        else:
+            continue
+        own = top / name.strip("/")
+        for folder in (own, *(parent for parent in own.parents if parent.is_relative_to(top))):
+            try:
+                most, now = (int((folder / file).read_text(encoding="ascii")) for file in (limit, used))
+                counts = dict(line.split() for line in (folder / "memory.stat").read_text("ascii").splitlines())
+                yield most - now + int(counts.get(cached, 0))
+            except (OSError, ValueError):  # not there, or "max"
+                continue

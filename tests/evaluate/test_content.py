@@ -15,6 +15,7 @@ from PIL import Image
 from evaluate.coco_folders import write_coco
 from mst.data.synthetic import SceneSet
 from mst.evaluate.coco import find_coco, read_coco
+from mst.evaluate.content import shared_files, tell_shared
 from mst.evaluate.objectness import coco_objects, scene_objects
 from mst.evaluate.segmentation_data import SegmentationSet, segmentation_folder
 from mst.runtime.identity import DataIdentity
@@ -89,3 +90,24 @@ def test_sets_in_memory_differ_by_their_pixels() -> None:
     assert one.fingerprint() == SegmentationSet.from_tensors(images, masks).fingerprint() != two.fingerprint()
     assert one.evenly(1).fingerprint() != one.fingerprint()
     assert scene_objects(SceneSet(0, 3, 32)).fingerprint() != scene_objects(SceneSet(1, 3, 32)).fingerprint()
+
+
+def test_images_in_both_sets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    draw = np.random.default_rng(0)
+    files = {}
+    for number, name in enumerate(("t0", "t1", "t2", "v0", "v1", "v2")):
+        files[name] = tmp_path / name
+        files[name].write_bytes(draw.bytes(20_000 + number))
+    files["v1"].write_bytes(files["t2"].read_bytes())  # a copy
+    middle = bytearray(files["t0"].read_bytes())
+    middle[10_000] ^= 1
+    files["v2"].write_bytes(middle)  # the same size, beginning and end
+    train, val = ([files[f"{part}{n}"] for n in range(3)] for part in "tv")
+    assert shared_files(train, val) == [(files["t2"], files["v1"])]
+    assert shared_files(train, [*val, files["t0"], tmp_path / "gone"])[-1] == (files["t0"], files["t0"])
+    assert shared_files([], val) == shared_files(train, []) == []
+    tell_shared(train, val)
+    said = " ".join(capsys.readouterr().err.split())
+    assert "1 of 3 validation images are training images as well, the first: " in said
+    tell_shared(train, [files["v0"]])
+    assert capsys.readouterr().err == ""

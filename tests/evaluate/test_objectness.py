@@ -12,7 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evaluate.coco_folders import write_coco
+from evaluate.coco_folders import coco_content, write_coco
 from evaluate.fakes import FakeBackbone
 from mst.data.synthetic import SceneSet
 from mst.errors import DataError, UsageError
@@ -135,6 +135,19 @@ def test_coco_and_scenes(tmp_path: Path) -> None:
     scenes = scene_objects(SceneSet(0, 5, 32)).evenly(2)
     assert scenes.names == ("scene 0", "scene 2")
     assert math.isfinite(evaluate_objectness(Looking(), scenes, settings=QUIET).metrics["jaccard"])
+
+
+def test_boxes_without_masks_have_a_corloc(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    content = coco_content()
+    for record in content["annotations"]:
+        record["segmentation"] = []
+    objects = coco_objects(read_coco(*find_coco(write_coco(tmp_path / "c", content), "train")))
+    watch = picture_writer(Outputs(tmp_path / "p", "evaluate objectness", "--pictures"), 2)
+    result = evaluate_objectness(Looking(), objects, ObjectnessProtocol(mass=0.9), settings=QUIET, watch=watch)
+    assert result.metrics == {"corloc": 100.0}
+    assert "objects have no masks, so that CorLoc is measured" in " ".join(capsys.readouterr().err.split())
+    rows = read_jsonl(tmp_path / "p" / "scores.jsonl")
+    assert [row["jaccard"] for row in rows] == [None, None]
 
 
 def test_pictures(tmp_path: Path) -> None:

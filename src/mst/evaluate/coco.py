@@ -18,7 +18,7 @@ from mst.data.value_range import Scale
 from mst.errors import DataError
 from mst.evaluate.coco_files import MOST_LEFT_OUT, ImageRecords, read_images
 from mst.evaluate.coco_image import CocoImage, CocoObject, check_images
-from mst.evaluate.coco_masks import PolygonMask, Segmentation
+from mst.evaluate.coco_masks import PolygonMask, Segmentation, short
 from mst.evaluate.coco_places import Places, find_coco
 from mst.evaluate.coco_records import AnnotationReader, BadRecord, Tally, whole
 from mst.evaluate.content import identity_of_files
@@ -143,7 +143,7 @@ def _categories(file: Path, records: list[Any]) -> dict[int, str]:
         if type(name) in {int, float}:
             name = str(name)
         if number is None or not isinstance(name, str) or found.setdefault(number, name) != name:
-            raise DataError(f"{file}: category {record!r} needs an id of its own, a whole number, and a name")
+            raise DataError(f"{file}: category {short(record)} needs an id of its own, a whole number, and a name")
     if not found:
         raise DataError(f"{file}: has no categories")
     return dict(sorted(found.items()))
@@ -210,9 +210,10 @@ def with_classes_of(known: CocoSet, coco: CocoSet) -> CocoSet:
         first = min(unknown, key=coco.classes.index)
         alike = [name for name in known.classes if name.casefold().split() == first.casefold().split()]
         hint = f" (names count letter by letter: it has {shown(alike[0])})" if alike else ""
+        objects = sum(unknown.values())
         raise DataError(
-            f"{coco.file}: {len(unknown)} categories with {sum(unknown.values())} objects are not in {known.file}, the "
-            f"first: {shown(first)}{hint}: what was not learnt cannot be scored; give both files the same names"
+            f"{coco.file}: {objects} objects are of categories that {known.file} lacks ({len(unknown)}, the first: "
+            f"{shown(first)}{hint}): what was not learnt cannot be scored; give both files the same names"
         )
     own = dict(zip(coco.classes, coco.category_ids, strict=True))
     taken = {own[name] for name in known.classes if name in own}

@@ -171,8 +171,8 @@ def _tell(
     file: Path, usable: dict[int, ImageRecord], headers: dict[int, Header | None], frames: dict[str, int]
 ) -> None:
     turned = [usable[n].path for n, header in headers.items() if n in usable and header and header.orientation != 1]
-    parts = " and ".join(f"{count} as {frame}" for frame, count in sorted(frames.items()))
+    parts = " and ".join(f"in {count} to the image as {frame}" for frame, count in sorted(frames.items()))
     warn(
-        f"{file}: EXIF turns {len(turned)} of {len(usable)} images, the first: {shown(turned[0])}; their annotations "
-        f"are taken as of the image {parts}: --annotations displayed or stored if that is wrong"
+        f"{file}: EXIF turns {len(turned)} of {len(usable)} images, the first: {shown(turned[0])}; annotations are "
+        f"taken to belong {parts}: --annotations displayed or stored, if that is wrong"
     )

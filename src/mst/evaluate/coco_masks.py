@@ -82,7 +82,7 @@ def read_segmentation(value: Any, size: tuple[int, int], *, note: Note | None = 
     if isinstance(value, dict):
         return _run_lengths(value, size)
     if not isinstance(value, list) or not value:
-        raise BadMask(f"segmentation must be polygons or run lengths, not {_short(value)}")
+        raise BadMask(f"segmentation must be polygons or run lengths, not {short(value)}")
     polygons = [value] if all(map(is_number, value)) else value
     if note is None:
         for polygon in polygons:
@@ -228,14 +228,14 @@ def coco_mask_library() -> Any:
 def _run_lengths(value: dict[str, Any], size: tuple[int, int]) -> RunLengths:
     stated, counts = value.get("size"), value.get("counts")
     if list(size) != stated:
-        message = f"run lengths are of size {_short(stated)}, the image is {list(size)} (H, W)"
+        message = f"run lengths are of size {short(stated)}, the image is {list(size)} (H, W)"
         raise BadMask(message, "mask of another size")
     if isinstance(counts, str | bytes):
         runs = decode_counts(_text(counts))
     elif isinstance(counts, list) and all(is_number(count) and count == int(count) for count in counts):
         runs = list(map(int, counts))
     else:
-        raise BadMask(f"run lengths must be a string or a list of whole numbers, not {_short(counts)}")
+        raise BadMask(f"run lengths must be a string or a list of whole numbers, not {short(counts)}")
     pixels = size[0] * size[1]
     if min(runs, default=0) < 0:
         raise BadMask(f"run lengths hold the negative number {min(runs)}")
@@ -250,7 +250,7 @@ def _text(counts: str | bytes) -> str:
         try:
             counts = ast.literal_eval(counts)
         except (ValueError, SyntaxError, MemoryError) as error:
-            raise BadMask(f"run lengths are no text: {_short(counts)}") from error
+            raise BadMask(f"run lengths are no text: {short(counts)}") from error
     return counts.decode("latin-1") if isinstance(counts, bytes) else str(counts)
 
 
@@ -264,9 +264,9 @@ class OutsideImage(BadMask):
 
 def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
     if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
-        raise BadMask(f"a polygon needs at least three points x, y, not {_short(polygon)}", "bad polygon")
+        raise BadMask(f"a polygon needs at least three points x, y, not {short(polygon)}", "bad polygon")
     if not all(map(is_number, polygon)):
-        raise BadMask(f"a polygon holds something that is no number: {_short(polygon)}", "bad polygon")
+        raise BadMask(f"a polygon holds something that is no number: {short(polygon)}", "bad polygon")
     xs, ys = polygon[::2], polygon[1::2]
     for numbers, side, axis in ((xs, size[1], "x"), (ys, size[0], "y")):
         if min(numbers) < -OUTSIDE or max(numbers) > side + OUTSIDE:
@@ -274,6 +274,7 @@ def _check_polygon(polygon: Any, size: tuple[int, int]) -> None:
             raise OutsideImage(said, kept_share((min(xs), min(ys), max(xs), max(ys)), size))
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """Return a value of JSON for a message."""
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= 80 else f"{text[:77]}..."

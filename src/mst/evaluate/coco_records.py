@@ -27,6 +27,7 @@ from mst.evaluate.coco_masks import (
     mask_box,
     no_mask,
     read_segmentation,
+    short,
     turned_mask,
 )
 from mst.evaluate.orientation import upright_box
@@ -168,23 +169,23 @@ class AnnotationReader:
             BadRecord: it is left out.
         """
         if not isinstance(record, Mapping):
-            raise BadRecord("no annotation", f"annotation record {position}: is no object, it is {_short(record)}")
+            raise BadRecord("no annotation", f"annotation record {position}: is no object, it is {short(record)}")
         own, number = _identify(record, position, self.seen)
         key = whole(record.get("image_id"))
         if key in self.left_out:
             raise BadRecord("annotation of an image left out", f"{own}: its image {key} was left out")
         if key is None or key not in self.images:
-            said = f"image_id {_short(record.get('image_id'))} is not among the images"
+            said = f"image_id {short(record.get('image_id'))} is not among the images"
             raise BadRecord("unknown image", f"{own}: {said}")
         image = self.images[key]
         name = _Name(own, image.path)
         category = whole(record.get("category_id"))
         if category is None or category not in self.labels:
-            said = f"category_id {_short(record.get('category_id'))} is not among the categories"
+            said = f"category_id {short(record.get('category_id'))} is not among the categories"
             raise BadRecord("unknown category", f"{name}: {said}")
         crowd = whole(record.get("iscrowd") or 0)
         if crowd not in {0, 1} and record.get("iscrowd") is not True:
-            raise BadRecord("bad iscrowd", f"{name}: iscrowd {_short(record['iscrowd'])} must be 0 or 1")
+            raise BadRecord("bad iscrowd", f"{name}: iscrowd {short(record['iscrowd'])} must be 0 or 1")
         box, area, segmentation = _shape(record, image.size, name, self.tally)
         if image.turned is not None:
             box = upright_box(box, image.turned)
@@ -199,7 +200,7 @@ def _identify(record: Mapping[str, Any], position: int, seen: set[int]) -> tuple
         return f"annotation record {position}", position
     number = whole(stated)
     if number is None:
-        raise BadRecord("bad id", f"annotation record {position}: id {_short(stated)} is no whole number")
+        raise BadRecord("bad id", f"annotation record {position}: id {short(stated)} is no whole number")
     if number in seen:
         raise BadRecord("id that occurred before", f"annotation {number}: occurs twice")
     seen.add(number)
@@ -220,7 +221,7 @@ def _shape(
     box, clipped = _box(stated, size, name, tally) if boxed else (None, False)
     area = record.get("area") or None
     if area is not None and (not is_number(area) or area < 0):
-        raise BadRecord("bad area", f"{name}: area {_short(area)} must be a number of at least 0")
+        raise BadRecord("bad area", f"{name}: area {short(area)} must be a number of at least 0")
     segmentation = _mask(drawn, size, name, tally) if masked else None
     if segmentation is not None and box is None:
         box = mask_box(segmentation)
@@ -250,24 +251,19 @@ def _box(value: Any, size: tuple[int, int], name: _Name, tally: Tally) -> tuple[
     """Return (x0, y0, x1, y1) of COCO's (x, y, width, height), and whether it was clipped."""
     numbers = value if isinstance(value, list) else []
     if len(numbers) == 5 and all(map(is_number, numbers)):
-        raise BadRecord("rotated box", f"{name}: bbox {_short(value)} has five numbers: rotated boxes are not read")
+        raise BadRecord("rotated box", f"{name}: bbox {short(value)} has five numbers: rotated boxes are not read")
     if len(numbers) != 4 or not all(map(is_number, numbers)):
-        raise BadRecord("bad box", f"{name}: bbox {_short(value)} must be four numbers x, y, width, height")
+        raise BadRecord("bad box", f"{name}: bbox {short(value)} must be four numbers x, y, width, height")
     x, y, width, height = map(float, numbers)
     if min(width, height) < 0:
-        raise BadRecord("bad box", f"{name}: bbox {_short(value)} has a negative width or height")
+        raise BadRecord("bad box", f"{name}: bbox {short(value)} has a negative width or height")
     if min(width, height) == 0:
         raise BadRecord(WITHOUT_AREA, f"{name}: has no area")
     box = x, y, x + width, y + height
     if min(x, y) >= -OUTSIDE and box[2] <= size[1] + OUTSIDE and box[3] <= size[0] + OUTSIDE:
         return box, False
-    said = f"{name}: bbox {_short(value)} reaches outside its image of {size[1]}x{size[0]} (width x height)"
+    said = f"{name}: bbox {short(value)} reaches outside its image of {size[1]}x{size[0]} (width x height)"
     if kept_share(box, size) < LEAST_INSIDE:
         raise BadRecord("box outside", said)
     tally.clip("box", said)
     return (max(0.0, x), max(0.0, y), min(float(size[1]), box[2]), min(float(size[0]), box[3])), True
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

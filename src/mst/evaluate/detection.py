@@ -198,6 +198,7 @@ def _counts(data: DetectionData, train_images: int) -> dict[str, Any]:
         "val_images": len(data.val),
         "classes": len(data.val.classes),
         "left_out": {"train": dict(data.train.left_out), "val": dict(data.val.left_out)},
+        "turned_by_exif": {"train": dict(data.train.frames), "val": dict(data.val.frames)},
     }
 
 

@@ -9,8 +9,8 @@ Letters: N = h*w patch tokens, H W pixels, M objects.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -83,7 +83,6 @@ class ObjectSet:
         names: of the images.
         read: index -> image and objects.
         without_objects: images that were left out because nothing is annotated in them.
-        left_out: number of records of the annotations that were left out or clipped, by kind.
         files: the images, where they are files.
         annotations: what the objects come from, or None.
     """
@@ -94,7 +93,6 @@ class ObjectSet:
     without_objects: int = 0
     files: tuple[Path, ...] = ()
     annotations: CocoSet | None = None
-    left_out: Mapping[str, int] = field(default_factory=dict)
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -163,7 +161,7 @@ def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
     files = tuple(image.path for image in kept)
     if not coco.masks:
         warn(f"{coco.file}: objects have no masks, so that CorLoc is measured, which needs boxes, and no Jaccard")
-    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco, coco.left_out)
+    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco)
 
 
 def _truth(image: CocoImage, *, masks: bool) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64], NDArray[np.bool_]]:
@@ -231,7 +229,8 @@ def evaluate_objectness(
         extra={
             "val_images": len(scores),
             "without_objects": objects.without_objects,
-            "left_out": dict(objects.left_out),
+            "left_out": dict(objects.annotations.left_out) if objects.annotations else {},
+            "turned_by_exif": dict(objects.annotations.frames) if objects.annotations else {},
             "chosen_area": _percent([score.area for score in scores]),
             "unreadable": unreadable,
         },

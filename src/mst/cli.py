@@ -32,6 +32,7 @@ COMMANDS = {
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
     "compare": "results of several runs in one table, with differences",
+    "replay": "one step of a run again: which image and which tensor went wrong",
     "report": "one self-contained HTML page about a run",
     "inspect": "scan a folder of images: counts, sizes, modes, unreadable files",
 }

@@ -75,16 +75,19 @@ class CheckpointStore:
         self._retain(step)
         return target
 
-    def load_latest(self, wanted: Callable[[Checkpoint], bool] = lambda checkpoint: True) -> Checkpoint:
+    def load_latest(
+        self, wanted: Callable[[Checkpoint], bool] = lambda checkpoint: True, *, most: int | None = None
+    ) -> Checkpoint:
         """Return the newest checkpoint that is sound; each damaged one on the way costs one line of warning.
 
         Args:
             wanted: which to take; others are passed over without a word.
+            most: look only at those of this step and before; None = at all.
 
         Raises:
             CheckpointError: there is none; the message says what is wrong with the newest.
         """
-        steps = self.steps()
+        steps = [step for step in self.steps() if most is None or step <= most]
         if not steps:
             raise CheckpointError(f"{self._folder} holds no checkpoint: start the run anew")
         damages = []

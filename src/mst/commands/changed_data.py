@@ -27,7 +27,10 @@ def with_identity(setup: Setup) -> Setup:
     return replace(setup, plan=setup.plan.model_copy(update={"data_identity": identity.row()}))
 
 
-def resumed_setup(setup: Setup, run: RunDir, *, accept: bool) -> Setup:
+RESUME = "mst pretrain --resume {run}"
+
+
+def resumed_setup(setup: Setup, run: RunDir, *, accept: bool, command: str = RESUME) -> Setup:
     """Return the setup that a run goes on with, after comparing its images with those that it began with.
 
     Where they changed and that is accepted, the steps of an epoch, the length of the run and the order of the images
@@ -38,6 +41,7 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool) -> Setup:
         setup: of the images as they are now, with their identity.
         run: the run's folder.
         accept: go on with other images.
+        command: what to type, `{run}` being the run's folder, for the message.
 
     Raises:
         UsageError: the images changed, and `accept` is false.
@@ -57,7 +61,7 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool) -> Setup:
             return _with(setup, _ranges(saved), past)
         return _with(setup, _kept(saved, setup) if past else _ranges(saved), past)
     if not accept:
-        again = f"mst pretrain --resume {shlex.quote(str(run.root))} --accept-changed-data"
+        again = f"{command.format(run=shlex.quote(str(run.root)))} --accept-changed-data"
         raise UsageError(f"{run.root} was started with other images ({changed}): give them back, or go on with {again}")
     logging.warn(f"from step {steps[-1]} on with other images ({changed})")
     row = before.row() if before is not None else {"count": saved.dataset_size}

@@ -222,8 +222,8 @@ def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None
             report_unreadable(loader, run)
 
 
-def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
-    """Return the loader of the run's crops from `start_step` on."""
+def make_loader(setup: Setup, run: RunDir | None, *, start_step: int) -> BatchLoader:
+    """Return the loader of the run's crops from `start_step` on; without a run, unreadable files are listed nowhere."""
     data = setup.config.data
     stacked = cut_crops if colour_on_device(setup.config, setup.device) else stacked_crops
     return BatchLoader(
@@ -240,7 +240,7 @@ def make_loader(setup: Setup, run: RunDir, *, start_step: int) -> BatchLoader:
         enough=enough_detail(setup.config),
         scale=setup.scale,
         max_unreadable_share=data.max_unreadable_share,
-        unreadable_file=run.unreadable,
+        unreadable_file=run.unreadable if run else None,
     )
 
 

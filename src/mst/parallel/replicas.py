@@ -9,7 +9,7 @@ drawn for the whole batch. So the result is that of one replica up to the roundi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import chain, pairwise
 from typing import TypeVar
 
@@ -29,7 +29,12 @@ class Replicas:
         pair: on the CPU, if there is more than one replica.
         count: how many.
         threads: of each one's operations.
+
+    Attributes:
+        told: called with its images in the thread of each share before the work begins, where somebody watches.
     """
+
+    told: Callable[[slice], None] | None = None
 
     def __init__(self, pair: Pair, count: int = 1, *, threads: int = 1) -> None:
         self._pairs = [pair, *(_replica(pair) for _ in range(count - 1))]
@@ -45,6 +50,11 @@ class Replicas:
     def __len__(self) -> int:
         return len(self._pairs)
 
+    @property
+    def pairs(self) -> Sequence[Pair]:
+        """All replicas; the first is the pair itself."""
+        return self._pairs
+
     def run(self, task: Callable[[Pair, slice], T], images: int) -> list[T]:
         """Return task(pair, images of its share) of all replicas, in order; they run at the same time.
 
@@ -54,6 +64,8 @@ class Replicas:
             task: raises what this method then raises.
             images: of the batch; with fewer than replicas, some have nothing to do.
         """
+        if self.told is not None:
+            task = _telling(self.told, task)
         count = min(len(self), images)
         if self._threads is None or count == 1:
             return [task(self._pairs[0], slice(0, images))]
@@ -96,6 +108,16 @@ class _Inherited:
         """Return task(pair, share)."""
         with torch.set_grad_enabled(self.gradients), torch.autocast("cpu", self.type, enabled=self.autocast):
             return task(pair, share)
+
+
+def _telling(told: Callable[[slice], None], task: Callable[[Pair, slice], T]) -> Callable[[Pair, slice], T]:
+    """Return a task that says first which images it works on."""
+
+    def tell_and_do(pair: Pair, share: slice) -> T:
+        told(share)
+        return task(pair, share)
+
+    return tell_and_do
 
 
 def _replica(pair: Pair) -> Pair:

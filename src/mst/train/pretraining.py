@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -119,7 +119,7 @@ class Pretraining:
         """Yield uint8 crops from step `first_step` on."""
         return self.source(first_step)
 
-    def gradients(self, parts: Sequence[Views], *, row_due: bool) -> StepReport:
+    def gradients(self, parts: Iterable[Views], *, row_due: bool) -> StepReport:
         """Compute losses and clipped gradients; with a row due, the statistics for the monitors as well."""
         state, config = self.state, self.config
         values = step_values(self.plan, config, state.step)
@@ -248,7 +248,7 @@ class Pretraining:
         checkpoints = self.plan.total_steps // every
         return step % every == 0 and step // every % max(1, checkpoints // PREVIEWS) == 0
 
-    def _on_device(self, parts: Sequence[Views]) -> Iterator[Views]:
+    def _on_device(self, parts: Iterable[Views]) -> Iterator[Views]:
         """Yield normalised parts on the networks' device, one at a time."""
         device, mean, std = self.state.center.device, self.plan.mean, self.plan.std
         for part in parts:

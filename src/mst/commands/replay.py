@@ -1,0 +1,48 @@
+"""`mst replay`: one step of a pre-training again; which image and which tensor went wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+
+from mst.commands.output import emit, emit_json
+from mst.commands.tyro_cli import parse_words
+from mst.errors import UsageError
+from mst.paths import PathText, user_path
+from mst.runtime.rundir import open_run_dir
+
+
+@dataclass(frozen=True)
+class ReplayOptions:
+    """Compute one step of a pre-training again: which image and which tensor is the first that is not finite."""
+
+    run: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="RUN")] = ""
+    """Folder of the run; nothing in it is changed."""
+    step: Annotated[tyro.conf.Positional[int], tyro.conf.arg(metavar="STEP")] = 0
+    """The step, as bad_steps.jsonl, metrics.jsonl and messages count them: the first is 1."""
+    accept_changed_data: bool = False
+    """Go on although images were added, removed or replaced: the step may then be of other images."""
+    json: bool = False
+    """One JSON object on stdout."""
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    options = parse_words(ReplayOptions, argv, prog="mst replay")
+    if options is None:
+        return 0
+    if not options.run or not options.step:
+        raise UsageError("name a run and a step, counted from 1: mst replay RUN STEP")
+    folder = open_run_dir(user_path(options.run))
+
+    from mst.commands.replaying import describe, replay  # needs torch
+
+    found = replay(folder, options.step, accept_changed_data=options.accept_changed_data)
+    if options.json:
+        emit_json(found)
+    else:
+        emit(*describe(found))
+    return 0

@@ -172,3 +172,24 @@ def test_masks_and_pictures_of_the_user_stay(
     Image.new("L", (48, 32), 1).save(tmp_path / "found" / "masks" / "2.png")  # corrected by hand
     answer = call(capsys, *words, tmp_path / "found")
     assert (answer.status, "masks/2.png is there and was changed since" in answer.line) == (2, True)
+
+
+def test_bad_pairs_and_turned_masks_from_the_command(
+    run_folder: Path, data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "segmentation", "--backbone", run_folder, "--data", data, "--steps", "2", *QUIET, "--json"]
+    words += ["--max-unreadable-share", "0.5"]
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.open(data / "images" / "1.png").save(data / "images" / "1.png", exif=exif)
+    (data / "masks" / "0.png").write_bytes(b"no picture")
+    answer = call(capsys, *words)
+    assert answer.status == 0, answer.err
+    extra = json.loads(answer.out)["extra"]
+    assert (extra["train_images"], extra["left_out"]) == (2, {"train": 1, "val": 0})
+    assert "EXIF turns 1 of 5 images" in answer.err
+    assert "EXIF" not in call(capsys, *words, "--annotations", "stored").err
+    strict = call(capsys, *words, "--strict")
+    assert (strict.status, strict.out) == (2, "")
+    assert "1 of 3 " in strict.err
+    assert "0.png: cannot be read as a mask" in strict.err

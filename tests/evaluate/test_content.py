@@ -17,7 +17,8 @@ from mst.data.synthetic import SceneSet
 from mst.evaluate.coco import find_coco, read_coco
 from mst.evaluate.content import shared_files, tell_shared
 from mst.evaluate.objectness import coco_objects, scene_objects
-from mst.evaluate.segmentation_data import SegmentationSet, segmentation_folder
+from mst.evaluate.segmentation_data import SegmentationSet
+from mst.evaluate.segmentation_folder import segmentation_folder
 from mst.runtime.identity import DataIdentity
 
 

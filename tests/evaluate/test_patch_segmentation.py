@@ -22,8 +22,8 @@ from mst.evaluate.segmentation_data import (
     SegmentationData,
     SegmentationSet,
     scene_segmentation,
-    segmentation_folder,
 )
+from mst.evaluate.segmentation_folder import segmentation_folder
 from mst.runtime.results import Result
 
 QUIET = FeatureSettings(forward_batch=3, workers=2, precision="fp32", progress=False)
@@ -142,7 +142,7 @@ def test_bad_folders_are_named(folder: Path) -> None:
     (folder / "val.txt").write_text("\n")
     with pytest.raises(DataError, match=r"val\.txt names no image"):
         segmentation_folder(folder)
-    (folder / "val.txt").write_bytes(b"\xff\xfe")
+    (folder / "val.txt").write_bytes(b"a\0b\0\0")
     with pytest.raises(DataError, match=r"val\.txt cannot be read as a list of image names"):
         segmentation_folder(folder)
     (folder / "classes.json").write_text("{}")
@@ -160,9 +160,14 @@ def test_bad_masks_are_named(folder: Path) -> None:
     read = segmentation_folder(folder).train.read
     (folder / "masks" / "0.png").write_bytes(b"no picture")
     Image.new("L", (5, 6)).save(folder / "masks" / "1.png")
-    Image.new("RGB", (24, 16)).save(folder / "masks" / "2.png")
+    Image.new("RGB", (24, 16), "red").save(folder / "masks" / "2.png")
     Image.new("L", (24, 16), 5).save(folder / "masks" / "3.png")
-    messages = ("cannot be read as a mask", "mask is 6x5, its image is 16x24", "class numbers", "5 is no class of")
+    messages = (
+        "cannot be read as a mask",
+        "mask is 6x5, its image is 16x24",
+        "column 0 is no class number",
+        "5 is no class of",
+    )
     for index, message in enumerate(messages):
         with pytest.raises(DataError, match=message):
             read(index)

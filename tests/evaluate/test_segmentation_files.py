@@ -10,7 +10,7 @@ from PIL import Image
 
 from evaluate.test_content import write_pairs
 from mst.errors import DataError
-from mst.evaluate.segmentation_data import segmentation_folder
+from mst.evaluate.segmentation_folder import segmentation_folder
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from mst.commands.evaluation import Common, run_task
@@ -12,10 +12,12 @@ from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_rang
 from mst.engine.schedule import Checkpointing
 from mst.evaluate import segmentation
 from mst.evaluate.features import FeatureSettings
+from mst.evaluate.orientation import Frame
 from mst.evaluate.segmentation import SegmentationProtocol
 from mst.evaluate.segmentation_cityscapes import cityscapes_folder, is_cityscapes
-from mst.evaluate.segmentation_data import SegmentationData, segmentation_folder
+from mst.evaluate.segmentation_data import SegmentationData
 from mst.evaluate.segmentation_file import save_segmenter
+from mst.evaluate.segmentation_folder import segmentation_folder
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_pictures import sheet_writer
@@ -35,6 +37,9 @@ class SegmentationOptions:
         train_limit: at most this many training images, at even distances; None = all.
         val_limit: at most this many validation images, at even distances; None = all.
         value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
+        strict: refuse pairs that are missing or cannot be used, instead of leaving them out.
+        annotations: what masks of images with an EXIF orientation are of: the image as it is displayed, or as it is
+            stored; None = as their sizes say.
         save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
             training (metrics.jsonl; not in a run folder); None = --out, if it is given.
         pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
@@ -45,6 +50,8 @@ class SegmentationOptions:
     train_limit: int | None = None
     val_limit: int | None = None
     value_range: tuple[float, float] | None = None
+    strict: bool = False
+    annotations: Frame | None = None
     save_model: PathText | None = None
     pictures: PathText | None = None
     picture_limit: int = 24
@@ -55,6 +62,11 @@ class SegmentationOptions:
         check_numbers(self, "picture_limit", least=0)
         if self.save_model:
             check_folder(user_path(self.save_model), "--save-model")
+
+    def applied(self, settings: FeatureSettings | None) -> FeatureSettings:
+        """Return the settings that an evaluation takes: with `strict` nothing may be left out."""
+        settings = settings or FeatureSettings(forward_batch=16)
+        return replace(settings, max_unreadable_share=0.0) if self.strict else settings
 
 
 @dataclass(frozen=True)
@@ -119,7 +131,7 @@ def evaluate_segmentation(
         protocol,
         mean=mean,
         std=std,
-        settings=settings,
+        settings=options.applied(settings),
         saving=saving,
         seed=seed,
         run=RunDir(model) if model is not None and not RunDir(model).exists() else None,
@@ -131,17 +143,26 @@ def evaluate_segmentation(
 
 def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
     """Return the sets of a folder, and how their values become 8 bits."""
-    data = read_segmentation(folder, subject.channels)
+    data = read_segmentation(folder, subject.channels, options)
     scale = subject.scale([Path(name) for part in (data.train, data.val) for name in part.names], options.value_range)
     plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
-    return (data if plain else read_segmentation(folder, subject.channels, scale)), scale
+    return (data if plain else read_segmentation(folder, subject.channels, options, scale=scale, tell=False)), scale
 
 
-def read_segmentation(folder: Path, channels: int, scale: Scale = BY_TYPE) -> SegmentationData:
+def read_segmentation(
+    folder: Path, channels: int, options: SegmentationOptions, *, scale: Scale = BY_TYPE, tell: bool = True
+) -> SegmentationData:
     """Return the sets of a folder in either layout."""
     if is_cityscapes(folder):
         return cityscapes_folder(folder, channels=channels, scale=scale)
-    return segmentation_folder(folder, channels=channels, scale=scale)
+    return segmentation_folder(
+        folder,
+        channels=channels,
+        scale=scale,
+        annotations=options.annotations,
+        limits=(options.train_limit, options.val_limit),
+        tell=tell,
+    )
 
 
 def run_segmentation(argv: Sequence[str]) -> int:

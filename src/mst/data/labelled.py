@@ -193,7 +193,7 @@ def _labelled(found: _Classes, classes: Sequence[str], channels: int) -> Labelle
 def _compare(train: Path, val: Path, images: ImageIndex) -> None:
     """Warn where validation images lie in the training folder under the same name and with the same content."""
     looked = list(images.evenly(LOOKED_AT))
-    same = [path for path in looked if _same(path, train / os.path.relpath(path, os.path.abspath(val)))]
+    same = [path for path in looked if same_content(path, train / os.path.relpath(path, os.path.abspath(val)))]
     if same:
         logging.warn(
             f"{len(same)} of the {len(looked)} validation images looked at are training images too (the same name and"
@@ -201,7 +201,7 @@ def _compare(train: Path, val: Path, images: ImageIndex) -> None:
         )
 
 
-def _same(one: Path, other: Path) -> bool:
+def same_content(one: Path, other: Path) -> bool:
     """Return whether two paths are one file, or have the same size and beginning."""
     try:
         first, second = one.stat(), other.stat()

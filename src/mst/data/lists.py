@@ -60,14 +60,14 @@ def read_list(source: Path) -> Listed:
         DataError: it lists nothing, or no file that exists.
     """
     base = os.fsencode(source.parent)
-    lines = [line for line in _lines(source) if line.strip()]
+    lines = [line for line in text_lines(source) if line.strip()]
     found = [path for line in lines if (path := _path(source, base, line)) is not None]
     if not found:
         raise DataError(f"{shown(source)} lists no paths: one image path per line is expected")
     return _checked(source, found)
 
 
-def _lines(source: Path) -> list[bytes]:
+def text_lines(source: Path) -> list[bytes]:
     """Return the lines of a text in the file system's encoding."""
     try:
         content = source.read_bytes()

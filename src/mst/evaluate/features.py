@@ -198,6 +198,7 @@ def extract_features(
     *,
     title: str = "features",
     place: Callable[[tuple[int, ...]], Tensor] = torch.empty,
+    tell: bool = True,
 ) -> Features:
     """Return one float32 feature per readable image, in the order of `images`.
 
@@ -209,6 +210,7 @@ def extract_features(
         settings: batch size, threads and compute type.
         title: words beside the progress bar.
         place: shape -> the float32 tensor that the features are written into; may be mapped from a file.
+        tell: warn of the images left out.
 
     Raises:
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
@@ -229,7 +231,7 @@ def extract_features(
             kept += batch.indices
             unreadable += batch.unreadable
             advance(len(batch.indices) + len(batch.unreadable))
-    if unreadable:
+    if unreadable and tell:
         warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
     names = tuple(images.names[index] for index in kept)
     return Features(rows[: len(kept)], images.labels[kept], names, tuple(kept), tuple(unreadable))

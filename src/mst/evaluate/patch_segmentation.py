@@ -9,21 +9,31 @@ Letters: B images, D features, K classes, H W pixels, h w patches.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mst.data.decoding import UnreadableImage
+from mst.errors import DataError
 from mst.evaluate.features import FeatureSettings, device_of, extract_features, patch_map, progress_bar
 from mst.evaluate.image_sets import ImageSet
 from mst.evaluate.protocol import resized
+from mst.evaluate.segmentation_checks import judged
 from mst.evaluate.segmentation_data import SegmentationData, check_found
 from mst.evaluate.segmentation_heads import LinearHead
 from mst.evaluate.segmentation_inference import View
 from mst.evaluate.segmentation_model import Segmenter
 from mst.evaluate.segmentation_training import coarse, pixel_loss
 from mst.runtime.seeding import generator
+
+
+class UnusablePair(UnreadableImage):
+    """A pair whose image or mask cannot be used; the reason names the file."""
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 class PatchMaps(NamedTuple):
@@ -57,34 +67,50 @@ def train_on_tokens(
     view: View,
     training: TokenTraining,
     settings: FeatureSettings,
-) -> None:
+) -> list[str]:
     """Train the linear head of a segmenter, in place, on the training images' patch tokens.
 
+    Returns:
+        A line for each pair that is missing or cannot be used, and was left out.
+
     Raises:
-        DataError: a mask has another size than its image or a value that is no class, or an image is unreadable.
+        DataError: they are more than `max_unreadable_share`, or what the masks hold is nothing to learn from.
     """
-    maps = training_maps(segmenter, data, view, training.loss_stride, settings)
+    maps, left_out = training_maps(segmenter, data, view, training.loss_stride, settings)
     check_found(data, set(torch.unique(maps.masks).tolist()), "training")
     prepare_head(segmenter.head, maps.tokens, training.seed)
     fit_head(segmenter.head, maps, training, progress=settings.progress)
+    return left_out
 
 
 def training_maps(
     segmenter: Segmenter, data: SegmentationData, view: View, stride: int, settings: FeatureSettings
-) -> PatchMaps:
-    """Return the training images' tokens and masks; nothing may be unreadable."""
+) -> tuple[PatchMaps, list[str]]:
+    """Return the training images' tokens and masks, and a line for each pair that was left out.
+
+    Raises:
+        DataError: they are more than `max_unreadable_share`.
+    """
     masks = torch.empty(len(data.train), *(math.ceil(side / stride) for side in view.size), dtype=torch.int64)
 
     def read(index: int) -> Tensor:
-        image, mask = data.checked(data.train, index)
+        try:
+            image, mask = data.checked(data.train, index)
+        except UnreadableImage as problem:
+            raise UnusablePair(problem.path, str(problem)) from problem
+        except DataError as problem:
+            raise UnusablePair(data.train.names[index], str(problem)) from problem
         masks[index] = coarse(mask[None], masks.shape[1:])[0]
         return view.normalise(resized(image, view.size))
 
     images = ImageSet(data.train.names, torch.zeros(len(data.train), dtype=torch.int64), read)
-    strict = replace(settings, max_unreadable_share=0.0)
-    maps = extract_features(segmenter.backbone, images, _as_is, patch_map, strict, title="training patch tokens")
+    maps = extract_features(
+        segmenter.backbone, images, _as_is, patch_map, settings, title="training patch tokens", tell=False
+    )
+    left_out = judged(data.train, list(maps.unreadable), settings, "training")
     halves = maps.features.half()
-    return PatchMaps(halves if bool(halves.isfinite().all()) else maps.features, masks)
+    tokens = halves if bool(halves.isfinite().all()) else maps.features
+    return PatchMaps(tokens, masks[list(maps.positions)]), left_out
 
 
 def _as_is(image: Tensor) -> Tensor:

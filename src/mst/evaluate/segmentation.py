@@ -8,14 +8,13 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Callable, Generator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from mst.data.decoding import UnreadableImage
 from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.engine.supervised import Surroundings
 from mst.errors import DataError, UsageError
@@ -24,7 +23,8 @@ from mst.evaluate.metrics import SegmentationScores, confusion_matrix
 from mst.evaluate.patch_segmentation import TokenTraining, train_on_tokens
 from mst.evaluate.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
 from mst.evaluate.segmentation_augment import Augmentation
-from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, SegmentationSet, check_found, read_ahead
+from mst.evaluate.segmentation_checks import compare_sets, read_pairs, usable_pairs
+from mst.evaluate.segmentation_data import NO_CLASS, SegmentationData, SegmentationSet
 from mst.evaluate.segmentation_heads import HeadShape
 from mst.evaluate.segmentation_inference import View, predict_mask
 from mst.evaluate.segmentation_model import Segmenter
@@ -141,17 +141,30 @@ def evaluate_segmentation(
     """
     protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(forward_batch=16)
     work = _prepared(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
-    extra: dict[str, Any] = {"train_images": len(data.train), "val_images": len(data.val)}
-    check_pairs(data, data.val, settings)
+    compare_sets(data)
+    val, val_left_out = usable_pairs(data, data.val, settings)
+    work = replace(work, data=replace(data, val=val))
+    extra: dict[str, Any] = {}
     if protocol.cached:
-        _train_cached(work)
+        train_left_out = _train_cached(work)
     else:
-        check_pairs(data, data.train, settings)
+        train, train_left_out = usable_pairs(data, data.train, settings)
+        work = replace(work, data=replace(work.data, train=train))
         extra |= _train(work, saving or Checkpointing(), run)
+    extra |= _counts(data, train_left_out, val_left_out)
     if trained is not None:
         trained(work.segmenter, work.view)
-    confusion = score(work.segmenter, data, work.view, settings, watch)
+    confusion = score(work.segmenter, work.data, work.view, settings, watch)
     return _result(work, SegmentationScores.from_confusion(confusion), extra)
+
+
+def _counts(data: SegmentationData, train: list[str], val: list[str]) -> dict[str, Any]:
+    """Return the numbers of pairs that were learnt from and scored, and those left out, with a line for each."""
+    listed = [len(pairs) + len(pairs.missing) for pairs in (data.train, data.val)]
+    counts: dict[str, Any] = {"train_images": listed[0] - len(train), "val_images": listed[1] - len(val)}
+    if train or val:
+        counts |= {"left_out": {"train": len(train), "val": len(val)}, "unreadable": [*train, *val]}
+    return counts
 
 
 @dataclass(frozen=True)
@@ -197,7 +210,7 @@ def _prepared(
     """Put a new head on the backbone, or on a copy that may be trained; refuse what does not go together."""
     if min(len(data.train), len(data.val)) == 0:
         raise UsageError("segmentation needs at least one training and one validation image")
-    size = protocol.size or fitting_size(data.train.read(0)[0], backbone.patch_size)
+    size = protocol.size or fitting_size(first_image(data.train), backbone.patch_size)
     view = View(size, protocol.stride, mean, std)
     view.check(backbone.patch_size)
     trained = protocol.training.train_backbone
@@ -206,8 +219,23 @@ def _prepared(
     return _Work(segmenter, data, view, protocol, settings, seed)
 
 
-def _train_cached(work: _Work) -> None:
-    """Train the linear layer on tokens that are computed once."""
+def first_image(pairs: SegmentationSet) -> Tensor:
+    """Return the first image [C, H, W] that can be read with its mask.
+
+    Raises:
+        DataError: there is none.
+    """
+    problem: DataError | None = None
+    for index in range(len(pairs)):
+        try:
+            return pairs.read(index)[0]
+        except DataError as error:
+            problem = problem or error
+    raise problem or DataError("no training image")
+
+
+def _train_cached(work: _Work) -> list[str]:
+    """Train the linear layer on tokens that are computed once; return a line for each pair that was left out."""
     protocol, data = work.protocol, work.data
     training = TokenTraining(
         protocol.steps,
@@ -218,7 +246,7 @@ def _train_cached(work: _Work) -> None:
         class_weights(protocol.class_weights, len(data.classes)),
         work.seed,
     )
-    train_on_tokens(work.segmenter, data, work.view, training, work.settings)
+    return train_on_tokens(work.segmenter, data, work.view, training, work.settings)
 
 
 def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, Any]:
@@ -261,38 +289,6 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
     plain = json.loads(json.dumps(identity))
     where = Surroundings(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)
     return asdict(train_segmenter(work.segmenter, task, where))
-
-
-def check_pairs(data: SegmentationData, pairs: SegmentationSet, settings: FeatureSettings) -> None:
-    """Read every image and mask once, so that a wrong one does not end a training that has run for hours.
-
-    Raises:
-        DataError: an image or a mask cannot be used, or what the masks hold is nothing to learn from or to score.
-    """
-    found: set[int] = set()
-    with progress_bar("checking masks", len(pairs), shown=settings.progress) as advance:
-        for _, mask in read_pairs(data, pairs, settings.workers):
-            found |= set(torch.unique(mask).tolist())
-            advance(1)
-    check_found(data, found, "training" if pairs is data.train else "validation")
-
-
-def read_pairs(
-    data: SegmentationData, pairs: SegmentationSet, workers: int
-) -> Generator[tuple[Tensor, Tensor], None, None]:
-    """Yield every image and checked mask, read ahead by threads.
-
-    Raises:
-        DataError: an image or a mask cannot be used.
-    """
-
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        try:
-            return data.checked(pairs, index)
-        except UnreadableImage as problem:
-            raise DataError(f"an image of the segmentation cannot be read: {problem}") from problem
-
-    return read_ahead(read, range(len(pairs)), workers)
 
 
 def score(

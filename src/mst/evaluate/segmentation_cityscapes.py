@@ -14,7 +14,8 @@ from torch import Tensor
 from mst.data.decoding import decode_image
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
-from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet, read_values
+from mst.evaluate.mask_files import read_values
+from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet
 
 VOID = 255
 """Train id of everything that is not scored."""

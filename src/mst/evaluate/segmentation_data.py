@@ -1,11 +1,10 @@
-"""Images with a class number per pixel: from memory, or from `images/`, `masks/` and split lists.
+"""Images with a class number per pixel, read one at a time, and what is checked of them.
 
 Letters: C channels, H W pixels.
 """
 
 from __future__ import annotations
 
-import json
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,19 +12,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
-import numpy as np
 import torch
-from PIL import UnidentifiedImageError
 from torch import Tensor
 
-from mst.data.decoding import decode_image
 from mst.data.sources import even_positions
 from mst.data.synthetic import CLASSES, SceneSet
-from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.content import identity_of_files, identity_of_values
+from mst.evaluate.mask_files import check_mask
 from mst.runtime.identity import DataIdentity, identify, together
-from mst.runtime.images import open_image, quiet_pillow
 from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
@@ -35,7 +30,6 @@ AHEAD = 2
 """Items per thread that are read before they are needed."""
 NO_CLASS = -1
 """Mask value of pixels without a class, once a mask was checked."""
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -46,11 +40,13 @@ class SegmentationSet:
         names: a path or another name for each pair.
         read: index -> (uint8 image [C, H, W], int64 mask [H, W]).
         files: image and mask of each pair, where they are files.
+        missing: a line for each pair that is listed and not there.
     """
 
     names: tuple[str, ...]
     read: Callable[[int], tuple[Tensor, Tensor]]
     files: tuple[tuple[Path, Path], ...] = ()
+    missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
@@ -66,11 +62,15 @@ class SegmentationSet:
         """Return at most `limit` of the pairs, at even distances, order kept; None = all."""
         if limit is None or limit >= len(self):
             return self
-        chosen = even_positions(len(self), limit).tolist()
+        return self.only(even_positions(len(self), limit).tolist())
+
+    def only(self, chosen: Sequence[int]) -> SegmentationSet:
+        """Return the pairs at these positions."""
         return SegmentationSet(
             tuple(self.names[i] for i in chosen),
             lambda index: self.read(chosen[index]),
             tuple(self.files[i] for i in chosen if self.files),
+            self.missing,
         )
 
     def fingerprint(self) -> DataIdentity:
@@ -91,16 +91,19 @@ class SegmentationData:
         train: pairs to learn from.
         val: pairs to score.
         ignore_index: mask value without a class, or None.
+        meaning: what else decides about the classes of pixels: colours, which way up masks are.
     """
 
     classes: tuple[str, ...]
     train: SegmentationSet
     val: SegmentationSet
     ignore_index: int | None = None
+    meaning: tuple[str, ...] = ()
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of both sets, their classes and the value without a class."""
-        classes = identify("", [], count=0, annotations=[repr((self.classes, self.ignore_index)).encode()])
+        said = [repr((self.classes, self.ignore_index)), *self.meaning]
+        classes = identify("", [], count=0, annotations=[text.encode("utf-8", "surrogatepass") for text in said])
         return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def evenly(self, train: int | None, val: int | None) -> SegmentationData:
@@ -119,6 +122,13 @@ class SegmentationData:
             raise DataError(f"{name}: mask {tuple(mask.shape)} and image {tuple(image.shape[-2:])} differ")
         check_mask(mask, len(self.classes), self.ignore_index, name)
         return image, mask if self.ignore_index is None else mask.masked_fill(mask == self.ignore_index, NO_CLASS)
+
+
+def even_pairs(pairs: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """Return at most `limit` items at even distances, order kept; None = all."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return [pairs[position] for position in even_positions(len(pairs), limit).tolist()]
 
 
 def check_found(data: SegmentationData, found: set[int], title: str) -> None:
@@ -175,113 +185,3 @@ def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
         )
 
     return SegmentationData(("background", *CLASSES), pairs(train), pairs(val))
-
-
-def segmentation_folder(root: Path, *, channels: int = 3, scale: Scale = BY_TYPE) -> SegmentationData:
-    """Return the sets of a folder with `images/`, `masks/` (index PNG), `train.txt`, `val.txt` and `classes.json`.
-
-    A list has one image name per line, with or without suffix; `classes.json` is a list of class names, or an object
-    with `classes` and, where some pixels have no class, `ignore_index`.
-
-    Raises:
-        DataError: a part is missing or of another kind, a listed image or mask does not exist, or a list is empty.
-    """
-    for part in ("images", "masks", "train.txt", "val.txt", "classes.json"):
-        if not (root / part).exists():
-            raise DataError(f"{root} has no {part}: needed are images/, masks/, train.txt, val.txt and classes.json")
-    classes, ignore_index = _read_classes(root / "classes.json")
-    train, val = (
-        _listed_set(root, root / f"{split}.txt", len(classes), ignore_index, channels=channels, scale=scale)
-        for split in ("train", "val")
-    )
-    return SegmentationData(classes, train, val, ignore_index)
-
-
-def _read_classes(path: Path) -> tuple[tuple[str, ...], int | None]:
-    try:
-        content = json.loads(path.read_bytes())  # UTF-8, 16 or 32, with or without a mark
-        classes = content if isinstance(content, list) else content["classes"]
-        ignore = None if isinstance(content, list) else content.get("ignore_index")
-        if not isinstance(classes, list) or not classes or not all(isinstance(name, str) for name in classes):
-            raise ValueError("no class names")
-        return tuple(classes), None if ignore is None else int(ignore)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(
-            f'{path}: expected ["name", ...] or {{"classes": [...], "ignore_index": n}} ({error})'
-        ) from error
-
-
-def _listed_set(
-    root: Path, listing: Path, num_classes: int, ignore_index: int | None, *, channels: int, scale: Scale
-) -> SegmentationSet:
-    try:
-        names = [line.strip() for line in listing.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise DataError(f"{listing} cannot be read as a list of image names ({error})") from error
-    if not names:
-        raise DataError(f"{listing} names no image")
-    images = [_find(root / "images", name, IMAGE_SUFFIXES, listing) for name in names]
-    masks = [_find(root / "masks", name, (".png",), listing) for name in names]
-
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        image = decode_image(images[index], channels=channels, scale=scale)
-        return image, read_mask(masks[index], (image.shape[1], image.shape[2]), num_classes, ignore_index)
-
-    return SegmentationSet(tuple(map(str, images)), read, tuple(zip(images, masks, strict=True)))
-
-
-def _find(folder: Path, name: str, suffixes: Sequence[str], listing: Path) -> Path:
-    stem = folder / name
-    for candidate in (stem, *(folder / f"{name}{suffix}" for suffix in suffixes)):
-        if candidate.suffix.lower() in suffixes and candidate.is_file():
-            return candidate
-    for suffix in suffixes:
-        if stem.with_suffix(suffix).is_file():
-            return stem.with_suffix(suffix)
-    raise DataError(f"{listing} names {name}, but there is no {stem}[{'|'.join(suffixes)}]")
-
-
-def read_mask(path: Path, size: tuple[int, int], num_classes: int, ignore_index: int | None) -> Tensor:
-    """Return a mask file as class numbers, int64 [H, W].
-
-    Raises:
-        DataError: unreadable, of another size than its image, or with a value that is no class.
-    """
-    mask = read_values(path, size)
-    check_mask(mask, num_classes, ignore_index, str(path))
-    return mask
-
-
-def read_values(path: Path, size: tuple[int, int]) -> Tensor:
-    """Return the values of a 1-, 8- or 16-bit image, int64 [H, W].
-
-    Raises:
-        DataError: unreadable, of another kind, or of another size than its image.
-    """
-    try:
-        with quiet_pillow, open_image(path) as file:
-            values = np.asarray(file)
-            values = values.astype(np.uint8) if file.mode == "1" else values
-    except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as a mask ({error})") from error
-    if values.ndim != 2 or values.dtype.kind not in "ui":
-        raise DataError(f"{path}: a mask has 1, 8 or 16 bits of class numbers, this one has shape {values.shape}")
-    if values.shape != size:
-        raise DataError(
-            f"{path}: mask is {values.shape[0]}x{values.shape[1]}, its image is {size[0]}x{size[1]} (H x W)"
-        )
-    return torch.from_numpy(values.astype(np.int64))
-
-
-def check_mask(mask: Tensor, num_classes: int, ignore_index: int | None, name: str) -> None:
-    """Refuse a mask with a value that is neither a class nor `ignore_index`.
-
-    Raises:
-        DataError: naming the value.
-    """
-    wrong = (mask < 0) | (mask >= num_classes)
-    if ignore_index is not None:
-        wrong &= mask != ignore_index
-    if bool(wrong.any()):
-        value = int(mask[wrong][0])
-        raise DataError(f"{name}: {value} is no class of 0..{num_classes - 1} and not ignore_index {ignore_index}")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -59,6 +61,18 @@ def test_kinds(tmp_path: Path, kind: str, suffix: str) -> None:
     image.save(path)
     assert mask_size(path) == (6, 8)
     assert read_mask(path, (6, 8), labels).tolist() == TRUTH.tolist()
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_grey_of_few_bits_is_not_stretched(tmp_path: Path, bits: int) -> None:
+    rows = [int("".join(f"{value:0{bits}b}" for value in row), 2).to_bytes(bits, "big") for row in TRUTH]
+    header = struct.pack(">IIBBBBB", 8, 6, bits, 0, 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(b"".join(b"\0" + row for row in rows))), (b"IEND", b"")]
+    packed = (
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    )
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(packed))
+    assert read_mask(tmp_path / "m.png", (6, 8), PLAIN).tolist() == TRUTH.tolist()
 
 
 def test_arrays_and_deep_tiffs(tmp_path: Path) -> None:

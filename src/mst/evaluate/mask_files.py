@@ -14,14 +14,24 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from mst.data.decoding import NPY_MAGIC
 from mst.data.tiff import pillow_reads, read_pages
 from mst.errors import DataError, MissingExtra
 from mst.evaluate.orientation import Frame
-from mst.runtime.images import MAX_PIXELS, Header, image_header, open_image, quiet_pillow, read_regular, turned, upright
+from mst.runtime.images import (
+    MAX_PIXELS,
+    PNG_MAGIC,
+    Header,
+    image_header,
+    open_image,
+    quiet_pillow,
+    read_regular,
+    turned,
+    upright,
+)
 from mst.runtime.names import shown
 
 JPEG_MAGIC = b"\xff\xd8\xff"
@@ -94,6 +104,8 @@ def read_values(
     except (DataError, MissingExtra):
         raise
     except OSError as error:
+        if isinstance(error, UnidentifiedImageError):  # its text has an address in memory
+            raise DataError(f"{shown(path)}: cannot be read as a mask (no picture of a known form)") from error
         raise DataError(f"{shown(path)}: cannot be read as a mask ({error.strerror or error})") from error
     except Exception as error:  # a decoder may stumble over damaged bytes in any way
         raise DataError(f"{shown(path)}: cannot be read as a mask ({error})") from error
@@ -146,6 +158,9 @@ def _stored(path: Path, labels: Labels) -> Values:
         values = np.asarray(image)
         if image.mode == "1":
             return values.astype(np.uint8)
+        if image.mode == "L" and data.startswith(PNG_MAGIC) and data[24] in {2, 4}:  # Pillow stretches them to 255
+            stretched: Values = values // (255 // (2 ** data[24] - 1))
+            return stretched
         if image.mode in {"P", "PA"}:
             return _indexed(path, image, labels)
         if image.mode in {"L", "LA", "RGB", "RGBA"} or image.mode.startswith("I"):

@@ -77,7 +77,10 @@ def test_a_huge_rate_is_found(images: Path, tmp_path: Path, capsys: pytest.Captu
     assert found["recorded"]["equal"], found["recorded"]
     assert found["first"]["name"].startswith("output of ")
     assert found["weights_blew_up"]["step"] < bad["step"]
-    assert "weights blew up" in call(capsys, "replay", run, bad["step"]).out
+    said = call(capsys, "replay", run, bad["step"]).out
+    assert "weights blew up" in said
+    assert "more likely the weights" in said
+    assert str(images) in said
 
 
 @pytest.mark.parametrize(

@@ -59,10 +59,13 @@ def test_hooks_change_no_number(tmp_path: Path, sections: dict[str, dict[str, in
     )
 
 
-@pytest.mark.parametrize("replicas", [1, 2])
-@pytest.mark.parametrize("accumulate", [1, 2])
-def test_a_bad_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int, accumulate: int) -> None:
-    config = tiny_config(train={"accumulate": accumulate}, runtime={"replicas": replicas})
+@pytest.mark.parametrize(
+    ("replicas", "accumulate", "norm"), [(1, 1, "none"), (2, 2, "none"), (2, 1, "none"), (1, 1, "batch")]
+)
+def test_a_bad_image_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replicas: int, accumulate: int, norm: str
+) -> None:
+    config = tiny_config(train={"accumulate": accumulate}, model={"head_norm": norm}, runtime={"replicas": replicas})
     task = task_of(config, tmp_path)
     parts = list(tiny_batches(config, task.plan))[:accumulate]
     bad = parts[-1].global_crops[1, -2].float()  # crop 1 of the last image but one of the batch

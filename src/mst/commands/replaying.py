@@ -145,11 +145,10 @@ def _result(setup: Setup, step: int, inspection: Inspection) -> dict[str, Any]:
     report, found = inspection.report, inspection.found
     numbers = report.scalars()
     pixels = bool(found) and found[0].name.startswith("pixels")
-    everyone = 1 < len(inspection.images) == len(inspection.indices) and not pixels
-    singled = [] if everyone else inspection.images
+    everyone = len(inspection.images) == len(inspection.indices) and not pixels
     images = [
         {"position": place, "index": inspection.indices[place], "path": str(setup.images[inspection.indices[place]])}
-        for place in singled
+        for place in inspection.images
     ]
     return {
         "step": step,
@@ -209,9 +208,7 @@ def describe(found: dict[str, Any]) -> list[str]:
     if len(found["images"]) > SHOWN:
         lines.append(f"and {len(found['images']) - SHOWN} images more (--json has them all)")
     if first and found["all_images"]:
-        lines.append(
-            f"all {len(found['indices'])} images of the batch are concerned: the weights are bad, not an image"
-        )
+        lines.append("these are all images of the batch: more likely the weights are bad than an image")
     elif first and not found["images"]:
         lines.append("the networks' outputs are finite for every image: no single image is to blame")
     for title, key in (("gradient", "largest_gradient"), ("weight", "largest_weight_before")):

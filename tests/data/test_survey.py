@@ -92,3 +92,21 @@ def test_a_large_png_takes_half_a_gigabyte(tmp_path: Path) -> None:
     )
     answer = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
     assert int(answer.stdout) < 500 << 10
+
+
+def test_the_value_range_is_said_and_used(tmp_path: Path) -> None:
+    picture(tmp_path / "a.png", np.array([[0, 4095]] * 8, np.uint16))
+    found = inspect_images(tmp_path, channels=1)
+    assert (found["value_ranges"], found["mean"]) == ({"uint16": [0, 4095]}, [0.5])
+    given = inspect_images(tmp_path, channels=1, value_range=(0, 8190))
+    assert given["value_ranges"] == {"given": [0, 8190]}
+    assert given["mean"] == [pytest.approx(0.25, abs=2e-3)]
+
+
+def test_values_without_a_usual_range(tmp_path: Path) -> None:
+    picture(tmp_path / "a.tif", np.array([[-1024, 3071]] * 8, np.int32))
+    found = inspect_images(tmp_path)
+    assert found["value_ranges"] == {}
+    assert "int32 pixels from -1024 to 3071" in found["value_range_problem"]
+    assert "--value-range LO HI" in found["unreadable"][0]["reason"]
+    assert inspect_images(tmp_path, value_range=(-1024, 3071))["mean"] == [0.5] * 3

@@ -39,6 +39,8 @@ class InspectOptions:
     """Threads; fewer where there is little memory."""
     by_content: bool = False
     """Open files with other extensions than images have, or none, and take those that begin as an image does."""
+    value_range: tuple[float, float] | None = None
+    """Black and white among values that are not stored in 8 bits; none = measured on a sample."""
     strict: bool = False
     """Refuse what cannot be used below the path, such as folders without permission and dead links."""
     json: bool = False
@@ -48,6 +50,9 @@ class InspectOptions:
         for name, value in (("--limit", self.limit), ("--workers", self.workers)):
             if value is not None and value < 1:
                 raise UsageError(f"{name} {value}: must be a whole number of at least 1")
+        if self.value_range is not None and not self.value_range[0] < self.value_range[1]:
+            low, high = self.value_range
+            raise UsageError(f"--value-range {low:g} {high:g}: must be two numbers, the first below the second")
         if not 1 <= self.channels <= MOST_CHANNELS:
             raise UsageError(f"--channels {self.channels}: must be a whole number of 1 to {MOST_CHANNELS}")
 
@@ -68,6 +73,7 @@ def run(argv: Sequence[str]) -> int:
         workers=options.workers,
         strict=options.strict,
         by_content=options.by_content,
+        value_range=options.value_range,
         progress=_shown_progress,
     )
     if options.json:
@@ -97,10 +103,17 @@ def _tables(summary: dict[str, Any]) -> list[Table]:
             table.add_row(title, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
         for depth, (low, high) in summary["values"].items():
             table.add_row("values", f"{depth}: {low:g} to {high:g} as stored")
+        for kind, (low, high) in summary["value_ranges"].items():
+            source = (
+                "as given" if kind == "given" else f"{kind}, measured; pretrain --data.value-range LO HI sets another"
+            )
+            table.add_row("value range", f"{low:.15g} to {high:.15g} ({source})")
         if summary["turned"]:
             table.add_row("turned", f"{summary['turned']} by their EXIF orientation")
         for key in ("mean", "std"):
             table.add_row(key, " ".join(f"{value:.3f}" for value in summary[key]))
+    if summary["value_range_problem"]:
+        table.add_row("value range", summary["value_range_problem"])
     if summary["same_names"]:
         table.add_row("same names", f"{summary['same_names']} images have the name of another in another folder")
     tables = [table]

@@ -88,7 +88,7 @@ def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known
     if GIVEN in known.ranges:
         return known
     sample = [images[int(position)] for position in even_positions(len(images), MEASURED_IMAGES)]
-    deep = [path for path in sample if _may_be_deep(path)]
+    deep = [path for path in sample if may_be_deep(path)]
     few = [deep[int(position)] for position in even_positions(len(deep), FEW)]
     meter = Meter()
     for path in few if _bytes_of(few) > HEAVY else deep:
@@ -127,7 +127,7 @@ def _bytes_of(paths: Iterable[Path]) -> int:
     return total
 
 
-def _may_be_deep(path: Path) -> bool:
+def may_be_deep(path: Path) -> bool:
     """Return whether a file may hold other values than 8 bits or such as it says the range of; quick."""
     try:
         head = beginning(path)

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,10 @@ from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image
 from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
-from mst.runtime.images import open_image, orientation, quiet_pillow
+from mst.data.statistics import measured_ranges
+from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
+from mst.errors import DataError
+from mst.runtime.images import PNG_MAGIC, open_image, orientation, quiet_pillow
 from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
@@ -35,6 +39,8 @@ AT_ONCE = 256
 COMPOSED = {"RGBA", "LA", "PA", "La", "RGBa"}
 STRIPPED = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"} | COMPOSED
 DEPTHS = {"1": "1 bit", "I": "32 bits", "F": "32-bit float"}
+
+OPTION = "--value-range"
 
 _one_large = threading.Lock()
 
@@ -145,6 +151,7 @@ def inspect_images(
     workers: int = 4,
     strict: bool = False,
     by_content: bool = False,
+    value_range: Range | None = None,
     progress: Callable[[Iterator[ImageFacts], int], Iterable[ImageFacts]] | None = None,
 ) -> dict[str, Any]:
     """Open the images under `paths`.
@@ -152,30 +159,42 @@ def inspect_images(
     Args:
         paths: as of `mst.data.sources.index_images`; `channels`, `limit`, `strict`, `by_content` too.
         workers: threads, at most; fewer where there is little memory.
+        value_range: black and white among values that are not stored in 8 bits; None = measured on a sample.
         progress: is given the facts as they come and how many there will be, and hands them on.
 
     Returns:
         images, readable, unreadable (list of {path, reason}), sizes ("HxW"), modes, formats, depths (counts), values
         (least and largest as stored, by depth, where it is not 8 bits), shortest and longest side in pixels, turned
         (by EXIF), same_names (images whose name another has in another folder), mean and std per channel in [0, 1]
-        (over images, each with equal weight), passed_over (list of {kind, reason, count, names}).
+        (over images, each with equal weight), passed_over (list of {kind, reason, count, names}), value_ranges
+        (black and white by how values are stored), value_range_problem (why there is none, else empty).
 
     Raises:
         UsageError, DataError: as `index_images`.
     """
     images = index_images(paths, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
     found = Survey(passed=images.passed)
-    facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)))
+    ranges, problem = _ranges(images, channels, value_range)
+    facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)), ranges)
     for fact in facts if progress is None else progress(facts, len(images)):
         found.add(fact)
-    return found.row()
+    return {**found.row(), "value_ranges": ranges.to_json(), "value_range_problem": problem}
 
 
-def image_facts(path: Path, channels: int = 3) -> ImageFacts:
+def _ranges(images: ImageIndex, channels: int, given: Range | None) -> tuple[ValueRanges, str]:
+    """Return the value ranges, and why they cannot be seen."""
+    known = ValueRanges(option=OPTION) if given is None else ValueRanges.given(given, OPTION)
+    try:
+        return measured_ranges(images, channels=channels, known=known), ""
+    except DataError as problem:
+        return known, str(problem)
+
+
+def image_facts(path: Path, channels: int = 3, scale: Scale = BY_TYPE) -> ImageFacts:
     """Open one file completely; a broken one is a fact, not an error."""
     try:
         array = beginning(path).startswith(NPY_MAGIC)
-        return _array_facts(path, channels) if array else _picture_facts(path, channels)
+        return _array_facts(path, channels, scale) if array else _picture_facts(path, channels, scale)
     except UnreadableImage as problem:
         return ImageFacts(path, problem.reason)
     except OSError as problem:
@@ -184,17 +203,17 @@ def image_facts(path: Path, channels: int = 3) -> ImageFacts:
         return ImageFacts(path, _plain(problem))
 
 
-def _scan(images: ImageIndex, channels: int, workers: int) -> Iterator[ImageFacts]:
+def _scan(images: ImageIndex, channels: int, workers: int, scale: Scale) -> Iterator[ImageFacts]:
     """Open the images in threads, in order, a few hundred at a time."""
     waiting = iter(images)
     with ThreadPoolExecutor(workers) as pool:
         while group := list(islice(waiting, AT_ONCE)):
-            yield from pool.map(image_facts, group, [channels] * len(group))
+            yield from pool.map(partial(image_facts, channels=channels, scale=scale), group)
 
 
-def _array_facts(path: Path, channels: int) -> ImageFacts:
+def _array_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
     """Return what a .npy file holds."""
-    pixels = decode_image(path, channels=channels)  # [C, H, W]; its header has been checked
+    pixels = decode_image(path, channels=channels, scale=scale)  # [C, H, W]; its header has been checked
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     values = None if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
     mean, square = _moments(pixels)
@@ -202,7 +221,7 @@ def _array_facts(path: Path, channels: int) -> ImageFacts:
     return ImageFacts(path, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
 
 
-def _picture_facts(path: Path, channels: int) -> ImageFacts:
+def _picture_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
     """Return what an image file holds."""
     try:
         with quiet_pillow, open_image(path) as image:
@@ -213,29 +232,31 @@ def _picture_facts(path: Path, channels: int) -> ImageFacts:
         ValueError,
         SyntaxError,
     ):  # bands that Pillow does not know, or no image: the decoder's word counts
-        pixels = decode_image(path, channels=channels)
+        pixels = decode_image(path, channels=channels, scale=scale)
         mean, square = _moments(pixels)
         shape = int(pixels.shape[-2]), int(pixels.shape[-1])
         return ImageFacts(path, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
     large = stored[0] * stored[1] > LARGE
     if not large:
-        pixels = decode_image(path, channels=channels)
+        pixels = decode_image(path, channels=channels, scale=scale)
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         mean, square = _moments(pixels)
     else:
         size = stored[::-1] if turn >= 5 else stored
         with _one_large:
-            mean, square = _large(path, channels, mode, form)
+            mean, square = _large(path, channels, mode, form, scale=scale)
     depth, values = _depth(path, mode)
     return ImageFacts(path, "", size, mode, form, depth, values, turn > 1, mean, square)
 
 
-def _large(path: Path, channels: int, mode: str, form: str) -> tuple[tuple[float, ...], tuple[float, ...]]:
+def _large(
+    path: Path, channels: int, mode: str, form: str, *, scale: Scale
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return the moments of a large image with little memory."""
     if form == "JPEG":
-        return _moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1)))
-    if channels not in {1, 3} or mode not in STRIPPED:
-        return _moments(decode_image(path, channels=channels))
+        return _moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1), scale=scale))
+    if channels not in {1, 3} or mode not in STRIPPED or _deep_png(path):
+        return _moments(decode_image(path, channels=channels, scale=scale))
     sums = torch.zeros(2, channels, dtype=torch.float64)
     with quiet_pillow, open_image(path) as image:
         image.load()
@@ -270,10 +291,16 @@ def _sums(values: Tensor) -> Tensor:
 def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:
     """Return how deep the values are, and their range where it is not 8 bits."""
     if not mode.startswith(("I", "F")):
-        return DEPTHS.get(mode, "8 bits"), None
+        return "16 bits" if _deep_png(path) else DEPTHS.get(mode, "8 bits"), None
     with quiet_pillow, open_image(path) as image:
         found = np.asarray(image)
     return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
+
+
+def _deep_png(path: Path) -> bool:
+    """Return whether a file is a PNG of 16 bits, whose colours Pillow calls 8 bits."""
+    head = beginning(path)
+    return head.startswith(PNG_MAGIC) and head[24] == 16
 
 
 def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -101,8 +101,8 @@ class ValueRanges:
         low, high = values.min(), values.max()
         if found is None:
             raise ValueError(
-                f"{values.dtype} pixels from {low} to {high}: none of the images that the value range was measured "
-                f"on is stored so; give it with {self.option} LO HI"
+                f"{values.dtype} pixels from {low} to {high}: no value range is known for numbers stored so "
+                f"(none was measured): give it with {self.option} LO HI"
             )
         slack = SLACK * (found[1] - found[0]) if values.dtype.kind == "f" else 0
         if not (low >= found[0] - slack and high <= found[1] + slack):  # also when not a number

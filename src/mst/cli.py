@@ -64,6 +64,8 @@ TOO_LARGE = re.compile(
     "out of memory|can't allocate memory|Storage size calculation overflowed|could not create a (?:primitive|memory)"
 )
 """What torch says about a tensor that does not fit."""
+LONGEST_LINE = 4000
+"""Characters of an error that are shown."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
 UNREAD = 141
@@ -197,7 +199,10 @@ def _fail(message: str, status: int) -> int:
 
 def _say(message: str, status: int) -> int:
     """Write one line to stderr, if anybody is there to read."""
-    line = f"mst: {' '.join(message.split())}\n"
+    line = " ".join(message.split())
+    if len(line) > LONGEST_LINE:  # what was given by mistake may be a whole file
+        line = f"{line[: LONGEST_LINE - 500]} [...] {line[-500:]}"
+    line = f"mst: {line}\n"
     with suppress(OSError, ValueError):
         encoding = sys.stderr.encoding or "utf-8"
         sys.stderr.write(line.encode(encoding, "backslashreplace").decode(encoding))

@@ -59,6 +59,7 @@ def watch(make: Callable[..., Case], numbers: Sequence[int], *arguments: Any) ->
             environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
             with open(order.with_name("stderr"), "wb") as said:
                 status = subprocess.run([sys.executable, __file__, str(order)], stderr=said, env=environment).returncode
+            assert order.with_name("rows").exists(), order.with_name("stderr").read_text(errors="replace")[-3000:]
             rows = [json.loads(line) for line in order.with_name("rows").read_text().splitlines()]
             trace = order.with_name("stderr").read_text(errors="replace")[-3000:]
         for row in rows:
@@ -77,11 +78,19 @@ def _run(order: Path) -> None:
     """Run the cases of an order, one row each."""
     module, name, numbers, arguments = json.loads(order.read_text())
     started: list[str] = []
-    sys.addaudithook(lambda event, _: started.append(event) if event in OTHER_PROGRAMS else None)
+
+    def hear(event: str, details: tuple[Any, ...]) -> None:
+        if event in OTHER_PROGRAMS and not (
+            details and str(details[0]).endswith("git")
+        ):  # notes the commit of the code
+            started.append(f"{event} {details}"[:300])
+
+    sys.addaudithook(hear)
     work = order.with_name("work")
     work.mkdir()
     os.chdir(work)
     case = getattr(importlib.import_module(module), name)(work, *arguments)
+    _forget_peak()
     bare = _memory()
     with open(order.with_name("rows"), "w", buffering=1, encoding="utf-8") as rows:
         for number in numbers:
@@ -95,8 +104,7 @@ def _run(order: Path) -> None:
 
 def _measured(case: Case, number: int, bare: int) -> dict[str, Any]:
     findings: list[str] = []
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")  # the peak starts anew
+    _forget_peak()
     begin = time.perf_counter()
     try:
         outcome = case(number)
@@ -117,8 +125,14 @@ def _story(error: BaseException) -> str:
     return f"{type(error).__name__}: {error} {''.join(traceback.format_exception(error)[-4:])}"[-3000:]
 
 
+def _forget_peak() -> None:
+    """Let the peak of the memory start anew."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
 def _memory() -> int:
-    """Return the most bytes in memory since the last reset; 0 where the system does not tell."""
+    """Return the most bytes in memory since the peak was forgotten; 0 where the system does not tell."""
     with contextlib.suppress(OSError), open("/proc/self/status", encoding="ascii") as file:
         for line in file:
             if line.startswith("VmHWM:"):

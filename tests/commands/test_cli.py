@@ -148,6 +148,13 @@ def test_statuses(
     assert (answer.status, answer.err) == (status, f"{text}\n")
 
 
+def test_an_error_about_a_whole_file_is_still_a_line_to_read(capsys: pytest.CaptureFixture[str]) -> None:
+    said = call(capsys, "inspect", "x" * 70_000 + "y").line
+    assert len(said) < 5000
+    assert "x" * 3000 in said
+    assert "[...]" in said
+
+
 def test_a_bug_is_one_line_and_a_file(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(_: list[str]) -> int:
         raise ZeroDivisionError("no\nway")

@@ -227,3 +227,16 @@ def test_validation_images_that_are_training_images(tmp_path: Path, capsys: pyte
     (root / "val.txt").write_text((root / "train.txt").read_text())
     evaluated(root)
     assert "4 of the 4 validation images looked at are training images too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["1e999", "-1e999", "NaN", "1.5", "true", '"x"', "[]", "1" + 40 * "0", "2147483648"])
+def test_a_value_to_ignore_is_a_whole_number(value: str, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(f'{{"classes": ["x", "y"], "ignore_index": {value}}}')
+    with pytest.raises(DataError, match=r"ignore_index .*: must be a whole number"):
+        read_classes(tmp_path)
+
+
+@pytest.mark.parametrize(("value", "read"), [("255", 255), ("255.0", 255), ('"255"', 255), ("-1", -1), ("null", None)])
+def test_values_to_ignore_as_tools_write_them(value: str, read: int | None, tmp_path: Path) -> None:
+    (tmp_path / "classes.json").write_text(f'{{"classes": ["x", "y"], "ignore_index": {value}}}')
+    assert read_classes(tmp_path).ignore_index == read

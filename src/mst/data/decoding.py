@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 import math
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -120,11 +120,11 @@ def decode_image(
     except (UnreadableImage, MissingExtra):
         raise
     except OSError as error:
-        raise UnreadableImage(path, error.strerror or _without_addresses(error)) from error
+        raise UnreadableImage(path, error.strerror or said(error)) from error
     except MemoryError as error:
         raise UnreadableImage(path, "not enough memory to decode it") from error
     except Exception as error:  # a decoder may stumble over damaged bytes in any way
-        raise UnreadableImage(path, _without_addresses(error)) from error
+        raise UnreadableImage(path, said(error)) from error
 
 
 def jpeg_header(data: bytes | bytearray) -> tuple[int, int, int] | None:
@@ -259,14 +259,7 @@ def _check_bands(path: str | Path, found: int, channels: int) -> None:
 def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
     stream = io.BytesIO(data)
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(stream)
-    if version not in read_header:
-        raise ValueError(f"a .npy file of version {version}: only 1.0 and 2.0 are understood")
-    try:
-        shape, fortran, dtype = read_header[version](stream)
-    except Exception as error:  # NumPy shows the parts of its parser, with their addresses
-        raise ValueError("a .npy file with a damaged header") from error
+    shape, fortran, dtype = array_header(stream)
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype}: only whole numbers and floats are understood")
     count = math.prod(shape)
@@ -283,6 +276,22 @@ def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale
         raise OtherChannels(path, f"has shape {shape}, {channels} channels first or last are asked for")
     pixels = np.array(eight_bits(pixels, None, scale), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def array_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Return (shape, whether in Fortran's order, type) of a .npy file; the stream stands at its values then.
+
+    Raises:
+        ValueError: a damaged header, or one of another version than 1.0 and 2.0.
+    """
+    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+    version = np.lib.format.read_magic(stream)
+    if version not in read_header:
+        raise ValueError(f"a .npy file of version {version}: only 1.0 and 2.0 are understood")
+    try:
+        return read_header[version](stream)
+    except Exception as error:  # NumPy shows the parts of its parser, with their addresses
+        raise ValueError("a .npy file with a damaged header") from error
 
 
 def _grey_or_rgb(image: Image.Image, channels: int, scale: Scale, form: str | None) -> Pixels:
@@ -317,7 +326,6 @@ def _deep(image: Image.Image, scale: Scale, form: str | None) -> Pixels:
     return BY_TYPE.pixels(values, None)
 
 
-def _without_addresses(error: Exception) -> str:
-    """Return an error's text without the object address that Pillow prints for bytes in memory."""
-    text = str(error) or type(error).__name__
-    return "not an image in a known format" if "cannot identify image file" in text else text
+def said(error: Exception) -> str:
+    """Return an error's text, or its name where it has none."""
+    return str(error) or type(error).__name__

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image
+from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image, said
 from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
@@ -198,9 +198,9 @@ def image_facts(path: Path, channels: int = 3, scale: Scale = BY_TYPE) -> ImageF
     except UnreadableImage as problem:
         return ImageFacts(path, problem.reason)
     except OSError as problem:
-        return ImageFacts(path, problem.strerror or _plain(problem))
+        return ImageFacts(path, problem.strerror or " ".join(said(problem).split()))
     except Exception as problem:  # a decoder may stumble over damaged bytes in any way
-        return ImageFacts(path, _plain(problem))
+        return ImageFacts(path, " ".join(said(problem).split()))
 
 
 def _scan(images: ImageIndex, channels: int, workers: int, scale: Scale) -> Iterator[ImageFacts]:
@@ -305,8 +305,3 @@ def _deep_png(path: Path) -> bool:
 
 def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:
     return other if one is None else (min(one[0], other[0]), max(one[1], other[1]))
-
-
-def _plain(problem: Exception) -> str:
-    text = " ".join(str(problem).split())
-    return "not an image in a known format" if "cannot identify image file" in text else text or type(problem).__name__

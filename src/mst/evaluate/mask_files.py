@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import NPY_MAGIC
+from mst.data.decoding import NPY_MAGIC, array_header
 from mst.data.tiff import pillow_reads, read_pages
 from mst.errors import DataError, MissingExtra
 from mst.evaluate.orientation import Frame
@@ -104,8 +104,6 @@ def read_values(
     except (DataError, MissingExtra):
         raise
     except OSError as error:
-        if isinstance(error, UnidentifiedImageError):  # its text has an address in memory
-            raise DataError(f"{shown(path)}: cannot be read as a mask (no picture of a known form)") from error
         raise DataError(f"{shown(path)}: cannot be read as a mask ({error.strerror or error})") from error
     except Exception as error:  # a decoder may stumble over damaged bytes in any way
         raise DataError(f"{shown(path)}: cannot be read as a mask ({error})") from error
@@ -171,9 +169,7 @@ def _stored(path: Path, labels: Labels) -> Values:
 def _array(data: bytes | bytearray) -> Values:
     """Return a .npy file's array without running code from it; its header must agree with the file's size."""
     stream = io.BytesIO(data)
-    version = np.lib.format.read_magic(stream)
-    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read(stream)
+    shape, _, dtype = array_header(stream)
     count = int(np.prod(shape, dtype=object))
     if dtype.kind not in "bui" or len(shape) not in {2, 3} or not 0 < count <= 4 * MAX_PIXELS:
         raise ValueError(f"an array of {dtype} and shape {shape}, not of whole numbers [H, W]")

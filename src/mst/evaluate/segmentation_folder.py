@@ -20,6 +20,7 @@ from mst.data.decoding import decode_image
 from mst.data.kinds import COMMON, RARE
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
+from mst.evaluate.coco_records import whole
 from mst.evaluate.mask_files import Labels, mask_size, read_mask
 from mst.evaluate.orientation import Frame, agreed_frame, frame_of
 from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet, even_pairs
@@ -31,6 +32,8 @@ from mst.runtime.names import shown
 COLOUR_KEYS = ("colors", "colours", "palette", "color", "colour")
 THREADS = 4
 """Threads that read headers."""
+FARTHEST = 2**31 - 1
+"""What a value of a mask can be, and more."""
 
 
 def segmentation_folder(
@@ -162,13 +165,19 @@ def read_classes(root: Path) -> Labels:
         if given is None and all(isinstance(entry, dict) for entry in entries):
             own = [next((entry[key] for key in COLOUR_KEYS if key in entry), None) for entry in entries]
             given = own if any(colour is not None for colour in own) else None
-        void = None if ignore is None else int(ignore)
-        return Labels(tuple(names), void, _colours(names, given))
+        return Labels(tuple(names), _void(ignore), _colours(names, given))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(
             f'{path}: expected ["name", ...] or {{"classes": [...], "ignore_index": n, "colors": [[r, g, b], ...]}} '
             f"({error})"
         ) from error
+
+
+def _void(given: Any) -> int | None:
+    number = whole(given)
+    if given is not None and (number is None or abs(number) > FARTHEST):
+        raise ValueError(f"ignore_index {str(given)[:40]}: must be a whole number of -{FARTHEST} to {FARTHEST}")
+    return number
 
 
 def _colours(names: Sequence[str], given: Any) -> dict[int, int]:

@@ -20,7 +20,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -155,6 +155,8 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
             image = Image.open(io.BytesIO(data), formats=[form for form in formats if form in available])
         except Image.DecompressionBombError as error:
             raise ValueError(f"claims too many pixels, at most {MAX_PIXELS} are decoded") from error
+        except UnidentifiedImageError as error:  # its text has the address of the bytes in memory
+            raise OSError("not an image in a known format") from error
         except (OSError, MemoryError):
             raise
         except Exception as error:  # a reader of headers may stumble over damaged bytes in any way

@@ -236,6 +236,7 @@ class BatchLoader:
 def _end_workers(executor: ProcessPoolExecutor) -> None:
     """End the processes of an executor whatever they are doing; a read that hangs cannot keep them."""
     workers = list((getattr(executor, "_processes", None) or {}).values())
+    manager = getattr(executor, "_executor_manager_thread", None)
     executor.shutdown(wait=False, cancel_futures=True)
     for worker in workers:
         worker.terminate()
@@ -243,6 +244,8 @@ def _end_workers(executor: ProcessPoolExecutor) -> None:
         worker.join(CLOSING)
         if worker.is_alive():
             worker.kill()
+    if manager is not None:  # the interpreter may end now, and would write to a pipe that this thread is closing
+        manager.join(CLOSING)
 
 
 def _chunk_sizes(samples: int, workers: int) -> list[int]:

@@ -8,7 +8,7 @@ Letters: B images, G global crops, L local crops, N = h*w patch tokens, K protot
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from functools import partial, reduce
 
@@ -22,13 +22,11 @@ from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, student_mask
 from mst.objective.parts import shared, student_parts, whole, whole_summary
 from mst.objective.prototypes import prototype_cross_entropy
-from mst.objective.records import BatchCounts, CropSet, LossTerms, ObjectiveValues, StepOutput
+from mst.objective.records import Backward, BatchCounts, CropSet, LossTerms, ObjectiveValues, StepOutput
 from mst.objective.restoration import restoration_loss
 from mst.objective.statistics import step_statistics
 from mst.parallel.replicas import Replicas
 from mst.views.record import Views
-
-Backward = Callable[[Tensor], None]
 
 
 def mst_losses(
@@ -86,9 +84,8 @@ def mst_losses(
     losses = reduce(LossTerms.plus, (terms for terms, _ in predicted))
     reconstruction = whole([pixels for _, pixels in predicted], crops)
     output = StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction, {})
-    if not statistics:
-        return output
-    return replace(output, statistics=step_statistics(output, views.global_crops.flatten(0, 1), std))
+    found = step_statistics(output, views.global_crops.flatten(0, 1), std) if statistics else {}
+    return replace(output, statistics=found)
 
 
 def teacher_view(pair: Pair, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
@@ -110,16 +107,14 @@ def student_view(
     keep: bool,
 ) -> tuple[LossTerms, Tensor | None]:
     """Return a share's terms of the batch's losses; with `keep`, the reconstruction [G*b, C, H, W] or None."""
-    found: list[LossTerms] = []
-    reconstructions: list[Tensor] = []
+    found, reconstructions = list[LossTerms](), list[Tensor]()
     for part in parts:
         terms, reconstruction = part_losses(pair, part, values, draws, counts)
         if backward is not None:
             backward(terms.total)
             terms = terms.detach()
         found.append(terms)
-        if keep and reconstruction is not None:
-            reconstructions.append(reconstruction.detach())
+        reconstructions += [reconstruction.detach()] if keep and reconstruction is not None else []
     return reduce(LossTerms.plus, found), torch.cat(reconstructions) if reconstructions else None
 
 

@@ -5,6 +5,7 @@ Letters: B images, G global crops, N = h*w patch tokens, D embedding size, K pro
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -12,6 +13,9 @@ from torch import Tensor
 
 from mst.config.schema import ObjectiveConfig
 from mst.model.tokens import Summary
+
+Backward = Callable[[Tensor], None]
+"""What is called with a part of the loss, to differentiate it."""
 
 
 @dataclass(frozen=True)

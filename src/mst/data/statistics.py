@@ -14,7 +14,7 @@ from mst.data.kinds import beginning
 from mst.data.sources import ImageIndex, even_positions
 from mst.data.tiff import MAGIC as TIFF_MAGIC
 from mst.data.tiff import pillow_reads
-from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range
+from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range, span_text
 from mst.errors import DataError
 from mst.runtime.images import PNG_MAGIC, open_image, read_regular
 
@@ -101,8 +101,8 @@ def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known
         likely = known.ranges.get(kind) or likely_range(kind, low, high)
         if likely is None:
             raise DataError(
-                f"the images have {kind} pixels from {low} to {high}: what is black and what is white among them is "
-                f"not known: give it with {known.option} LO HI"
+                f"the images have {kind} pixels from {span_text(low, high)}: what is black and what is white "
+                f"among them is not known: give it with {known.option} LO HI"
             )
         found[kind] = likely
     return ValueRanges(found, known.option)

@@ -101,14 +101,14 @@ class ValueRanges:
         low, high = values.min(), values.max()
         if found is None:
             raise ValueError(
-                f"{values.dtype} pixels from {low} to {high}: no value range is known for numbers stored so "
-                f"(none was measured): give it with {self.option} LO HI"
+                f"{values.dtype} pixels from {span_text(low, high)}: no value range is known for numbers stored "
+                f"so (none was measured): give it with {self.option} LO HI"
             )
         slack = SLACK * (found[1] - found[0]) if values.dtype.kind == "f" else 0
         if not (low >= found[0] - slack and high <= found[1] + slack):  # also when not a number
             raise ValueError(
-                f"{values.dtype} pixels from {low} to {high}, outside the value range {range_text(found)} of these "
-                f"images: give another with {self.option} LO HI"
+                f"{values.dtype} pixels from {span_text(low, high)}, outside the value range {range_text(found)} of "
+                f"these images: give another with {self.option} LO HI"
             )
         return scaled(values, found)
 
@@ -165,7 +165,7 @@ class Meter:
         if white is None:
             low, high = values.min().item(), values.max().item()
             if not (math.isfinite(low) and math.isfinite(high)):
-                raise ValueError(f"{values.dtype} pixels from {low} to {high}")
+                raise ValueError(f"{values.dtype} pixels from {span_text(low, high)}")
             before = self.found.setdefault(kind_of(values), (low, high))
             self.found[kind_of(values)] = min(low, before[0]), max(high, before[1])
         return np.zeros(values.shape, np.uint8)
@@ -235,6 +235,11 @@ def check_range(found: Range | None, option: str = "--value-range") -> None:
     """
     if found is not None and not (math.isfinite(found[0]) and math.isfinite(found[1]) and found[0] < found[1]):
         raise UsageError(f"{option} {found[0]:g} {found[1]:g}: must be two finite numbers, the first below the second")
+
+
+def span_text(low: Any, high: Any) -> str:
+    """Write values found: whole numbers in full, floats with six digits."""
+    return " to ".join(f"{end:.6g}" if isinstance(end, float | np.floating) else str(end) for end in (low, high))
 
 
 def range_text(found: Range) -> str:

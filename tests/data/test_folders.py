@@ -88,6 +88,19 @@ def test_any_change_gives_what_searching_gives(tree: Path, tmp_path: Path) -> No
         assert paths(tree, tmp_path / "cache") == paths(tree, None)
 
 
+def test_no_damage_of_the_file_stops_a_search(tree: Path, tmp_path: Path) -> None:
+    cache = tmp_path / "cache"
+    first = paths(tree, cache)
+    file = cache_file(cache, os.fsencode(tree), EXTENSIONS)
+    content = file.read_bytes()
+    directory = content.index(b"PK\1\2")
+    for at in [*range(directory, directory + 24), *range(0, len(content), len(content) // 40)]:
+        for bit in (0, 5, 6):
+            file.write_bytes(content[:at] + bytes([content[at] ^ 1 << bit]) + content[at + 1 :])
+            recall(file)
+    assert paths(tree, cache) == first
+
+
 @pytest.mark.parametrize("damage", [b"", b"nonsense", None])
 def test_a_damaged_file_is_replaced(tree: Path, tmp_path: Path, damage: bytes | None) -> None:
     cache = tmp_path / "cache"

@@ -131,6 +131,8 @@ def test_damaged_files_are_computed_anew(
         lambda: note.write_text("{"),
         lambda: note.write_text("[]"),
         lambda: (note.parent / name).write_bytes((note.parent / name).read_bytes()[:-100]),
+        lambda: note.write_text(note.read_text().replace('"unreadable": []', '"unreadable": [[1e999, 1]]')),
+        lambda: (note.parent / name).write_bytes((note.parent / name).read_bytes().replace(b"}", b"(", 1)),
         (note.parent / name).unlink,
     ):
         damage()

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mst.data.decoding import NPY_MAGIC, UnreadableImage, decode_image
+from mst.data.decoding import NPY_MAGIC, UnreadableImage, array_header, decode_image
 from mst.data.kinds import beginning
 from mst.data.sources import ImageIndex, even_positions
 from mst.data.tiff import MAGIC as TIFF_MAGIC
@@ -150,5 +150,4 @@ def _holds_bytes(path: Path) -> bool:
     """Return whether an array is of uint8 or truth values, by its header."""
     with path.open("rb") as file:
         start = io.BytesIO(file.read(1 << 16))
-    read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    return read[np.lib.format.read_magic(start)](start)[2] in {np.dtype(np.uint8), np.dtype(np.bool_)}
+    return array_header(start)[2] in {np.dtype(np.uint8), np.dtype(np.bool_)}

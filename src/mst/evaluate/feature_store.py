@@ -160,7 +160,7 @@ class FeatureSource:
                 for block in range(-blocks, 0) if blocks < len(stored) else range(-len(stored), 0):
                     if _digest(stored[block]) != known["sha256"][block]:
                         raise ValueError(f"{known['file']} is not what was written")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        except Exception as error:  # whatever damaged bytes raise: they are made anew
             warn(f"{note} cannot be used ({' '.join(str(error).split())}): its features are computed anew")
             return None
         if changed:

@@ -140,6 +140,7 @@ def _change(part: Any, draw: random.Random) -> None:
 
 
 def _other_tensor(value: torch.Tensor, draw: random.Random) -> torch.Tensor:
+    value = torch.ones(2, 3) if value.is_meta or value.is_sparse else value
     others = (
         *(value[None], value.flatten()[:1], value.double(), value.to(torch.int8), value * float("nan"), value.half()),
         *(torch.zeros(()), torch.zeros(0), value.to_sparse(), torch.empty(value.shape, device="meta"), value.T, -value),

@@ -37,7 +37,7 @@ def _cut(content: bytes, draw: random.Random) -> bytes:
 def _words(content: bytes, draw: random.Random) -> bytes:
     text = content.decode()
     places = [place for place, letter in enumerate(text) if letter == ":"]
-    place = draw.choice(places) + 1
+    place = draw.choice(places or [-1]) + 1
     end = min((at for at in (text.find(",", place), text.find("}", place)) if at >= 0), default=place)
     return (text[:place] + draw.choice(WORDS) + text[end:]).encode()
 

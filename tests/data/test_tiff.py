@@ -41,6 +41,14 @@ def test_colours_of_sixteen_bits(options: dict[str, Any], tmp_path: Path) -> Non
     assert np.array_equal(written, RGB)
 
 
+@pytest.mark.parametrize("compression", ["jpeg2000", "png", "jpegxl", "webp"])
+def test_compressions_that_pillow_does_not_know(compression: str, tmp_path: Path) -> None:
+    pytest.importorskip("imagecodecs")
+    lossless = {"compressionargs": {"lossless": True}} if compression in {"webp", "jpegxl"} else {}
+    found = decoded(tmp_path / "a.tif", RGB, photometric="rgb", compression=compression, **lossless)
+    assert np.array_equal(found, RGB)
+
+
 def test_colours_over_white(tmp_path: Path) -> None:
     alpha = np.zeros((20, 30, 1), np.uint16)
     alpha[:, 15:] = 65535

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from PIL.TiffImagePlugin import ImageFileDirectory_v2
+from PIL.TiffImagePlugin import COMPRESSION_INFO, ImageFileDirectory_v2
 
 from mst.errors import MissingExtra
 from mst.runtime.images import MAX_PIXELS, check_memory, quiet_pillow, turned
@@ -20,6 +20,8 @@ from mst.runtime.images import MAX_PIXELS, check_memory, quiet_pillow, turned
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 BLACK_IS_ZERO, WHITE_IS_ZERO, RGB, PALETTE, CMYK = 1, 0, 2, 3, 5
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
+WEBP = 50001
+"""A compression that Pillow names, and that its wheels' libtiff lacks."""
 ALPHA = {1, 2}
 """Values of ExtraSamples that mean transparency."""
 
@@ -68,6 +70,8 @@ def pillow_reads(data: bytes | bytearray) -> bool:
 
 
 def _is_plain(tags: Any) -> bool:
+    if int(tags.get(259, 1)) not in COMPRESSION_INFO.keys() - {WEBP}:
+        return False
     samples, planar = int(tags.get(277, 1)), int(tags.get(284, 1))
     bits, kinds = set(_numbers(tags.get(258, 1))), set(_numbers(tags.get(339, UNSIGNED)))
     photometric = int(tags.get(262, BLACK_IS_ZERO))

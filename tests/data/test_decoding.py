@@ -292,3 +292,48 @@ def test_every_truncation_is_unreadable(tmp_path: Path, form: str) -> None:
 def test_written_textures_are_readable(tmp_path: Path) -> None:
     for path in write_textures(tmp_path / "x", 2):
         assert decode_image(path).shape == (3, 24, 24)
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("extra", ["", "turned", "transparent", "remark"])
+def test_large_pngs_have_the_pixels_of_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, channels: int, extra: str
+) -> None:
+    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (31, 22, 3), np.uint8)).convert(mode)
+    said: dict[str, object] = {}
+    if extra == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 8
+        said["exif"] = exif
+    if extra == "transparent" and mode in {"RGB", "L"}:
+        said["transparency"] = picture.getpixel((3, 4))
+    if extra == "remark":
+        said["icc_profile"] = b"no profile"
+    picture.save(tmp_path / "x.png", **said)
+    small = decode_image(tmp_path / "x.png", channels=channels)
+    monkeypatch.setattr(decoding, "LARGE", 100)
+    large = decode_image(tmp_path / "x.png", channels=channels)
+    assert torch.equal(small, large)
+    if channels == 3:
+        assert small.stride() == large.stride()
+    large[0, 0, 0] = 7  # it may be written into
+
+
+@pytest.mark.parametrize("cut", [40, 200, -1, -12, -20])
+def test_damaged_large_pngs_are_refused_as_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: int, capfd: pytest.CaptureFixture[str]
+) -> None:
+    Image.fromarray(np.random.default_rng(1).integers(0, 256, (31, 22, 3), np.uint8)).save(tmp_path / "x.png")
+    whole = (tmp_path / "x.png").read_bytes()
+    for content in (whole[:cut], whole[:500] + bytes([whole[500] ^ 255]) + whole[501:]):
+        (tmp_path / "x.png").write_bytes(content)
+        said = []
+        for large in (1 << 24, 100):
+            monkeypatch.setattr(decoding, "LARGE", large)
+            try:
+                said.append(str(decode_image(tmp_path / "x.png").float().mean()))
+            except UnreadableImage as problem:
+                said.append(problem.reason)
+        assert said[0] == said[1]
+    assert capfd.readouterr().err == ""

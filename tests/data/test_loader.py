@@ -330,3 +330,21 @@ def test_no_worker_outlives_the_run_nor_speaks(tmp_path: Path, kind: signal.Sign
 
 def test_the_index_may_come_from_a_folder(images: ImageIndex) -> None:
     assert same(run(images), run(index_images(images[0].parent)))
+
+
+def test_large_images_are_transformed_before_more_are_read(images: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+
+    def noted(pixels: list[Tensor], draws: list[torch.Generator]) -> tuple[Tensor, ...]:
+        sizes.append(len(pixels))
+        return crop(pixels, draws)
+
+    sampler = reader.SampleReader(images, noted, channels=3, seed=1)  # type: ignore[arg-type]
+    together = sampler.read(0, 3, 8)
+    monkeypatch.setattr(reader, "AT_ONCE", 2 * decode_image(images[0]).numel())
+    apart = sampler.read(0, 3, 8)
+    assert sizes[0] == 8
+    assert sum(sizes[1:]) == 8
+    assert 1 < max(sizes[1:]) < 8
+    assert all(torch.equal(*pair) for pair in zip(together.tensors, apart.tensors, strict=True))
+    assert torch.equal(together.indices, apart.indices)

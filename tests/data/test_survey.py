@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mst.data import survey
+from mst.data import decoding, statistics, survey
 from mst.data.survey import inspect_images
 from mst.errors import DataError, UsageError
 
@@ -63,7 +63,9 @@ def test_large_images_give_the_same_numbers(
     Image.fromarray(noise).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode).save(tmp_path / "x.tif")
     small = inspect_images(tmp_path, channels=channels)
     monkeypatch.setattr(survey, "LARGE", 100)
-    monkeypatch.setattr(survey, "STRIP", 500)
+    for module in (survey, statistics):
+        monkeypatch.setattr(module, "STRIP", 500)
+    monkeypatch.setattr(survey, "HEAVY", 10)
     large = inspect_images(tmp_path, channels=channels)
     assert large == small
     assert small["readable"] == 1
@@ -110,3 +112,23 @@ def test_values_without_a_usual_range(tmp_path: Path) -> None:
     assert "int32 pixels from -1024 to 3071" in found["value_range_problem"]
     assert "--value-range LO HI" in found["unreadable"][0]["reason"]
     assert inspect_images(tmp_path, value_range=(-1024, 3071))["mean"] == [0.5] * 3
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "P", "RGBA", "LA", "1", "I;16"])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("turn", [1, 6])
+def test_large_pngs_give_the_same_numbers(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, channels: int, turn: int
+) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
+    picture = Image.fromarray(noise).convert("RGBA")
+    picture = Image.fromarray(noise[..., 0].astype(np.uint16) * 257) if mode == "I;16" else picture.convert(mode)
+    exif = Image.Exif()
+    exif[0x0112] = turn
+    picture.save(tmp_path / "x.png", **({"exif": exif} if turn > 1 else {}))
+    small = inspect_images(tmp_path, channels=channels)
+    for module in (survey, decoding):
+        monkeypatch.setattr(module, "LARGE", 100)
+    large = inspect_images(tmp_path, channels=channels)
+    assert large == small
+    assert small["turned"] == (turn > 1)

@@ -15,6 +15,7 @@ from mst.commands.output import emit, emit_json
 from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.paths import PathText
+from mst.runtime.memory import keep_freed_memory
 
 if TYPE_CHECKING:
     from mst.data.survey import ImageFacts
@@ -66,6 +67,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("name a folder of images: mst inspect PATH")
     from mst.data.survey import inspect_images
 
+    keep_freed_memory()  # in one store for all threads: large images come one after the other
     summary = inspect_images(
         options.path,
         channels=options.channels,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import math
+import struct
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,8 @@ from mst.errors import DataError, MissingExtra
 from mst.runtime.images import (
     MAX_PIXELS,
     PNG_MAGIC,
+    check_memory,
+    is_whole_png,
     open_image,
     orientation,
     quiet_pillow,
@@ -34,7 +37,11 @@ from mst.runtime.images import (
 
 NPY_MAGIC = b"\x93NUMPY"
 
+LARGE = 1 << 24
+"""Pixels above which a plain PNG is decoded natively, too: Pillow holds four bytes a pixel, and copies."""
+
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
+_NATIVE_PNG = getattr(torch.ops.image, "decode_png", None)
 _NATIVE_PNG = getattr(torch.ops.image, "decode_png", None)
 _READ_AS_STORED, _READ_GREY, _READ_RGB = 0, 1, 3  # torchvision.io.ImageReadMode
 _FEW_BITS = 63
@@ -116,6 +123,8 @@ def decode_image(
             return _decode_tiff(path, data, channels, scale)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
+        if image is None and data.startswith(PNG_MAGIC):
+            image = decode_large_png(data, channels)
         return image if image is not None else _decode_with_pillow(path, data, channels, reduction, scale)
     except (UnreadableImage, MissingExtra):
         raise
@@ -171,6 +180,25 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     except RuntimeError:
         return None
     return image[None].contiguous(memory_format=torch.channels_last)[0]
+
+
+def decode_large_png(data: bytearray, channels: int) -> Tensor | None:
+    """Decode a large PNG of 8-bit grey or RGB natively, in a third of Pillow's memory; None = leave it to Pillow."""
+    if _NATIVE_PNG is None or channels not in {1, 3} or len(data) < 33:
+        return None
+    width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
+    if not LARGE < width * height <= MAX_PIXELS or depth != 8 or colours != (2 if channels == 3 else 0):
+        return None
+    check_memory(width * height * channels, len(data))
+    plain = without_remarks(data)
+    if not is_whole_png(plain, 1 + width * channels, height):  # what it does with a damaged one is not known
+        return None
+    try:
+        content = torch.frombuffer(plain if plain is data else bytearray(plain), dtype=torch.uint8)
+        image: Tensor = _NATIVE_PNG(content, _READ_RGB if channels == 3 else _READ_GREY)  # [C, H, W], channels together
+    except RuntimeError:
+        return None
+    return image
 
 
 def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int, scale: Scale) -> Tensor:
@@ -299,11 +327,25 @@ def _grey_or_rgb(image: Image.Image, channels: int, scale: Scale, form: str | No
     mode = "L" if channels == 1 else "RGB"
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_deep(image, scale, form))
-    elif image.has_transparency_data:
-        front = image.convert("RGBA")
-        image = Image.new("RGBA", front.size, "white")
-        image.alpha_composite(front)
+    else:
+        transparent = image.has_transparency_data  # refuses a palette image without its palette
+        if image.width * image.height > LARGE and image.width < LARGE // 2:
+            return _in_strips(image, channels, scale)
+        if transparent:
+            front = image.convert("RGBA")
+            image = Image.new("RGBA", front.size, "white")
+            image.alpha_composite(front)
     return np.asarray(image if image.mode == mode else image.convert(mode))
+
+
+def _in_strips(image: Image.Image, channels: int, scale: Scale) -> Pixels:
+    """Return what `_grey_or_rgb` does of a large image, converted a few rows at a time."""
+    pixels = np.empty((image.height, image.width, channels), np.uint8)
+    rows = max(1, LARGE // 8 // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        pixels[top : top + rows] = np.atleast_3d(_grey_or_rgb(strip, channels, scale, None))
+    return pixels
 
 
 def _bands(path: str | Path, image: Image.Image, channels: int, scale: Scale) -> Pixels:

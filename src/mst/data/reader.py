@@ -32,6 +32,9 @@ kept for the next epoch.
 MOST_IN_A_ROW = 64
 """Unreadable files one after the other at which a sample gives up: no plausible data set does that by chance."""
 
+AT_ONCE = 1 << 28
+"""Bytes of decoded images from which a part of a chunk is transformed before the next images are read."""
+
 LARGEST_KEPT = 256 * 256 * 3
 """Bytes of the largest image that is worth keeping in memory: decoding a larger one gains too little per byte."""
 
@@ -102,15 +105,19 @@ class SampleReader:
         """
         order = self._epoch_order(epoch)
         images: list[Tensor] = []
+        made: list[tuple[Tensor, ...]] = []
         indices: list[int] = []
         read: list[int] = []
         unreadable: list[tuple[int, str]] = []
         for position in range(first, first + count):
             images.append(self._image_at(order, position, read, unreadable))
             indices.append(read[-1])
-        generators = [generator(self.seed, epoch, position) for position in range(first, first + count)]
-        tensors = self.transform(images, generators)  # each [count, ...]
-        return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)
+            if position == first + count - 1 or sum(image.numel() for image in images) > AT_ONCE:
+                places = range(position + 1 - len(images), position + 1)
+                made.append(self.transform(images, [generator(self.seed, epoch, place) for place in places]))
+                images = []
+        tensors = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
+        return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)  # tensors each [count, ...]
 
     def _image_at(self, order: Tensor, position: int, read: list[int], unreadable: list[tuple[int, str]]) -> Tensor:
         """Return the image at a position of the order, or else the next readable one after it; note what was tried."""

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from mst.data.decoding import NPY_MAGIC, UnreadableImage, array_header, decode_image
 from mst.data.kinds import beginning
@@ -23,6 +24,8 @@ MEASURED_IMAGES = 256
 SMALLEST_STD = 1 / 255
 """One grey level: the deviation of a constant channel."""
 DIGITS = 4
+STRIP = 1 << 20
+"""Pixels whose sums are taken at once."""
 FEW, HEAVY = 32, 1 << 28
 """Where so many images that are not stored in 8 bits have so many bytes, the value range is measured on them alone."""
 
@@ -51,12 +54,14 @@ def channel_statistics(
     problem: UnreadableImage | None = None
     for path in images.evenly(sample):
         try:
-            pixels = decode_image(path, channels=channels, scale=scale).flatten(1).double() / 255  # [C, H*W]
+            pixels = decode_image(path, channels=channels, scale=scale)
         except UnreadableImage as unreadable:
             problem = problem or unreadable
             continue
-        first += pixels.mean(dim=1)
-        second += pixels.square().mean(dim=1)
+        mean, square = (torch.tensor(part, dtype=torch.float64) for part in moments(pixels))
+        del pixels  # before the next one comes
+        first += mean
+        second += square
         read += 1
     if not read:
         tried = min(sample, len(images))
@@ -64,6 +69,22 @@ def channel_statistics(
     mean = first / read
     std = (second / read - mean.square()).clamp(min=0).sqrt().clamp(min=SMALLEST_STD)
     return _rounded(mean), _rounded(std)
+
+
+def moments(pixels: Tensor) -> tuple[Values, Values]:
+    """Return the means of the values in [0, 1] and of their squares, by channel: pixels uint8 [C, H, W]."""
+    rows = max(1, STRIP // pixels.shape[-1])
+    sums = torch.zeros(2, pixels.shape[0], dtype=torch.float64)
+    for top in range(0, pixels.shape[1], rows):
+        sums += sums_of(pixels[:, top : top + rows].flatten(1))
+    sums /= pixels.shape[1] * pixels.shape[2]
+    return tuple(sums[0].tolist()), tuple(sums[1].tolist())
+
+
+def sums_of(values: Tensor) -> Tensor:
+    """Return the sums of values and squares in [0, 1], float64 [2, C], of uint8 [C, n]."""
+    scaled = values.double() / 255
+    return torch.stack([scaled.sum(1), scaled.square().sum(1)])
 
 
 def _rounded(values: torch.Tensor) -> Values:

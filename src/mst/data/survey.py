@@ -6,6 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
@@ -17,21 +18,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image, said
+from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image, decode_large_png, said
 from mst.data.kinds import beginning
 from mst.data.passed import PassedOver
 from mst.data.sources import ImageIndex, Source, index_images
-from mst.data.statistics import measured_ranges
+from mst.data.statistics import STRIP, measured_ranges, moments, sums_of
 from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
 from mst.errors import DataError
-from mst.runtime.images import PNG_MAGIC, open_image, orientation, quiet_pillow
+from mst.runtime.images import PNG_MAGIC, image_header, open_image, orientation, quiet_pillow, read_regular
 from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
+HEAVY = 1 << 24
+"""Bytes of a file from which it is opened one at a time, whatever it holds."""
 LARGE = 1 << 24
 """Pixels above which images are opened one at a time, in strips, and JPEGs at a part of their size."""
-STRIP = 1 << 20
-"""Pixels whose sums are taken at once."""
 ROOM = 1 << 28
 """Bytes of memory that a thread may need for an image that is not large."""
 AT_ONCE = 256
@@ -42,7 +43,7 @@ DEPTHS = {"1": "1 bit", "I": "32 bits", "F": "32-bit float"}
 
 OPTION = "--value-range"
 
-_one_large = threading.Lock()
+_one_large = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -193,8 +194,9 @@ def _ranges(images: ImageIndex, channels: int, given: Range | None) -> tuple[Val
 def image_facts(path: Path, channels: int = 3, scale: Scale = BY_TYPE) -> ImageFacts:
     """Open one file completely; a broken one is a fact, not an error."""
     try:
-        array = beginning(path).startswith(NPY_MAGIC)
-        return _array_facts(path, channels, scale) if array else _picture_facts(path, channels, scale)
+        with _one_large if path.stat().st_size > HEAVY else nullcontext():
+            array = beginning(path).startswith(NPY_MAGIC)
+            return _array_facts(path, channels, scale) if array else _picture_facts(path, channels, scale)
     except UnreadableImage as problem:
         return ImageFacts(path, problem.reason)
     except OSError as problem:
@@ -216,7 +218,7 @@ def _array_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
     pixels = decode_image(path, channels=channels, scale=scale)  # [C, H, W]; its header has been checked
     stored = np.load(path, mmap_mode="r", allow_pickle=False)
     values = None if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
-    mean, square = _moments(pixels)
+    mean, square = moments(pixels)
     height, width = pixels.shape[-2:]
     return ImageFacts(path, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
 
@@ -226,37 +228,40 @@ def _picture_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
     try:
         with quiet_pillow, open_image(path) as image:
             mode, form = image.mode, image.format or "unknown"
-            stored, turn = (image.height, image.width), orientation(image)
+            stored = image.height, image.width
+            large = stored[0] * stored[1] > LARGE
+            turn = 1 if large and form == "PNG" else orientation(image)  # of a PNG it is known after decoding
     except (
         OSError,
         ValueError,
         SyntaxError,
     ):  # bands that Pillow does not know, or no image: the decoder's word counts
         pixels = decode_image(path, channels=channels, scale=scale)
-        mean, square = _moments(pixels)
+        mean, square = moments(pixels)
         shape = int(pixels.shape[-2]), int(pixels.shape[-1])
         return ImageFacts(path, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
-    large = stored[0] * stored[1] > LARGE
     if not large:
         pixels = decode_image(path, channels=channels, scale=scale)
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-        mean, square = _moments(pixels)
+        mean, square = moments(pixels)
     else:
-        size = stored[::-1] if turn >= 5 else stored
         with _one_large:
-            mean, square = _large(path, channels, mode, form, scale=scale)
+            mean, square, turn = _large(path, channels, mode, form, turn, scale=scale)
+        size = stored[::-1] if turn >= 5 else stored
     depth, values = _depth(path, mode)
     return ImageFacts(path, "", size, mode, form, depth, values, turn > 1, mean, square)
 
 
 def _large(
-    path: Path, channels: int, mode: str, form: str, *, scale: Scale
-) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the moments of a large image with little memory."""
+    path: Path, channels: int, mode: str, form: str, turn: int, *, scale: Scale
+) -> tuple[tuple[float, ...], tuple[float, ...], int]:
+    """Return the moments of a large image, taken with little memory, and its orientation."""
     if form == "JPEG":
-        return _moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1), scale=scale))
+        return *moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1), scale=scale)), turn
     if channels not in {1, 3} or mode not in STRIPPED or _deep_png(path):
-        return _moments(decode_image(path, channels=channels, scale=scale))
+        return *moments(decode_image(path, channels=channels, scale=scale)), image_header(path).orientation
+    if form == "PNG" and (pixels := decode_large_png(read_regular(path), channels)) is not None:
+        return *moments(pixels), 1
     sums = torch.zeros(2, channels, dtype=torch.float64)
     with quiet_pillow, open_image(path) as image:
         image.load()
@@ -267,25 +272,9 @@ def _large(
                 front = strip.convert("RGBA")
                 strip = Image.alpha_composite(Image.new("RGBA", front.size, "white"), front)
             values = np.asarray(strip.convert("L" if channels == 1 else "RGB")).reshape(-1, channels)
-            sums += _sums(torch.from_numpy(np.array(values.T)))
+            sums += sums_of(torch.from_numpy(np.array(values.T)))
         sums /= image.width * image.height
-    return tuple(sums[0].tolist()), tuple(sums[1].tolist())
-
-
-def _moments(pixels: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the means of the values in [0, 1] and of their squares, by channel: pixels uint8 [C, H, W]."""
-    rows = max(1, STRIP // pixels.shape[-1])
-    sums = torch.zeros(2, pixels.shape[0], dtype=torch.float64)
-    for top in range(0, pixels.shape[1], rows):
-        sums += _sums(pixels[:, top : top + rows].flatten(1))
-    sums /= pixels.shape[1] * pixels.shape[2]
-    return tuple(sums[0].tolist()), tuple(sums[1].tolist())
-
-
-def _sums(values: Tensor) -> Tensor:
-    """Return the sums of values and squares in [0, 1], float64 [2, C], of uint8 [C, n]."""
-    scaled = values.to(torch.float32) / 255
-    return torch.stack([scaled.sum(1, dtype=torch.float64), scaled.square().sum(1, dtype=torch.float64)])
+        return tuple(sums[0].tolist()), tuple(sums[1].tolist()), orientation(image)
 
 
 def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:

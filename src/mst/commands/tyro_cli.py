@@ -7,7 +7,6 @@ collected here as words, which pydantic converts (`mst.config.load.override`).
 from __future__ import annotations
 
 import io
-import math
 import re
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -34,6 +33,7 @@ from mst.config.schema import Settings
 from mst.errors import UsageError
 from mst.paths import PATH, SOURCE, user_path, user_source
 from mst.recipes import find_task_recipe
+from mst.runtime.limits import check_magnitude
 
 Arguments = TypeVar("Arguments")
 Words = dict[str, list[str]]
@@ -41,7 +41,6 @@ Words = dict[str, list[str]]
 SHORT = {"init": "model.init_from"}
 """Settings that have a short flag as well."""
 HELP = {"-h", "--help"}
-LARGEST = 2**63 - 1
 
 
 @dataclass(frozen=True)
@@ -212,7 +211,7 @@ def _expanded(value: Any, marks: Collection[str]) -> Any:
 
 
 def _check_numbers(record: Any) -> None:
-    """Refuse what no option takes and no comparison with a limit would catch: nan, inf, integers beyond 64 bits.
+    """Refuse what no option takes: nan, inf, numbers beyond every use (`mst.runtime.limits`), in groups too.
 
     Raises:
         UsageError: naming the option.
@@ -222,10 +221,7 @@ def _check_numbers(record: Any) -> None:
         if is_dataclass(value):
             _check_numbers(value)
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UsageError(f"{flag(own.name)} {number}: must be a finite number")
-            if isinstance(number, int) and abs(number) > LARGEST:
-                raise UsageError(f"{flag(own.name)} {number}: must be between -{LARGEST} and {LARGEST}")
+            check_magnitude(own.name, number)
 
 
 def _leaves(kind: Any, *, marked: bool = False) -> Iterator[tuple[Field[Any], Any]]:

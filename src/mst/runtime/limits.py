@@ -6,6 +6,55 @@ import math
 
 from mst.errors import UsageError
 
+MOST = 10**9
+"""Largest whole number of an option that has no limit of its own."""
+SMALLEST, LARGEST = 1e-30, 1e30
+"""Of the size of a number other than zero: float32 holds them."""
+SEEDS = 2**63 - 1
+SIDE, BATCH, WIDTH = 4096, 2**20, 2**16
+MOST_OF = {
+    **dict.fromkeys(("size", "stride", "short_sides", "long_side", "anchor_size"), SIDE),
+    **dict.fromkeys(("batch_size", "forward_batch", "accumulate", "repeats"), BATCH),
+    **dict.fromkeys(("channels", "head_dim"), WIDTH),
+    **dict.fromkeys(("epochs", "warmup_epochs", "evaluate_epochs"), 10**6),
+    **dict.fromkeys(("mixup", "cutmix"), 1000),
+    **dict.fromkeys(("resize_ratio", "scales"), 100),
+    **dict.fromkeys(("seed", "steps"), SEEDS),
+    "blocks": 512,
+    "workers": 256,
+}
+"""The largest number of an option of this name, in every command: beyond every use."""
+SIDES = ("size", "stride")
+
+
+def check_magnitude(name: str, number: object) -> None:
+    """Refuse a number of an option that is beyond every use; anything else than a number passes.
+
+    Args:
+        name: the field of a record of options: `batch_size` for `--batch-size`.
+        number: its value, or one of them.
+
+    Raises:
+        UsageError: naming the option, the number and what is allowed.
+    """
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        return
+    option, said = f"--{name.replace('_', '-')}", _shown(number)
+    if isinstance(number, float) and not math.isfinite(number):
+        raise UsageError(f"{option} {said}: must be a finite number")
+    most = MOST_OF.get(name, MOST if isinstance(number, int) else LARGEST)
+    if number > most:
+        raise UsageError(f"{option} {said}: must be at most {most:.10g}")
+    if number < -most or (name in SIDES and number < 1):
+        raise UsageError(f"{option} {said}: must be at least {1 if name in SIDES else -most:.10g}")
+    if number and abs(number) < SMALLEST:
+        raise UsageError(f"{option} {said}: must be 0 or at least {SMALLEST:g} in size")
+
+
+def _shown(number: float) -> str:
+    text = str(number)
+    return text if len(text) <= 40 else f"{text[:20]}... ({len(text)} characters)"
+
 
 def check_numbers(
     record: object, *names: str, least: float | None = None, above: float | None = None, most: float | None = None
@@ -28,8 +77,7 @@ def check_numbers(
         if value == ():
             raise UsageError(f"{option} without a number: each must be {allowed}")
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, float) and not math.isfinite(number):
-                raise UsageError(f"{option} {number}: must be a finite number")
+            check_magnitude(name, number)
             if number is not None and not _inside(number, least, above, most):
                 raise UsageError(f"{option} {number}: must be {allowed}")
 

@@ -32,9 +32,9 @@ def pixels(count: int, size: int) -> torch.Tensor:
 
 def ours(args: argparse.Namespace) -> float:
     """Return the seconds that mst takes."""
-    from mst.evaluate.features import FeatureSettings, extract_features
-    from mst.evaluate.image_sets import ImageSet
-    from mst.evaluate.protocol import ImageTransform
+    from mst.evaluate.common.features import FeatureSettings, extract_features
+    from mst.evaluate.common.image_sets import ImageSet
+    from mst.evaluate.common.protocol import ImageTransform
     from mst.model.backbone import BackboneSpec
     from mst.model.build import build_backbone
 

@@ -35,7 +35,7 @@ def features(count: int, dim: int, seed: int) -> Tensor:
 
 def ours(train: Tensor, queries: Tensor, k: int) -> Tensor:
     """Search with mst; return indices [n, k]."""
-    from mst.evaluate.neighbors import nearest_neighbors, query_rows
+    from mst.evaluate.classification.neighbors import nearest_neighbors, query_rows
 
     rows = query_rows(k)
     return torch.cat([nearest_neighbors(train, queries[i : i + rows], k)[1] for i in range(0, len(queries), rows)])

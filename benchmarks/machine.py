@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from mst.commands.environment import git_commit
+from mst.planning.environment import git_commit
 
 PACKAGES = ("torch", "torchvision", "timm", "numpy", "pillow", "faiss-cpu")
 

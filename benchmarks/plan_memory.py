@@ -46,9 +46,9 @@ SETUPS: dict[str, dict[str, object]] = {
 def worker(task: str, name: str, images: str) -> None:
     """Print the bytes of one set-up, estimated or measured."""
     import mst
-    from mst.commands.probe import networks_memory, process_memory
-    from mst.commands.setup import prepare
-    from mst.commands.simulation import random_views
+    from mst.planning.estimate import networks_memory, process_memory
+    from mst.planning.setup import prepare
+    from mst.planning.simulation import random_views
     from mst.train.schedule import step_values
     from mst.train.state import new_state
     from mst.train.step import train_step
@@ -92,7 +92,8 @@ def main() -> None:
     table: dict[str, Any] = {"machine": machine()}
     with tempfile.TemporaryDirectory() as folder:
         write = (
-            f"from pathlib import Path; from mst.data.synthetic import write_scene_folder as w; w(Path({folder!r}), "
+            "from pathlib import Path; from mst.data.synthetic.scenes import write_scene_folder as w; "
+            f"w(Path({folder!r}), "
         )
         environment = {**os.environ, "PYTHONPATH": str(HERE.parent / "src")}
         subprocess.run([sys.executable, "-c", f"{write}{{'train': {IMAGES}}}, 64)"], env=environment, check=True)

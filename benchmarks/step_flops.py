@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mst.commands.setup import Setup
     from mst.config.schema import RunConfig
+    from mst.planning.setup import Setup
 
 HERE = Path(__file__).resolve().parent
 COUNTED = 16
@@ -57,8 +57,8 @@ def decoder_flops(setup: Setup) -> int:
 
 def flops_per_image(backbone: str, images: str) -> dict[str, int]:
     """Return the operations of the step and of the decoder; in float32, whose operators torch's counter knows all."""
-    from mst.commands.setup import prepare
-    from mst.commands.simulation import step_operations
+    from mst.planning.setup import prepare
+    from mst.planning.simulation import step_operations
 
     setup = prepare(configuration(backbone, images, batch=COUNTED, precision="fp32"))
     return {"step": step_operations(setup) // COUNTED, "decoder": decoder_flops(setup) // COUNTED}

@@ -9,7 +9,7 @@ import torch
 
 import mst
 from mst.config.derive import derive
-from mst.data.synthetic import SceneSet
+from mst.data.synthetic.scenes import SceneSet
 from mst.model.pair import build_pair, ema_update
 from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws

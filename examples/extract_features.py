@@ -14,7 +14,7 @@ import torch
 import mst
 from mst.config.schema import ModelConfig
 from mst.data.decoding import decode_image
-from mst.data.synthetic import write_scene_folder
+from mst.data.synthetic.scenes import write_scene_folder
 from mst.model.backbone_file import save_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.views.normalise import normalise

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from mst.data.synthetic import CLASSES, Scene, make_scene
+from mst.data.synthetic.scenes import CLASSES, Scene, make_scene
 from mst.runtime.seeding import derive_seed
 
 MATERIALS = 5

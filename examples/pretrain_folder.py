@@ -11,7 +11,7 @@ import tempfile
 from pathlib import Path
 
 import mst
-from mst.data.synthetic import write_scene_folder
+from mst.data.synthetic.scenes import write_scene_folder
 
 
 def main(folder: Path) -> None:

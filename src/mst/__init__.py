@@ -9,6 +9,8 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
+from mst.version import VERSION
+
 # torch's compute threads spin while they wait, which starves the loader and everything else on the machine: a step on
 # two busy cores took twelve times as long (benchmarks/README.md). This must be set before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -16,21 +18,21 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
-    from mst.commands.embed import embed
-    from mst.commands.evaluate import evaluate_knn, evaluate_linear, evaluate_logistic, evaluate_retrieval
-    from mst.commands.evaluate_detection import evaluate_detection
-    from mst.commands.evaluate_objectness import evaluate_objectness
-    from mst.commands.evaluate_segmentation import evaluate_segmentation
-    from mst.commands.export import export_backbone
-    from mst.commands.finetuning import finetune_backbone
-    from mst.commands.predict_detection import predict_detection
-    from mst.commands.predict_segmentation import predict_segmentation
-    from mst.commands.pretraining import Run, load_recipe, pretrain
     from mst.config.load import load_config
     from mst.config.schema import RunConfig
     from mst.model.backbone_file import load_backbone
+    from mst.workflows.embedding import embed
+    from mst.workflows.evaluation.detection import evaluate_detection
+    from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear, evaluate_logistic, evaluate_retrieval
+    from mst.workflows.evaluation.objectness import evaluate_objectness
+    from mst.workflows.evaluation.segmentation import evaluate_segmentation
+    from mst.workflows.export import export_backbone
+    from mst.workflows.finetuning.run import finetune_backbone
+    from mst.workflows.prediction.detection import predict_detection
+    from mst.workflows.prediction.segmentation import predict_segmentation
+    from mst.workflows.pretraining import Run, load_recipe, pretrain
 
-__version__ = "0.1.0"
+__version__ = VERSION
 
 __all__ = [
     "Run",
@@ -55,24 +57,24 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Run": "mst.commands.pretraining",
+    "Run": "mst.workflows.pretraining",
     "RunConfig": "mst.config.schema",
-    "embed": "mst.commands.embed",
-    "evaluate_detection": "mst.commands.evaluate_detection",
-    "evaluate_knn": "mst.commands.evaluate",
-    "evaluate_linear": "mst.commands.evaluate",
-    "evaluate_logistic": "mst.commands.evaluate",
-    "evaluate_objectness": "mst.commands.evaluate_objectness",
-    "evaluate_retrieval": "mst.commands.evaluate",
-    "evaluate_segmentation": "mst.commands.evaluate_segmentation",
-    "export_backbone": "mst.commands.export",
-    "finetune_backbone": "mst.commands.finetuning",
+    "embed": "mst.workflows.embedding",
+    "evaluate_detection": "mst.workflows.evaluation.detection",
+    "evaluate_knn": "mst.workflows.evaluation.labelled",
+    "evaluate_linear": "mst.workflows.evaluation.labelled",
+    "evaluate_logistic": "mst.workflows.evaluation.labelled",
+    "evaluate_objectness": "mst.workflows.evaluation.objectness",
+    "evaluate_retrieval": "mst.workflows.evaluation.labelled",
+    "evaluate_segmentation": "mst.workflows.evaluation.segmentation",
+    "export_backbone": "mst.workflows.export",
+    "finetune_backbone": "mst.workflows.finetuning.run",
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",
-    "load_recipe": "mst.commands.pretraining",
-    "predict_detection": "mst.commands.predict_detection",
-    "predict_segmentation": "mst.commands.predict_segmentation",
-    "pretrain": "mst.commands.pretraining",
+    "load_recipe": "mst.workflows.pretraining",
+    "predict_detection": "mst.workflows.prediction.detection",
+    "predict_segmentation": "mst.workflows.prediction.segmentation",
+    "pretrain": "mst.workflows.pretraining",
 }
 
 

@@ -17,12 +17,12 @@ from attacks.watch import Case
 from data.pictures import encoded
 from evaluate.coco_folders import HEIGHT, WIDTH, coco_content, write_coco
 from mst.errors import MstError
-from mst.evaluate.coco import CocoSet, coco_json, read_coco, with_classes_of
-from mst.evaluate.coco_masks import coco_mask_library, mask_of
-from mst.evaluate.coco_places import find_coco
-from mst.evaluate.mask_files import Labels, read_mask
-from mst.evaluate.objectness import coco_objects
-from mst.evaluate.segmentation_folder import segmentation_folder
+from mst.evaluate.coco.masks import coco_mask_library, mask_of
+from mst.evaluate.coco.places import find_coco
+from mst.evaluate.coco.reading import CocoSet, coco_json, read_coco, with_classes_of
+from mst.evaluate.objectness.evaluation import coco_objects
+from mst.evaluate.segmentation.folder import segmentation_folder
+from mst.evaluate.segmentation.mask_files import Labels, read_mask
 from report.damage import damaged
 
 NAMES = ("a", "b", "c", "d")

@@ -22,20 +22,20 @@ TASKS = {
 }
 """Words that some commands have after their name."""
 WORK = (
-    ("mst.commands.setup", "Setup.build_pair"),
-    ("mst.commands.setup", "prepare_process"),
+    ("mst.planning.setup", "Setup.build_pair"),
+    ("mst.planning.setup", "prepare_process"),
     ("mst.commands.quickstart", "quickstart"),
     ("mst.commands.ablate", "finish"),
-    ("mst.commands.embed", "extract_features"),
-    ("mst.commands.finetuning_start", "Network.build"),
-    ("mst.commands.finetuning", "started_backbone"),
-    ("mst.evaluate.knn", "evaluate_knn"),
-    ("mst.evaluate.linear_probe", "evaluate_linear"),
-    ("mst.evaluate.logistic", "evaluate_logistic"),
-    ("mst.evaluate.retrieval", "evaluate_retrieval"),
-    ("mst.evaluate.segmentation", "evaluate_segmentation"),
-    ("mst.evaluate.detection", "evaluate_detection"),
-    ("mst.evaluate.objectness", "evaluate_objectness"),
+    ("mst.workflows.embedding", "extract_features"),
+    ("mst.workflows.finetuning.start", "Network.build"),
+    ("mst.workflows.finetuning.run", "started_backbone"),
+    ("mst.evaluate.classification.knn", "evaluate_knn"),
+    ("mst.evaluate.classification.linear_probe", "evaluate_linear"),
+    ("mst.evaluate.classification.logistic", "evaluate_logistic"),
+    ("mst.evaluate.classification.retrieval", "evaluate_retrieval"),
+    ("mst.evaluate.segmentation.evaluation", "evaluate_segmentation"),
+    ("mst.evaluate.detection.evaluation", "evaluate_detection"),
+    ("mst.evaluate.objectness.evaluation", "evaluate_objectness"),
 )
 """What would take long: it refuses instead, after everything before it was checked."""
 NUMBERS = (

@@ -16,7 +16,7 @@ import torch
 from attacks.images import damaged_image
 from attacks.watch import Case
 from commands.calls import image_folder, labelled_folder
-from evaluate.test_model_files import save_a_detector, save_a_segmenter
+from evaluate.common.test_model_files import save_a_detector, save_a_segmenter
 from mst.checkpoint.format import INFO, read_folder, write_folder
 from mst.cli import main
 from report.damage import ODD, damaged

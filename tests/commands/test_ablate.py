@@ -10,12 +10,12 @@ import pytest
 
 import mst
 from commands.calls import call, image_folder, labelled_folder
-from mst.commands import pretraining
 from mst.config.load import changed_keys
 from mst.errors import Interrupted
 from mst.recipes.ablations import FAMILIES
-from mst.runtime.results import append_jsonl, read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import append_jsonl, read_jsonl
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows import pretraining
 
 QUICK = (
     "--monitor.tensorboard",

@@ -10,7 +10,7 @@ import pytest
 
 from commands.calls import call, image_folder
 from mst.commands.bench import bottleneck
-from mst.commands.measuring import Speed
+from mst.planning.measuring import Speed
 
 QUICK = ("--steps", "2", "--seconds", "1", "--runtime.precision", "fp32", "--runtime.workers", "0")
 SPEED = Speed(

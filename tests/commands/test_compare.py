@@ -12,7 +12,7 @@ import pytest
 from commands.calls import call
 from mst.report.compare import compare_results
 from mst.runtime.identity import identify
-from mst.runtime.results import Result, append_jsonl
+from mst.runtime.storage.results import Result, append_jsonl
 
 
 def add(folder: Path, task: str, backbone: str = "run", val_images: int = 10, **metrics: Any) -> Path:

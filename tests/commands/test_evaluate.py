@@ -15,16 +15,16 @@ from PIL import Image
 from evaluate.fakes import colour_images, colour_sets
 from mst.commands import embed as embed_command
 from mst.commands import evaluate as evaluate_command
-from mst.commands.embed import embed
-from mst.commands.evaluate import evaluate_knn, evaluate_linear
-from mst.commands.subject import ImageOptions, load_subject
 from mst.errors import MstError
-from mst.evaluate.features import FeatureSettings
-from mst.evaluate.linear_probe import LinearProtocol
+from mst.evaluate.classification.linear_probe import LinearProtocol
+from mst.evaluate.common.features import FeatureSettings
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.backbone_file import load_backbone, save_backbone
 from mst.model.build import build_backbone
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
+from mst.workflows.embedding import embed
+from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear
+from mst.workflows.subject import ImageOptions, load_subject
 
 QUIET = FeatureSettings(precision="fp32", progress=False)
 WORDS = ["--no-progress", "--precision", "fp32", "--device", "cpu"]

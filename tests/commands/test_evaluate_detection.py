@@ -13,7 +13,7 @@ from evaluate.coco_folders import coco_content, write_coco
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
 
 SMALL = ["--epochs", "1", "--batch-size", "2", "--short-sides", "48", "--long-side", "64", "--channels", "8"]
 WORDS = [*SMALL, "--head-dim", "16", "--anchor-size", "8", "--no-progress", "--precision", "fp32", "--device", "cpu"]

@@ -12,7 +12,7 @@ from evaluate.coco_folders import write_coco
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
 
 WORDS = ["--no-progress", "--precision", "fp32", "--device", "cpu"]
 

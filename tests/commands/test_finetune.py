@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from commands.calls import call, labelled_folder
 from mst.checkpoint.store import CheckpointStore
-from mst.commands import finetuning
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import load_backbone, save_backbone
 from mst.model.build import build_backbone
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
+from mst.workflows.finetuning import run as finetuning
 
 VIT = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
 SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=16, depth=1, num_heads=1)

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from commands.calls import call, image_folder
-from mst.commands import fitting
-from mst.commands.fitting import bounds, check_fits, fit
-from mst.commands.measuring import prepare_without_images
-from mst.commands.probe import networks_memory
-from mst.commands.setup import Setup
 from mst.config.load import override
 from mst.errors import UsageError
+from mst.planning import fitting
+from mst.planning.estimate import networks_memory
+from mst.planning.fitting import bounds, check_fits, fit
+from mst.planning.measuring import prepare_without_images
+from mst.planning.setup import Setup
 from mst.recipes import base_config
 
 GIB = 2**30

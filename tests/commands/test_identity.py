@@ -11,12 +11,12 @@ from PIL import Image
 
 from commands.calls import call, image_folder, labelled_folder
 from evaluate.coco_folders import coco_content, write_coco
-from evaluate.test_content import swap, write_pairs
+from evaluate.common.test_content import swap, write_pairs
 from mst.cli import main
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
 
 PRETRAIN = [
     "--runtime.workers",

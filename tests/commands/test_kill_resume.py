@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
 
 TIMES = {"seconds", "images_per_second", "data_wait"}
 STEPS = 60

@@ -7,10 +7,10 @@ from typing import Any, get_args
 import pytest
 
 from commands.test_path_options import RECORDS
-from mst.commands import tyro_cli
-from mst.commands.tyro_cli import flag, parse_words
 from mst.errors import UsageError
 from mst.runtime.limits import LARGEST, MOST, MOST_OF, SEEDS
+from mst.terminal import parsing
+from mst.terminal.parsing import flag, parse_words
 
 EXTREMES = ("-1", "0", "1", str(2**31), str(2**63), "1e308", "-1e308", "1e-308", "nan", "inf", "1" * 400, "x" * 300, "")
 REFUSED = ("nan", "inf", "1e308", "-1e308", "1e-308", "1" * 400, "x" * 300, "")
@@ -24,7 +24,7 @@ def numbers(hint: Any) -> set[Any]:
 ONE_COMMAND_EACH = {
     id(leaf): (prog, leaf.name, len(get_args(hint)) if get_args(hint) in {(int, int), (float, float)} else 1)
     for prog, kind in sorted(RECORDS.items())
-    for leaf, hint in tyro_cli._leaves(kind)
+    for leaf, hint in parsing._leaves(kind)
     if numbers(hint)
 }
 """Options that several commands have from one record are tried in one of them."""
@@ -34,7 +34,7 @@ NUMBERS = sorted(ONE_COMMAND_EACH.values())
 def parsed(prog: str, name: str, count: int, word: str) -> Any:
     """Return the record of a command with this option and what it needs, or the one line."""
     kind = RECORDS[prog]
-    needed = [flag(leaf.name) for leaf, _ in tyro_cli._leaves(kind) if tyro_cli._required(leaf)]
+    needed = [flag(leaf.name) for leaf, _ in parsing._leaves(kind) if parsing._required(leaf)]
     try:
         return parse_words(
             kind, [word for option in needed for word in (option, "x")] + [flag(name), *[word] * count], prog=prog

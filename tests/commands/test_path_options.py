@@ -11,10 +11,11 @@ import pytest
 import mst
 from commands.calls import call
 from mst.cli import COMMANDS
-from mst.commands import evaluate, predict, tyro_cli
-from mst.commands.tyro_cli import flag, parse_words, path_marks
+from mst.commands import evaluate, predict
 from mst.errors import UsageError
 from mst.paths import user_path
+from mst.terminal import parsing
+from mst.terminal.parsing import flag, parse_words, path_marks
 
 NO_PATHS = {"device", "family", "format", "name", "randaugment", "split", "train_split", "val_split", "recipe"}
 """Options of text that name no file."""
@@ -28,8 +29,8 @@ def records() -> dict[str, type[Any]]:
         found[prog] = kind
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tyro_cli, "_show_help", note)
-        patch.setattr(tyro_cli, "_with_settings", lambda kind: kind)
+        patch.setattr(parsing, "_show_help", note)
+        patch.setattr(parsing, "_with_settings", lambda kind: kind)
         for command in set(COMMANDS) - {"evaluate", "predict"}:
             importlib.import_module(f"mst.commands.{command}").run(["--help"])
         importlib.import_module("mst.commands.finetune").run(["--resume", "run", "--help"])
@@ -54,7 +55,7 @@ def test_every_text_option_is_a_path_or_known_not_to_be_one(prog: str) -> None:
     assert len(RECORDS) > len(COMMANDS)
     unsaid = {
         leaf.name
-        for leaf, hint in tyro_cli._leaves(RECORDS[prog], marked=True)
+        for leaf, hint in parsing._leaves(RECORDS[prog], marked=True)
         if is_text(hint) and not path_marks(hint)
     }
     assert unsaid <= NO_PATHS, "type it PathText or SourceText, or add it to NO_PATHS"
@@ -63,7 +64,7 @@ def test_every_text_option_is_a_path_or_known_not_to_be_one(prog: str) -> None:
 CASES = [
     (prog, leaf.name)
     for prog, kind in sorted(RECORDS.items())
-    for leaf, hint in tyro_cli._leaves(kind, marked=True)
+    for leaf, hint in parsing._leaves(kind, marked=True)
     if path_marks(hint)
 ]
 
@@ -76,14 +77,14 @@ def test_every_path_option_expands_a_tilde(
     monkeypatch.setenv("HOME", str(tmp_path))
     others = [
         word
-        for leaf, _ in tyro_cli._leaves(RECORDS[prog])
-        if tyro_cli._required(leaf) and leaf.name != name
+        for leaf, _ in parsing._leaves(RECORDS[prog])
+        if parsing._required(leaf) and leaf.name != name
         for word in (flag(leaf.name), "x")
     ]
     given = "~/a.json"
-    positional = name in {"path", "runs"} or (name == "recipe" and prog != "mst ablate")
+    positional = name in {"path", "runs", "run"} or (name == "recipe" and prog != "mst ablate")
     words = [given] if positional else [flag(name), given] if form == "two words" else [f"{flag(name)}={given}"]
-    record = tyro_cli._converted(RECORDS[prog], tyro_cli._written([*words, *others]), prog)
+    record = parsing._converted(RECORDS[prog], parsing._written([*words, *others]), prog)
     found = [getattr(part, name) for part in (record, *vars(record).values()) if hasattr(part, name)]
     assert str(tmp_path / "a.json") in (found[0] if isinstance(found[0], tuple) else found)
 

@@ -18,7 +18,7 @@ from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
 from mst.report.page import write_report
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.rundir import RunDir
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 SPEC = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)

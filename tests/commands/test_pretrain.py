@@ -17,7 +17,7 @@ from PIL import Image
 import mst
 from commands.calls import call, image_folder, labelled_folder
 from mst.checkpoint import store
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.results import read_jsonl
 from runtime.holder import held_by_another
 
 QUICK = ("--monitor.tensorboard", "false", "--runtime.precision", "fp32", "--runtime.workers", "0")

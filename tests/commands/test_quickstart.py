@@ -11,8 +11,8 @@ from mst.cli import main
 from mst.commands import quickstart as command
 from mst.config.load import override
 from mst.recipes import RECIPES
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 TINY = override(
     RECIPES["quickstart"].config,

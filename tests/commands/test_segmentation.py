@@ -10,13 +10,13 @@ import pytest
 from PIL import Image
 
 from commands.calls import call
+from evaluate.segmentation.test_cityscapes import write_city
 from evaluate.segmenters import striped, vit
-from evaluate.test_segmentation_cityscapes import write_city
 from mst.model.backbone_file import save_backbone
 from mst.recipes.segmentation import SETR_CITYSCAPES
 from mst.report.page import write_report
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 QUIET = ["--no-progress", "--precision", "fp32", "--device", "cpu"]
 SMALL = ["--size", "32", "48", "--steps", "4", "--batch-size", "2", "--channels", "8"]

@@ -14,14 +14,14 @@ from PIL import Image
 import mst
 import mst.cli
 from commands.calls import call
-from mst.commands.evaluate_segmentation import SegmentationOptions, _read
-from mst.commands.subject import ImageOptions, load_subject, prediction_scale
-from mst.data.sources import index_images
+from mst.data.files.sources import index_images
 from mst.data.value_range import BY_TYPE, ValueRanges
 from mst.errors import CheckpointError, UsageError
-from mst.evaluate.coco import CocoImage, CocoSet
+from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone, save_backbone
+from mst.workflows.evaluation.segmentation import SegmentationOptions, _read
+from mst.workflows.subject import ImageOptions, load_subject, prediction_scale
 
 QUICK = ("--monitor.tensorboard", "false", "--runtime.precision", "fp32", "--runtime.workers", "0")
 

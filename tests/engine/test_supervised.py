@@ -20,9 +20,9 @@ from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import CheckpointError, DataError, Interrupted, RunFailure, UsageError
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 Batch = tuple[Tensor, Tensor]
 SETTINGS = LoopSettings(steps=7, batch_size=4, lr=0.05, warmup_steps=2, clip_norm=1.0, row_every=3, evaluate_every=2)

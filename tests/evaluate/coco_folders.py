@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from mst.data.synthetic import CLASSES, SceneSet
+from mst.data.synthetic.scenes import CLASSES, SceneSet
 
 HEIGHT, WIDTH = 24, 32
 

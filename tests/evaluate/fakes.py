@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mst.evaluate.image_sets import ImageSet, LabelledSets
+from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.model.tokens import Tokens
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from evaluate.fakes import FakeBackbone
-from mst.evaluate.segmentation_data import SegmentationData, SegmentationSet
+from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
 

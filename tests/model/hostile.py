@@ -68,7 +68,7 @@ CALLS: list[tuple[str, str]] = [
     ("cProfile", "run"),
     ("doctest", "debug_script"),
     ("asyncio.unix_events", "_UnixSubprocessTransport._start"),
-    ("mst.runtime.files", "write_atomic"),
+    ("mst.runtime.storage.files", "write_atomic"),
     ("mst.weights.unpickling", "KNOWN"),
     ("mst.weights.unpickling", "SafeUnpickler"),
 ]

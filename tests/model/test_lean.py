@@ -14,8 +14,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from mst.model.backbone import BackboneSpec
 from mst.model.block import add_branch
 from mst.model.build import build_backbone
+from mst.model.families.vit import VitBackbone
 from mst.model.lean import FLOP_FORMULAS, NormGelu, attention, linear, norm_linear
-from mst.model.vit import VitBackbone
 from mst.runtime.seeding import generator
 from reference import lean_reference as reference
 

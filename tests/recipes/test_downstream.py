@@ -9,10 +9,10 @@ import pytest
 
 from commands.calls import call
 from mst import recipes
-from mst.commands.tyro_cli import RecipeOption, parse_words
 from mst.errors import ConfigError, UsageError
 from mst.recipes import RECIPES, TASK_RECIPES, find_recipe, find_task_recipe
 from mst.recipes.downstream import TaskRecipe
+from mst.terminal.parsing import RecipeOption, parse_words
 
 ALL = list(TASK_RECIPES.values())
 

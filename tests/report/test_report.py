@@ -22,9 +22,9 @@ from mst.report.pictures import SHOWN, caption, data_uri, spread
 from mst.report.plots import Chart, Series, draw
 from mst.report.reading import read_run
 from mst.report.results import comparisons
-from mst.runtime.outputs import NOTES
-from mst.runtime.results import append_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.outputs import NOTES
+from mst.runtime.storage.results import append_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 CONFIG = {
     "recipe": "try <this> & that",

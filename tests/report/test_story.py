@@ -14,8 +14,8 @@ from mst.report.numbers import NONE
 from mst.report.page import write_report
 from mst.report.reading import read_run
 from mst.report.story import tell
-from mst.runtime.results import append_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import append_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 MST: dict[str, Any] = {"strategy": "attention_low", "restoration_weight": 0.6, "distillation_weight": 1.0}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 HOLD = """
 import sys
 from pathlib import Path
-from mst.runtime.lock import only_process_in
+from mst.runtime.storage.lock import only_process_in
 with only_process_in(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -9,9 +9,9 @@ import sys
 import pytest
 from rich.table import Table
 
-from mst.commands.output import emit, emit_json
 from mst.runtime import logging
 from mst.runtime.progress import TrainingProgress
+from mst.terminal.output import emit, emit_json
 
 
 def test_messages_are_one_plain_line_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,9 +24,9 @@ from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError, Interrupted, RunFailure
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone
-from mst.runtime.files import aside_of
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.files import aside_of
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 from mst.train import pretraining, step
 from mst.train.pretraining import ROW_KEYS, Evaluator, Pretraining
 from mst.train.state import TrainState
@@ -476,7 +476,7 @@ def test_a_row_that_the_disk_refuses_is_written_by_the_resumed_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = tiny_config(checkpoint={"every_steps": 100})
-    refuse = failing_at(3, config, lambda: monkeypatch.setattr("mst.runtime.record.append_jsonl", full))
+    refuse = failing_at(3, config, lambda: monkeypatch.setattr("mst.runtime.storage.record.append_jsonl", full))
     with pytest.raises(RunFailure, match=f"cannot read or write {tmp_path / 'run'}: No space left"):
         train(tmp_path / "run", config, source=refuse)
     monkeypatch.undo()

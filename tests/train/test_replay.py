@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mst.config.schema import RunConfig
 from mst.engine.replay import Replay
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.rundir import RunDir
 from mst.train import pretraining, replay
 from mst.train.pretraining import Pretraining
 from mst.train.replay import Inspection, inspect_step, weights

@@ -18,7 +18,7 @@ from typing import IO, Any, cast
 import torch
 
 from mst.errors import CheckpointError
-from mst.runtime.files import sync_folder
+from mst.runtime.storage.files import sync_folder
 
 FORMAT_VERSION = 2
 """Raised when a run of before could not go on as it would have: 2 draws masks and stochastic depth by position."""

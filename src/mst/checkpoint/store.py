@@ -14,7 +14,7 @@ from typing import Any
 from mst.checkpoint.format import INFO, Checkpoint, Damaged, OtherFormat, read_folder, verified_info, write_folder
 from mst.errors import CheckpointError, RunFailure
 from mst.runtime import logging
-from mst.runtime.files import sync_folder
+from mst.runtime.storage.files import sync_folder
 
 _STEP = re.compile(r"step_(\d+)")
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}

@@ -2,88 +2,23 @@
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from collections.abc import Sequence
 
-import tyro
-from rich.text import Text
-
-from mst.checkpoint.compare import is_free
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import Words, parse_run_words
-from mst.config.keys import flag
-from mst.config.load import changed_keys, load_config, override, require_data, with_absolute_paths
-from mst.config.schema import RunConfig
-from mst.errors import Interrupted, UsageError
-from mst.paths import PathText, SourceText, user_path
-from mst.recipes import base_config
-from mst.recipes.ablations import FAMILIES, find_family
-from mst.recipes.variants import Variant
-from mst.report.ablation import AblationRow, markdown, own_result, plot_ablation, read_ablation
+from mst.report.ablation import read_ablation
 from mst.runtime import logging
-from mst.runtime.files import write_atomic
-from mst.runtime.outputs import Outputs
-from mst.runtime.rundir import RunDir
-
-TABLE, PLOT = "ablation.md", "ablation.png"
-EARLIER = re.compile(rb"\A# .* seed\(s\)\n|Matplotlib")
-"""How they look that versions without notes wrote."""
-
-
-@dataclass(frozen=True)
-class AblateOptions:
-    """Run the twins of a family one after another and compare them; the same command again goes on."""
-
-    family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")] = ""
-    """strategies, head, decoder, eligible, probability, share or crops."""
-    recipe: SourceText = ""
-    """The recipe (or JSON file of settings) whose twins are run."""
-    seeds: int = 1
-    """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
-    eval: PathText = ""
-    """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
-    eval_train_limit: int | None = None
-    """Most training images that --eval compares with, drawn evenly over the classes; all unless set."""
-    eval_val_limit: int | None = None
-    """Most validation images that --eval classifies."""
-    out: PathText = ""
-    """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
-    json: bool = False
-    """One JSON object on stdout instead of the table."""
-
-    def __post_init__(self) -> None:
-        for name in ("seeds", "eval_train_limit", "eval_val_limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UsageError(f"{flag(name)} {value}: must be a whole number of at least 1")
-
-
-@dataclass(frozen=True)
-class Labelled:
-    """What finished runs are scored on; an empty folder scores none.
-
-    Attributes:
-        folder: of train/<class>/ and val/<class>/.
-        train_limit: at most this many training images; None = all.
-        val_limit: at most this many validation images.
-    """
-
-    folder: str
-    train_limit: int | None
-    val_limit: int | None
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One run of an ablation."""
-
-    twin: str
-    config: RunConfig
-    folder: Path
+from mst.terminal.parsing import parse_run_words
+from mst.workflows.ablation import (
+    AblateOptions,
+    check_images,
+    check_same,
+    check_unchanged,
+    finish,
+    labelled_images,
+    open_folder,
+    planned,
+    table_outputs,
+    write_table,
+)
 
 
 def run(argv: Sequence[str]) -> int:
@@ -105,175 +40,3 @@ def run(argv: Sequence[str]) -> int:
     rows = read_ablation({twin: [c.folder for c in cells if c.twin == twin] for twin in {c.twin: 0 for c in cells}})
     write_table(rows, options, outputs)
     return 0
-
-
-def planned(options: AblateOptions, words: Words) -> list[Cell]:
-    """Return all runs, checked.
-
-    Raises:
-        UsageError: family, recipe, images or folder are missing or wrong.
-    """
-    if not options.family:
-        raise UsageError(
-            "name a family: mst ablate FAMILY --recipe RECIPE --data.train PATH --out DIR "
-            f"(families: {', '.join(FAMILIES)})"
-        )
-    twins = find_family(options.family)
-    for name in ("recipe", "out"):
-        if not getattr(options, name):
-            raise UsageError(f"--{name} is missing: mst ablate {options.family} --recipe RECIPE --out DIR")
-    taken = sorted({"runtime.seed", *(key for twin in twins for key in twin.changes)} & words.keys())
-    if taken:
-        raise UsageError(f"{flag(taken[0])} is what mst ablate {options.family} sets itself: leave it away")
-    base = override(base_config(options.recipe), words)
-    require_data(base)
-    root = user_path(options.out)
-    if root.exists() and not root.is_dir():
-        raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
-    return [_cell(twin, base, seed, root) for seed in range(options.seeds) for twin in twins]
-
-
-def labelled_images(options: AblateOptions) -> Labelled:
-    """Return what finished runs are scored on.
-
-    Raises:
-        UsageError: limits of nothing.
-    """
-    for name in ("eval_train_limit", "eval_val_limit"):
-        value = getattr(options, name)
-        if value and not options.eval:
-            raise UsageError(f"{flag(name)} {value} limits --eval, which is missing: name a labelled folder")
-    return Labelled(options.eval, options.eval_train_limit, options.eval_val_limit)
-
-
-def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
-    config = override(twin.apply(base), {"runtime.seed": seed})
-    config = config.model_copy(update={"recipe": f"{base.recipe}-{twin.name}"})
-    return Cell(twin.name, with_absolute_paths(config), root / twin.name / f"seed_{seed}")
-
-
-def note(options: AblateOptions) -> Path:
-    """Return the file that says what the folder compares."""
-    return user_path(options.out) / "ablation.json"
-
-
-def identity(options: AblateOptions) -> Mapping[str, str]:
-    """Return what must stay the same when the folder is used again."""
-    labelled = str(user_path(options.eval).absolute()) if options.eval else ""
-    limits = {name: str(getattr(options, name) or "") for name in ("eval_train_limit", "eval_val_limit")}
-    return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
-
-
-def check_same(options: AblateOptions) -> None:
-    """Refuse a folder that holds something else.
-
-    Raises:
-        UsageError: another ablation's folder, or one that is no ablation's.
-    """
-    path, now = note(options), identity(options)
-    if not path.exists():
-        if path.parent.is_dir() and any(path.parent.iterdir()):
-            raise UsageError(f"--out {path.parent} is not empty and holds no ablation: name a new folder")
-        return
-    try:
-        before = json.loads(path.read_text(encoding="utf-8"))
-        changes = [f"{flag(key)} {before.get(key) or 'none'}" for key in now if before.get(key, "") != now[key]]
-    except (OSError, ValueError, AttributeError) as error:
-        raise UsageError(f"cannot read {path}: {error}; name a new folder") from error
-    if changes:
-        raise UsageError(f"--out {path.parent} was made with {', '.join(changes)}: use that, or name a new folder")
-
-
-def check_unchanged(cell: Cell) -> None:
-    """Refuse to go on with a run that was started with other settings.
-
-    Raises:
-        UsageError: names the settings.
-    """
-    run = RunDir(cell.folder)
-    if run.exists():
-        stored = with_absolute_paths(load_config(run.config))
-        changed = [flag(key) for key in changed_keys(stored, cell.config) if not is_free(key)]
-        if changed:
-            raise UsageError(f"{cell.folder} was run with another {', '.join(changed)}: use that, or name a new folder")
-
-
-def check_images(cell: Cell, labelled: Labelled) -> None:
-    """Refuse images, labelled images and crops that no run could use; nothing is written.
-
-    Raises:
-        UsageError: the first thing that is wrong with the first run.
-    """
-    from mst.commands.setup import check_labelled, prepare  # needs torch
-    from mst.evaluate.image_sets import LabelledSets
-
-    prepare(cell.config)
-    if labelled.folder:
-        sets = LabelledSets.from_folder(
-            labelled.folder,
-            channels=cell.config.data.channels,
-            train_limit=labelled.train_limit,
-            val_limit=labelled.val_limit,
-        )
-        check_labelled(sets, "--eval")
-
-
-def open_folder(options: AblateOptions) -> None:
-    """Make the folder and note what it compares.
-
-    Raises:
-        UsageError: it cannot be made.
-    """
-    path = note(options)
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UsageError(f"cannot create --out {path.parent}: {error.strerror}") from error
-    write_atomic(path, json.dumps(identity(options), indent=2) + "\n")
-
-
-def finish(cell: Cell, labelled: Labelled) -> None:
-    """Train and evaluate what is not done yet.
-
-    Raises:
-        Interrupted: SIGINT or SIGTERM; the same command goes on.
-    """
-    from mst.commands.evaluate import Limits, evaluate_knn  # needs torch
-    from mst.commands.pretraining import pretrain
-
-    try:
-        pretrain(cell.config, cell.folder, resume=RunDir(cell.folder).exists())
-    except Interrupted as stop:
-        raise Interrupted(f"{stop}; the same mst ablate command goes on with the rest", stop.exit_code - 128) from stop
-    if labelled.folder and own_result(RunDir(cell.folder)) is None:
-        limits = Limits(labelled.train_limit, labelled.val_limit)
-        result = evaluate_knn(cell.folder, labelled.folder, limits=limits, device=cell.config.runtime.device)
-        write_atomic(RunDir(cell.folder).ablation, json.dumps(result.row(), indent=2) + "\n")
-
-
-def table_outputs(options: AblateOptions) -> Outputs:
-    """Return the place of the table and the plot.
-
-    Raises:
-        UsageError: one of them was changed since it was written.
-    """
-    outputs = Outputs(note(options).parent, "ablate", "--out", earlier=EARLIER)
-    outputs.check([TABLE, PLOT])
-    return outputs
-
-
-def write_table(rows: Sequence[AblationRow], options: AblateOptions, outputs: Outputs) -> None:
-    """Write ablation.md and ablation.png, and show the table."""
-    text = (
-        f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
-        f"mean ± sample standard deviation (runs)\n\n{markdown(rows)}\n"
-        f"one value per run, seeds 0, 1, ...\n\n{markdown(rows, each=True)}"
-    )
-    root = outputs.folder
-    outputs.write(TABLE, text.encode())
-    outputs.write(PLOT, plot_ablation(rows))
-    if options.json:
-        values = {row.name: {key: list(found) for key, found in row.values.items()} for row in rows}
-        emit_json({**identity(options), "out": str(root), "values": values})
-    else:
-        emit(Text(markdown(rows).rstrip()), Text(f"{root / TABLE}, {root / PLOT}"))

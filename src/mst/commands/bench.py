@@ -9,15 +9,15 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_run_words
 from mst.config.load import override
 from mst.errors import UsageError
 from mst.paths import SourceText
 from mst.recipes import base_config
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_run_words
 
 if TYPE_CHECKING:
-    from mst.commands.measuring import Speed
+    from mst.planning.measuring import Speed
 
 GOOD_SHARE = 0.45
 """Share of the ceiling from which a step uses its device well."""
@@ -53,8 +53,8 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError(f"--seconds {options.seconds:g}: must be above 0")
     config = override(base_config(options.recipe), words)
 
-    from mst.commands.measuring import measure, prepare_without_images  # needs torch
-    from mst.commands.setup import loader_workers, prepare
+    from mst.planning.measuring import measure, prepare_without_images
+    from mst.planning.setup import loader_workers, prepare
 
     setup = prepare(config) if config.data.train else prepare_without_images(config)
     speed = measure(setup, steps=options.steps, seconds=options.seconds)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import tyro
 from rich.table import Table
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
 from mst.report.compare import ComparisonTable, Line, compare_results, plot_comparison
-from mst.runtime.files import check_folder
+from mst.runtime.storage.files import check_folder
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_words
 
 
 @dataclass(frozen=True)

@@ -1,47 +1,34 @@
-"""`mst evaluate TASK`, and the tasks on labelled folders as functions of the Python API."""
+"""`mst evaluate TASK`: what each task takes, and the way to it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 
-from mst.commands.evaluate_detection import run_detection
-from mst.commands.evaluate_objectness import run_objectness
-from mst.commands.evaluate_segmentation import run_segmentation
-from mst.commands.evaluation import Common, run_task
-from mst.commands.subject import ImageOptions, Subject, load_subject
-from mst.commands.tasks import Task, run_first_word
-from mst.evaluate import knn, linear_probe, logistic, retrieval
-from mst.evaluate.features import FeatureSettings
-from mst.evaluate.image_sets import LabelledSets
-from mst.evaluate.knn import KnnProtocol
-from mst.evaluate.linear_probe import LinearProtocol
-from mst.evaluate.logistic import LogisticProtocol
-from mst.evaluate.retrieval import RetrievalProtocol
-from mst.model.backbone import Backbone
-from mst.paths import PathText, user_path
-from mst.runtime.limits import check_numbers
-from mst.runtime.results import Result
-
-
-@dataclass(frozen=True)
-class Limits:
-    """Parts of a labelled folder, drawn evenly over the sorted list, and what is accepted in it.
-
-    Attributes:
-        train_limit: at most this many training images; None = all.
-        val_limit: at most this many validation images; None = all.
-        strict: refuse what cannot be used in it (dead links, images beside the classes, ...) instead of saying so.
-    """
-
-    train_limit: int | None = None
-    val_limit: int | None = None
-    strict: bool = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "train_limit", "val_limit", least=1)
+from mst.engine.schedule import Checkpointing
+from mst.evaluate.classification.knn import KnnProtocol
+from mst.evaluate.classification.linear_probe import LinearProtocol
+from mst.evaluate.classification.logistic import LogisticProtocol
+from mst.evaluate.classification.retrieval import RetrievalProtocol
+from mst.evaluate.common.features import FeatureSettings
+from mst.evaluate.detection.evaluation import DetectionProtocol
+from mst.evaluate.objectness.evaluation import ObjectnessProtocol
+from mst.evaluate.segmentation.evaluation import SegmentationProtocol
+from mst.paths import PathText
+from mst.terminal.evaluation import Common, run_task
+from mst.terminal.tasks import Task, run_first_word
+from mst.workflows.evaluation.detection import DetectionOptions, evaluate_detection
+from mst.workflows.evaluation.labelled import (
+    Limits,
+    evaluate_knn,
+    evaluate_linear,
+    evaluate_logistic,
+    evaluate_retrieval,
+)
+from mst.workflows.evaluation.objectness import ObjectOptions, evaluate_objectness
+from mst.workflows.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
+from mst.workflows.subject import ImageOptions
 
 
 @dataclass(frozen=True)
@@ -87,162 +74,33 @@ class RetrievalArguments(LabelledArguments):
     protocol: RetrievalProtocol = field(default_factory=RetrievalProtocol)
 
 
-def evaluate_knn(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: KnnProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Classify validation images by their nearest training images.
+@dataclass(frozen=True)
+class DetectionArguments(Common):
+    """Mask R-CNN trained on a backbone, on a COCO folder; boxes and masks scored with COCO's metrics."""
 
-    Args:
-        backbone: a run folder, a backbone file, `random:` before either, or a module in memory.
-        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or sets in memory.
-        protocol: what changes the numbers: k, temperature, how many labels.
-        image: size and cropping of the input.
-        limits: use only parts of a folder.
-        settings: batch size, threads, compute type.
-        features: folder that keeps the features for the next of these tasks; None = nowhere.
-        out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
-        device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
-        seed: of the drawn labels, and of the weights after `random:`.
-
-    Returns:
-        `Result` with `top1`, `top5` (k = 20) and `top1_k10`, `top5_k10`, ... in percent.
-
-    Raises:
-        UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(knn.evaluate_knn, protocol)
-
-
-def evaluate_linear(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: LinearProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Train a linear classifier on frozen features and score it on the validation images.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds learning rates, epochs, batch size, cached or
-    augmented features.
-
-    Returns:
-        `Result` with `top1`, `top5` (the learning rate chosen on a held-out part of train) and `top1_best_on_val`.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(linear_probe.evaluate_linear, protocol)
-
-
-def evaluate_logistic(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: LogisticProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Fit logistic regression to frozen features and score it on the validation images.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds penalties, steps, how many labels.
-
-    Returns:
-        `Result` with `top1`, `top5` (the penalty chosen on a held-out part of train) and `top1_held_out`.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(logistic.evaluate_logistic, protocol)
-
-
-def evaluate_retrieval(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: RetrievalProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Look up validation images among the training images, or among each other.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds the database and the ranks.
-
-    Returns:
-        `Result` with `map` and `recall_at_1`, ... in percent.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(retrieval.evaluate_retrieval, protocol)
+    protocol: DetectionProtocol = field(default_factory=DetectionProtocol)
+    options: DetectionOptions = field(default_factory=DetectionOptions)
+    saving: Checkpointing = field(default_factory=Checkpointing)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
 @dataclass(frozen=True)
-class _Task:
-    """What every task on a labelled folder is given; the meanings are those of `evaluate_knn`."""
+class ObjectnessArguments(Common):
+    """Objects found by importance alone, on a COCO folder, a COCO file, or `--data scenes:COUNT`."""
 
-    backbone: str | Path | Backbone
-    data: str | Path | LabelledSets
-    image: ImageOptions | None
-    limits: Limits | None
-    settings: FeatureSettings | None
-    features: str | Path | None
-    out: str | Path | None
-    device: str
-    seed: int
-
-    def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
-        """Load backbone and images, evaluate, record."""
-        subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
-        image = self.image or ImageOptions()
-        sets = _labelled(self.data, subject, self.limits, image)
-        identity = sets.fingerprint()
-        result = evaluate(
-            subject.backbone,
-            sets,
-            subject.transform(image),
-            protocol,
-            settings=self.settings,
-            features=user_path(self.features) if self.features else None,
-            seed=self.seed,
-        )
-        return subject.record(result, self.out, self.data, identity)
+    protocol: ObjectnessProtocol = field(default_factory=ObjectnessProtocol)
+    objects: ObjectOptions = field(default_factory=ObjectOptions)
+    settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
-def _labelled(
-    data: str | Path | LabelledSets, subject: Subject, limits: Limits | None, image: ImageOptions
-) -> LabelledSets:
-    if isinstance(data, LabelledSets):
-        return data
-    parts = limits or Limits()
-    return LabelledSets.from_folder(
-        data,
-        channels=subject.channels,
-        ranges=subject.known_ranges(image.value_range),
-        train_limit=parts.train_limit,
-        val_limit=parts.val_limit,
-        strict=parts.strict,
-    )
+@dataclass(frozen=True)
+class SegmentationArguments(Common):
+    """A segmentation head on a backbone: images/, masks/, train.txt, val.txt, classes.json, or Cityscapes' folder."""
+
+    protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
+    options: SegmentationOptions = field(default_factory=SegmentationOptions)
+    saving: Checkpointing = field(default_factory=Checkpointing)
+    settings: FeatureSettings = field(default_factory=lambda: FeatureSettings(forward_batch=16))
 
 
 def run(argv: Sequence[str]) -> int:
@@ -257,8 +115,8 @@ TASKS: dict[str, Task] = {
     "linear": partial(run_task, "linear", LinearArguments, evaluate_linear),
     "logistic": partial(run_task, "logistic", LogisticArguments, evaluate_logistic),
     "retrieval": partial(run_task, "retrieval", RetrievalArguments, evaluate_retrieval),
-    "segmentation": run_segmentation,
-    "detection": run_detection,
-    "objectness": run_objectness,
+    "segmentation": partial(run_task, "segmentation", SegmentationArguments, evaluate_segmentation),
+    "detection": partial(run_task, "detection", DetectionArguments, evaluate_detection),
+    "objectness": partial(run_task, "objectness", ObjectnessArguments, evaluate_objectness),
 }
 """Word after `mst evaluate` -> what it does."""

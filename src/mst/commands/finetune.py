@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mst.commands.evaluate import Limits
-from mst.commands.evaluation import show
-from mst.commands.finetuning import finetune_backbone, resume_finetuning
-from mst.commands.finetuning_start import InputOptions, Running
-from mst.commands.tyro_cli import RecipeOption, parse_words
 from mst.finetune.classifier import FinetuneProtocol
 from mst.paths import PathText, SourceText
+from mst.terminal.evaluation import show
+from mst.terminal.parsing import RecipeOption, parse_words
+from mst.workflows.evaluation.labelled import Limits
+from mst.workflows.finetuning.run import finetune_backbone, resume_finetuning
+from mst.workflows.finetuning.start import InputOptions, Running
 
 PROG = "mst finetune"
 

@@ -11,11 +11,11 @@ from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.paths import PathText
 from mst.runtime.memory import keep_freed_memory
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_words
 
 if TYPE_CHECKING:
     from mst.data.survey import ImageFacts

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_run_words
 from mst.config.load import override, require_data
 from mst.errors import UsageError
 from mst.paths import SourceText
 from mst.recipes import base_config
 from mst.runtime import logging
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_run_words
 
 if TYPE_CHECKING:
-    from mst.commands.probe import Estimate
+    from mst.planning.estimate import Estimate
 
 
 @dataclass(frozen=True)
@@ -44,15 +44,15 @@ def run(argv: Sequence[str]) -> int:
     config = override(base_config(options.recipe), words)
     require_data(config)
 
-    from mst.commands.fitting import check_fits, fit, statement  # needs torch
-    from mst.commands.setup import describe_setup, prepare
+    from mst.planning.fitting import check_fits, fit, statement
+    from mst.planning.setup import describe_setup, prepare
 
     setup = prepare(config)
     if not options.json:
         emit(describe_setup(setup))
     probed = None
     if options.probe:
-        from mst.commands.probe import estimate
+        from mst.planning.estimate import estimate
 
         check_fits(setup)
         probed = estimate(setup)

@@ -10,8 +10,6 @@ from typing import Annotated
 import tyro
 
 from mst.checkpoint.compare import INTERVENTIONS, is_free
-from mst.commands.output import emit_json
-from mst.commands.tyro_cli import Words, parse_run_words
 from mst.config.keys import flag
 from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
@@ -19,7 +17,9 @@ from mst.errors import UsageError
 from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
 from mst.runtime import logging
-from mst.runtime.rundir import RunDir, open_run_dir
+from mst.runtime.storage.rundir import RunDir, open_run_dir
+from mst.terminal.output import emit_json
+from mst.terminal.parsing import Words, parse_run_words
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def run(argv: Sequence[str]) -> int:
     options, words = parsed
     config, out = resumed(options, words) if options.resume else started(options, words)
 
-    from mst.commands.pretraining import pretrain  # needs torch
+    from mst.workflows.pretraining import pretrain
 
     result = pretrain(
         config,

@@ -10,12 +10,12 @@ import tyro
 from rich.table import Table
 from rich.text import Text
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_words
 from mst.config.load import dump_config
 from mst.recipes import RECIPES, TASK_RECIPES, find_recipe
 from mst.recipes.downstream import TaskRecipe
 from mst.recipes.record import Recipe
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_words
 
 LARGE = ("config", "options")
 """What a recipe's header leaves out."""

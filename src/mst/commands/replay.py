@@ -8,11 +8,11 @@ from typing import Annotated
 
 import tyro
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
-from mst.runtime.rundir import open_run_dir
+from mst.runtime.storage.rundir import open_run_dir
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_words
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ def run(argv: Sequence[str]) -> int:
         raise UsageError("name a run and a step, counted from 1: mst replay RUN STEP")
     folder = open_run_dir(user_path(options.run))
 
-    from mst.commands.replaying import describe, replay  # needs torch
+    from mst.workflows.replay import describe, replay
 
     found = replay(folder, options.step, accept_changed_data=options.accept_changed_data)
     if options.json:

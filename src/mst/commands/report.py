@@ -8,12 +8,12 @@ from typing import Annotated
 
 import tyro
 
-from mst.commands.output import emit, emit_json
-from mst.commands.tyro_cli import parse_words
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
 from mst.report.page import write_report
-from mst.runtime.rundir import open_run_dir
+from mst.runtime.storage.rundir import open_run_dir
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import parse_words
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mst.data.kinds import EXTENSIONS, SYSTEM, extension
-from mst.data.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.sources import ImageIndex, even_positions, index_images
+from mst.data.files.kinds import EXTENSIONS, SYSTEM, extension
+from mst.data.files.passed import FIRST, Kind, Passed, PassedOver
+from mst.data.files.sources import ImageIndex, even_positions, index_images
 from mst.errors import DataError, UsageError
 from mst.paths import user_path
 from mst.runtime import logging

@@ -13,7 +13,7 @@ from typing import Literal
 
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
-from mst.runtime.files import check_folder
+from mst.runtime.storage.files import check_folder
 
 Schedule = Literal["cosine", "steps", "poly"]
 STEP_SHARES, STEP_FACTOR = (2 / 3, 11 / 12), 0.1

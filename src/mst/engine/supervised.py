@@ -25,8 +25,8 @@ from mst.errors import CheckpointError
 from mst.paths import user_path
 from mst.runtime import logging
 from mst.runtime.progress import describe_loss
-from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import drawn_from
+from mst.runtime.storage.rundir import RunDir
 
 KEPT = 2
 """Checkpoints that stay on disk."""

@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 from torch import Tensor
 
 from mst.checkpoint.format import Checkpoint
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.rundir import RunDir
 
 Batch = TypeVar("Batch")
 

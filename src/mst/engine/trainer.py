@@ -16,11 +16,11 @@ from mst.engine.saving import Saver
 from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
 from mst.errors import RunFailure
 from mst.runtime import logging
-from mst.runtime.files import remove_asides
 from mst.runtime.progress import Throughput, TrainingProgress
-from mst.runtime.record import RunRecord, bad_steps_file
-from mst.runtime.results import read_jsonl
 from mst.runtime.signals import GracefulStop
+from mst.runtime.storage.files import remove_asides
+from mst.runtime.storage.record import RunRecord, bad_steps_file
+from mst.runtime.storage.results import read_jsonl
 
 SIGNAL_LAG = 1.0
 """Seconds that a signal to all processes may reach the source of the batches before it reaches the loop."""

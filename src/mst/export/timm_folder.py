@@ -16,8 +16,8 @@ from safetensors.torch import save
 from mst.errors import RunFailure
 from mst.model.backbone import Backbone
 from mst.model.build import any_size_arguments, timm_arguments
-from mst.runtime.files import write_atomic
 from mst.runtime.seeding import generator
+from mst.runtime.storage.files import write_atomic
 
 TOLERANCE = 1e-4
 """Largest difference of a feature, relative to the largest feature; the same weights in the same code give 0."""

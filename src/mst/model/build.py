@@ -12,10 +12,10 @@ import torch
 from mst.config.schema import ModelConfig
 from mst.errors import UsageError
 from mst.model.backbone import Backbone, BackboneSpec, LinearInit, check_image_size
-from mst.model.eva import EvaBackbone
+from mst.model.families.eva import EvaBackbone
+from mst.model.families.swin import CELL, SwinBackbone
+from mst.model.families.vit import VitBackbone
 from mst.model.stochastic_depth import replace_drop_paths
-from mst.model.swin import CELL, SwinBackbone
-from mst.model.vit import VitBackbone
 
 FAMILIES: dict[str, type[VitBackbone | EvaBackbone | SwinBackbone]] = {
     "vision_transformer": VitBackbone,

@@ -12,8 +12,8 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mst.report.reading import is_number, parse_json, read_bytes
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 COLUMNS = {
     "knn_top1": "k-NN top-1, %",

@@ -15,8 +15,8 @@ from mst.errors import UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
 from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
-from mst.runtime.outputs import Outputs
-from mst.runtime.results import read_jsonl
+from mst.runtime.storage.outputs import Outputs
+from mst.runtime.storage.results import read_jsonl
 
 COUNTS = ("train_images", "val_images", "classes")
 """What a result's extra says of its data: rows that differ here are not the same measurement."""

@@ -21,8 +21,8 @@ from mst.report.plots import draw
 from mst.report.reading import RunRecords, is_number, read_run
 from mst.report.results import comparisons
 from mst.report.story import Story, tell
-from mst.runtime.outputs import Outputs
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.outputs import Outputs
+from mst.runtime.storage.rundir import RunDir
 
 TEMPLATES = Path(__file__).parent
 CARD = "model_card.md"

@@ -12,7 +12,7 @@ from pathlib import Path
 from mst.report.reading import printable, read_bytes
 from mst.report.results import TASKS
 from mst.runtime.images import open_image
-from mst.runtime.rundir import UNTRAINED
+from mst.runtime.storage.rundir import UNTRAINED
 
 LARGE = 400_000  # bytes: above this a picture is shrunk and compressed
 LONGEST = 1400  # pixels

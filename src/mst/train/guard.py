@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from mst.config.schema import RunConfig
 from mst.runtime import logging
-from mst.runtime.results import read_jsonl
-from mst.runtime.rundir import RunDir
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 METRIC = "knn_top1"
 

@@ -21,8 +21,8 @@ from mst.model.backbone_file import save_backbone
 from mst.objective.records import ObjectiveValues
 from mst.runtime import logging
 from mst.runtime.progress import describe_speed
-from mst.runtime.rundir import RunDir
 from mst.runtime.seeding import generator
+from mst.runtime.storage.rundir import RunDir
 from mst.train.guard import METRIC, KnnGuard, knn_guard
 from mst.train.monitors import collapse_message, feature_std, rankme
 from mst.train.previews import preview, save_preview

@@ -20,7 +20,7 @@ from mst.model.tokens import Tokens
 from mst.objective.masking import student_mask
 from mst.objective.records import ObjectiveValues
 from mst.objective.restoration import pixel_mask
-from mst.runtime.files import write_atomic
+from mst.runtime.storage.files import write_atomic
 
 HIDDEN_GREY = 0.5
 SMALLEST_TILE = 96  # pixels; smaller crops are enlarged

@@ -1,0 +1,1 @@
+"""Scenes, shapes and textures that are drawn, not downloaded."""

@@ -1,0 +1,1 @@
+"""Classification of frozen features: nearest neighbours, linear probe, logistic regression; retrieval."""

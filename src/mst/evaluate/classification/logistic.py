@@ -1,0 +1,229 @@
+"""Logistic regression on frozen features: convex, solved to the end, one penalty chosen on a held-out part of train.
+
+Source: the logistic probes of CLIP (Radford et al. 2021, appendix A.3: L-BFGS, the L2 strength swept on held-out data)
+and of MSN (Assran et al. 2022, section 4: low-shot classification with few labels). Differs: features are centred and
+divided by one number, their overall deviation, so that a penalty means the same for every backbone; afterwards the
+chosen penalty is solved again on all training images.
+Letters: n samples, D features, C classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mst.errors import RunFailure, UsageError
+from mst.evaluate.classification.linear_probe import held_out_mask
+from mst.evaluate.common.feature_store import FeatureSource
+from mst.evaluate.common.features import FeatureSettings, counts, device_of, progress_bar, used_precision
+from mst.evaluate.common.image_sets import LabelledSets
+from mst.evaluate.common.metrics import accuracy, rank_of_label
+from mst.evaluate.common.protocol import ImageTransform, LowShot
+from mst.runtime.limits import check_numbers
+from mst.runtime.storage.results import Result
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
+
+CHUNK = 8192
+"""Samples whose class scores are held at once."""
+
+
+@dataclass(frozen=True)
+class LogisticProtocol:
+    """Settings of the logistic probe that change its numbers.
+
+    Attributes:
+        penalties: weights of half the squared length of the classifier beside the mean cross-entropy; the one that is
+            best on the held-out part counts, the larger among equals.
+        iterations: most steps of L-BFGS for each penalty.
+        tolerance: solved when no element of the gradient is larger.
+        blocks: CLS tokens of this many last blocks side by side (fewer if the backbone is shallower).
+        held_out_share: share of each class's training images on which the penalty is chosen.
+        labels: how many training labels are used.
+    """
+
+    penalties: tuple[float, ...] = (1.0, 0.1, 0.01, 1e-3, 1e-4, 1e-5, 1e-6)
+    iterations: int = 300
+    tolerance: float = 1e-5
+    blocks: int = 1
+    held_out_share: float = 0.1
+    labels: LowShot = field(default_factory=LowShot)
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "penalties", "tolerance", above=0)
+        check_numbers(self, "iterations", "blocks", least=1)
+        if not 0.0 < self.held_out_share < 1.0:
+            raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
+
+
+@dataclass(frozen=True)
+class Solution:
+    """A classifier: weight [D, C], bias [C], float64, and whether its gradient came below the tolerance."""
+
+    weight: Tensor
+    bias: Tensor
+    converged: bool
+
+    def ranks(self, x: Tensor, y: Tensor) -> Tensor:
+        """Return how many classes stand before the true one [n]; features [n, D], labels [n]."""
+        parts = [
+            rank_of_label(x[start : start + CHUNK].to(self.weight) @ self.weight + self.bias, y[start : start + CHUNK])
+            for start in range(0, len(x), CHUNK)
+        ]
+        return torch.cat(parts) if parts else y
+
+
+def solve(
+    x: Tensor, y: Tensor, penalty: float, protocol: LogisticProtocol, *, num_classes: int, start: Solution | None = None
+) -> Solution:
+    """Minimise mean cross-entropy + penalty / 2 * |weight|^2; the bias is free.
+
+    Args:
+        x: features [n, D], float32.
+        y: labels [n], int64.
+        penalty: above 0.
+        protocol: most steps and tolerance.
+        num_classes: C.
+        start: where to begin; None = zero.
+
+    Raises:
+        RunFailure: the solution is not finite.
+    """
+    weight = start.weight.clone() if start else x.new_zeros(x.shape[1], num_classes, dtype=torch.float64)  # [D,C]
+    bias = start.bias.clone() if start else x.new_zeros(num_classes, dtype=torch.float64)  # [C]
+    solver = torch.optim.LBFGS(
+        [weight, bias],
+        max_iter=protocol.iterations,
+        max_eval=2 * protocol.iterations,
+        tolerance_grad=protocol.tolerance,
+        tolerance_change=0.0,
+        history_size=10,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        loss, weight.grad, bias.grad = loss_and_gradient(x, y, weight, bias, penalty)
+        return loss
+
+    with torch.no_grad():
+        solver.step(closure)  # type: ignore[no-untyped-call]
+        _, by_weight, by_bias = loss_and_gradient(x, y, weight, bias, penalty)
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        raise RunFailure(f"logistic regression diverged at penalty {penalty:g}: give larger --penalties")
+    largest = max(float(by_weight.abs().max()), float(by_bias.abs().max()))
+    return Solution(weight, bias, largest <= protocol.tolerance)
+
+
+def loss_and_gradient(
+    x: Tensor, y: Tensor, weight: Tensor, bias: Tensor, penalty: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the loss [] and its gradients [D, C] and [C], a chunk of samples at a time, in the weight's type.
+
+    In float32 the line search stops at a gradient of about 1e-4: the loss no longer shows which of two points is lower.
+    """
+    loss = penalty / 2 * weight.square().sum()
+    by_weight, by_bias = penalty * weight, torch.zeros_like(bias)
+    for begin in range(0, len(x), CHUNK):
+        part, labels = x[begin : begin + CHUNK].to(weight), y[begin : begin + CHUNK]
+        log_share = (part @ weight + bias).log_softmax(1)  # [B,C]
+        loss = loss + F.nll_loss(log_share, labels, reduction="sum") / len(x)
+        error = (log_share.exp() - F.one_hot(labels, len(bias))) / len(x)  # [B,C]
+        by_weight, by_bias = by_weight + part.T @ error, by_bias + error.sum(0)
+    return loss, by_weight, by_bias
+
+
+def solve_path(
+    x: Tensor, y: Tensor, protocol: LogisticProtocol, *, num_classes: int, progress: bool
+) -> dict[float, Solution]:
+    """Return the solution of every penalty, the largest first; each begins where the one before ended."""
+    found: dict[float, Solution] = {}
+    last: Solution | None = None
+    with progress_bar("logistic regression", len(protocol.penalties), shown=progress) as advance:
+        for penalty in sorted(set(protocol.penalties), reverse=True):
+            last = found[penalty] = solve(x, y, penalty, protocol, num_classes=num_classes, start=last)
+            advance(1)
+    return found
+
+
+def evaluate_logistic(
+    backbone: Backbone,
+    data: LabelledSets,
+    transform: ImageTransform,
+    protocol: LogisticProtocol | None = None,
+    *,
+    settings: FeatureSettings | None = None,
+    features: Path | None = None,
+    seed: int = 0,
+) -> Result:
+    """Fit logistic regression to frozen features of the training images, score it on the validation images.
+
+    Args:
+        backbone: frozen.
+        data: labelled images.
+        transform: of the images.
+        protocol: penalties, steps, labels.
+        settings: batch size, threads and compute type of the backbone.
+        features: folder that keeps the features.
+        seed: of the drawn labels and of the held-out part.
+
+    Returns:
+        Result with `top1`, `top5` (penalty chosen on the held-out part, solved again on all training images) and
+        `top1_held_out`, in percent; `extra["penalty"]` is the chosen one, `extra["converged"]` whether it was solved.
+
+    Raises:
+        UsageError: one class only, or several penalties but no class with two training images to choose one on.
+    """
+    protocol, settings = protocol or LogisticProtocol(), settings or FeatureSettings()
+    data.check_classes()
+    source, device = FeatureSource(backbone, transform, settings, features), device_of(backbone)
+    chosen = protocol.labels.select(data.train.labels, seed=seed)
+    train = source.read("training", data.train, chosen, blocks=protocol.blocks)
+    val = source.read("validation", data.val, blocks=protocol.blocks)
+    held_out = held_out_mask(train.labels, protocol.held_out_share, seed=seed)
+    if len(protocol.penalties) > 1 and not bool(held_out.any()):
+        raise UsageError("no class has two training images to choose a penalty on: name one with --penalties")
+    mean, scale = train.features.mean(0), float(train.features.std(0, correction=0).square().mean().sqrt())
+    check_scale(scale)
+    x, y = ((train.features - mean) / scale).to(device), train.labels.to(device)  # [n,D], [n]
+    classes = len(data.classes)
+    penalty, metrics = protocol.penalties[0], {}
+    if bool(held_out.any()):
+        out = held_out.to(device)
+        path = solve_path(x[~out], y[~out], protocol, num_classes=classes, progress=settings.progress)
+        scores = {each: accuracy(found.ranks(x[out], y[out]), 1) for each, found in path.items()}
+        penalty = best_penalty(scores)
+        metrics["top1_held_out"] = scores[penalty]
+    final = solve(x, y, penalty, protocol, num_classes=classes)
+    ranks = final.ranks(((val.features - mean) / scale).to(device), val.labels.to(device))
+    used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
+    return Result(
+        task="logistic",
+        metrics={"top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5), **metrics},
+        protocol={**asdict(protocol), **used, "precision": used_precision(settings, backbone)},
+        seed=seed,
+        extra={**counts(train, val, data.classes), "penalty": penalty, "converged": final.converged},
+    )
+
+
+def check_scale(scale: float) -> None:
+    """Refuse features that cannot be standardised.
+
+    Raises:
+        UsageError: they are all alike.
+        RunFailure: they are beyond float32.
+    """
+    if not scale > 0:
+        raise UsageError("all training images have the same features: there is nothing to learn from")
+    if scale == float("inf"):
+        raise RunFailure("the features are too large to be standardised in float32: the backbone has diverged")
+
+
+def best_penalty(scores: dict[float, float]) -> float:
+    """Return the penalty with the highest accuracy, the larger one among equals."""
+    return max(scores, key=lambda penalty: (scores[penalty], penalty))

@@ -1,0 +1,1 @@
+"""COCO annotations: where they lie, what their records say, masks."""

@@ -1,0 +1,1 @@
+"""What every evaluation shares: features, numbers, protocols, image sets, the pyramid, which way up annotations are."""

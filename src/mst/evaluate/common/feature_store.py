@@ -1,0 +1,284 @@
+"""Features for the evaluators: from the backbone, or from a folder that keeps them for the next evaluation.
+
+A kept file holds the global features of the last blocks, block after block, so that k-NN and retrieval map only the
+final ones and a linear probe finds the others in the same file. It counts only for the same weights, image files,
+transform and precision, and if its bytes are those that were written; anything else is computed anew, with a word about
+what is different.
+Letters: n images, D features of a block, b blocks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mst.data.value_range import ValueRanges
+from mst.errors import RunFailure
+from mst.evaluate.common.features import Features, FeatureSettings, device_of, extract_features
+from mst.evaluate.common.image_sets import ImageSet
+from mst.evaluate.common.protocol import ImageTransform
+from mst.runtime.device import select_precision
+from mst.runtime.logging import info, warn
+from mst.runtime.storage.files import check_folder, write_atomic
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
+
+KEPT_BLOCKS = 4
+"""Blocks that a kept file holds at least: as many as the linear probe takes."""
+FORMAT = 2
+DIFFERENT = {
+    "format": "another version of mst",
+    "weights": "another backbone",
+    "images": "other images",
+    "contents": "other contents of the images",
+    "transform": "another size, cut or normalisation",
+    "values": "another value range",
+    "described": "another description of the backbone's images",
+    "precision": "another precision or device",
+}
+"""Parts of a file's key, and what it means that one differs."""
+
+
+class LastBlocks:
+    """The global features of the last blocks: images [B, C, H, W] -> [B, b, D]."""
+
+    def __init__(self, blocks: int) -> None:
+        self.blocks = blocks
+
+    def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
+        """Return the features, shallow first; a shallower backbone gives all its blocks."""
+        return torch.stack([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
+
+
+@dataclass(frozen=True)
+class FeatureSource:
+    """Where an evaluator gets features.
+
+    Attributes:
+        backbone: its mode is restored afterwards.
+        transform: uint8 image -> input of the backbone.
+        settings: batch size, threads and compute type.
+        folder: where features are kept; None = nowhere.
+    """
+
+    backbone: Backbone
+    transform: ImageTransform
+    settings: FeatureSettings
+    folder: Path | None = None
+
+    def __post_init__(self) -> None:
+        if self.folder is not None:
+            check_folder(self.folder, "--features")
+
+    def read(self, part: str, images: ImageSet, chosen: Sequence[int] | None = None, *, blocks: int = 1) -> Features:
+        """Return the features [n, b*D] of a set's readable images, in its order.
+
+        Args:
+            part: training or validation; also the name of the kept file.
+            images: all of the part.
+            chosen: only these of them, ascending; None = all.
+            blocks: last blocks side by side, shallow first.
+
+        Raises:
+            DataError: too many images cannot be read.
+            RunFailure: no room for the file.
+        """
+        key = self._key(images) if self.folder is not None else None
+        if self.folder is not None:
+            _clear(self.folder, part, keep=_noted_file(self.folder / f"{part}.json"))
+        if self.folder is not None and key is None:
+            warn(f"{part} features are not kept: these images are no files")
+        if key is None:
+            wanted = images if chosen is None else images.subset(chosen)
+            found = self._extract(wanted, blocks, part)
+            return Features(found.features.flatten(1), found.labels, found.names, found.positions, found.unreadable)
+        stored, missing = self._kept(part, images, key, blocks) or self._keep(part, images, key, blocks)
+        return _select(stored[-blocks:], missing, images, chosen)
+
+    def _extract(
+        self, images: ImageSet, blocks: int, part: str, place: Callable[[tuple[int, ...]], Tensor] = torch.empty
+    ) -> Features:
+        function, title = LastBlocks(blocks), f"{part} features"
+        return extract_features(
+            self.backbone, images, self.transform, function, self.settings, title=title, place=place
+        )
+
+    def _key(self, images: ImageSet) -> dict[str, Any] | None:
+        """Return what the features depend on; None for images that are no files."""
+        listed = hashlib.sha256()
+        try:
+            for name in images.names:
+                state = os.stat(name)
+                listed.update(f"{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+        except OSError:
+            return None
+        device = device_of(self.backbone)
+        compute, _ = select_precision(self.settings.precision, device)
+        return {
+            "format": FORMAT,
+            "weights": weights_hash(self.backbone),
+            "images": listed.hexdigest(),
+            "contents": images.fingerprint().digest,
+            "described": json.loads(json.dumps(self.backbone.metadata, default=str)),
+            "values": images.scale.to_json() if isinstance(images.scale, ValueRanges) else {},
+            "transform": json.loads(json.dumps(asdict(self.transform))),
+            "precision": f"{compute} on {device.type}",
+        }
+
+    def _kept(
+        self, part: str, images: ImageSet, key: Mapping[str, Any], blocks: int
+    ) -> tuple[Tensor, dict[int, str]] | None:
+        """Return kept features [b, n, D] and what was unreadable; None, with a word, where they do not fit."""
+        assert self.folder is not None
+        note = self.folder / f"{part}.json"
+        if not note.exists():
+            return None
+        try:
+            known = json.loads(note.read_bytes())
+            changed = [word for name, word in DIFFERENT.items() if known["key"].get(name) != key[name]]
+            missing = {int(place): str(why) for place, why in known["unreadable"]}
+            if known["blocks"] < blocks:
+                changed.append("fewer blocks")
+            if not changed:
+                stored = torch.from_numpy(np.load(self.folder / known["file"], mmap_mode="c"))
+                if stored.ndim != 3 or stored.shape[1] != len(images) or stored.dtype != torch.float32:
+                    raise ValueError("a shape that does not fit")
+                for block in range(-blocks, 0) if blocks < len(stored) else range(-len(stored), 0):
+                    if _digest(stored[block]) != known["sha256"][block]:
+                        raise ValueError(f"{known['file']} is not what was written")
+        except Exception as error:  # whatever damaged bytes raise: they are made anew
+            warn(f"{note} cannot be used ({' '.join(str(error).split())}): its features are computed anew")
+            return None
+        if changed:
+            warn(f"{note} was made with {' and '.join(changed)}: its features are computed anew")
+            return None
+        if len(missing) > self.settings.max_unreadable_share * len(images):
+            return None  # computing them says what is wrong
+        info(f"{part} features are read from {self.folder / known['file']}")
+        return stored, missing
+
+    def _keep(self, part: str, images: ImageSet, key: Mapping[str, Any], blocks: int) -> tuple[Tensor, dict[int, str]]:
+        """Compute the features [b, n, D], write them, and return them with what was unreadable."""
+        assert self.folder is not None
+        blocks = max(blocks, KEPT_BLOCKS)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        name = f"{part}-{hashlib.sha256(json.dumps([key, blocks]).encode()).hexdigest()[:16]}.npy"
+        aside = self.folder / f".{name}.{os.getpid()}-{threading.get_ident()}.tmp"
+        with _claimed(aside):
+            found = self._extract(images, blocks, part, lambda shape: _mapped(aside, shape))
+            stored = torch.from_numpy(np.load(aside, mmap_mode="c"))
+            read = set(found.positions)
+            places = [place for place in range(len(images)) if place not in read]
+            missing = dict(zip(places, found.unreadable, strict=True))
+            digests = [_digest(block) for block in stored]
+            note = {"key": key, "blocks": blocks, "file": name, "sha256": digests, "unreadable": list(missing.items())}
+            aside.replace(self.folder / name)
+            write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
+        _clear(self.folder, part, keep=name)
+        return stored, missing
+
+
+@contextmanager
+def _claimed(aside: Path) -> Iterator[None]:
+    """Hold a new file's lock, by which others see that it is being written; delete it unless it was renamed."""
+    file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        aside.unlink(missing_ok=True)
+        os.close(file)
+
+
+KEY = 16 * "[0-9a-f]"
+"""Pattern of what the names of kept features have after the part; files of other names are the user's."""
+
+
+def _clear(folder: Path, part: str, *, keep: str | None) -> None:
+    """Delete what a kill left behind, and features that no note names; not what another process is writing."""
+    for path in [*folder.glob(f".{part}-{KEY}.npy.*.tmp"), *folder.glob(f"{part}-{KEY}.npy")]:
+        if path.name == keep:
+            continue
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink(missing_ok=True)
+        except OSError:
+            continue  # its writer is at work
+        finally:
+            os.close(file)
+
+
+def _noted_file(note: Path) -> str | None:
+    """Return the file that a note names; None where it cannot be read."""
+    try:
+        return str(json.loads(note.read_bytes())["file"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _digest(block: Tensor) -> str:
+    """Return the SHA-256 of a block of features."""
+    found = hashlib.sha256()
+    found.update(block.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def weights_hash(backbone: torch.nn.Module) -> str:
+    """Return a SHA-256 over the architecture and every weight."""
+    found = hashlib.sha256(repr(getattr(backbone, "spec", "")).encode())
+    for name, weight in backbone.state_dict().items():
+        found.update(f"{name} {weight.dtype} {tuple(weight.shape)}".encode())
+        found.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
+def _mapped(file: Path, shape: tuple[int, ...]) -> Tensor:
+    """Return a tensor [n, b, D] whose memory is a new file of [b, n, D].
+
+    Raises:
+        RunFailure: there is no room for it.
+    """
+    count, blocks, dim = shape
+    needed, free = 4 * count * blocks * dim, shutil.disk_usage(file.parent).free
+    if needed > free:
+        raise RunFailure(f"--features {file.parent} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+    array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(blocks, count, dim))
+    return torch.from_numpy(array).transpose(0, 1)
+
+
+def _select(stored: Tensor, missing: Mapping[int, str], images: ImageSet, chosen: Sequence[int] | None) -> Features:
+    """Return the chosen readable images' features [n, b*D] from those of all blocks [b, n', D], readable ones first."""
+    wanted = range(len(images)) if chosen is None else chosen
+    row = {place: index for index, place in enumerate(p for p in range(len(images)) if p not in missing)}
+    positions = [position for position, place in enumerate(wanted) if place in row]
+    places = [wanted[position] for position in positions]
+    blocks, _, dim = stored.shape
+    kept = stored[:, : len(row)]
+    if len(places) < len(row):
+        kept = kept[:, [row[place] for place in places]]
+    features = kept[0] if blocks == 1 else kept.transpose(0, 1).reshape(len(places), blocks * dim)
+    return Features(
+        features,
+        images.labels[places],
+        tuple(images.names[place] for place in places),
+        tuple(positions),
+        tuple(missing[place] for place in wanted if place in missing),
+    )

@@ -1,0 +1,247 @@
+"""Features of a frozen backbone: batched, in evaluation mode, read ahead by threads, with unreadable files counted.
+
+Letters: B images, n images of a set, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from torch import Tensor, nn
+
+from mst.data.decoding import OtherChannels, UnreadableImage
+from mst.errors import DataError
+from mst.evaluate.common.finite import check_finite
+from mst.evaluate.common.image_sets import ImageSet
+from mst.runtime.device import select_precision
+from mst.runtime.limits import check_numbers
+from mst.runtime.logging import console, warn
+
+if TYPE_CHECKING:
+    from mst.model.backbone import Backbone
+
+FeatureFunction = Callable[["Backbone", Tensor], Tensor]
+"""(backbone, images [B,C,H,W]) -> features [B, ...]."""
+
+
+@dataclass(frozen=True)
+class FeatureSettings:
+    """How features are computed; only `precision` can change a number (in the last digits).
+
+    Attributes:
+        forward_batch: images per forward pass.
+        workers: threads that read and resize images.
+        precision: compute type of the backbone; features are float32 either way.
+        max_unreadable_share: stop when a larger share of a set cannot be read.
+        progress: show a bar while working.
+    """
+
+    forward_batch: int = 128
+    workers: int = 2
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    max_unreadable_share: float = 0.05
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "forward_batch", "workers", least=1)
+        check_numbers(self, "max_unreadable_share", least=0, most=1)
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a backbone makes of a set of images, on the CPU; unreadable images have no row.
+
+    Attributes:
+        features: [n, D], float32.
+        labels: [n], int64.
+        names: a path or name for each row.
+        positions: where each row stands in the set it came from.
+        unreadable: "name: reason" for each image left out.
+    """
+
+    features: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+    positions: tuple[int, ...]
+    unreadable: tuple[str, ...] = ()
+
+
+def cls_features(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the global feature [B, D]: CLS, or the pooled patch tokens."""
+    features: Tensor = backbone(images)
+    return features
+
+
+def patch_map(backbone: Backbone, images: Tensor) -> Tensor:
+    """Return the final patch tokens as maps [B, D, h, w]."""
+    tokens = backbone.tokens(images, importance=False)
+    return tokens.patches.transpose(1, 2).reshape(len(images), -1, *tokens.grid)
+
+
+@contextmanager
+def frozen(backbone: nn.Module) -> Iterator[None]:
+    """Put a backbone in evaluation mode without gradients; every submodule's own mode comes back afterwards."""
+    modes = [(module, module.training) for module in backbone.modules()]
+    backbone.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def device_of(backbone: nn.Module) -> torch.device:
+    """Return the device of a module's first parameter, or the CPU."""
+    parameter = next(backbone.parameters(), None)
+    return torch.device("cpu") if parameter is None else parameter.device
+
+
+def used_precision(settings: FeatureSettings, network: nn.Module) -> str:
+    """Return the compute type that the settings mean on a network's device, as rows name it: fp32 or bf16."""
+    compute, _ = select_precision(settings.precision, device_of(network))
+    return "bf16" if compute == torch.bfloat16 else "fp32"
+
+
+def fingerprint(network: nn.Module) -> str:
+    """Return a hash of the weights, so that a training that began with others is not resumed."""
+    digest = hashlib.sha256()
+    for name, value in network.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def forward_batch(
+    backbone: Backbone, images: Tensor, function: FeatureFunction, precision: Literal["auto", "fp32", "bf16"]
+) -> Tensor:
+    """Return `function(backbone, images)` as float32, computed in the asked type on the backbone's device."""
+    device = device_of(backbone)
+    compute, _ = select_precision(precision, device)
+    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
+        features = function(backbone, images.to(device, non_blocking=True))
+    return features.float()
+
+
+class ImageBatch(NamedTuple):
+    """The readable images of one batch: their positions in the set and their pixels [B, C, h, w]."""
+
+    indices: list[int]
+    images: Tensor
+    unreadable: list[str]
+
+
+def read_batches(
+    images: ImageSet, transform: Callable[[Tensor], Tensor], settings: FeatureSettings
+) -> Iterator[ImageBatch]:
+    """Yield the set in order, `forward_batch` at a time; threads read two batches ahead.
+
+    Raises:
+        DataError: more than `max_unreadable_share` of the set cannot be read.
+    """
+    parts = [
+        range(i, min(i + settings.forward_batch, len(images))) for i in range(0, len(images), settings.forward_batch)
+    ]
+    allowed, failed = settings.max_unreadable_share * len(images), 0
+    with ThreadPoolExecutor(settings.workers) as pool:
+        ahead: deque[list[Future[Tensor | UnreadableImage]]] = deque()
+        try:
+            for position, part in enumerate(parts):
+                while len(ahead) < min(3, len(parts) - position):
+                    ahead.append([pool.submit(_load, images, transform, i) for i in parts[position + len(ahead)]])
+                loaded = [future.result() for future in ahead.popleft()]
+                pixels = {i: item for i, item in zip(part, loaded, strict=True) if isinstance(item, Tensor)}
+                bad = [item for item in loaded if isinstance(item, UnreadableImage)]
+                failed += len(bad)
+                if failed > allowed or failed == len(images):
+                    origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
+                    raise DataError(
+                        f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
+                        f"may be left out; the last: {bad[-1]}{origin}"
+                    )
+                tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
+                yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _load(images: ImageSet, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:
+    try:
+        return transform(images.read(index))
+    except UnreadableImage as problem:
+        return problem
+
+
+@contextmanager
+def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
+    """Show a bar on a terminal that vanishes at its end; yields the function that advances it."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    shown = shown and console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
+        task = bar.add_task(title, total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def extract_features(
+    backbone: Backbone,
+    images: ImageSet,
+    transform: Callable[[Tensor], Tensor],
+    function: FeatureFunction = cls_features,
+    settings: FeatureSettings | None = None,
+    *,
+    title: str = "features",
+    place: Callable[[tuple[int, ...]], Tensor] = torch.empty,
+    tell: bool = True,
+) -> Features:
+    """Return one float32 feature per readable image, in the order of `images`.
+
+    Args:
+        backbone: any module that `function` can use; its mode is restored afterwards.
+        images: what to read.
+        transform: uint8 image [C, H, W] -> float32 [C, h, w], the same size for every image.
+        function: (backbone, images [B,C,h,w]) -> [B, D].
+        settings: batch size, threads and compute type.
+        title: words beside the progress bar.
+        place: shape -> the float32 tensor that the features are written into; may be mapped from a file.
+        tell: warn of the images left out.
+
+    Raises:
+        DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
+        RunFailure: a feature is not finite.
+    """
+    settings = settings or FeatureSettings()
+    rows = torch.empty(0)
+    kept: list[int] = []
+    unreadable: list[str] = []
+    with frozen(backbone), progress_bar(title, len(images), shown=settings.progress) as advance:
+        for batch in read_batches(images, transform, settings):
+            if batch.indices:
+                features = forward_batch(backbone, batch.images, function, settings.precision)
+                check_finite(features, backbone, [images.names[index] for index in batch.indices], "features")
+                if not kept:
+                    rows = place((len(images), *features.shape[1:]))
+                rows[len(kept) : len(kept) + len(features)] = features
+            kept += batch.indices
+            unreadable += batch.unreadable
+            advance(len(batch.indices) + len(batch.unreadable))
+    if unreadable and tell:
+        warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
+    names = tuple(images.names[index] for index in kept)
+    return Features(rows[: len(kept)], images.labels[kept], names, tuple(kept), tuple(unreadable))
+
+
+def counts(train: Features, val: Features, classes: Sequence[str]) -> dict[str, Any]:
+    """Return what a result says about its data: numbers of images and classes, and the images left out."""
+    return {
+        "train_images": len(train.labels),
+        "val_images": len(val.labels),
+        "classes": len(classes),
+        "unreadable": [*train.unreadable, *val.unreadable],
+    }

@@ -1,0 +1,1 @@
+"""Detection with Mask R-CNN: the detector, its training, metrics, pictures."""

@@ -1,0 +1,209 @@
+"""Training a detector with the shared downstream loop: the 1x schedule, layer-wise rates, mirrored images.
+
+Source: 1x schedule and multi-scale training as in Mask R-CNN's reference implementations (He et al. 2019, "Rethinking
+ImageNet pre-training"); layer-wise decay of the learning rate as in ViTDet (Li et al. 2022, appendix A.2). Differs:
+every draw is a function of (seed, step), so a resumed run equals an uninterrupted one. Letters: H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import count, islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mst.data.decoding import UnreadableImage
+from mst.engine.layer_decay import build_optimizer, parameter_groups
+from mst.engine.schedule import Checkpointing, LoopSettings
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.errors import DataError, UsageError
+from mst.evaluate.coco.reading import CocoImage, CocoSet
+from mst.evaluate.detection.detector import flipped, training_target
+from mst.paths import user_path
+from mst.runtime.limits import check_numbers
+from mst.runtime.seeding import generator
+from mst.runtime.storage.rundir import RunDir
+
+Batch = list[tuple[Tensor, dict[str, Tensor]]]
+"""Images in [0, 1] [C, H, W] with their targets."""
+WARMUP_SHARE = 10
+"""The warm-up takes at most this part of all steps."""
+AHEAD = 2
+"""Batches that threads read while another one is computed."""
+
+
+@dataclass(frozen=True)
+class TrainingSettings:
+    """How a detector is trained.
+
+    Attributes:
+        epochs: passes over the training images; 12 is the "1x" schedule.
+        batch_size: images per step.
+        accumulate: passes that make one step, batch_size / accumulate images each: less memory, the same step.
+        lr: of AdamW at the heads.
+        weight_decay: of AdamW; none on biases, norms and embeddings.
+        layer_decay: the rate of each block is this times that of the block above it.
+        warmup_steps: linear warm-up, at most a tenth of all steps.
+        clip_norm: of all gradients together.
+        drop_path: stochastic depth of the backbone's last block, linear from zero at the first.
+        frozen: train the pyramid and the heads only.
+    """
+
+    epochs: int = 12
+    batch_size: int = 16
+    accumulate: int = 1
+    lr: float = 1e-4
+    weight_decay: float = 0.05
+    layer_decay: float = 0.7
+    warmup_steps: int = 500
+    clip_norm: float = 1.0
+    drop_path: float = 0.0
+    frozen: bool = False
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "epochs", "batch_size", "accumulate", least=1)
+        check_numbers(self, "lr", "clip_norm", above=0)
+        check_numbers(self, "weight_decay", "warmup_steps", least=0)
+        check_numbers(self, "layer_decay", above=0, most=1)
+        if not 0.0 <= self.drop_path < 1.0:
+            raise UsageError(f"--drop-path {self.drop_path}: must be at least 0 and below 1")
+        if self.batch_size % self.accumulate:
+            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+
+    def loop(self, images: int) -> LoopSettings:
+        """Return what the loop does with so many images."""
+        steps = -(-images * self.epochs // self.batch_size)
+        return LoopSettings(
+            steps=steps,
+            batch_size=self.batch_size,
+            lr=self.lr,
+            warmup_steps=max(1, min(self.warmup_steps, steps // WARMUP_SHARE)),
+            schedule="steps",
+            clip_norm=self.clip_norm,
+            accumulate=self.accumulate,
+        )
+
+
+def detector_optimizer(detector: nn.Module, settings: TrainingSettings) -> Optimizer:
+    """Return AdamW with layer-wise rates over what a detector trains."""
+    groups = parameter_groups(detector, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
+    return build_optimizer(groups)
+
+
+def image_draws(place: int, images: int, seed: int) -> Iterator[tuple[int, bool]]:
+    """Yield which image comes, and whether it is mirrored, from place `place` of the training on.
+
+    Each pass over the images has an order of its own.
+    """
+    first, skipped = divmod(place, images)
+    for epoch in count(first):
+        order = torch.randperm(images, generator=generator(seed, "detection-order", epoch))
+        mirrored = torch.rand(images, generator=generator(seed, "detection-flip", epoch)) < 0.5
+        yield from islice(zip(order.tolist(), mirrored.tolist(), strict=True), skipped, None)
+        skipped = 0
+
+
+def train_detector(
+    detector: nn.Module,
+    optimizer: Optimizer,
+    images: Sequence[CocoImage],
+    settings: TrainingSettings,
+    *,
+    device: torch.device,
+    channels: int,
+    seed: int,
+    saving: Checkpointing,
+    identity: dict[str, Any],
+    workers: int,
+    progress: bool,
+) -> Outcome:
+    """Train in place; resume from the newest checkpoint if there is one.
+
+    Args:
+        detector: on `device`; it chooses the compute type itself.
+        optimizer: from `detector_optimizer`.
+        images: with at least one object each.
+        settings: how.
+        device: where.
+        channels: of the images.
+        seed: of order, mirroring and torchvision's draws.
+        saving: checkpoints; their folder gets metrics.jsonl as well.
+        identity: what a checkpoint must have been trained with to be resumed.
+        workers: threads that read images ahead.
+        progress: show a bar.
+
+    Raises:
+        UsageError: the checkpoints are of other settings, data or weights.
+        DataError: an image cannot be read.
+        RunFailure: too many bad steps in a row, or the disk refused.
+        Interrupted: a signal came; the state is saved where checkpoints are asked for.
+    """
+    plan = settings.loop(len(images))
+
+    def batches(first: int) -> Generator[Batch, None, None]:
+        draws = image_draws(first * settings.batch_size, len(images), seed)
+        return read_batches(images, draws, settings.batch_size // settings.accumulate, channels, workers)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
+        losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch], targets)
+        return torch.stack(list(losses.values())).sum()
+
+    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
+        draws = image_draws(step * settings.batch_size, len(images), seed)
+        return [index for index, _ in islice(draws, settings.batch_size)]
+
+    training = Training("detector", detector, optimizer, batches, loss, indices=indices)
+    run = RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
+    return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
+
+
+def read_batches(
+    images: Sequence[CocoImage], draws: Iterator[tuple[int, bool]], size: int, channels: int, workers: int
+) -> Generator[Batch, None, None]:
+    """Yield batches of `size` images without end, in the order of the draws; threads read ahead.
+
+    Raises:
+        DataError: an image cannot be read.
+    """
+    with ThreadPoolExecutor(workers) as pool:
+        ahead = deque(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, AHEAD * size))
+        try:
+            while True:
+                batch = [ahead.popleft().result() for _ in range(size)]
+                ahead.extend(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, size))
+                yield batch
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def read_example(image: CocoImage, mirror: bool, channels: int) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return an image in [0, 1] [C, H, W] and its target.
+
+    Raises:
+        DataError: it cannot be read, or has another size than its annotations say.
+    """
+    try:
+        pixels = image.read(channels=channels).float() / 255
+    except UnreadableImage as problem:
+        raise DataError(f"a training image cannot be read: {problem}") from problem
+    pair = pixels, training_target(image)
+    return flipped(*pair) if mirror else pair
+
+
+def trainable_images(coco: CocoSet) -> list[CocoImage]:
+    """Return the images with an object that is no crowd.
+
+    Raises:
+        DataError: there is none.
+    """
+    kept = [image for image in coco.images if any(not found.crowd for found in image.objects)]
+    if not kept:
+        raise DataError(f"{coco.file}: no image has an object to learn from")
+    return kept

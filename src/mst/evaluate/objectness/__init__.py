@@ -1,0 +1,1 @@
+"""Objectness of attention maps: boxes and masks without any training."""

@@ -1,0 +1,1 @@
+"""Semantic segmentation: data, heads, training, windows, pictures."""

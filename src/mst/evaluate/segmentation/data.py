@@ -1,0 +1,187 @@
+"""Images with a class number per pixel, read one at a time, and what is checked of them.
+
+Letters: C channels, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from mst.data.files.sources import even_positions
+from mst.data.synthetic.scenes import CLASSES, SceneSet
+from mst.errors import DataError
+from mst.evaluate.common.content import identity_of_files, identity_of_values
+from mst.evaluate.segmentation.mask_files import check_mask
+from mst.runtime.identity import DataIdentity, identify, together
+from mst.runtime.logging import warn
+from mst.runtime.names import shown
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
+AHEAD = 2
+"""Items per thread that are read before they are needed."""
+NO_CLASS = -1
+"""Mask value of pixels without a class, once a mask was checked."""
+
+
+@dataclass(frozen=True)
+class SegmentationSet:
+    """Image and mask pairs that are read one at a time.
+
+    Attributes:
+        names: a path or another name for each pair.
+        read: index -> (uint8 image [C, H, W], int64 mask [H, W]).
+        files: image and mask of each pair, where they are files.
+        missing: a line for each pair that is listed and not there.
+    """
+
+    names: tuple[str, ...]
+    read: Callable[[int], tuple[Tensor, Tensor]]
+    files: tuple[tuple[Path, Path], ...] = ()
+    missing: tuple[str, ...] = ()
+
+    def __len__(self) -> int:
+        """Return the number of pairs."""
+        return len(self.names)
+
+    @staticmethod
+    def from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor]) -> SegmentationSet:
+        """Return a set over uint8 images [C, H, W] and integer masks [H, W] in memory."""
+        names = tuple(f"image {index}" for index in range(len(images)))
+        return SegmentationSet(names, lambda index: (images[index], masks[index].long()))
+
+    def evenly(self, limit: int | None) -> SegmentationSet:
+        """Return at most `limit` of the pairs, at even distances, order kept; None = all."""
+        if limit is None or limit >= len(self):
+            return self
+        return self.only(even_positions(len(self), limit).tolist())
+
+    def only(self, chosen: Sequence[int]) -> SegmentationSet:
+        """Return the pairs at these positions."""
+        return SegmentationSet(
+            tuple(self.names[i] for i in chosen),
+            lambda index: self.read(chosen[index]),
+            tuple(self.files[i] for i in chosen if self.files),
+            self.missing,
+        )
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of names and content; of sets in memory 64 pairs are read."""
+        if self.files:
+            images, masks = zip(*self.files, strict=True)
+            return identity_of_files(self.names, files=[*images, *masks])
+        chosen = even_positions(len(self), 64).tolist()
+        return identity_of_values(self.names, (part for index in chosen for part in self.read(index)))
+
+
+@dataclass(frozen=True)
+class SegmentationData:
+    """A training and a validation set with the same classes.
+
+    Attributes:
+        classes: names; class number = position.
+        train: pairs to learn from.
+        val: pairs to score.
+        ignore_index: mask value without a class, or None.
+        meaning: what else decides about the classes of pixels: colours, which way up masks are.
+    """
+
+    classes: tuple[str, ...]
+    train: SegmentationSet
+    val: SegmentationSet
+    ignore_index: int | None = None
+    meaning: tuple[str, ...] = ()
+
+    def fingerprint(self) -> DataIdentity:
+        """Return the identity of both sets, their classes and the value without a class."""
+        said = [repr((self.classes, self.ignore_index)), *self.meaning]
+        classes = identify("", [], count=0, annotations=[text.encode("utf-8", "surrogatepass") for text in said])
+        return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
+
+    def evenly(self, train: int | None, val: int | None) -> SegmentationData:
+        """Return parts of both sets, see `SegmentationSet.evenly`."""
+        return replace(self, train=self.train.evenly(train), val=self.val.evenly(val))
+
+    def checked(self, pairs: SegmentationSet, index: int) -> tuple[Tensor, Tensor]:
+        """Return one image and its mask with NO_CLASS in place of the ignore index.
+
+        Raises:
+            DataError: the mask has another size than its image, or a value that is no class.
+        """
+        image, mask = pairs.read(index)
+        name = pairs.names[index]
+        if mask.shape != image.shape[-2:]:
+            raise DataError(f"{name}: mask {tuple(mask.shape)} and image {tuple(image.shape[-2:])} differ")
+        check_mask(mask, len(self.classes), self.ignore_index, name)
+        return image, mask if self.ignore_index is None else mask.masked_fill(mask == self.ignore_index, NO_CLASS)
+
+
+def even_pairs(pairs: Sequence[Item], limit: int | None) -> Sequence[Item]:
+    """Return at most `limit` items at even distances, order kept; None = all."""
+    if limit is None or limit >= len(pairs):
+        return pairs
+    return [pairs[position] for position in even_positions(len(pairs), limit).tolist()]
+
+
+def check_found(data: SegmentationData, found: set[int], title: str) -> None:
+    """Refuse masks from which nothing can be learnt, or by which nothing can be scored; warn of one class only.
+
+    Args:
+        data: the classes.
+        found: all values of the checked masks, NO_CLASS among them.
+        title: training or validation.
+
+    Raises:
+        DataError: there is one class only, or no pixel has one.
+    """
+    if len(data.classes) < 2:
+        raise DataError(
+            f"there is one class, {shown(data.classes[0])}, so every answer would be right: at least 2 are needed"
+        )
+    classes = sorted(found - {NO_CLASS})
+    if not classes:
+        raise DataError(
+            f"no pixel of the {title} masks has a class, all are {data.ignore_index} (ignore_index of classes.json): "
+            "there is nothing to learn from or to score"
+        )
+    if title == "training" and len(classes) == 1:
+        warn(
+            f"all pixels of the training masks are of class {shown(data.classes[classes[0]])}: no other class can be "
+            "learnt"
+        )
+
+
+def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Generator[Read, None, None]:
+    """Yield `read(item)` in order; threads work on the next few meanwhile. Errors come out where their item would."""
+    waiting: deque[Future[Read]] = deque()
+    with ThreadPoolExecutor(workers) as pool:
+        try:
+            for item in items:
+                waiting.append(pool.submit(read, item))
+                if len(waiting) > AHEAD * workers:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:
+    """Return synthetic scenes with their semantic maps, drawn once into memory; class 0 is the background."""
+
+    def pairs(scenes: SceneSet) -> SegmentationSet:
+        drawn = list(scenes)
+        return SegmentationSet.from_tensors(
+            [torch.from_numpy(scene.image) for scene in drawn],
+            [torch.from_numpy(scene.semantic_map) for scene in drawn],
+        )
+
+    return SegmentationData(("background", *CLASSES), pairs(train), pairs(val))

@@ -1,0 +1,225 @@
+"""Training a segmenter: cross-entropy of the head and the auxiliary heads, batches that depend on their step alone.
+
+Source: SETR's settings in mmsegmentation (SGD or AdamW, poly schedule of power 0.9, the head's rate ten times the
+backbone's, auxiliary losses weighted 0.4); layer-wise decay of the rate as in BEiT (Bao et al. 2022). Differs: the
+lowest learning rate is scaled with the group, not the same for all. Letters: B images, K classes, H W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, islice
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from mst.data.decoding import UnreadableImage
+from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
+from mst.engine.schedule import LoopSettings, Schedule
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.errors import DataError, UsageError
+from mst.evaluate.segmentation.augment import Augmentation, augmented
+from mst.evaluate.segmentation.data import NO_CLASS, SegmentationData, read_ahead
+from mst.evaluate.segmentation.heads import enlarge
+from mst.evaluate.segmentation.inference import View
+from mst.evaluate.segmentation.model import Segmenter
+from mst.runtime.seeding import generator
+
+AUXILIARY_WEIGHT = 0.4
+
+
+class Batch(NamedTuple):
+    """Normalised images [B, C, H, W] and their classes [B, H, W], NO_CLASS where there is none."""
+
+    images: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True)
+class HeadTraining:
+    """How a head that is more than the cached linear layer is trained.
+
+    Attributes:
+        train_backbone: also train (a copy of) the backbone.
+        optimizer: adamw or sgd (momentum 0.9).
+        schedule: of the learning rate, after the warm-up.
+        warmup_steps: linear warm-up.
+        min_lr: learning rate of the last step.
+        backbone_scale: the backbone's share of the learning rate.
+        layer_decay: the rate of each block over that of the block above it.
+        clip_norm: of all gradients together; None = no clipping.
+        accumulate: passes that make one step, batch_size / accumulate images each: less memory, other batch statistics.
+    """
+
+    train_backbone: bool = False
+    optimizer: OptimizerName = "adamw"
+    schedule: Schedule = "poly"
+    warmup_steps: int = 0
+    min_lr: float = 0.0
+    backbone_scale: float = 0.1
+    layer_decay: float = 1.0
+    clip_norm: float | None = 1.0
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.layer_decay <= 1.0 or not 0.0 < self.backbone_scale <= 1.0:
+            raise UsageError("--layer-decay and --backbone-scale must be above 0 and at most 1")
+        if self.warmup_steps < 0:
+            raise UsageError(f"--warmup-steps {self.warmup_steps}: must be at least 0")
+        if self.accumulate < 1:
+            raise UsageError(f"--accumulate {self.accumulate}: must be at least 1")
+
+
+@dataclass(frozen=True)
+class Task:
+    """All that the batches and the loss depend on.
+
+    Attributes:
+        data: images and masks.
+        view: how validation images are looked at; training crops have its size.
+        loop: steps, images per step, learning rate.
+        weight_decay: none on biases, norms and embeddings.
+        loss_stride: the loss is taken on every n-th pixel in both directions.
+        class_weights: factor of each class in the loss; empty = 1 for all.
+        training: optimizer and rates.
+        augmentation: how training images vary.
+        workers: threads that read images.
+    """
+
+    data: SegmentationData
+    view: View
+    loop: LoopSettings
+    weight_decay: float
+    loss_stride: int
+    class_weights: tuple[float, ...] = ()
+    training: HeadTraining = field(default_factory=HeadTraining)
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    workers: int = 2
+
+
+def train_segmenter(segmenter: Segmenter, task: Task, where: Surroundings) -> Outcome:
+    """Train in place, from the newest checkpoint if there is one.
+
+    Raises:
+        DataError: an image or a mask cannot be used; it is named.
+        UsageError: the checkpoints are of another training.
+    """
+    weights = class_weights(task.class_weights, len(task.data.classes))
+    weights = None if weights is None else weights.to(where.device)
+
+    def loss(model: nn.Module, batch: Batch) -> Tensor:
+        return segmentation_loss(model, batch, task.loss_stride, weights, where.device)
+
+    def batches(first: int) -> Generator[Batch, None, None]:
+        return batch_stream(task, first, where.seed)
+
+    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
+        size = task.loop.batch_size
+        return [index for index, _ in islice(positions(step * size, len(task.data.train), where.seed), size)]
+
+    training = Training(
+        f"{segmenter.shape.head} segmenter",
+        segmenter,
+        segmenter_optimizer(segmenter, task),
+        batches,
+        loss,
+        indices=indices,
+    )
+    return fit(training, task.loop, where)
+
+
+def class_weights(weights: tuple[float, ...], num_classes: int) -> Tensor | None:
+    """Return weights [K], or None where all are one.
+
+    Raises:
+        UsageError: not one for each class, or none above 0.
+    """
+    if not weights:
+        return None
+    if len(weights) != num_classes or min(weights) < 0 or max(weights) <= 0:
+        raise UsageError(
+            f"--class-weights has {len(weights)} numbers: give one for each of the {num_classes} classes, none negative"
+        )
+    return torch.tensor(weights)
+
+
+def segmenter_optimizer(segmenter: Segmenter, task: Task) -> Optimizer:
+    """Return the optimizer: the head at the full rate, the backbone at its share, less with depth."""
+    training = task.training
+    groups = parameter_groups(nn.ModuleList([segmenter.maps, segmenter.head]), weight_decay=task.weight_decay)
+    if not segmenter.frozen:
+        inner = parameter_groups(segmenter.backbone, weight_decay=task.weight_decay, layer_decay=training.layer_decay)
+        groups += [{**group, "scale": training.backbone_scale * group["scale"]} for group in inner]
+    return build_optimizer(groups, training.optimizer)
+
+
+def segmentation_loss(
+    segmenter: Any, batch: Batch, stride: int, weights: Tensor | None, device: torch.device
+) -> Tensor:
+    """Return the loss of the head plus 0.4 times that of each auxiliary head."""
+    target = coarse(batch.masks.to(device), [-(-side // stride) for side in batch.masks.shape[1:]])  # [B,H/s,W/s]
+    main, *auxiliary = (pixel_loss(logits, target, weights) for logits in segmenter.all_logits(batch.images.to(device)))
+    return torch.stack([main, *(AUXILIARY_WEIGHT * loss for loss in auxiliary)]).sum()
+
+
+def pixel_loss(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean cross-entropy over the pixels with a class, 0 if there is none.
+
+    Args:
+        logits: [B, K, h, w], enlarged here to the target's size.
+        target: [B, H, W], NO_CLASS where there is none.
+        weights: factor of each class [K]; the mean is then the weighted one, as in torch's `cross_entropy`.
+    """
+    total = F.cross_entropy(enlarge(logits, target.shape[1:]), target, weights, ignore_index=NO_CLASS, reduction="sum")
+    known = target != NO_CLASS
+    share = known.float() if weights is None else known * weights[target.clamp(min=0)]
+    return total / share.sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def coarse(masks: Tensor, size: Sequence[int]) -> Tensor:
+    """Return masks [B, H, W] at another size, the nearest pixel each."""
+    if tuple(masks.shape[1:]) == tuple(size):
+        return masks
+    return F.interpolate(masks[:, None].float(), (size[0], size[1]), mode="nearest-exact")[:, 0].long()
+
+
+def positions(place: int, images: int, seed: int) -> Iterator[tuple[int, int]]:
+    """Yield (image, place) from place `place` of the whole training on; each epoch has an order of its own."""
+    first, skipped = divmod(place, images)
+    for epoch in count(first):
+        order = torch.randperm(images, generator=generator(seed, "segmentation-order", epoch)).tolist()
+        yield from islice(zip(order, count(epoch * images), strict=False), skipped, None)
+        skipped = 0
+
+
+def batch_stream(task: Task, first: int, seed: int) -> Generator[Batch, None, None]:
+    """Yield the batches from step `first` on, read ahead by threads.
+
+    Raises:
+        DataError: an image or a mask cannot be used.
+    """
+    data, size = task.data, task.loop.batch_size
+
+    def read(chosen: tuple[int, int]) -> tuple[Tensor, Tensor]:
+        index, place = chosen
+        try:
+            image, mask = data.checked(data.train, index)
+        except UnreadableImage as problem:
+            raise DataError(f"a training image cannot be read: {problem}") from problem
+        draw = generator(seed, "segmentation-augment", place)
+        return augmented(image, mask, task.view, task.augmentation, draw)
+
+    steps = max(task.loop.steps - first, 0)
+    wanted = islice(positions(first * size, len(data.train), seed), steps * size)
+    stream = read_ahead(read, wanted, task.workers)
+    try:
+        for _ in range(steps * task.loop.accumulate):
+            pairs = [next(stream) for _ in range(size // task.loop.accumulate)]
+            images, masks = zip(*pairs, strict=True)
+            yield Batch(torch.stack(images), torch.stack(masks))
+    finally:
+        stream.close()

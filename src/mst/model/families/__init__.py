@@ -1,0 +1,1 @@
+"""timm's families of backbones: ViT, rotary ViT (EVA), Swin."""

@@ -1,0 +1,244 @@
+"""Measuring a training step, the loader, and both together, for the time a user wants to spend on it."""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from mst.config.derive import check_consistent, derive
+from mst.config.schema import RunConfig
+from mst.data.files.sources import ImageIndex
+from mst.data.loader import BatchLoader
+from mst.errors import RunFailure
+from mst.planning.estimate import process_memory
+from mst.planning.fitting import check_fits
+from mst.planning.setup import Setup, checked_spec, prepare_process
+from mst.planning.simulation import random_views, step_operations
+from mst.planning.stream import as_views, make_loader
+from mst.runtime.device import select_device, select_precision
+from mst.runtime.seeding import generator
+from mst.runtime.storage.rundir import RunDir
+from mst.train.schedule import step_values
+from mst.train.state import TrainState, new_state
+from mst.train.step import train_step
+from mst.views.normalise import normalise
+from mst.views.record import Views
+
+WITHOUT_IMAGES = 100
+"""Batches of the data set that stands in where none is given."""
+FEWEST_STEPS = 4
+"""Steps, the one that warms up included, that should fit into the time for one measurement."""
+FIRST_IMAGES = 4
+SIDES = {"cpu": 2048, "cuda": 8192}
+"""Of the square matrices whose product is the ceiling."""
+PRODUCTS = 5
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What was measured; None where there are no images.
+
+    Attributes:
+        images_per_pass: images of a measured step (one pass).
+        recipe_images_per_pass: images of one pass of the recipe.
+        step_seconds: median of a step on crops of noise.
+        step_images_per_second: of the step alone.
+        loader_images_per_second: of the loader alone, the first batch left out.
+        images_per_second: of both together.
+        data_wait: share of the time that both together wait for the loader.
+        step_flops: floating point operations of the products and convolutions of a step.
+        step_flops_per_second: the same per second of the step alone.
+        ceiling_flops_per_second: the best of a few large matrix products in the compute type.
+        ceiling_share: the last but one over the last.
+        memory_bytes: largest memory: of the process on the CPU, of the device on CUDA.
+    """
+
+    images_per_pass: int
+    recipe_images_per_pass: int
+    step_seconds: float
+    step_images_per_second: float
+    loader_images_per_second: float | None
+    images_per_second: float | None
+    data_wait: float | None
+    step_flops: int
+    step_flops_per_second: float
+    ceiling_flops_per_second: float
+    ceiling_share: float
+    memory_bytes: int
+
+
+def prepare_without_images(config: RunConfig) -> Setup:
+    """Return a checked run over a data set that is not there.
+
+    Raises:
+        UsageError: something is wrong with the settings.
+    """
+    check_consistent(config)
+    prepare_process(config)
+    device = select_device(config.runtime.device)
+    precision, reason = select_precision(config.runtime.precision, device)
+    plan = derive(config, WITHOUT_IMAGES * config.train.batch_size)
+    spec = checked_spec(config, plan)
+    return Setup(config, plan, ImageIndex.of([]), None, spec, device, precision, reason)
+
+
+def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
+    """Measure a run on this machine.
+
+    Args:
+        setup: the run.
+        steps: most steps of each measurement.
+        seconds: about how long each may take.
+
+    Raises:
+        UsageError: not even a few images fit into memory.
+        RunFailure: a pass does not fit into memory.
+        DataError: too many images cannot be read.
+    """
+    asked = setup.plan.batch_size_per_pass
+    check_fits(with_images(setup, min(FIRST_IMAGES, asked)))
+    try:
+        state = new_state(setup.build_pair(), setup.config, setup.plan)
+        part = with_images(setup, images_that_fit(setup, state, seconds))
+        times = timed(partial(noise_step, part, state), part, steps=steps, seconds=seconds)
+        loader_rate = rate = wait = None
+        if len(setup.images):
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                make_loader(part, RunDir(Path(folder)), start_step=0) as loader,
+            ):
+                loader_rate = loader_speed(part, loader, steps=steps, seconds=seconds)
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                make_loader(part, RunDir(Path(folder)), start_step=0) as loader,
+            ):
+                rate, wait = both_speed(part, state, loader, steps=steps, seconds=seconds)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunFailure(f"a pass of {asked} images does not fit into memory: raise --train.accumulate") from error
+    memory = torch.cuda.max_memory_allocated(setup.device) if on_gpu(setup) else process_memory(largest=True)
+    flops, step_seconds, ceiling = step_operations(part), statistics.median(times), matrix_product_speed(setup)
+    images = part.plan.batch_size
+    return Speed(
+        images_per_pass=images,
+        recipe_images_per_pass=asked,
+        step_seconds=step_seconds,
+        step_images_per_second=images / step_seconds,
+        loader_images_per_second=loader_rate,
+        images_per_second=rate,
+        data_wait=wait,
+        step_flops=flops,
+        step_flops_per_second=flops / step_seconds,
+        ceiling_flops_per_second=ceiling,
+        ceiling_share=flops / step_seconds / ceiling,
+        memory_bytes=memory,
+    )
+
+
+def with_images(setup: Setup, images: int) -> Setup:
+    """Return the run with steps of one pass of so many images, enough of them for any measurement."""
+    train = setup.config.train.model_copy(update={"batch_size": images, "accumulate": 1})
+    plan = setup.plan.model_copy(
+        update={"batch_size": images, "batch_size_per_pass": images, "total_steps": max(setup.plan.total_steps, 10**6)}
+    )
+    return replace(setup, config=setup.config.model_copy(update={"train": train}), plan=plan)
+
+
+def images_that_fit(setup: Setup, state: TrainState, seconds: float) -> int:
+    """Return the recipe's images per pass, or fewer where `FEWEST_STEPS` of them would take too long."""
+    limit = setup.plan.batch_size_per_pass
+    few = with_images(setup, min(FIRST_IMAGES, limit))
+    each = timed(partial(noise_step, few, state), few, steps=1, seconds=seconds)[0] / few.plan.batch_size
+    return max(min(limit, int(seconds / FEWEST_STEPS / each)), min(FIRST_IMAGES, limit))
+
+
+def noise_step(setup: Setup, state: TrainState) -> Callable[[], object]:
+    """Return a step on crops of noise, which are made now."""
+    return partial(step_on, setup, state, random_views(setup, setup.plan.batch_size))
+
+
+def step_on(setup: Setup, state: TrainState, views: Views) -> None:
+    """Do one step."""
+    values = step_values(setup.plan, setup.config, 0)
+    train_step(state, [views], values, setup.config, setup.plan, dtype=setup.precision)
+
+
+def timed(make: Callable[[], Callable[[], object]], setup: Setup, *, steps: int, seconds: float) -> list[float]:
+    """Return the seconds of each of some steps, after one that warms up."""
+    call = make()
+    times: list[float] = []
+    began = time.perf_counter()
+    while len(times) <= 1 or (len(times) <= steps and time.perf_counter() - began < seconds):
+        started = time.perf_counter()
+        call()
+        finish_work(setup)
+        times.append(time.perf_counter() - started)
+    return times[1:]
+
+
+def finish_work(setup: Setup) -> None:
+    """Wait until the device has done what it was given."""
+    if on_gpu(setup):
+        torch.cuda.synchronize(setup.device)
+
+
+def on_gpu(setup: Setup) -> bool:
+    """Whether the networks are on a CUDA device."""
+    return setup.device.type == "cuda"
+
+
+def loader_speed(setup: Setup, loader: BatchLoader, *, steps: int, seconds: float) -> float:
+    """Return images per second that the loader gives when nothing else runs.
+
+    As many batches as are read ahead are left out: they are ready when the clock starts.
+    """
+    ahead = FEWEST_STEPS
+    next(loader)
+    started, done = time.perf_counter(), 0
+    while done < ahead + steps and (done <= ahead or time.perf_counter() - started < seconds):
+        if done == ahead:
+            started = time.perf_counter()
+        next(loader)
+        done += 1
+    return (done - ahead) * setup.plan.batch_size / (time.perf_counter() - started)
+
+
+def both_speed(
+    setup: Setup, state: TrainState, loader: BatchLoader, *, steps: int, seconds: float
+) -> tuple[float, float]:
+    """Return images per second of steps on loaded crops, and the share of the time spent waiting for these."""
+    batches = normalised(setup, loader)
+    step_on(setup, state, next(batches))
+    finish_work(setup)
+    started, before, done = time.perf_counter(), loader.wait_seconds, 0
+    while done < steps and (not done or time.perf_counter() - started < seconds):
+        step_on(setup, state, next(batches))
+        finish_work(setup)
+        done += 1
+    took = time.perf_counter() - started
+    return done * setup.plan.batch_size / took, (loader.wait_seconds - before) / took
+
+
+def normalised(setup: Setup, loader: BatchLoader) -> Iterator[Views]:
+    """Yield loaded crops as the networks take them."""
+    mean, std = setup.plan.mean, setup.plan.std
+    for batch in loader:
+        views = as_views(batch, device=setup.device)
+        crops, local_crops = (
+            normalise(pixels.to(setup.device), mean, std) for pixels in (views.global_crops, views.local_crops)
+        )
+        yield Views(crops, local_crops, views.indices)
+
+
+def matrix_product_speed(setup: Setup) -> float:
+    """Return the FLOP/s of the best of a few products of large square matrices of noise in the compute type."""
+    side, draw = SIDES["cuda" if on_gpu(setup) else "cpu"], generator("bench")
+    left, right = (torch.randn(side, side, generator=draw).to(setup.device, setup.precision) for _ in range(2))
+    times = timed(lambda: partial(torch.mm, left, right), setup, steps=PRODUCTS, seconds=float("inf"))
+    return 2 * side**3 / min(times)

@@ -1,0 +1,336 @@
+"""Everything about a run that can be known, and everything about its input that can be wrong, before it starts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from rich.table import Table
+
+from mst.config.derive import Measured, check_consistent, derive, needs_measuring
+from mst.config.schema import RunConfig, RunPlan
+from mst.data.decoding import Detail, OtherChannels, UnreadableImage, decode_image
+from mst.data.files.folders import cache_folder
+from mst.data.files.sources import ImageIndex, even_positions, index_images
+from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
+from mst.data.value_range import BY_TYPE, Scale, ValueRanges
+from mst.errors import DataError
+from mst.evaluate.common.features import FeatureSettings
+from mst.evaluate.common.image_sets import LabelledSets
+from mst.model.backbone import BackboneSpec, check_image_size
+from mst.model.build import backbone_spec
+from mst.model.pair import Pair, build_pair
+from mst.model.start import start_from
+from mst.planning.environment import device_name
+from mst.runtime import logging
+from mst.runtime.device import select_device, select_precision
+from mst.runtime.memory import keep_freed_memory
+from mst.train.state import replica_count
+from mst.views.parameters import least_image
+
+MOST_WORKERS = 16
+FEW_CORES = 8
+SAMPLE = 32
+"""Images that are opened before a run starts."""
+LABELLED_SAMPLE = 4
+"""The same of each of the labelled sets."""
+READ_BEFORE = 256
+"""Images of a set that are read before a training that reads them when much has been learnt."""
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A checked run, ready to start.
+
+    Attributes:
+        config: what was asked for.
+        plan: what follows from it.
+        images: the training images.
+        labelled: the labelled images for k-NN while training, or None.
+        spec: the backbone.
+        device: where the networks go.
+        precision: compute type of the networks.
+        precision_reason: why.
+    """
+
+    config: RunConfig
+    plan: RunPlan
+    images: ImageIndex
+    labelled: LabelledSets | None
+    spec: BackboneSpec
+    device: torch.device
+    precision: torch.dtype
+    precision_reason: str
+
+    @property
+    def scale(self) -> Scale:
+        """How stored values become 8 bits."""
+        return scale_of(self.plan)
+
+    def build_pair(self, *, resumed: bool = False) -> Pair:
+        """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
+
+        Args:
+            resumed: a checkpoint will replace all weights, so those of `model.init_from` are not looked for.
+
+        Raises:
+            CheckpointError: `model.init_from` holds no weights of this backbone.
+        """
+        pair = build_pair(
+            self.config.model,
+            self.plan,
+            channels=self.config.data.channels,
+            restoration=self.config.objective.restoration_weight > 0,
+            seed=self.config.runtime.seed,
+        )
+        if self.config.model.init_from is not None and not resumed:
+            logging.info(str(start_from(pair.student.backbone, self.config.model.init_from)))
+            pair.teacher.load_state_dict(pair.student.state_dict())
+        return pair.to(self.device)
+
+
+def prepare_process(config: RunConfig) -> None:
+    """Set the number of compute threads, and let the process keep the memory that a step gives back."""
+    if config.runtime.threads:
+        torch.set_num_threads(config.runtime.threads)
+    keep_freed_memory()
+
+
+def prepare(config: RunConfig) -> Setup:
+    """Check settings, device and images, and derive the plan; nothing is written. Prepares the process.
+
+    Raises:
+        UsageError: the first thing that is wrong, with what to do.
+    """
+    check_consistent(config)
+    prepare_process(config)
+    device = select_device(config.runtime.device)
+    precision, reason = select_precision(config.runtime.precision, device)
+    channels = config.data.channels
+    cache = cache_folder() if config.data.index_cache else None
+    images = index_images(
+        config.data.train,
+        limit=config.data.limit,
+        channels=channels,
+        cache=cache,
+        strict=config.data.strict,
+        by_content=config.data.by_content,
+    )
+    plan = derive(config, len(images))
+    spec = checked_spec(config, plan)
+    ranges = value_ranges(config, images)
+    check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
+    if needs_measuring(config):
+        mean, std = channel_statistics(images, channels=channels, scale=ranges)
+        plan = derive(config, len(images), measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
+    plan = with_ranges(plan, ranges, len(images))
+    labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
+    return Setup(config, plan, images, labelled, spec, device, precision, reason)
+
+
+def value_ranges(config: RunConfig, images: ImageIndex) -> ValueRanges:
+    """Return the range of values that are not stored in 8 bits: as given, or as measured on a sample.
+
+    Raises:
+        DataError: no usual range can be seen in the values.
+    """
+    given = config.data.value_range
+    if given != "auto":
+        return ValueRanges.given(given)
+    return measured_ranges(images, channels=config.data.channels, known=ValueRanges())
+
+
+def with_ranges(plan: RunPlan, ranges: ValueRanges, images: int) -> RunPlan:
+    """Return the plan with value ranges, and where there are some with what they come from."""
+    measured = f"measured on up to {min(MEASURED_IMAGES, images)} of the images; --data.value-range LO HI sets another"
+    reason = "set by --data.value-range" if ranges.is_given else measured
+    reasons = {**plan.reasons, **({"value_ranges": reason} if ranges.ranges else {})}
+    return plan.model_copy(update={"value_ranges": dict(ranges.ranges), "reasons": reasons})
+
+
+def scale_of(plan: RunPlan) -> Scale:
+    """Return how a run's stored values become 8 bits; those of older versions decide for each image."""
+    return BY_TYPE if plan.value_ranges is None else ValueRanges(plan.value_ranges)
+
+
+def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
+    """Return the labelled images for k-NN while training.
+
+    Raises:
+        UsageError: --monitor.knn-data is no folder of train/<class>/ and val/<class>/, or of other images.
+    """
+    monitor = config.monitor
+    sets = LabelledSets.from_folder(
+        monitor.knn_data or "",
+        channels=config.data.channels,
+        ranges=ranges,
+        train_limit=monitor.knn_train_limit,
+        val_limit=monitor.knn_val_limit,
+        strict=config.data.strict,
+    )
+    check_labelled(sets, "--monitor.knn-data")
+    most = FeatureSettings().max_unreadable_share
+    for images in (sets.train, sets.val):
+        check_readable(len(images), images.read, most=most, named="--monitor.knn-data", advice="")
+    return sets
+
+
+def check_labelled(sets: LabelledSets, option: str) -> None:
+    """Open a few labelled images: those of another kind are to be noticed before a run, not after.
+
+    Raises:
+        DataError: none of them can be decoded as `--data.channels` asks, or all training images are of one class;
+            `option` says where they come from.
+    """
+    for images in (sets.train, sets.val):
+        problem: UnreadableImage | None = None
+        for position in even_positions(len(images), LABELLED_SAMPLE).tolist():
+            try:
+                images.read(position)
+                break
+            except UnreadableImage as unreadable:
+                problem = problem or unreadable
+        else:
+            said = _explained(problem, "--data.channels")
+            raise DataError(f"{option}: none of the images tried can be decoded; the first: {said}")
+    try:
+        sets.check_classes()
+    except DataError as error:
+        raise DataError(f"{option}: {error}") from error
+
+
+def check_readable(count: int, read: Callable[[int], object], *, most: float, named: str, advice: str) -> None:
+    """Read up to `READ_BEFORE` images of a set, evenly spaced: what would end an evaluation is to end it before.
+
+    Args:
+        count: images in the set.
+        read: reads one.
+        most: share that may be unreadable.
+        named: what the set is, for the message.
+        advice: besides mending them, what to do.
+
+    Raises:
+        DataError: more than `most` of those that were read cannot be.
+    """
+    positions = even_positions(count, READ_BEFORE).tolist()
+    problems = []
+    for position in positions:
+        try:
+            read(position)
+        except UnreadableImage as problem:
+            problems.append(problem)
+    if len(problems) > most * len(positions):
+        raise DataError(
+            f"{named}: {len(problems)} of {len(positions)} images looked at cannot be read, at most {most:.0%} may "
+            f"(the first: {problems[0]}): mend or remove them{advice}"
+        )
+
+
+def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:
+    """Return the backbone's description after checking that its patches tile both crop sizes.
+
+    Raises:
+        UsageError: an unknown backbone, or a crop size that is no multiple of the patch.
+    """
+    probe = backbone_spec_of_any_size(config)
+    check_image_size(plan.global_size, probe.patch_size, "--views.global-size")
+    if config.views.local_crops:
+        check_image_size(plan.local_size, probe.patch_size, "--views.local-size")
+    return replace(probe, image_size=plan.global_size)
+
+
+def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
+    """Return the backbone's description for one huge square that any patch tiles."""
+    side = 2**6 * 3**2 * 5 * 7 * (config.model.patch_size or 1)
+    return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
+
+
+def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE) -> None:
+    """Open a few images, evenly spaced.
+
+    Args:
+        images: all of them.
+        channels: C.
+        patch_size: the least that their sides may be.
+        origin: what asks for so many channels, for the message.
+        scale: see `mst.data.decoding.decode_image`.
+
+    Raises:
+        DataError: none can be decoded, or all are smaller than one patch.
+    """
+    sizes: list[tuple[int, int]] = []
+    problems: list[UnreadableImage] = []
+    for path in images.evenly(SAMPLE):
+        try:
+            height, width = decode_image(path, channels=channels, scale=scale).shape[-2:]
+        except UnreadableImage as problem:
+            problems.append(problem)
+        else:
+            sizes.append((height, width))
+    if not sizes:
+        tried = "none of the" if len(problems) == len(images) else f"none of {len(problems)} images tried of"
+        raise DataError(f"{tried} {len(images)} images can be decoded; the first: {_explained(problems[0], origin)}")
+    if max(min(size) for size in sizes) < patch_size:
+        height, width = max(sizes)
+        raise DataError(
+            f"the images are smaller than one {patch_size} px patch (the largest of {len(sizes)} opened: "
+            f"{height}x{width}): use larger images or a smaller --model.patch-size"
+        )
+
+
+def _explained(problem: UnreadableImage | None, origin: str) -> str:
+    """Return a problem; where the number of channels is what does not fit, with what asks for it."""
+    return f"{problem} by {origin}" if isinstance(problem, OtherChannels) else str(problem)
+
+
+def loader_workers(config: RunConfig, device: torch.device) -> int:
+    """Return the number of loader processes: as asked, or to keep a GPU fed, or to leave a CPU to the networks."""
+    if config.runtime.workers >= 0:
+        return config.runtime.workers
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if device.type == "cuda":
+        return max(1, min(cores - 1, MOST_WORKERS))
+    return 0 if cores < FEW_CORES else cores // 4
+
+
+def colour_on_device(config: RunConfig, device: torch.device) -> bool:
+    """Return whether the networks' device changes the colours of the crops, and not the loader."""
+    asked = config.runtime.colour
+    return device.type != "cpu" if asked == "auto" else asked == "device"
+
+
+def enough_detail(config: RunConfig) -> Detail | None:
+    """Return what images have to keep when they are decoded at a part of their size; None = they keep everything."""
+    return Detail(*least_image(config.views)) if config.data.reduced_decode else None
+
+
+def describe_setup(setup: Setup) -> Table:
+    """Return a table of what is going to run: derived values, each with its reason."""
+    plan = setup.plan
+    table = Table(
+        "value", "", "why", title=f"{setup.config.recipe}: {_counted(plan.total_steps, 'step')}", title_justify="left"
+    )
+    table.add_row("device", device_name(setup.device), "")
+    table.add_row("precision", *setup.precision_reason.split(": ", 1))
+    replicas = replica_count(setup.config, plan, setup.device)
+    if replicas > 1:
+        table.add_row("replicas", str(replicas), f"of {torch.get_num_threads()} compute threads")
+    table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
+    for key, reason in plan.reasons.items():
+        table.add_row(key, format_value(getattr(plan, key)), reason)
+    return table
+
+
+def _counted(number: int, word: str) -> str:
+    return f"{number} {word}{'s' * (number != 1)}"
+
+
+def format_value(value: object) -> str:
+    """Write a number shortly, or value ranges."""
+    if isinstance(value, dict):
+        return str(ValueRanges(value))
+    if isinstance(value, tuple):
+        return " ".join(format_value(item) for item in value)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

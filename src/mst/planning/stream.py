@@ -1,0 +1,64 @@
+"""From the images of a run to its views: the loader of crops, and how its batches become views on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from mst.data.loader import BatchLoader, StackedBatch
+from mst.planning.setup import Setup, colour_on_device, enough_detail, loader_workers
+from mst.runtime.storage.rundir import RunDir
+from mst.views.finish import finish_views
+from mst.views.multicrop import MultiCrop
+from mst.views.parameters import COLOUR_NUMBERS
+from mst.views.record import Views
+
+
+def make_loader(setup: Setup, run: RunDir | None, *, start_step: int) -> BatchLoader:
+    """Return the loader of the run's crops from `start_step` on; without a run, unreadable files are listed nowhere."""
+    data = setup.config.data
+    stacked = cut_crops if colour_on_device(setup.config, setup.device) else stacked_crops
+    return BatchLoader(
+        setup.images,
+        partial(stacked, MultiCrop(setup.config.views, channels=data.channels)),
+        batch_size=setup.plan.batch_size,
+        seed=setup.config.runtime.seed,
+        total_steps=setup.plan.total_steps,
+        start_step=start_step,
+        accumulate=setup.config.train.accumulate,
+        channels=data.channels,
+        workers=loader_workers(setup.config, setup.device),
+        cache=data.cache,
+        enough=enough_detail(setup.config),
+        scale=setup.scale,
+        max_unreadable_share=data.max_unreadable_share,
+        unreadable_file=run.unreadable if run else None,
+    )
+
+
+def stacked_crops(
+    multicrop: MultiCrop, images: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """Return the crops by sample, as the loader stacks them: [b, G, C, H, W] and [b, L, C, h, w]."""
+    crops = multicrop.batch(images, generators)
+    return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1)
+
+
+def cut_crops(
+    multicrop: MultiCrop, images: Sequence[Tensor], generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return crops as `stacked_crops`, their colours unchanged, and what to do with these: [b, G+L, COLOUR_NUMBERS]."""
+    crops = multicrop.cut(images, generators)
+    numbers = torch.from_numpy(crops.parameters.as_numbers())  # [(G+L)*b, COLOUR_NUMBERS]
+    numbers = numbers.view(-1, len(images), COLOUR_NUMBERS)  # [G+L, b, COLOUR_NUMBERS]
+    return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1), numbers.transpose(0, 1)
+
+
+def as_views(batch: StackedBatch, *, device: torch.device) -> Views:
+    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W]; on the device, if their colours wait for it."""
+    global_crops, local_crops, *numbers = (tensor.transpose(0, 1) for tensor in batch.tensors)
+    views = Views(global_crops, local_crops, batch.indices)
+    return finish_views(views, numbers[0], device) if numbers else views

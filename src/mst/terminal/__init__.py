@@ -1,0 +1,1 @@
+"""Words in, tables out: how commands take options and show results."""

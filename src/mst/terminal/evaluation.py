@@ -1,0 +1,97 @@
+"""What the tasks of `mst evaluate` share: the options every one has, and how a result is shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from rich.table import Table
+
+from mst.paths import PathText, SourceText
+from mst.runtime.storage.results import Result
+from mst.terminal.output import emit, emit_json
+from mst.terminal.parsing import RecipeOption, parse_words
+
+IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
+"""Keys of a result's extra, and what they count."""
+
+
+@dataclass(frozen=True)
+class Common(RecipeOption):
+    """The backbone and the data.
+
+    Attributes:
+        backbone: a run folder, a backbone file, `timm:NAME`, or `NAME=FILE` (a timm name and a file of weights);
+            `random:` before it means the same network with fresh weights.
+        data: the labelled folder.
+        out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of every random draw in the evaluation, and of the weights after `random:`.
+        json: one JSON object on stdout instead of a table.
+    """
+
+    backbone: SourceText
+    data: SourceText
+    out: PathText | None = None
+    device: str = "auto"
+    seed: int = 0
+    json: bool = False
+
+
+def run_task(task: str, arguments: type[Common], evaluate: Callable[..., Result], argv: Sequence[str]) -> int:
+    """Run one task of `mst evaluate`; return the exit status.
+
+    Args:
+        task: the word after `mst evaluate`.
+        arguments: what may be given: the same names as the keywords of `evaluate`.
+        evaluate: the task's function of the Python API.
+        argv: the words after the task.
+    """
+    a = parse_words(arguments, argv, prog=f"mst evaluate {task}")
+    if a is None:
+        return 0
+    given = {own.name: getattr(a, own.name) for own in fields(a) if own.name not in {"json", "recipe"}}
+    return show(evaluate(**given), json=a.json)
+
+
+def show(result: Result, *, json: bool) -> int:
+    """Print a result as a table, or as one JSON object; return the exit status."""
+    if json:
+        emit_json(result.row())
+        return 0
+    table = Table(f"{result.task}, {result.data}", result.backbone, box=None, pad_edge=False)
+    for name, value in result.metrics.items():
+        table.add_row(name, f"{value:.2f} %")
+    emit(table)
+    if result.extra.get("per_class"):
+        classes = Table("class", "IoU %", "accuracy %", box=None, pad_edge=False)
+        for row in result.extra["per_class"]:
+            classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
+        emit(classes)
+    if "lr" in result.extra:
+        emit(f"learning rate {result.extra['lr']:g} of {_list(result.protocol['lrs'])}")
+    if "penalty" in result.extra:
+        solved = "" if result.extra["converged"] else ", not solved: raise --iterations"
+        emit(f"penalty {result.extra['penalty']:g} of {_list(result.protocol['penalties'])}{solved}")
+    parts = [(key, word) for key, word in IMAGE_COUNTS.items() if key in result.extra]
+    counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"
+    left_out = len(result.extra.get("unreadable", []))
+    emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
+    for part, kinds in _left_out(result.extra.get("left_out", {})):
+        emit(f"{part}annotations: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    return 0
+
+
+def _left_out(counts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, int]]]:
+    """Yield parts of a data set and the records that do not count in them, by kind."""
+    parts = {f"{part} ": kinds for part, kinds in counts.items() if isinstance(kinds, Mapping)}
+    yield from ((part, kinds) for part, kinds in (parts or {"": counts}).items() if kinds)
+
+
+def _list(numbers: Sequence[float]) -> str:
+    return ", ".join(f"{number:g}" for number in numbers)
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{value:.2f}"

@@ -1,0 +1,51 @@
+"""Results on stdout: one JSON object, or tables for a person."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from rich.console import Console, RenderableType
+
+from mst.errors import DataError
+from mst.runtime.logging import warn
+from mst.runtime.storage.results import plain_json
+
+PIPE_WIDTH = 200
+"""Columns of a table that does not go to a terminal."""
+
+
+def emit_json(result: Mapping[str, Any]) -> None:
+    """Write one JSON object and a newline."""
+    _write(json.dumps(plain_json(result), indent=2, allow_nan=False) + "\n")
+
+
+def emit(*parts: RenderableType) -> None:
+    """Write text or tables."""
+    width = None if sys.stdout.isatty() else PIPE_WIDTH
+    console = Console(file=sys.stdout, highlight=False, markup=False, emoji=False, width=width)  # names are no markup
+    with console.capture() as captured:  # written below, so that a closed pipe is ours to handle
+        for part in parts:
+            console.print(part)
+    _write(captured.get())
+
+
+def _write(text: str) -> None:
+    """Write and flush; what stdout's encoding does not have, and what is no text, appears as an escape."""
+    encoding = sys.stdout.encoding or "utf-8"
+    sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
+    sys.stdout.flush()
+
+
+def tell_left_out(unreadable: Sequence[str], total: int) -> None:
+    """Say how many of all images could not be read; each is "path: reason".
+
+    Raises:
+        DataError: none could.
+    """
+    if unreadable and len(unreadable) == total:
+        raise DataError(f"none of {total} images can be read, the first: {unreadable[0]}")
+    if unreadable:
+        warn(f"{len(unreadable)} of {total} images left out, the first: {unreadable[0]}")

@@ -1,0 +1,103 @@
+"""The features of a folder of images with their paths, as an .npz or .npy file."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mst.data.files.sources import index_images
+from mst.errors import UsageError
+from mst.evaluate.common.features import Features, FeatureSettings, extract_features
+from mst.evaluate.common.image_sets import ImageSet
+from mst.model.backbone import Backbone
+from mst.paths import user_path
+from mst.runtime.storage.outputs import Outputs
+from mst.workflows.subject import ImageOptions, load_subject
+
+SUFFIXES = (".npz", ".npy")
+
+
+def embed(
+    backbone: str | Path | Backbone,
+    data: str | Path,
+    *,
+    out: str | Path | None = None,
+    limit: int | None = None,
+    image: ImageOptions | None = None,
+    settings: FeatureSettings | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Features:
+    """Return the features of all images under `data`, in the order of their sorted paths.
+
+    Args:
+        backbone: a run folder, a backbone file, `random:` before either, or a module in memory.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: also write them: .npz (`features`, `paths`), or .npy with a .txt of paths beside it.
+        limit: only this many images, drawn evenly.
+        image: size and cropping of the input.
+        settings: batch size, threads, compute type, share of unreadable files that is allowed.
+        device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
+        seed: of the weights after `random:`.
+
+    Returns:
+        `Features`: `features` [n, D] float32, `names` (paths); unreadable files have no row and are listed.
+
+    Raises:
+        UsageError: no such backbone or images, too many unreadable files, another suffix than .npz or .npy, nothing
+            can be written there, or a file of such a name is there that this command did not write.
+    """
+    target = None if out is None else _checked_target(user_path(out))
+    outputs = None if target is None else _checked_outputs(target, data)
+    if limit is not None and limit < 1:
+        raise UsageError(f"--limit {limit}: must be at least 1")
+    subject = load_subject(backbone, device=device, seed=seed)
+    paths = index_images(data, limit=limit, channels=subject.channels)
+    no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
+    options = image or ImageOptions()
+    scale = subject.scale(paths, options.value_range)
+    images = ImageSet.from_paths(paths, no_labels, channels=subject.channels, scale=scale)
+    features = extract_features(
+        subject.backbone, images, subject.transform(options), settings=settings, title="embedding"
+    )
+    if target is not None and outputs is not None:
+        write_features(outputs, target.name, features)
+    return features
+
+
+def write_features(outputs: Outputs, name: str, features: Features) -> None:
+    """Write features and paths, .npz in one file, .npy with the paths in a .txt beside it."""
+    content = io.BytesIO()
+    if name.endswith(".npz"):
+        np.savez(content, features=features.features.numpy(), paths=np.array(features.names))
+    else:
+        np.save(content, features.features.numpy())
+        listing = "".join(f"{path}\n" for path in features.names)
+        outputs.write(Path(name).with_suffix(".txt"), listing.encode())
+    outputs.write(name, content.getvalue())
+
+
+def _checked_target(path: Path) -> Path:
+    if path.suffix not in SUFFIXES:
+        raise UsageError(f"--out {path}: name a file that ends in {' or '.join(SUFFIXES)}")
+    if path.is_dir():
+        raise UsageError(f"--out {path} is a folder: name a file")
+    return path
+
+
+def _checked_outputs(path: Path, data: str | Path) -> Outputs:
+    """Return the place of the files.
+
+    Raises:
+        UsageError: one of them is the list of images, or there and not written by this command.
+    """
+    outputs = Outputs(path.parent, "embed", "--out")
+    names = [path.name] if path.suffix == ".npz" else [path.name, path.with_suffix(".txt").name]
+    for name in names:
+        if (path.parent / name).resolve() == user_path(data).resolve():
+            raise UsageError(f"--out {path} would replace --data {data}: name another file")
+    outputs.check(names)
+    return outputs

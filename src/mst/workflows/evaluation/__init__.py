@@ -1,0 +1,1 @@
+"""Evaluations of a backbone, each from data to a row."""

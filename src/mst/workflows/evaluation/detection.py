@@ -1,0 +1,151 @@
+"""Detection with Mask R-CNN on a backbone, from a COCO folder to a row of results."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mst.data.value_range import check_range
+from mst.engine.schedule import Checkpointing
+from mst.errors import UsageError
+from mst.evaluate.coco.reading import CocoSet, find_coco, read_coco
+from mst.evaluate.common.features import FeatureSettings
+from mst.evaluate.common.orientation import Frame
+from mst.evaluate.detection import evaluation as detection
+from mst.evaluate.detection.evaluation import DetectionData, DetectionProtocol
+from mst.evaluate.detection.metrics import detection_records
+from mst.evaluate.detection.pictures import detection_writer
+from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
+from mst.runtime.limits import check_numbers
+from mst.runtime.storage.files import check_folder
+from mst.runtime.storage.outputs import Outputs
+from mst.runtime.storage.results import Result
+from mst.workflows.subject import Subject, load_subject
+
+
+@dataclass(frozen=True)
+class DetectionOptions:
+    """Parts of the data, and what is written beside the row.
+
+    Attributes:
+        train_split: annotations/instances_SPLIT.json to learn from.
+        val_split: annotations/instances_SPLIT.json to score on.
+        train_limit: at most this many training images, the first ones; None = all.
+        val_limit: at most this many validation images, the first ones; None = all.
+        strict: refuse annotation files with records that do not fit, instead of leaving them out.
+        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
+            as it is stored; None = as the sizes in the file say.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
+        detections: JSON file for all detections in COCO's result format.
+        save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
+        pictures: folder for a picture of each validation image: truth left, found right; None = pictures/detection of
+            --out or the run folder, where `mst report` looks for them.
+        picture_limit: at most this many pictures; 0 = none.
+    """
+
+    train_split: str = "train"
+    val_split: str = "val"
+    train_limit: int | None = None
+    val_limit: int | None = None
+    strict: bool = False
+    annotations: Frame | None = None
+    value_range: tuple[float, float] | None = None
+    detections: PathText | None = None
+    save_model: PathText | None = None
+    pictures: PathText | None = None
+    picture_limit: int = 24
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "train_limit", "val_limit", least=1)
+        check_range(self.value_range)
+        if self.detections and (user_path(self.detections).is_dir() or user_path(self.detections).suffix != ".json"):
+            raise UsageError(f"--detections {self.detections}: name a .json file")
+        if self.detections:
+            check_folder(user_path(self.detections).parent, "--detections")
+        check_numbers(self, "picture_limit", least=0)
+
+
+def evaluate_detection(
+    backbone: str | Path | Backbone,
+    data: str | Path | DetectionData,
+    *,
+    protocol: DetectionProtocol | None = None,
+    options: DetectionOptions | None = None,
+    saving: Checkpointing | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Train Mask R-CNN on a backbone and score it; the backbone itself stays as it is.
+
+    Args:
+        backbone: as for `evaluate_knn`.
+        data: a folder with `annotations/instances_train.json`, `annotations/instances_val.json` and images, or sets.
+        protocol: training and sizes.
+        options: splits, limits, files written beside the row.
+        saving: checkpoints of the training.
+        settings: compute type, progress.
+        out: as for `evaluate_knn`.
+        device: as for `evaluate_knn`.
+        seed: of the heads' weights, of all draws, and of the weights after `random:`.
+
+    Returns:
+        `Result` with `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent.
+
+    Raises:
+        UsageError: no such data, a record that does not fit, a patch size without a pyramid, ...
+        MissingExtra: the extra `detection` is not installed.
+    """
+    options = options or DetectionOptions()
+    subject = load_subject(backbone, out=out, device=device, seed=seed)
+    sets = data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
+    identity = sets.fingerprint()
+    mean, std = subject.mean_std
+    pictures = subject.pictures("detection", options.pictures, out)
+    watch = detection_writer(pictures, options.picture_limit, sets.val.classes) if pictures else None
+    target = _optional(options.detections)
+    records = None if target is None else Outputs(target.parent, "evaluate detection", "--detections")
+    if target is not None and records is not None:
+        records.check([target.name])
+    result, found = detection.evaluate_detection(
+        subject.backbone,
+        sets,
+        protocol,
+        mean=mean,
+        std=std,
+        settings=settings,
+        saving=saving,
+        seed=seed,
+        save_to=_optional(options.save_model or out),
+        watch=watch,
+    )
+    result = subject.record(result, out, data, identity)
+    if target is not None and records is not None:
+        records.write(target.name, json.dumps(detection_records(found, sets.val, kind="both")).encode())
+    return result
+
+
+def _optional(path: str | Path | None) -> Path | None:
+    return None if path is None else user_path(path)
+
+
+def _read(data: Path, options: DetectionOptions) -> DetectionData:
+    if data.is_file():
+        raise UsageError(f"--data {data} is one file: name a folder with annotations for training and validation")
+    train, val = (
+        read_coco(*find_coco(data, split), strict=options.strict, annotations=options.annotations)
+        for split in (options.train_split, options.val_split)
+    )
+    return DetectionData(_first(train, options.train_limit), _first(val, options.val_limit))
+
+
+def _scaled(sets: DetectionData, subject: Subject, options: DetectionOptions) -> DetectionData:
+    scale = subject.scale([image.path for part in (sets.train, sets.val) for image in part.images], options.value_range)
+    return DetectionData(sets.train.with_scale(scale), sets.val.with_scale(scale))
+
+
+def _first(coco: CocoSet, limit: int | None) -> CocoSet:
+    return replace(coco, images=coco.images[:limit])

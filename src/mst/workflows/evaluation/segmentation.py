@@ -1,0 +1,153 @@
+"""Segmentation by a head on a backbone, from a folder of pairs to a row of results."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
+from mst.engine.schedule import Checkpointing
+from mst.evaluate.common.features import FeatureSettings
+from mst.evaluate.common.orientation import Frame
+from mst.evaluate.segmentation import evaluation as segmentation
+from mst.evaluate.segmentation.cityscapes import cityscapes_folder, is_cityscapes
+from mst.evaluate.segmentation.data import SegmentationData
+from mst.evaluate.segmentation.evaluation import SegmentationProtocol
+from mst.evaluate.segmentation.file import save_segmenter
+from mst.evaluate.segmentation.folder import segmentation_folder
+from mst.evaluate.segmentation.inference import View
+from mst.evaluate.segmentation.model import Segmenter
+from mst.evaluate.segmentation.pictures import sheet_writer
+from mst.model.backbone import Backbone
+from mst.paths import PathText, user_path
+from mst.runtime.limits import check_numbers
+from mst.runtime.storage.files import check_folder
+from mst.runtime.storage.results import Result
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows.subject import Subject, load_subject
+
+
+@dataclass(frozen=True)
+class SegmentationOptions:
+    """Parts of the data, and what is written beside the row.
+
+    Attributes:
+        train_limit: at most this many training images, at even distances; None = all.
+        val_limit: at most this many validation images, at even distances; None = all.
+        value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
+        strict: refuse pairs that are missing or cannot be used, instead of leaving them out.
+        annotations: what masks of images with an EXIF orientation are of: the image as it is displayed, or as it is
+            stored; None = as their sizes say.
+        save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
+            training (metrics.jsonl; not in a run folder); None = --out, if it is given.
+        pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
+            (or pictures/patch_segmentation) of --out or the run folder, where `mst report` looks for them.
+        picture_limit: at most this many pictures; 0 = none.
+    """
+
+    train_limit: int | None = None
+    val_limit: int | None = None
+    value_range: tuple[float, float] | None = None
+    strict: bool = False
+    annotations: Frame | None = None
+    save_model: PathText | None = None
+    pictures: PathText | None = None
+    picture_limit: int = 24
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "train_limit", "val_limit", least=1)
+        check_range(self.value_range)
+        check_numbers(self, "picture_limit", least=0)
+        if self.save_model:
+            check_folder(user_path(self.save_model), "--save-model")
+
+    def applied(self, settings: FeatureSettings | None) -> FeatureSettings:
+        """Return the settings that an evaluation takes: with `strict` nothing may be left out."""
+        settings = settings or FeatureSettings(forward_batch=16)
+        return replace(settings, max_unreadable_share=0.0) if self.strict else settings
+
+
+def evaluate_segmentation(
+    backbone: str | Path | Backbone,
+    data: str | Path | SegmentationData,
+    *,
+    protocol: SegmentationProtocol | None = None,
+    options: SegmentationOptions | None = None,
+    saving: Checkpointing | None = None,
+    settings: FeatureSettings | None = None,
+    out: str | Path | None = None,
+    device: str = "auto",
+    seed: int = 0,
+) -> Result:
+    """Train a segmentation head, by default one linear layer on frozen patch tokens, and score it per pixel.
+
+    Args:
+        backbone: as for `evaluate_knn`.
+        data: a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`, Cityscapes' own folder
+            (`leftImg8bit/`, `gtFine/`), or pairs in memory.
+        protocol: head, size, windows, steps, batch size, learning rate, augmentation.
+        options: parts of the data, the trained model, pictures.
+        saving: checkpoints of the training; the linear layer on cached tokens has none.
+        settings: batch size, threads, compute type.
+        out: as for `evaluate_knn`.
+        device: as for `evaluate_knn`.
+        seed: of the head's weights, the order of the images, the augmentation, and the weights after `random:`.
+
+    Returns:
+        `Result` with `miou`, `macc`, `aacc` in percent and a row per class in `extra["per_class"]`.
+
+    Raises:
+        UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
+    """
+    options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
+    subject = load_subject(backbone, out=out, device=device, seed=seed)
+    given, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
+    pairs = given.evenly(options.train_limit, options.val_limit)
+    identity = pairs.fingerprint()
+    mean, std = subject.mean_std
+    model = user_path(options.save_model or out or "") if options.save_model or out else None
+    task = "patch_segmentation" if protocol.cached else "segmentation"
+    pictures = subject.pictures(task, options.pictures, out)
+
+    def save(segmenter: Segmenter, view: View) -> None:
+        if model is not None:
+            save_segmenter(model, segmenter, view, scale)
+
+    result = segmentation.evaluate_segmentation(
+        subject.backbone,
+        pairs,
+        protocol,
+        mean=mean,
+        std=std,
+        settings=options.applied(settings),
+        saving=saving,
+        seed=seed,
+        run=RunDir(model) if model is not None and not RunDir(model).exists() else None,
+        trained=save,
+        watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
+    )
+    return subject.record(result, out, data, identity)
+
+
+def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
+    """Return the sets of a folder, and how their values become 8 bits."""
+    data = read_segmentation(folder, subject.channels, options)
+    scale = subject.scale([Path(name) for part in (data.train, data.val) for name in part.names], options.value_range)
+    plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
+    return (data if plain else read_segmentation(folder, subject.channels, options, scale=scale, tell=False)), scale
+
+
+def read_segmentation(
+    folder: Path, channels: int, options: SegmentationOptions, *, scale: Scale = BY_TYPE, tell: bool = True
+) -> SegmentationData:
+    """Return the sets of a folder in either layout."""
+    if is_cityscapes(folder):
+        return cityscapes_folder(folder, channels=channels, scale=scale)
+    return segmentation_folder(
+        folder,
+        channels=channels,
+        scale=scale,
+        annotations=options.annotations,
+        limits=(options.train_limit, options.val_limit),
+        tell=tell,
+    )

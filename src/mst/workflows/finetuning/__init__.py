@@ -1,0 +1,1 @@
+"""Fine-tuning from its first check to its result."""

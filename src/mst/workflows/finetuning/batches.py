@@ -1,0 +1,159 @@
+"""The batches of a fine-tuning and their loss: views from the loader, erasing and mixing on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mst.config.schema import RunConfig
+from mst.data.labelled import LabelledFolder
+from mst.data.loader import BatchLoader, Flags
+from mst.engine.schedule import LoopSettings
+from mst.evaluate.common.protocol import random_resized_crop
+from mst.finetune.augment import RGB, RandAugment, erased, mixed
+from mst.planning.setup import loader_workers
+from mst.runtime.device import select_device
+from mst.runtime.seeding import derive_seed
+from mst.runtime.storage.rundir import RunDir
+from mst.views.normalise import normalise
+from mst.workflows.finetuning.start import FinetuneConfig, Network
+
+
+@dataclass(frozen=True)
+class Work:
+    """A checked fine-tuning.
+
+    Attributes:
+        config: what was asked for.
+        network: what is trained.
+        folder: the labelled images.
+        run: where the results go.
+    """
+
+    config: FinetuneConfig
+    network: Network
+    folder: LabelledFolder
+    run: RunDir
+
+
+class LabelledBatch(NamedTuple):
+    """Part of a step's batch: images uint8 [B, C, H, W], labels and dataset positions [B], which step and part."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    step: int
+    part: int
+
+
+@dataclass(frozen=True)
+class TrainViews:
+    """The loader's transform: random crops, mirrored half of the time, and RandAugment.
+
+    Attributes:
+        size: (H, W) of the views.
+        repeats: R, views of each image.
+        augment: None = crops only.
+    """
+
+    size: tuple[int, int]
+    repeats: int
+    augment: RandAugment | None
+
+    def __call__(self, images: Sequence[Tensor], draws: Sequence[torch.Generator]) -> tuple[Tensor, ...]:
+        """Return uint8 views [b, R, C, H, W] of uint8 images [C, h, w], drawn from each one's generator."""
+        views = [
+            torch.stack([self._view(image, draw) for _ in range(self.repeats)])
+            for image, draw in zip(images, draws, strict=True)
+        ]
+        return (torch.stack(views),)
+
+    def _view(self, image: Tensor, draw: torch.Generator) -> Tensor:
+        crop = random_resized_crop(image, self.size, draw)
+        return crop if self.augment is None else self.augment(crop, int(torch.randint(2**32, (), generator=draw)))
+
+
+def loop_settings(config: FinetuneConfig, images: int) -> LoopSettings:
+    """Return what the loop does with so many training images; an epoch is as many full batches as they make."""
+    protocol = config.protocol
+    per_epoch = images // protocol.batch_size
+    steps = protocol.epochs * per_epoch
+    return LoopSettings(
+        steps=steps,
+        batch_size=protocol.batch_size,
+        lr=protocol.lr,
+        warmup_steps=min(round(protocol.warmup_epochs * per_epoch), steps - 1),
+        schedule="cosine",
+        min_lr=min(protocol.min_lr, protocol.lr),
+        clip_norm=protocol.clip_norm,
+        accumulate=protocol.accumulate,
+        evaluate_every=config.running.evaluate_epochs * per_epoch,
+    )
+
+
+def train_views(config: FinetuneConfig, network: Network) -> TrainViews:
+    """Return the loader's transform; RandAugment knows three channels only and is left out for others."""
+    size, description = network.spec.image_size, config.protocol.randaugment
+    augment = None
+    if description != "none" and network.spec.channels == RGB:
+        augment = RandAugment(description, size=size, mean=network.mean)
+    return TrainViews(size, config.protocol.repeats, augment)
+
+
+def batches(work: Work, settings: LoopSettings, first: int) -> Generator[LabelledBatch, None, None]:
+    """Yield the parts of each step's batch from step `first` on.
+
+    Raises:
+        DataError: too many files cannot be read.
+    """
+    config, network, folder = work.config, work.network, work.folder
+    protocol = config.protocol
+    size = protocol.batch_size // protocol.accumulate
+    images = -(-size // protocol.repeats)
+    asked = RunConfig.model_validate({"runtime": {"workers": config.running.workers}})
+    loader = BatchLoader(
+        folder.train.paths,
+        train_views(config, network),
+        batch_size=images * protocol.accumulate,
+        seed=config.seed,
+        total_steps=settings.steps,
+        start_step=first,
+        accumulate=protocol.accumulate,
+        channels=network.spec.channels,
+        scale=network.scale,
+        workers=loader_workers(asked, select_device(config.device, flag="--device")),
+        max_unreadable_share=config.running.max_unreadable_share,
+        unreadable_file=work.run.unreadable,
+        flags=Flags("--workers", "--max-unreadable-share"),
+    )
+    with closing(loader):
+        for position, batch in enumerate(loader):
+            views = batch.tensors[0].transpose(0, 1).flatten(0, 1)  # [R*b, C, H, W]
+            indices = batch.indices.repeat(protocol.repeats)[:size]  # [B]
+            labels = folder.train.labels[indices]
+            yield LabelledBatch(views[:size], labels, indices, batch.step, position % protocol.accumulate)
+
+
+def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
+    """Return the soft cross-entropy of one part of a batch after erasing and mixing, drawn from (seed, step, part)."""
+    protocol, network = work.config.protocol, work.network
+    draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
+    device = next(model.parameters()).device
+    images = normalise(batch.images.to(device, non_blocking=True), network.mean, network.std)  # [B, C, H, W]
+    images, targets = mixed(
+        erased(images, protocol.erasing, draw),
+        batch.labels.to(device),
+        len(work.folder.classes),
+        mixup=protocol.mixup,
+        cutmix=protocol.cutmix,
+        smoothing=protocol.label_smoothing,
+        draw=draw,
+    )
+    return F.cross_entropy(model(images).float(), targets)

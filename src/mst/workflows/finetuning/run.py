@@ -1,0 +1,326 @@
+"""Fine-tuning and supervised training: where labelled images, a backbone and the downstream loop meet."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save
+
+from mst.data.files.inside import refuse_inside
+from mst.data.labelled import LabelledFolder
+from mst.engine.layer_decay import build_optimizer, parameter_groups
+from mst.engine.schedule import Checkpointing
+from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.errors import CheckpointError, UsageError
+from mst.evaluate.classification.scores import Scores, score_classifier
+from mst.evaluate.common.features import FeatureSettings, used_precision
+from mst.evaluate.common.image_sets import ImageSet, LabelledSets
+from mst.evaluate.common.protocol import ImageTransform
+from mst.finetune.classifier import Classifier, FinetuneProtocol
+from mst.model.backbone_file import save_backbone
+from mst.paths import user_path, user_source
+from mst.planning.environment import describe_environment
+from mst.runtime import logging
+from mst.runtime.device import select_device, select_precision
+from mst.runtime.identity import CONTENTS, DataIdentity
+from mst.runtime.seeding import check_seed
+from mst.runtime.storage.files import write_atomic
+from mst.runtime.storage.lock import only_process_in
+from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
+from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
+from mst.workflows.evaluation.labelled import Limits
+from mst.workflows.finetuning.batches import Work, batch_loss, batches, loop_settings, train_views
+from mst.workflows.finetuning.start import (
+    FinetuneConfig,
+    InputOptions,
+    Network,
+    Running,
+    described_network,
+    labelled_folder,
+    started_backbone,
+)
+from mst.workflows.subject import described_data
+
+TASK = "finetune"
+SETTINGS_OF_NUMBERS = ("backbone", "protocol", "image", "limits", "seed")
+
+
+def finetune_backbone(
+    backbone: str | Path,
+    data: str | Path,
+    out: str | Path,
+    *,
+    protocol: FinetuneProtocol | None = None,
+    image: InputOptions | None = None,
+    limits: Limits | None = None,
+    running: Running | None = None,
+    device: str = "auto",
+    seed: int = 0,
+    recipe: str = "",
+    overwrite: bool = False,
+) -> Result:
+    """Train a backbone and a linear classifier on labelled images; `out` gets both, rows and checkpoints.
+
+    Args:
+        backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE`, `random:` before any of them (the same
+            network with fresh weights), or `scratch:NAME` (timm's network of that name with fresh weights).
+        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test).
+        out: the new folder: `backbone.safetensors`, `classifier.safetensors`, `classes.json`, `metrics.jsonl`,
+            `results.jsonl`, `checkpoints/`.
+        protocol: what changes the numbers.
+        image: size and channels.
+        limits: use only parts of the folder.
+        running: validation, checkpoints, workers, compute type.
+        device: auto, cpu, cuda or cuda:N.
+        seed: of all draws and of fresh weights.
+        recipe: a name to keep with the settings.
+        overwrite: replace the run that `out` holds.
+
+    Returns:
+        `Result` with `top1` and `top5` on the validation images in percent.
+
+    Raises:
+        UsageError: something is wrong with the settings, the weights or the images, nothing was written.
+        RunFailure: disk full, too many bad steps.
+        Interrupted: SIGINT or SIGTERM; everything is saved.
+    """
+    config = FinetuneConfig(
+        user_source(backbone),
+        str(user_path(data).resolve()),
+        protocol or FinetuneProtocol(),
+        image or InputOptions(),
+        limits or Limits(),
+        running or Running(),
+        device,
+        seed,
+        recipe,
+    )
+    return _start(config, user_path(out), overwrite=overwrite)
+
+
+def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
+    """Check everything, make the folder, and carry the training out."""
+    check_seed(config.seed)
+    check_new_run_dir(root, overwrite=overwrite)
+    check_apart(config, root)
+    select_device(config.device, flag="--device")
+    network = described_network(config)
+    train_views(config, network)  # refuses a description that timm does not know
+    folder = labelled_folder(config, network)
+    model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
+    run = create_run_dir(root, overwrite=overwrite)
+    with only_process_in(run.root):
+        values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
+        write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")
+        write_atomic(run.config, json.dumps(values, indent=2) + "\n")  # last: it makes the folder a run
+        return _carry_out(Work(config, network, folder, run), model)
+
+
+def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
+    """Go on with an interrupted fine-tuning, with the settings it was started with.
+
+    Args:
+        out: its folder.
+        device: None = as before.
+
+    Raises:
+        UsageError: there is none.
+        RunFailure, Interrupted: as `finetune_backbone`.
+    """
+    run = RunDir(user_path(out))
+    config = _stored(run)
+    if device is not None:
+        config = replace(config, device=device)
+    done = [row for row in read_jsonl(run.results) if isinstance(row, dict) and row.get("task") == TASK]
+    if done:
+        logging.info(f"{run.root} is finished: nothing to do")
+        return Result(**done[-1])
+    network = _stored_network(run)
+    folder = labelled_folder(config, network)
+    begun = any(run.checkpoints.glob("step_*"))
+    backbone = network.build(config) if begun else started_backbone(config, network)
+    model = Classifier(backbone, len(folder.classes), seed=config.seed)
+    with only_process_in(run.root):
+        return _carry_out(Work(config, network, folder, run), model)
+
+
+def check_apart(config: FinetuneConfig, root: Path) -> None:
+    """Refuse a folder that holds, or lies in, what the training reads.
+
+    Raises:
+        UsageError: `--overwrite` would delete the images or the weights.
+    """
+    place, data = root.resolve(), Path(config.data)
+    if data.is_relative_to(place) or place.is_relative_to(data):
+        raise UsageError(f"--out {root} and --data {data} lie one in the other: name a folder apart")
+    backbone = config.backbone.removeprefix("random:")
+    if any(Path(name).resolve().is_relative_to(place) for name in (backbone, backbone.partition("=")[2] or backbone)):
+        raise UsageError(f"--out {root} holds the weights to start from, {config.backbone}: name another folder")
+    if RunDir(root).exists():  # it would be deleted
+        folder = LabelledFolder(config.data, channels=2, tell=False)  # .npy files count as well
+        refuse_inside(root, folder.train.paths, folder.val.paths)
+
+
+def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
+    """Return the numbers of a run for plan.json, from where its report has them."""
+    images = len(folder.train.paths)
+    settings = loop_settings(config, images)
+    return {
+        "dataset_size": images,
+        "classes": len(folder.classes),
+        "batch_size": settings.batch_size,
+        "total_steps": settings.steps,
+    }
+
+
+def _stored(run: RunDir) -> FinetuneConfig:
+    """Return the settings of a folder.
+
+    Raises:
+        UsageError: no fine-tuning was started there, or its settings are damaged.
+    """
+    try:
+        values = json.loads(run.config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"--resume {run.root} holds no run of mst finetune (no config.json)") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"--resume {run.root}: config.json is damaged ({error}): start anew") from error
+    if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
+        raise UsageError(f"--resume {run.root} holds no run of mst finetune: is it one of mst pretrain?")
+    return FinetuneConfig.from_json(values["settings"])
+
+
+def _stored_network(run: RunDir) -> Network:
+    """Return the network of a folder.
+
+    Raises:
+        UsageError: plan.json is damaged.
+    """
+    try:
+        return Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
+        raise UsageError(f"--resume {run.root}: plan.json is damaged ({error}): start anew") from error
+
+
+def _carry_out(work: Work, model: Classifier) -> Result:
+    """Train from the newest checkpoint or from the start, then score and save."""
+    config, network, folder, run = work.config, work.network, work.folder, work.run
+    device = select_device(config.device, flag="--device")
+    dtype, reason = select_precision(config.running.precision, device)
+    write_atomic(run.environment, json.dumps(describe_environment(device, reason), indent=2) + "\n")
+    model.to(device)
+    settings = loop_settings(config, len(folder.train.paths))
+    scorer = _Scorer(work, model)
+    groups = parameter_groups(model, weight_decay=config.protocol.weight_decay, layer_decay=config.layer_decay)
+    training = Training(
+        "classifier",
+        model,
+        build_optimizer(groups),
+        lambda first: batches(work, settings, first),
+        lambda network, batch: batch_loss(network, batch, work),
+        scorer.row,
+        lambda step, parts: [index for part in parts for index in part.indices.tolist()],
+    )
+    plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
+    plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's
+    contents = identity_of(folder)
+    identity = {
+        **json.loads(json.dumps(plain)),
+        "network": network.to_json(),
+        "classes": list(folder.classes),
+        "images": len(folder.train.paths),
+        CONTENTS: contents.digest,
+    }
+    where = Surroundings(
+        device,
+        dtype,
+        config.seed,
+        Checkpointing(str(run.checkpoints), config.running.checkpoint_every),
+        identity,
+        run=run,
+        tensorboard=config.running.tensorboard,
+        resume=f"mst finetune --resume {shlex.quote(str(run.root))}",
+        progress=config.running.progress,
+    )
+    outcome = fit(training, settings, where)
+    _save(work, model, outcome)
+    result = _result(work, model, outcome, scorer.latest or scorer(), contents)
+    append_jsonl(run.results, result.row())
+    logging.info(f"done: {run.backbone}")
+    return result
+
+
+class _Scorer:
+    """Scores the classifier on the validation images and keeps the latest scores."""
+
+    def __init__(self, work: Work, model: Classifier) -> None:
+        running, val, network = work.config.running, work.folder.val, work.network
+        self.model = model
+        self.images = ImageSet.from_paths(val.paths, val.labels, channels=network.spec.channels, scale=network.scale)
+        self.transform = ImageTransform(network.spec.image_size, network.mean, network.std)
+        self.settings = FeatureSettings(
+            precision=running.precision,
+            max_unreadable_share=running.max_unreadable_share,
+            progress=running.progress,
+        )
+        self.latest: Scores | None = None
+
+    def __call__(self) -> Scores:
+        self.latest = score_classifier(self.model, self.images, self.transform, self.settings)
+        return self.latest
+
+    def row(self) -> Mapping[str, float]:
+        """Return the numbers of a row of metrics."""
+        scores = self()
+        return {"val_top1": scores.top1, "val_top5": scores.top5}
+
+
+def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
+    """Write the trained backbone, the classifier and its classes."""
+    run, network = work.run, work.network
+    metadata = {"recipe": TASK, "step": outcome.steps, **network.image_metadata}
+    save_backbone(run.backbone, model.backbone, metadata)
+    head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
+    write_atomic(run.root / "classifier.safetensors", save(head, metadata={"format": "pt"}))
+    write_atomic(run.root / "classes.json", json.dumps(list(work.folder.classes), indent=2) + "\n")
+
+
+def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, contents: DataIdentity) -> Result:
+    """Return the row of results.jsonl."""
+    config, network, folder = work.config, work.network, work.folder
+    protocol: dict[str, Any] = {
+        **asdict(config.protocol),
+        "lr": config.protocol.lr,
+        "layer_decay": config.layer_decay,
+        "size": list(network.spec.image_size),
+        "recipe": config.recipe,
+        "precision": used_precision(FeatureSettings(precision=config.running.precision), model),
+    }
+    extra = {
+        "train_images": len(folder.train.paths),
+        "val_images": len(folder.val.paths),
+        "classes": len(folder.classes),
+        "unreadable": list(scores.unreadable),
+        **asdict(outcome),
+    }
+    return Result(
+        TASK,
+        {"top1": scores.top1, "top5": scores.top5},
+        protocol,
+        config.backbone,
+        network.sha256,
+        config.seed,
+        **described_data(config.data, contents),
+        extra=extra,
+    )
+
+
+def identity_of(folder: LabelledFolder) -> DataIdentity:
+    """Return what a labelled folder holds."""
+    train, val = (ImageSet.from_paths(*part, channels=3) for part in (folder.train, folder.val))
+    return LabelledSets(folder.classes, train, val).fingerprint()

@@ -1,0 +1,83 @@
+"""Objects in images without labels, by a trained detector."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Literal
+
+from mst.data.files.sources import index_images
+from mst.evaluate.coco.masks import coco_mask_library
+from mst.evaluate.detection.file import DetectorDescription, load_detector
+from mst.evaluate.detection.pictures import detection_writer
+from mst.evaluate.detection.prediction import Prediction, predict_objects, prediction_json
+from mst.paths import user_path
+from mst.runtime.device import select_device, select_precision
+from mst.runtime.storage.outputs import Outputs
+from mst.terminal.output import tell_left_out
+from mst.workflows.subject import prediction_scale
+
+FILE = "predictions.json"
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+def predict_detection(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    min_score: float = 0.05,
+    picture_score: float = 0.5,
+    picture_limit: int | None = None,
+    limit: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    device: str = "auto",
+    precision: Precision = "auto",
+    progress: bool = True,
+) -> tuple[Prediction, DetectorDescription]:
+    """Find objects in every image under `data`; write `predictions.json` and a picture of each image into `out`.
+
+    Args:
+        model: folder of a trained detector.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for the files; those of an earlier prediction are replaced, other files never.
+        min_score: what scores less is left out.
+        picture_score: what scores less is not drawn.
+        picture_limit: at most this many pictures; None = all.
+        limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of backbone and pyramid.
+        progress: show a bar.
+
+    Returns:
+        What was found, with the images that could not be read; and what the detector is.
+
+    Raises:
+        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
+        CheckpointError: no detector in `model`, or a damaged one.
+        DataError: no image can be read.
+        MissingExtra: the extra `detection` is not installed.
+    """
+    coco_mask_library()
+    target = user_path(out)
+    outputs, pictures = (Outputs(folder, "predict detection", "--out") for folder in (target, target / "pictures"))
+    outputs.check([FILE])
+    place = select_device(device, flag="--device")
+    detector, description = load_detector(user_path(model), compute=select_precision(precision, place)[0])
+    paths = index_images(data, limit=limit, channels=description.spec.channels)
+    count = len(paths) if picture_limit is None else picture_limit
+    writer = detection_writer(pictures, count, description.classes, min_score=picture_score, annotated=False)
+    found = predict_objects(
+        detector.to(place),
+        description,
+        paths,
+        min_score=min_score,
+        progress=progress,
+        watch=writer,
+        scale=prediction_scale(paths, description.spec.channels, description.value_ranges, value_range),
+    )
+    tell_left_out(found.unreadable, len(paths))
+    content = prediction_json(found, description, user_path(data).absolute())
+    outputs.write(FILE, json.dumps(content).encode())
+    return found, description

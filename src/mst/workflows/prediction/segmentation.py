@@ -1,0 +1,134 @@
+"""Masks of images without labels, by a trained segmenter."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.files.sources import ImageIndex, index_images
+from mst.data.value_range import Scale
+from mst.evaluate.common.features import progress_bar
+from mst.evaluate.detection.pictures import png
+from mst.evaluate.segmentation.data import read_ahead
+from mst.evaluate.segmentation.file import load_segmenter
+from mst.evaluate.segmentation.inference import predict_mask
+from mst.evaluate.segmentation.pictures import index_picture, sheet
+from mst.paths import user_path
+from mst.runtime.device import select_device
+from mst.runtime.storage.outputs import Outputs
+from mst.terminal.output import tell_left_out
+from mst.workflows.subject import prediction_scale
+
+MASKS, PICTURES = "masks", "pictures"
+"""Folders in `--out`."""
+READERS = 2
+"""Threads that read images."""
+
+
+@dataclass(frozen=True)
+class SegmentedImages:
+    """What was written.
+
+    Attributes:
+        masks: the files, in the order of the images.
+        shares: class -> its share of all pixels, in percent.
+        unreadable: "name: reason" for each image left out.
+    """
+
+    masks: tuple[Path, ...]
+    shares: dict[str, float]
+    unreadable: tuple[str, ...]
+
+
+def predict_segmentation(
+    model: str | Path,
+    data: str | Path,
+    *,
+    out: str | Path,
+    picture_limit: int | None = None,
+    limit: int | None = None,
+    value_range: tuple[float, float] | None = None,
+    device: str = "auto",
+    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    progress: bool = True,
+) -> SegmentedImages:
+    """Segment every image under `data`; write a mask and a picture of each into `out`, in sub-folders as in `data`.
+
+    Args:
+        model: folder of a trained segmenter.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for `masks/` and `pictures/`; those of an earlier prediction are replaced, other files never.
+        picture_limit: at most this many pictures; None = all.
+        limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of the network.
+        progress: show a bar.
+
+    Raises:
+        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
+        CheckpointError: no segmenter in `model`, or a damaged one.
+        DataError: no image can be read.
+        RunFailure: the disk refused.
+    """
+    outputs = Outputs(user_path(out), "predict segmentation", "--out")
+    saved = load_segmenter(user_path(model), select_device(device, flag="--device"))
+    classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
+    paths = index_images(data, limit=limit, channels=channels)
+    names = target_names(paths, user_path(data))
+    parts = [MASKS] if picture_limit == 0 else [MASKS, PICTURES]
+    outputs.check(Path(part, name) for name in names for part in parts)
+    written: list[Path] = []
+    unreadable: list[str] = []
+    pixels = Counter[int]()
+
+    read = partial(_read, channels, prediction_scale(paths, channels, saved.value_ranges, value_range))
+    with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=progress) as advance:
+        for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
+            advance(1)
+            if isinstance(image, UnreadableImage):
+                unreadable.append(str(image))
+                continue
+            mask = predict_mask(saved.segmenter, image, saved.view, precision, str(name))  # [H,W]
+            outputs.write(Path(MASKS, name), png(index_picture(mask, len(classes))), flush=False)
+            if picture_limit is None or len(written) < picture_limit:
+                outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
+            written.append(outputs.folder / MASKS / name)
+            pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
+    tell_left_out(unreadable, len(paths))
+    shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
+    return SegmentedImages(tuple(written), shares, tuple(unreadable))
+
+
+def _read(channels: int, scale: Scale, path: Path) -> Tensor | UnreadableImage:
+    try:
+        return decode_image(path, channels=channels, scale=scale)
+    except UnreadableImage as problem:
+        return problem
+
+
+def target_names(paths: ImageIndex, data: Path) -> list[Path]:
+    """Return a name relative to `--out` for each image, `.png` in place of its suffix, all different.
+
+    Images of a folder keep their place below it; of images that differ in their suffix only, or come from a list, the
+    later ones get a number.
+    """
+    root = data.absolute()
+    names: list[Path] = []
+    taken: set[Path] = set()
+    for path in paths:
+        place = path.relative_to(root) if root.is_dir() and path.is_relative_to(root) else Path(path.name)
+        name, number = place.with_suffix(".png"), 1
+        while name in taken:
+            number += 1
+            name = place.with_name(f"{place.stem}-{number}.png")
+        taken.add(name)
+        names.append(name)
+    return names

@@ -1,0 +1,259 @@
+"""Pre-training from a configuration to a run folder: the one place where data, views, model and training meet."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mst.config.load import dump_config, override, require_data, with_absolute_paths
+from mst.config.schema import RunConfig
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.files.folders import cache_folder
+from mst.data.files.inside import refuse_inside
+from mst.data.files.sources import ImageIndex, index_images
+from mst.data.labelled import LabelledFolder
+from mst.data.loader import BatchLoader
+from mst.engine.trainer import Trainer
+from mst.errors import RunFailure, UsageError
+from mst.evaluate.classification.knn import KnnProtocol, evaluate_knn
+from mst.evaluate.common.features import FeatureSettings
+from mst.evaluate.common.image_sets import LabelledSets
+from mst.evaluate.common.protocol import ImageTransform
+from mst.model.backbone import Backbone
+from mst.model.pair import Pair
+from mst.paths import user_path
+from mst.planning.environment import describe_environment
+from mst.planning.fitting import check_fits
+from mst.planning.setup import Setup, describe_setup, prepare
+from mst.planning.stream import as_views, make_loader
+from mst.recipes import base_config
+from mst.runtime import logging
+from mst.runtime.storage.files import write_atomic
+from mst.runtime.storage.lock import only_process_in
+from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
+from mst.train.pretraining import Pretraining
+from mst.train.state import new_state
+from mst.views.record import Views
+from mst.workflows.changed_data import resumed_setup, with_identity
+
+PREVIEW_IMAGES = 6
+KNN_NEIGHBORS = 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        root: its folder.
+        backbone: the teacher's backbone, for `mst.load_backbone`.
+        steps: optimizer steps done.
+        metrics: the last value of every metric, by its name in metrics.jsonl.
+    """
+
+    root: Path
+    backbone: Path
+    steps: int
+    metrics: dict[str, float]
+
+
+def load_recipe(name: str | Path, overrides: Mapping[str, object] | None = None) -> RunConfig:
+    """Return the configuration of a recipe (or of a JSON file) with some settings replaced.
+
+    Args:
+        name: a recipe's name or the path of a JSON file.
+        overrides: dotted key -> value, as on the command line: `{"data.train": "photos", "train.epochs": 10}`.
+
+    Raises:
+        ConfigError: an unknown recipe, key or value; the nearest name or the allowed range is named.
+    """
+    return override(base_config(name), overrides or {})
+
+
+def pretrain(
+    config: RunConfig,
+    out: str | Path,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    accept_changed_data: bool = False,
+) -> Run:
+    """Pre-train a backbone; `backbone.safetensors` in the run folder is the result.
+
+    Args:
+        config: what to do, see `load_recipe`.
+        out: the run folder: a new one, or with `resume` the one to go on with.
+        resume: go on from the newest sound checkpoint, with the configuration that the run was started with.
+        overwrite: replace the run that `out` holds.
+        accept_changed_data: with `resume`, go on although the images are not those of before: steps per epoch and the
+            order of the images follow from the new ones, from this step on, and the plan notes the change.
+
+    Raises:
+        UsageError: something is wrong with the settings or the images, nothing was written; or another process is
+            at work in the folder.
+        RunFailure: disk full, out of memory, collapse, too many bad steps.
+        Interrupted: a signal; everything is saved.
+    """
+    require_data(config)
+    config = with_absolute_paths(config)
+    run = open_run_dir(user_path(out)) if resume else RunDir(user_path(out))
+    if not resume:
+        check_new_run_dir(run.root, overwrite=overwrite)
+        check_apart(config, run)
+    setup = with_identity(prepare(config))
+    if resume:
+        setup = resumed_setup(setup, run, accept=accept_changed_data)
+    logging.console.print(describe_setup(setup))
+    check_fits(setup)
+    pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
+    if not resume:
+        create_run_dir(run.root, overwrite=overwrite)
+    with only_process_in(run.root):
+        return carry_out(setup, pair, run, resume=resume)
+
+
+def check_apart(config: RunConfig, run: RunDir) -> None:
+    """Refuse a new run whose folder and images lie one in the other, by their own paths, by links or by lists.
+
+    Raises:
+        UsageError: `--overwrite` would delete the images or the weights to start from, or the run's pictures would
+            become training images.
+    """
+    root = run.root.resolve()
+    for source in map(Path, [*config.data.train, *filter(None, [config.monitor.knn_data])]):
+        if source.resolve().is_relative_to(root):
+            raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
+    start = config.model.init_from
+    if start is not None and Path(start).resolve().is_relative_to(root):
+        raise UsageError(f"--out {run.root} holds the weights to start from, {start}: name another folder")
+    for source in map(Path, config.data.train):
+        if source.is_dir() and root.is_relative_to(source.resolve()):
+            raise UsageError(
+                f"--out {run.root} lies in --data.train {source}, where the run's pictures would become training "
+                "images: name a folder outside"
+            )
+    if run.exists():  # it would be deleted
+        refuse_inside(run.root, *indexed(config))
+
+
+def indexed(config: RunConfig) -> list[ImageIndex]:
+    """Return all training and labelled images, those beyond limits too."""
+    data, labelled = config.data, config.monitor.knn_data
+    cache = cache_folder() if data.index_cache else None
+    found = [index_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)]
+    if labelled is not None:
+        folder = LabelledFolder(labelled, channels=data.channels, tell=False)
+        found += [folder.train.paths, folder.val.paths]
+    return found
+
+
+def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
+    """Train in the run's folder, from its newest checkpoint or from the start.
+
+    Raises:
+        CheckpointError: nothing to resume from that fits the settings.
+        RunFailure, Interrupted: as `pretrain`.
+    """
+    state = new_state(pair, setup.config, setup.plan)
+    environment = describe_environment(setup.device, setup.precision_reason)
+    task = Pretraining(
+        state,
+        partial(batches, setup, run),
+        config=setup.config,
+        plan=setup.plan,
+        run=run,
+        dtype=setup.precision,
+        environment=environment,
+        evaluator=partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None,
+        samples=preview_samples(setup),
+    )
+    trainer = Trainer(task, task.intervals, task.outputs)
+    if resume and not trainer.saver.resumed:
+        logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
+    write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
+    write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
+    write_atomic(run.plan, task.plan.model_dump_json(indent=2) + "\n")
+    train(setup, trainer)
+    logging.info(
+        f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"
+    )
+    return Run(run.root, run.backbone, state.step, last_metrics(run))
+
+
+def train(setup: Setup, trainer: Trainer[Views]) -> None:
+    """Run the loop to the end.
+
+    Raises:
+        RunFailure: among others, the batch does not fit into memory.
+    """
+    try:
+        trainer.fit()
+    except torch.OutOfMemoryError as error:
+        raise RunFailure(
+            f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
+            f"go on with --train.accumulate {2 * setup.config.train.accumulate}"
+        ) from error
+
+
+def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None, None]:
+    """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
+    with make_loader(setup, run, start_step=first_step) as loader:
+        try:
+            yield from map(partial(as_views, device=setup.device), loader)
+        finally:
+            report_unreadable(loader, run)
+
+
+def knn_row(labelled: LabelledSets, backbone: Backbone, *, setup: Setup) -> dict[str, float]:
+    """Return one row of metrics: the k-NN accuracy of the teacher's backbone in percent."""
+    transform = ImageTransform(setup.plan.global_size, setup.plan.mean, setup.plan.std)
+    neighbors = min(KNN_NEIGHBORS, len(labelled.train))
+    result = evaluate_knn(
+        backbone,
+        labelled,
+        transform,
+        KnnProtocol(neighbors=(neighbors,), headline=neighbors),
+        settings=FeatureSettings(progress=False),
+    )
+    return {"knn_top1": result.metrics["top1"], "knn_k": neighbors}
+
+
+def preview_samples(setup: Setup) -> Tensor | None:
+    """Return a few whole images, cut to the size of a global crop: uint8 [n, C, H, W]; None if none can be read."""
+    crop = ImageTransform(setup.plan.global_size, setup.plan.mean, setup.plan.std).crop
+    images = list(_readable(setup))
+    return torch.stack([crop(image) for image in images]) if images else None
+
+
+def _readable(setup: Setup) -> Iterator[Tensor]:
+    for path in setup.images.evenly(PREVIEW_IMAGES):
+        try:
+            yield decode_image(path, channels=setup.config.data.channels, scale=setup.scale)
+        except UnreadableImage:
+            continue
+
+
+def report_unreadable(loader: BatchLoader, run: RunDir) -> None:
+    """Say how many files gave no image."""
+    if loader.unreadable.count:
+        logging.warn(
+            f"{loader.unreadable.count} of {loader.unreadable.files_read} files could not be decoded: "
+            f"{run.unreadable} lists them"
+        )
+
+
+def last_metrics(run: RunDir) -> dict[str, float]:
+    """Return the last value of every metric."""
+    metrics: dict[str, Any] = {}
+    for row in read_jsonl(run.metrics):
+        metrics |= {key: value for key, value in row.items() if value is not None}
+    return metrics

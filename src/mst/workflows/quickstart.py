@@ -1,0 +1,112 @@
+"""Pre-training and three evaluations on embedded data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mst.config.schema import RunConfig
+from mst.paths import user_path
+from mst.recipes.quickstart import QUICKSTART
+from mst.runtime.storage.rundir import RunDir, create_run_dir
+
+if TYPE_CHECKING:
+    from mst.evaluate.segmentation.data import SegmentationData
+
+
+SCENES = {"train": 6000, "val": 1000}
+"""Scenes of each split. The pre-training sees the images of `train`, never a label."""
+SEGMENTATION_SCENES = {"train": 500, "val": 200}
+"""Of these, the first that the segmentation probe uses."""
+HEADLINES = (("knn", "top1"), ("linear", "top1"), ("patch_segmentation", "miou"))
+TITLES = {"knn": "k-NN, top-1", "linear": "linear probe, top-1", "patch_segmentation": "segmentation, mean IoU"}
+
+
+@dataclass(frozen=True)
+class Quickstart:
+    """What came out.
+
+    Attributes:
+        root: the run folder.
+        report: the page.
+        before: headline metric of each task for the untrained network, percent.
+        after: the same for the trained one.
+        seconds: the whole command.
+    """
+
+    root: Path
+    report: Path
+    before: Mapping[str, float]
+    after: Mapping[str, float]
+    seconds: float
+
+
+def quickstart(
+    out: str | Path,
+    *,
+    overwrite: bool = False,
+    config: RunConfig = QUICKSTART.config,
+    scenes: Mapping[str, int] = SCENES,
+) -> Quickstart:
+    """Make scenes, pre-train, evaluate the untrained and the trained backbone, and write the report.
+
+    Args:
+        out: the run folder.
+        overwrite: replace the run that `out` holds.
+        config: what to train; images and labels for k-NN while training are set here.
+        scenes: how many for `train` and `val`.
+
+    Raises:
+        UsageError: `out` cannot be used.
+        RunFailure: disk full.
+        Interrupted: SIGINT or SIGTERM; `mst pretrain --resume` goes on with the training.
+    """
+    from mst.config.load import dump_config, override
+    from mst.data.synthetic.scenes import write_scene_folder
+    from mst.report.page import write_report
+    from mst.runtime import logging
+    from mst.runtime.storage.files import write_atomic
+    from mst.workflows.pretraining import pretrain
+
+    begin = time.perf_counter()
+    run_dir = create_run_dir(user_path(out), overwrite=overwrite)
+    data = run_dir.root / "data"
+    config = override(config, {"data.train": [str(data / "train")], "monitor.knn_data": str(data)})
+    write_atomic(run_dir.config, dump_config(config))
+    size = config.views.global_size
+    logging.info(f"drawing {sum(scenes.values())} scenes of {size} px into {data}")
+    write_scene_folder(data, scenes, size, config.runtime.seed)
+    pretrain(config, out=run_dir.root, resume=True)  # the folder is new: it starts at step 0
+    before, after = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
+    report = write_report(run_dir)
+    return Quickstart(run_dir.root, report, before, after, time.perf_counter() - begin)
+
+
+def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: Mapping[str, int]) -> dict[str, float]:
+    """Run the probes on one backbone, append their rows to the run's results, return their headline metrics."""
+    from mst.evaluate.common.features import FeatureSettings
+    from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear
+    from mst.workflows.evaluation.segmentation import evaluate_segmentation
+
+    settings = FeatureSettings(progress=False)
+    seed, data = config.runtime.seed, run_dir.root / "data"
+    results = [
+        evaluate_knn(backbone, data, settings=settings, out=run_dir.root, seed=seed),
+        evaluate_linear(backbone, data, settings=settings, out=run_dir.root, seed=seed),
+        evaluate_segmentation(backbone, _segmentation(config, scenes), settings=settings, out=run_dir.root, seed=seed),
+    ]
+    found = {result.task: result.metrics for result in results}
+    return {task: found[task][metric] for task, metric in HEADLINES}
+
+
+def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:
+    """Return the first scenes of both splits with their semantic maps."""
+    from mst.data.synthetic.scenes import SceneSet
+    from mst.evaluate.segmentation.data import scene_segmentation
+
+    size, seed = config.views.global_size, config.runtime.seed
+    train, val = (min(scenes[split], SEGMENTATION_SCENES[split]) for split in ("train", "val"))
+    return scene_segmentation(SceneSet(seed, train, size), SceneSet(seed, val, size, start=scenes["train"]))

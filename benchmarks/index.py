@@ -13,7 +13,7 @@ from pathlib import Path
 from machine import machine
 
 from mst.data.files.folders import FRESH
-from mst.data.files.sources import index_images
+from mst.data.sources import index_images
 
 ROOM = 1.2
 """Free inodes wanted per file."""

@@ -14,7 +14,7 @@ from PIL import Image
 import mst
 import mst.cli
 from commands.calls import call
-from mst.data.files.sources import index_images
+from mst.data.sources import index_images
 from mst.data.value_range import BY_TYPE, ValueRanges
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet

@@ -11,8 +11,8 @@ import torch
 
 from data.pictures import decode_or_refuse, write_textures
 from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.files.sources import index_images
 from mst.data.labelled import LabelledFolder
+from mst.data.sources import index_images
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, 7, 6), dtype=np.uint8)  # [H, W, C]
 

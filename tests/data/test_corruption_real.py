@@ -13,8 +13,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from data.pictures import by_sample, damaged, decode_or_refuse
-from mst.data.files.sources import ImageIndex, index_images
 from mst.data.loader import BatchLoader
+from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError
 
 COPIES = 1000

@@ -19,10 +19,10 @@ from data.pictures import by_sample, write_textures
 from mst.data import loader as loader_module
 from mst.data import reader, unreadable
 from mst.data.decoding import Detail, decode_image
-from mst.data.files.sources import ImageIndex, index_images
 from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunk_sizes
 from mst.data.reader import ImageCache
 from mst.data.sampler import batch_indices, sample_order
+from mst.data.sources import ImageIndex, index_images
 from mst.data.value_range import Scale
 from mst.errors import DataError, RunFailure, UsageError
 from mst.runtime.seeding import generator
@@ -281,7 +281,7 @@ SCRIPT = """
     import signal, sys
     import torch
     from mst.data.loader import BatchLoader
-    from mst.data.files.sources import index_images
+    from mst.data.sources import index_images
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a test run in the background has it ignored
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mst.data.files.sources import index_images
+from mst.data.sources import index_images
 from mst.data.statistics import SMALLEST_STD, channel_statistics
 from mst.errors import DataError
 

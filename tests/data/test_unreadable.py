@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 
-from mst.data.files.sources import ImageIndex
 from mst.data.reader import Chunk
+from mst.data.sources import ImageIndex
 from mst.data.unreadable import UnreadableFiles
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.files.sources import ImageIndex
+from mst.data.sources import ImageIndex
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.value_range import ValueRanges, likely_range
 from mst.errors import DataError

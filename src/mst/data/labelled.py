@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mst.data.files.kinds import EXTENSIONS, SYSTEM, extension
 from mst.data.files.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.files.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.errors import DataError, UsageError
 from mst.paths import user_path
 from mst.runtime import logging

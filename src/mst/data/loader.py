@@ -23,9 +23,9 @@ from torch import Tensor
 
 from mst.data.background import CLOSING, BackgroundThread
 from mst.data.decoding import Detail
-from mst.data.files.sources import ImageIndex
 from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import position_of, steps_per_epoch
+from mst.data.sources import ImageIndex
 from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
 from mst.data.value_range import BY_TYPE, Scale

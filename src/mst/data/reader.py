@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import Detail, UnreadableImage, decode_image
-from mst.data.files.sources import ImageIndex
 from mst.data.sampler import sample_order
+from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.runtime.seeding import generator

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mst.data.decoding import NPY_MAGIC, UnreadableImage, array_header, decode_image
 from mst.data.files.kinds import beginning
-from mst.data.files.sources import ImageIndex, even_positions
+from mst.data.sources import ImageIndex, even_positions
 from mst.data.tiff import MAGIC as TIFF_MAGIC
 from mst.data.tiff import pillow_reads
 from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range, span_text

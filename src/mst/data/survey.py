@@ -21,7 +21,7 @@ from torch import Tensor
 from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image, decode_large_png, said
 from mst.data.files.kinds import beginning
 from mst.data.files.passed import PassedOver
-from mst.data.files.sources import ImageIndex, Source, index_images
+from mst.data.sources import ImageIndex, Source, index_images
 from mst.data.statistics import STRIP, measured_ranges, moments, sums_of
 from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
 from mst.errors import DataError
@@ -158,7 +158,7 @@ def inspect_images(
     """Open the images under `paths`.
 
     Args:
-        paths: as of `mst.data.files.sources.index_images`; `channels`, `limit`, `strict`, `by_content` too.
+        paths: as of `mst.data.sources.index_images`; `channels`, `limit`, `strict`, `by_content` too.
         workers: threads, at most; fewer where there is little memory.
         value_range: black and white among values that are not stored in 8 bits; None = measured on a sample.
         progress: is given the facts as they come and how many there will be, and hands them on.

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from mst.data.files.sources import ImageIndex
 from mst.data.reader import Chunk
+from mst.data.sources import ImageIndex
 from mst.errors import DataError
 
 ENOUGH_TO_JUDGE = 1000

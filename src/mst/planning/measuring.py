@@ -14,8 +14,8 @@ import torch
 
 from mst.config.derive import check_consistent, derive
 from mst.config.schema import RunConfig
-from mst.data.files.sources import ImageIndex
 from mst.data.loader import BatchLoader
+from mst.data.sources import ImageIndex
 from mst.errors import RunFailure
 from mst.planning.estimate import process_memory
 from mst.planning.fitting import check_fits

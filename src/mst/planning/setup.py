@@ -13,7 +13,7 @@ from mst.config.derive import Measured, check_consistent, derive, needs_measurin
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, decode_image
 from mst.data.files.folders import cache_folder
-from mst.data.files.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mst.data.files.sources import index_images
+from mst.data.sources import index_images
 from mst.errors import UsageError
 from mst.evaluate.common.features import Features, FeatureSettings, extract_features
 from mst.evaluate.common.image_sets import ImageSet

@@ -17,10 +17,10 @@ from mst.config.load import dump_config, override, require_data, with_absolute_p
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.files.folders import cache_folder
-from mst.data.files.inside import refuse_inside
-from mst.data.files.sources import ImageIndex, index_images
+from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader
+from mst.data.sources import ImageIndex, index_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.classification.knn import KnnProtocol, evaluate_knn

@@ -12,7 +12,7 @@ import timm
 from safetensors.torch import save
 
 from mst.config.schema import ModelConfig
-from mst.data.files.sources import ImageIndex
+from mst.data.sources import ImageIndex
 from mst.data.statistics import measured_scale
 from mst.data.value_range import Range, Scale, ValueRanges, check_range
 from mst.errors import CheckpointError, UsageError

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mst.data.files import folders, sources
+from mst.data import sources
+from mst.data.files import folders
 from mst.data.files.folders import cache_file, cache_folder, recall
-from mst.data.files.sources import EXTENSIONS, index_images
+from mst.data.sources import EXTENSIONS, index_images
 
 
 @pytest.fixture

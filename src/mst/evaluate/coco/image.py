@@ -12,7 +12,7 @@ from pathlib import Path
 from torch import Tensor
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
-from mst.data.files.sources import even_positions
+from mst.data.sources import even_positions
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.masks import Segmentation

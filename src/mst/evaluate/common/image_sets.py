@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import decode_image
-from mst.data.files.sources import ImageIndex, even_positions
 from mst.data.labelled import LabelledFolder
+from mst.data.sources import ImageIndex, even_positions
 from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError

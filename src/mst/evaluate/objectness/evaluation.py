@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
-from mst.data.files.sources import even_positions
+from mst.data.sources import even_positions
 from mst.data.synthetic.scenes import SceneSet
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.masks import mask_of

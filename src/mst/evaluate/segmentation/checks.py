@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
-from mst.data.files.sources import even_positions
 from mst.data.labelled import LOOKED_AT, same_content
+from mst.data.sources import even_positions
 from mst.errors import DataError
 from mst.evaluate.common.features import FeatureSettings, progress_bar
 from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, check_found, read_ahead

@@ -15,7 +15,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from mst.data.files.sources import even_positions
+from mst.data.sources import even_positions
 from mst.data.synthetic.scenes import CLASSES, SceneSet
 from mst.errors import DataError
 from mst.evaluate.common.content import identity_of_files, identity_of_values

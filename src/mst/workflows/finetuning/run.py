@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors.torch import save
 
-from mst.data.files.inside import refuse_inside
+from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing

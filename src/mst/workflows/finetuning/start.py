@@ -10,8 +10,8 @@ import timm
 
 from mst.config.schema import ModelConfig
 from mst.data.decoding import decode_image
-from mst.data.files.sources import ImageIndex
 from mst.data.labelled import LabelledFolder
+from mst.data.sources import ImageIndex
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges, check_range
 from mst.errors import DataError, UsageError

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from mst.data.files.sources import index_images
+from mst.data.sources import index_images
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.detection.file import DetectorDescription, load_detector
 from mst.evaluate.detection.pictures import detection_writer

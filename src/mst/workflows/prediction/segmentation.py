@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.files.sources import ImageIndex, index_images
+from mst.data.sources import ImageIndex, index_images
 from mst.data.value_range import Scale
 from mst.evaluate.common.features import progress_bar
 from mst.evaluate.detection.pictures import png

@@ -6,7 +6,7 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-from mst.data.files.sources import ImageIndex
+from mst.data.sources import ImageIndex
 from mst.errors import UsageError
 from mst.runtime.names import shown
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mst.data.files.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.errors import DataError, UsageError
 
 

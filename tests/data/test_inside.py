@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from data.pictures import write_textures
-from mst.data.files.inside import first_inside, refuse_inside
-from mst.data.files.sources import ImageIndex, index_images
+from mst.data.inside import first_inside, refuse_inside
+from mst.data.sources import ImageIndex, index_images
 from mst.errors import UsageError
 
 

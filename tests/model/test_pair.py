@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from mst.config.schema import ModelConfig, RunPlan
-from mst.model.pair import Pair, build_pair, ema_update
+from mst.model.pair import TeacherStudent, build_pair, ema_update
 from reference.model_reference import ema
 
 MODEL = ModelConfig(
@@ -19,7 +19,7 @@ MODEL = ModelConfig(
 PLAN = RunPlan.model_construct(prototypes=20, global_size=(24, 32))  # what build_pair reads of it
 
 
-def build(seed: int = 0, *, restoration: bool = True, **settings: object) -> Pair:
+def build(seed: int = 0, *, restoration: bool = True, **settings: object) -> TeacherStudent:
     model = MODEL.model_copy(update=settings)
     return build_pair(model, PLAN, channels=3, restoration=restoration, seed=seed)
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mst.config.schema import ModelConfig, ObjectiveConfig, RunPlan
 from mst.errors import UsageError
 from mst.model.backbone import Backbone
-from mst.model.pair import Pair, build_pair
+from mst.model.pair import TeacherStudent, build_pair
 from mst.model.tokens import Summary, Tokens
 from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
@@ -34,7 +34,7 @@ DINO = replace(VALUES, strategy="none", restoration_weight=0.0)
 
 def tiny_pair(
     *, restoration: bool = True, size: tuple[int, int] = (32, 32), head_norm: str = "none", drop_path: float = 0.0
-) -> Pair:
+) -> TeacherStudent:
     model = ModelConfig(
         backbone="vit_tiny_patch16_224",
         patch_size=8,
@@ -77,7 +77,7 @@ def some_draws(batch: int, step: int = 0) -> StepDraws:
 
 
 def losses_of(
-    pair: Pair, views: Views, center: Tensor, values: ObjectiveValues, step: int = 0, **options: Any
+    pair: TeacherStudent, views: Views, center: Tensor, values: ObjectiveValues, step: int = 0, **options: Any
 ) -> StepOutput:
     return mst_losses(pair, views, center, values, some_draws(len(views.indices), step), **options)
 
@@ -107,7 +107,7 @@ class Spy(nn.Module):
         return self.backbone.summary(images, mask, importance=importance)
 
 
-def spied(pair: Pair) -> tuple[Pair, Spy, Spy]:
+def spied(pair: TeacherStudent) -> tuple[TeacherStudent, Spy, Spy]:
     student, teacher = Spy(pair.student.backbone), Spy(pair.teacher.backbone)
     for branch, spy in ((pair.student, student), (pair.teacher, teacher)):
         del branch.backbone

@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import torch
 
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.model.stochastic_depth import DropPath
 from mst.objective.mst import mst_losses
 from mst.objective.records import StepOutput
@@ -20,7 +20,7 @@ from objective.test_mst import STD, VALUES, double_views, gradients, some_center
 CPU = torch.device("cpu")
 
 
-def losses_of(pair: Pair, replicas: Replicas | None) -> StepOutput:
+def losses_of(pair: TeacherStudent, replicas: Replicas | None) -> StepOutput:
     views, center = double_views(), some_center().double()
     return mst_losses(
         pair,
@@ -97,7 +97,7 @@ def test_replicas_share_weights_and_not_gradients() -> None:
 def test_every_image_has_one_share_and_the_modes_are_the_callers() -> None:
     replicas, together = Replicas(tiny_pair(), 3), threading.Barrier(3)
 
-    def look(_: Pair, share: slice) -> tuple[int, int, bool, bool, torch.dtype, int, str]:
+    def look(_: TeacherStudent, share: slice) -> tuple[int, int, bool, bool, torch.dtype, int, str]:
         if share.stop - share.start < 8:
             together.wait()
         return (
@@ -118,7 +118,7 @@ def test_every_image_has_one_share_and_the_modes_are_the_callers() -> None:
 
 
 def test_an_error_in_a_replica_is_the_callers() -> None:
-    def fail(_: Pair, share: slice) -> None:
+    def fail(_: TeacherStudent, share: slice) -> None:
         if share.start:
             raise MemoryError(f"at {share.start}")
 

@@ -40,7 +40,7 @@ class ProjectionHead(nn.Module):
         bottleneck: width of the normalised vector.
         prototypes: K.
         norm: "batch" puts a BatchNorm after each hidden linear layer. The teacher's head then stays in training mode:
-            it uses its own batch's statistics, as the student does (`mst.model.pair.Pair` sees to it).
+            it uses its own batch's statistics, as the student does (`mst.model.pair.TeacherStudent` sees to it).
         freeze_gain: keep the prototypes' lengths at one (DINO's `norm_last_layer`).
 
     Attributes:

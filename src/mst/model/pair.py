@@ -68,7 +68,7 @@ class StudentOutput(NamedTuple):
     reconstruction: Tensor | None
 
 
-class Pair(nn.Module):
+class TeacherStudent(nn.Module):
     """Everything that is trained or averaged in a run.
 
     Its `forward` is one part of the student's work, so that whatever wraps modules (DDP, FSDP, hooks) sees each.
@@ -121,7 +121,7 @@ class Pair(nn.Module):
         return self
 
 
-def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration: bool, seed: int) -> Pair:
+def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration: bool, seed: int) -> TeacherStudent:
     """Build an initialised pair; the teacher starts as a copy of the student.
 
     Args:
@@ -150,7 +150,7 @@ def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration:
             channels=channels,
             seed=seed + 2,
         )
-    return Pair(student, teacher, decoder)
+    return TeacherStudent(student, teacher, decoder)
 
 
 @torch.no_grad()

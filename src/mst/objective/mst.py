@@ -15,7 +15,7 @@ from functools import partial, reduce
 import torch
 from torch import Tensor
 
-from mst.model.pair import Pair, StudentInput
+from mst.model.pair import StudentInput, TeacherStudent
 from mst.model.tokens import Summary
 from mst.objective.dino import count_pairs, teacher_probabilities
 from mst.objective.draws import StepDraws
@@ -30,7 +30,7 @@ from mst.views.record import Views
 
 
 def mst_losses(
-    pair: Pair,
+    pair: TeacherStudent,
     views: Views,
     center: Tensor,
     values: ObjectiveValues,
@@ -75,7 +75,7 @@ def mst_losses(
     # teacher says of the other views, and the pixels of the global crops.
     mask = student_mask(teacher, values, draws)  # [G*B,N] or None
 
-    def student_of(pair: Pair, share: slice) -> tuple[LossTerms, Tensor | None]:
+    def student_of(pair: TeacherStudent, share: slice) -> tuple[LossTerms, Tensor | None]:
         hidden = None if mask is None else mask.view(crops, batch, -1)[:, share].flatten(0, 1)
         parts = student_parts(shared(views, share), hidden, teacher_probs[:, share], together=coupled)
         return student_view(pair, parts, values, draws.of(share), counts, backward=backward, keep=statistics)
@@ -88,7 +88,7 @@ def mst_losses(
     return replace(output, statistics=found)
 
 
-def teacher_view(pair: Pair, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
+def teacher_view(pair: TeacherStudent, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
     """Return the teacher's summary of the global crops, with importance if the mask needs it, and logits [G, B, K]."""
     images = views.global_crops.flatten(0, 1)  # [G*B,C,H,W]
     summary = pair.teacher.backbone.summary(images, importance=values.strategy in ATTENTION_STRATEGIES)
@@ -97,7 +97,7 @@ def teacher_view(pair: Pair, views: Views, values: ObjectiveValues) -> tuple[Sum
 
 
 def student_view(
-    pair: Pair,
+    pair: TeacherStudent,
     parts: Iterable[tuple[CropSet, ...]],
     values: ObjectiveValues,
     draws: StepDraws,
@@ -119,7 +119,7 @@ def student_view(
 
 
 def part_losses(
-    pair: Pair, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws, counts: BatchCounts
+    pair: TeacherStudent, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws, counts: BatchCounts
 ) -> tuple[LossTerms, Tensor | None]:
     """Run the student on one part; return its terms of the batch's losses, and the reconstruction of its global crops.
 

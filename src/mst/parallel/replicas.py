@@ -16,7 +16,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.runtime.threads import compute_threads
 
 T = TypeVar("T")
@@ -36,7 +36,7 @@ class Replicas:
 
     told: Callable[[slice], None] | None = None
 
-    def __init__(self, pair: Pair, count: int = 1, *, threads: int = 1) -> None:
+    def __init__(self, pair: TeacherStudent, count: int = 1, *, threads: int = 1) -> None:
         self._pairs = [pair, *(_replica(pair) for _ in range(count - 1))]
         # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
         self._parameters = [[p for p in each.parameters() if p.requires_grad] for each in self._pairs]
@@ -51,11 +51,11 @@ class Replicas:
         return len(self._pairs)
 
     @property
-    def pairs(self) -> Sequence[Pair]:
+    def pairs(self) -> Sequence[TeacherStudent]:
         """All replicas; the first is the pair itself."""
         return self._pairs
 
-    def run(self, task: Callable[[Pair, slice], T], images: int) -> list[T]:
+    def run(self, task: Callable[[TeacherStudent, slice], T], images: int) -> list[T]:
         """Return task(pair, images of its share) of all replicas, in order; they run at the same time.
 
         The caller's autocast and gradient modes hold in them too. A task draws nothing from torch's global generator.
@@ -104,23 +104,25 @@ class _Inherited:
         self.type, self.autocast = torch.get_autocast_dtype("cpu"), torch.is_autocast_enabled("cpu")
         self.gradients = torch.is_grad_enabled()
 
-    def call(self, task: Callable[[Pair, slice], T], pair: Pair, share: slice) -> T:
+    def call(self, task: Callable[[TeacherStudent, slice], T], pair: TeacherStudent, share: slice) -> T:
         """Return task(pair, share)."""
         with torch.set_grad_enabled(self.gradients), torch.autocast("cpu", self.type, enabled=self.autocast):
             return task(pair, share)
 
 
-def _telling(told: Callable[[slice], None], task: Callable[[Pair, slice], T]) -> Callable[[Pair, slice], T]:
+def _telling(
+    told: Callable[[slice], None], task: Callable[[TeacherStudent, slice], T]
+) -> Callable[[TeacherStudent, slice], T]:
     """Return a task that says first which images it works on."""
 
-    def tell_and_do(pair: Pair, share: slice) -> T:
+    def tell_and_do(pair: TeacherStudent, share: slice) -> T:
         told(share)
         return task(pair, share)
 
     return tell_and_do
 
 
-def _replica(pair: Pair) -> Pair:
+def _replica(pair: TeacherStudent) -> TeacherStudent:
     """Return a pair on the same memory, whose student and decoder collect their own gradients."""
     shared: dict[int, object] = {id(pair.teacher): pair.teacher}
     for buffer in pair.buffers():

@@ -21,7 +21,7 @@ from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
-from mst.model.pair import Pair, build_pair
+from mst.model.pair import TeacherStudent, build_pair
 from mst.model.start import start_from
 from mst.planning.environment import device_name
 from mst.runtime import logging
@@ -69,7 +69,7 @@ class Setup:
         """How stored values become 8 bits."""
         return scale_of(self.plan)
 
-    def build_pair(self, *, resumed: bool = False) -> Pair:
+    def build_pair(self, *, resumed: bool = False) -> TeacherStudent:
         """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
 
         Args:

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mst.config.schema import OptimizerConfig
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 
 DECAYED, UNDECAYED = 0, 1
 
 
-def trained_parameters(pair: Pair) -> list[tuple[str, nn.Parameter]]:
+def trained_parameters(pair: TeacherStudent) -> list[tuple[str, nn.Parameter]]:
     """Return the student's and the decoder's parameters that learn, by name, in a fixed order."""
     modules = [("student", pair.student), ("decoder", pair.decoder)]
     return [
@@ -34,7 +34,7 @@ def is_decayed(name: str, parameter: Tensor) -> bool:
     return parameter.ndim > 1 and not name.endswith(".bias")
 
 
-def build_optimizer(pair: Pair, config: OptimizerConfig) -> AdamW:
+def build_optimizer(pair: TeacherStudent, config: OptimizerConfig) -> AdamW:
     """Return AdamW over all that learns, in two groups: with decay, without.
 
     The fused kernel updates each element by itself on CPU and CUDA, so a step is bit-repeatable.

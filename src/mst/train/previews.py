@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from torchvision.utils import make_grid
 
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.model.tokens import Tokens
 from mst.objective.masking import student_mask
 from mst.objective.records import ObjectiveValues
@@ -28,7 +28,7 @@ SMALLEST_TILE = 96  # pixels; smaller crops are enlarged
 
 @torch.no_grad()
 def preview(
-    pair: Pair,
+    pair: TeacherStudent,
     images: Tensor,
     values: ObjectiveValues,
     generator: torch.Generator,

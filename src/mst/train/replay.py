@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 
 from mst.engine.inspection import TensorFacts, Watch, facts, largest_value, tensors
 from mst.engine.replay import Replay
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.train.pretraining import Pretraining
 from mst.train.step import StepReport
 from mst.views.normalise import normalise
@@ -120,7 +120,7 @@ class _Rows:
         self._here = threading.local()
         self._handles: list[RemovableHandle] = []
 
-    def network(self, pair: Pair) -> None:
+    def network(self, pair: TeacherStudent) -> None:
         """Watch a pair or a replica of it; a head with BatchNorm tells nothing, as one image spoils the others."""
         parts = {"backbone", "decoder"} if pair.student.head.couples_images else {"backbone", "head", "decoder"}
         for name, module in pair.named_modules():

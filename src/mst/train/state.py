@@ -16,7 +16,7 @@ from torch.optim import AdamW
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tensor, number, section, whole
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import CheckpointError
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.parallel.replicas import Replicas
 from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
 from mst.train.optimizer import build_optimizer
@@ -45,7 +45,7 @@ class TrainState:
         buffers: running statistics of the networks (not saved either).
     """
 
-    pair: Pair
+    pair: TeacherStudent
     optimizer: AdamW
     center: Tensor
     features: FeatureBuffer
@@ -129,7 +129,7 @@ class TrainState:
         return progress, modules
 
 
-def new_state(pair: Pair, config: RunConfig, plan: RunPlan) -> TrainState:
+def new_state(pair: TeacherStudent, config: RunConfig, plan: RunPlan) -> TrainState:
     """Return the state at step 0 around an initialised pair, which stays on its device."""
     device = pair.student.head.prototypes.device
     count = replica_count(config, plan, device)

@@ -28,7 +28,7 @@ from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
-from mst.model.pair import Pair
+from mst.model.pair import TeacherStudent
 from mst.paths import user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
@@ -156,7 +156,7 @@ def indexed(config: RunConfig) -> list[ImageIndex]:
     return found
 
 
-def carry_out(setup: Setup, pair: Pair, run: RunDir, *, resume: bool) -> Run:
+def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) -> Run:
     """Train in the run's folder, from its newest checkpoint or from the start.
 
     Raises:

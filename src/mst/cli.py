@@ -66,6 +66,8 @@ TOO_LARGE = re.compile(
 """What torch says about a tensor that does not fit."""
 LONGEST_LINE = 4000
 """Characters of an error that are shown."""
+SIZE = re.compile("[1-9][0-9]{1,4}", re.ASCII)
+"""Of a terminal; with 0, as some schedulers set it, tables and messages would be empty."""
 INTERRUPTED = 130
 """128 + SIGINT, as shells expect."""
 UNREAD = 141
@@ -134,6 +136,21 @@ def _give_up_dead_streams() -> None:
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
+def check_surroundings() -> None:
+    """Refuse a working folder that is gone, and forget a terminal's width that shows nothing.
+
+    Raises:
+        UsageError: libraries find themselves, and paths are found, from the working folder.
+    """
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the working folder cannot be used ({error.strerror}): cd to another") from error
+    for name in ("COLUMNS", "LINES"):
+        if name in os.environ and not SIZE.fullmatch(os.environ[name]):
+            del os.environ[name]
+
+
 def _dispatch(words: list[str]) -> int:
     """Hand over to the command's module."""
     if not words or words[0] in {"-h", "--help", "help"}:
@@ -145,6 +162,7 @@ def _dispatch(words: list[str]) -> int:
     command = words[0]
     if command not in COMMANDS:
         raise UsageError(f"unknown command {command}{_nearest_command(command)} (all commands: mst --help)")
+    check_surroundings()
     run: Callable[[list[str]], int] = importlib.import_module(f"mst.commands.{command}").run
     return run(words[1:])
 

@@ -16,7 +16,7 @@ from mst.data.files.folders import cache_folder
 from mst.data.sources import ImageIndex, even_positions, index_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
-from mst.errors import DataError
+from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
@@ -31,6 +31,8 @@ from mst.train.state import replica_count
 from mst.views.parameters import least_image
 
 MOST_WORKERS = 16
+THREADS, THREADS_A_CORE = 32, 4
+"""Compute threads that any machine can be asked for, and more of them where there are more cores."""
 FEW_CORES = 8
 SAMPLE = 32
 """Images that are opened before a run starts."""
@@ -92,9 +94,19 @@ class Setup:
 
 
 def prepare_process(config: RunConfig) -> None:
-    """Set the number of compute threads, and let the process keep the memory that a step gives back."""
-    if config.runtime.threads:
-        torch.set_num_threads(config.runtime.threads)
+    """Set the number of compute threads, and let the process keep the memory that a step gives back.
+
+    Raises:
+        UsageError: far more threads than cores: they wait for each other, and a step takes minutes.
+    """
+    threads, cores = config.runtime.threads, os.cpu_count() or 1
+    if threads > max(THREADS, THREADS_A_CORE * cores):
+        raise UsageError(
+            f"--runtime.threads {threads}: this machine has {cores} cores: use at most "
+            f"{max(THREADS, THREADS_A_CORE * cores)} threads, or 0 for torch's choice"
+        )
+    if threads:
+        torch.set_num_threads(threads)
     keep_freed_memory()
 
 

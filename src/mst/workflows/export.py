@@ -43,7 +43,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
 
     network = load_backbone(backbone)
     difference = export_timm(network, folder)
-    remarks = [*_left_out(Path(backbone).expanduser()), *_sizes(network)]
+    remarks = [*_left_out(user_path(backbone)), *_sizes(network)]
     return {"format": form, "out": str(folder), "difference": difference, "remarks": remarks}
 
 

@@ -200,9 +200,11 @@ def _special(mode: int) -> str:
     return next((word for test, word in kinds if test(mode)), "a device")
 
 
-def cache_folder() -> Path:
-    """Return where folders are remembered: `mst/index` in $XDG_CACHE_HOME or ~/.cache."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mst" / "index"
+def cache_folder() -> Path | None:
+    """Return where folders are remembered: `mst/index` in $XDG_CACHE_HOME or ~/.cache; None for a user without home."""
+    home = os.path.expanduser("~")
+    place = os.environ.get("XDG_CACHE_HOME") or ("" if home.startswith("~") else os.path.join(home, ".cache"))
+    return Path(place) / "mst" / "index" if place else None
 
 
 def cache_file(cache: Path, top: bytes, wanted: frozenset[bytes]) -> Path:

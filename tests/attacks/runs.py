@@ -51,6 +51,7 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     ),
     "checkpoints": (("pretrain", "--resume", "pre"),),
     "tuned checkpoints": (("finetune", "--resume", "tuned"),),
+    "tuned results": (("finetune", "--resume", "tuned"), ("finetune", "--resume", "tuned", "--json")),
     "segmenter": (("predict", "segmentation", "--model", "segmenter", *PREDICT),),
     "detector": (("predict", "detection", "--model", "detector", *PREDICT),),
     "features": (("evaluate", "knn", "--backbone", "pre2", "--features", "features", *KNN),),
@@ -58,7 +59,9 @@ READERS: dict[str, tuple[tuple[str, ...], ...]] = {
     "recipes": (("plan", "recipes/recipe.json", "--no-probe"), ("pretrain", "recipes/recipe.json", "--out", "none/x")),
 }
 """What reads the files of a folder."""
-WEIGHTS = (*(10, 4, 2, 1, 2, 2, 1, 1, 1),)
+WEIGHTS = (10, 4, 2, 1, 1, 2, 2, 1, 1, 1)
+PLACES = {"checkpoints": "pre/checkpoints", "tuned checkpoints": "tuned/checkpoints", "tuned results": "tuned"}
+"""Folders of those readers that are not called as theirs."""
 
 
 def attack(folder: Path) -> Case:
@@ -71,8 +74,10 @@ def attack(folder: Path) -> Case:
     def case(number: int) -> str:
         draw = random.Random(number)
         (kind,) = draw.choices(list(READERS), WEIGHTS)
-        place = {"checkpoints": "pre/checkpoints", "tuned checkpoints": "tuned/checkpoints"}.get(kind, kind)
-        shown = damage(sound / place, folder / place, draw)
+        place = PLACES.get(kind, kind)
+        shown = damage(sound / place, folder / place, draw, "results.jsonl" if kind == "tuned results" else "*")
+        if kind == "tuned checkpoints":  # else it is finished, and none is read
+            (folder / "tuned" / "results.jsonl").unlink()
         words = list(draw.choice(READERS[kind]))
         if kind in {"pre", "tuned"} and shown.startswith("backbone"):
             words = list(draw.choice(READERS[kind][-3:]))
@@ -94,10 +99,10 @@ def attack(folder: Path) -> Case:
     return case
 
 
-def damage(sound: Path, work: Path, draw: random.Random) -> str:
-    """Damage one file below a folder, and return which."""
+def damage(sound: Path, work: Path, draw: random.Random, names: str = "*") -> str:
+    """Damage one file of such names below a folder, and return which."""
     files = [
-        path for path in sorted(sound.rglob("*")) if path.is_file() and path.suffix not in {".png", ".html", ".md"}
+        path for path in sorted(sound.rglob(names)) if path.is_file() and path.suffix not in {".png", ".html", ".md"}
     ]
     file = draw.choice([path for path in files if ".vm." not in path.name])
     target = work / file.relative_to(sound)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from mst.runtime.storage.record import drop_rows
-from mst.runtime.storage.results import append_jsonl, plain_json, read_jsonl
+from mst.runtime.storage.results import Result, append_jsonl, plain_json, read_jsonl
 
 
 def test_a_torn_row_swallows_nothing(tmp_path: Path) -> None:
@@ -62,3 +62,18 @@ def test_a_pipe_in_place_of_the_file_waits_for_nobody(tmp_path: Path) -> None:
     drop_rows(tmp_path / "results.jsonl", beyond=1)
     with pytest.raises(OSError, match="it is no file"):
         append_jsonl(tmp_path / "results.jsonl", {})
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"task": 3}, {"metrics": {}, "more": 1}, {"metrics": [1]}, {"metrics": {"top1": "x"}}, {"metrics": None}),
+        *({"metrics": {"top1": True}}, {"metrics": {"top1": None}}, {"protocol": 1}, {"extra": []}),
+        *({"backbone": 3}, {"data": None}, {"metrics": {"top1": 10**400}}, {"extra": {"unreadable": 1}}),
+    ],
+)
+def test_a_damaged_row_is_no_result(change: dict[str, object]) -> None:
+    row = Result("finetune", {"top1": 50.0}, {"lr": 0.1}, extra={"val_images": 3}).row()
+    assert Result.from_row(row) == Result("finetune", {"top1": 50.0}, {"lr": 0.1}, extra={"val_images": 3})
+    assert Result.from_row({**row, **change}) is None
+    assert Result.from_row({"task": "finetune"}) is None

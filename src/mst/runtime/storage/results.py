@@ -13,6 +13,9 @@ from typing import Any
 
 from mst.errors import RunFailure
 
+LARGEST = 1e300
+"""What a metric can be, and far more."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -45,6 +48,22 @@ class Result:
         odd = [name for name, value in self.metrics.items() if isinstance(value, float) and not math.isfinite(value)]
         if odd:
             raise RunFailure(f"{self.task}: {', '.join(odd)} is not a finite number, so there is no result")
+
+    @staticmethod
+    def from_row(row: Mapping[str, Any]) -> Result | None:
+        """Return the record that a row holds; None where it is damaged."""
+        try:
+            found = Result(**row)
+        except (TypeError, AttributeError, RunFailure):  # other keys, or metrics that are none
+            return None
+        texts = (found.task, found.backbone, found.backbone_sha256, found.data)
+        sound = (
+            all(isinstance(text, str) for text in texts)
+            and all(isinstance(part, dict) for part in (found.protocol, found.data_identity, found.extra))
+            and all(type(value) in {int, float} and abs(value) < LARGEST for value in found.metrics.values())
+            and isinstance(found.extra.get("unreadable", []), list)
+        )
+        return found if sound else None
 
     def row(self) -> dict[str, Any]:
         """Return the record as a JSON-ready dictionary."""

@@ -136,10 +136,10 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
     config = _stored(run)
     if device is not None:
         config = replace(config, device=device)
-    done = [row for row in read_jsonl(run.results) if isinstance(row, dict) and row.get("task") == TASK]
+    done = [result for result in map(Result.from_row, read_jsonl(run.results)) if result and result.task == TASK]
     if done:
         logging.info(f"{run.root} is finished: nothing to do")
-        return Result(**done[-1])
+        return done[-1]
     network = _stored_network(run)
     folder = labelled_folder(config, network)
     begun = any(run.checkpoints.glob("step_*"))

@@ -243,7 +243,7 @@ def test_bad_input_is_one_line(
             ["logistic", "--backbone", "a", "--data", "b", "--penalties", "1", "inf"],
             "--penalties inf: must be a finite",
         ),
-        (["knn", "--backbone", "a", "--data", "b", "--seed", "9" * 20], "--seed 9+: must be between"),
+        (["knn", "--backbone", "a", "--data", "b", "--seed", "9" * 20], "--seed 9+: must be at most"),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
@@ -258,7 +258,7 @@ def test_wrong_words_are_one_line(words: list[str], message: str) -> None:
     [
         (["--size", "15", "16"], "--size 15x16 is not a multiple of the patch size 8: use 8x16 or 16x16"),
         (["--seed", "-1"], "--seed -1: must be at least 0"),
-        (["--size", "-8", "8"], "--size -8x8 is smaller than one 8 px patch"),
+        (["--size", "-8", "8"], "--size -8: must be at least 1"),
         (["--resize-ratio", "0.5"], "resize-ratio 0.5: must be at least 1"),
         (["--out", "{file}"], "is a file: name a folder"),
         (["--out", "{file}/below"], "which is a file: name a folder"),

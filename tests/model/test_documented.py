@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -15,8 +16,10 @@ POOLED = {"avg": "mean of the patch tokens", "map": "attention pooling", "token"
 
 def documented() -> list[list[str]]:
     """The cells of the table, without the first column and without `code` marks."""
-    rows = [line.replace("`", "").split("|")[2:-1] for line in PAGE.read_text().splitlines() if line.startswith("| ")]
-    return [[cell.strip() for cell in row] for row in rows[1:]]
+    lines = PAGE.read_text().splitlines()
+    first = next(index for index, line in enumerate(lines) if line.startswith("| "))
+    table = list(takewhile(lambda line: line.startswith("|"), lines[first:]))
+    return [[cell.strip() for cell in line.replace("`", "").split("|")[2:-1]] for line in table[2:]]
 
 
 def expected(case: Case) -> list[str]:

@@ -107,7 +107,7 @@ def test_a_linear_probe_that_diverged_is_no_result() -> None:
     backbone.scale.data *= 1e18
     with pytest.raises(RunFailure, match="diverged at every learning rate"):
         evaluate_linear(
-            backbone, colour_sets(), ImageTransform((8, 8)), LinearProtocol(lrs=(1e38,), epochs=9), settings=QUIET
+            backbone, colour_sets(), ImageTransform((8, 8)), LinearProtocol(lrs=(1e30,), epochs=9), settings=QUIET
         )
 
 

@@ -402,7 +402,7 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
         (lambda: TrainingSettings(drop_path=1), "--drop-path 1: must be at least 0 and below 1"),
         (lambda: TrainingSettings(accumulate=3), "--batch-size 16 is no multiple of --accumulate 3"),
         (lambda: DetectorShape(short_sides=(8,)), "--short-sides 8: must be at least 32"),
-        (lambda: DetectorShape(anchor_size=10**9), "--anchor-size 1000000000: must be between 1 and 1333"),
+        (lambda: DetectorShape(anchor_size=10**9), "--anchor-size 1000000000: must be at most 4096"),
         (lambda: Checkpointing("x", 0), "--checkpoint-every 0"),
     ):
         with pytest.raises(UsageError, match=message):

@@ -46,7 +46,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_work(tmp_path: Path, monk
 def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> None:
     path = tmp_path / ("x" * 250)
     code = (
-        "import os, sys; from pathlib import Path; from mst.runtime import files\n"
+        "import os, sys; from pathlib import Path; from mst.runtime.storage import files\n"
         "os.fsync = lambda _: os._exit(9)\n"
         "files.write_atomic(Path(sys.argv[1]), b'half')"
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from rich.text import Text
 
@@ -13,9 +12,6 @@ from mst.paths import PathText, SourceText
 from mst.runtime.logging import info
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
-
-if TYPE_CHECKING:
-    pass
 from mst.workflows.export import export_backbone
 
 

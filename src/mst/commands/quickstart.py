@@ -4,12 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from mst.paths import PathText
-
-if TYPE_CHECKING:
-    pass
 from mst.workflows.quickstart import TITLES, Quickstart, quickstart
 
 

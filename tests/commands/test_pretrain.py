@@ -301,7 +301,7 @@ def test_bad_folders(kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
             "deit_small_patch16_224",
         ),
         ("pretrain debug --data.train IMAGES --out RUN --train.batch-size 99", "use --train.batch-size 17 or less"),
-        ("pretrain debug --data.train IMAGES --out RUN --train.accumulate 3", "does not divide by 3"),
+        ("pretrain debug --data.train IMAGES --out RUN --train.accumulate 99", "too small for 99"),
         ("pretrain debug --data.train IMAGES --out RUN --runtime.device gpu", "--runtime.device gpu"),
         ("pretrain debug --data.train IMAGES --out RUN --runtime.device cuda:99", "--runtime.device cuda:99"),
         (

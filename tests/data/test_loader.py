@@ -19,9 +19,9 @@ from data.pictures import by_sample, write_textures
 from mst.data import loader as loader_module
 from mst.data import reader, unreadable
 from mst.data.decoding import Detail, decode_image
-from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunk_sizes
+from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunks
 from mst.data.reader import ImageCache
-from mst.data.sampler import batch_indices, sample_order
+from mst.data.sampler import Share, batch_indices, sample_order
 from mst.data.sources import ImageIndex, index_images
 from mst.data.value_range import Scale
 from mst.errors import DataError, RunFailure, UsageError
@@ -82,7 +82,7 @@ def run(index: ImageIndex, *, transform: reader.Transform = crop, **options: obj
 
 def same(a: list[StackedBatch], b: list[StackedBatch]) -> bool:
     return len(a) == len(b) and all(
-        x.step == y.step
+        (x.step, x.positions) == (y.step, y.positions)
         and torch.equal(x.indices, y.indices)
         and all(torch.equal(s, t) for s, t in zip(x.tensors, y.tensors, strict=True))
         for x, y in zip(a, b, strict=True)
@@ -118,6 +118,38 @@ def test_accumulation_cuts_the_same_samples(images: ImageIndex) -> None:
     assert [batch.step for batch in passes] == [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3]
     assert torch.equal(torch.cat([b.indices for b in steps]), torch.cat([b.indices for b in passes]))
     assert torch.equal(torch.cat([b.tensors[0] for b in steps]), torch.cat([b.tensors[0] for b in passes]))
+
+
+def in_order(batches: list[StackedBatch]) -> list[StackedBatch]:
+    """The parts of each step put together again, by the positions that they say."""
+    steps: dict[int, list[StackedBatch]] = {}
+    for batch in batches:
+        steps.setdefault(batch.step, []).append(batch)
+    whole = []
+    for step, parts in sorted(steps.items()):
+        parts.sort(key=lambda part: part.positions.start)
+        assert [i for part in parts for i in part.positions] == list(range(parts[-1].positions.stop))
+        assert all(len(part.positions) == len(part.indices) for part in parts)
+        tensors = tuple(torch.cat(tensors) for tensors in zip(*(part.tensors for part in parts), strict=True))
+        positions = range(parts[-1].positions.stop)
+        whole.append(StackedBatch(tensors, torch.cat([part.indices for part in parts]), step, positions))
+    return whole
+
+
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 2), (2, 1), (3, 1), (2, 2), (5, 1), (1, 5)])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_shares_of_processes_make_the_same_batch(
+    tmp_path: Path, processes: int, accumulate: int, workers: int
+) -> None:
+    index = spoil(tmp_path, 21, [4, 5, 11])  # replacements are the same ones on any number of processes
+    options: dict[str, object] = {"max_unreadable_share": 0.5, "total_steps": 6, "start_step": 2}
+    parts = [
+        batch
+        for rank in range(processes)
+        for batch in run(index, accumulate=accumulate, share=Share(rank, processes), workers=workers, **options)
+    ]
+    assert len(parts) == 4 * processes * accumulate
+    assert same(run(index, **options), in_order(parts))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -178,8 +210,10 @@ def test_nothing_readable_ends_the_run_at_once(tmp_path: Path, workers: int) -> 
 def test_settings_that_cannot_be(images: ImageIndex) -> None:
     with pytest.raises(DataError, match=r"larger than the data set"):
         run(images, batch_size=22)
-    with pytest.raises(UsageError, match=r"no multiple of --train.accumulate 2"):
-        run(images, accumulate=2)
+    with pytest.raises(UsageError, match=r"batch of 5 has not even an image for each of 6 passes$"):
+        run(images, accumulate=6)
+    with pytest.raises(UsageError, match=r"each of 2 passes on 3 processes$"):
+        run(images, accumulate=2, share=Share(2, 3))
     with pytest.raises(UsageError, match=r"-1 loader workers"):
         run(images, workers=-1)
 
@@ -271,7 +305,9 @@ def test_grey_images(images: ImageIndex) -> None:
 @pytest.mark.parametrize("samples", [1, 2, 31, 32, 33, 100, 1024])
 @pytest.mark.parametrize("workers", [0, 1, 3, 16])
 def test_chunks(samples: int, workers: int) -> None:
-    sizes = _chunk_sizes(samples, workers)
+    chunks = _chunks(range(7, 7 + samples), workers)
+    assert [place for chunk in chunks for place in chunk] == list(range(7, 7 + samples))
+    sizes = list(map(len, chunks))
     assert sum(sizes) == samples
     assert 1 <= min(sizes) <= max(sizes) <= min(64, min(sizes) + 1)
     assert len(sizes) >= min(samples, workers)

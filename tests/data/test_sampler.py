@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mst.data.sampler import batch_indices, position_of, sample_order, steps_per_epoch
+from mst.data.sampler import Share, batch_indices, position_of, sample_order, steps_per_epoch
 from mst.errors import DataError
 
 sizes = st.integers(1, 300)
@@ -31,6 +31,20 @@ def test_the_batches_of_an_epoch_are_its_order_cut(seed: int, size: int, data: s
     whole = torch.cat([batch_indices(seed, epoch * steps + i, batch, size) for i in range(steps)])
     assert torch.equal(whole, sample_order(seed, epoch, size)[: steps * batch])
     assert size - len(whole) < batch
+
+
+@settings(max_examples=50, deadline=None)
+@given(processes=st.integers(1, 9), accumulate=st.integers(1, 9), data=st.data())
+def test_shares_and_microbatches_make_the_batch(processes: int, accumulate: int, data: st.DataObject) -> None:
+    batch = data.draw(st.integers(processes * accumulate, 300))
+    shares = [Share(rank, processes) for rank in range(processes)]
+    assert [place for share in shares for place in share.of(batch)] == list(range(batch))
+    for rank, share in enumerate(shares):
+        assert share.of(batch) == range(batch * rank // processes, batch * (rank + 1) // processes)
+        parts = share.microbatches(batch, accumulate)
+        assert [place for part in parts for place in part] == list(share.of(batch))
+        assert len(parts) == accumulate
+        assert 1 <= min(map(len, parts)) <= max(map(len, parts)) <= -(-batch // (processes * accumulate))
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -73,7 +73,7 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1, measured: 
         steps_per_epoch=steps_per_epoch,
         total_steps=total_steps,
         batch_size=batch,
-        batch_size_per_pass=batch // (config.train.accumulate * world_size),
+        batch_size_per_pass=-(-batch // (config.train.accumulate * world_size)),
         lr=lr,
         warmup_steps=warmup_steps,
         prototypes=prototypes,
@@ -103,15 +103,12 @@ def check_batch(batch: int, accumulate: int, world_size: int, dataset_size: int)
         ConfigError: names the largest batch that fits.
     """
     parts = accumulate * world_size
-    if batch % parts:
+    if batch < parts:
         what = f"{accumulate} accumulation passes" + (f" on {world_size} processes" if world_size > 1 else "")
-        raise ConfigError(
-            f"--train.batch-size {batch} does not divide by {what}: use a multiple of {parts}, "
-            f"such as {max(batch // parts, 1) * parts}"
-        )
+        raise ConfigError(f"--train.batch-size {batch} is too small for {what}: use at least {parts}")
     if batch > dataset_size:
-        largest = dataset_size // parts * parts
-        advice = f"use --train.batch-size {largest} or less" if largest else "lower --train.accumulate as well"
+        fits = dataset_size >= parts
+        advice = f"use --train.batch-size {dataset_size} or less" if fits else "lower --train.accumulate as well"
         raise ConfigError(f"--train.batch-size {batch} is larger than the data set of {dataset_size} images: {advice}")
 
 

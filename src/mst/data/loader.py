@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -24,7 +25,7 @@ from torch import Tensor
 from mst.data.background import CLOSING, BackgroundThread
 from mst.data.decoding import Detail
 from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
-from mst.data.sampler import position_of, steps_per_epoch
+from mst.data.sampler import WHOLE, Share, divided, position_of, steps_per_epoch
 from mst.data.sources import ImageIndex
 from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
@@ -38,17 +39,19 @@ BATCHES_AHEAD = 2
 
 
 class StackedBatch(NamedTuple):
-    """The samples of one step (or of one accumulation pass of it).
+    """The samples of one step, or of one microbatch of it.
 
     Attributes:
-        tensors: the transform's results, each stacked at dimension 0: [B, ...].
-        indices: the image that each sample shows, as a position in the index: int64 [B].
+        tensors: the transform's results, each stacked at dimension 0: [b, ...].
+        indices: the image that each sample shows, as a position in the index: int64 [b].
         step: the optimizer step it belongs to, from 0.
+        positions: of the samples in the step's whole batch, which other processes and microbatches share: b of them.
     """
 
     tensors: tuple[Tensor, ...]
     indices: Tensor
     step: int
+    positions: range
 
 
 class Flags(NamedTuple):
@@ -87,6 +90,7 @@ class BatchLoader:
         total_steps: int,
         start_step: int = 0,
         accumulate: int = 1,
+        share: Share = WHOLE,
         channels: int = 3,
         workers: int = 0,
         cache: bool = True,
@@ -101,11 +105,12 @@ class BatchLoader:
         Args:
             index: the images.
             transform: see `mst.data.reader.Transform`; with workers it is copied into each of them.
-            batch_size: images per optimizer step.
+            batch_size: images per optimizer step, over all processes.
             seed: of order and views.
             total_steps: the step before which the run ends.
             start_step: the first step to give, for a resumed run.
-            accumulate: batches per step, each of batch_size / accumulate images.
+            accumulate: batches per step, nearly equal parts of this process's share.
+            share: which part of each step's batch this process reads.
             channels: of the decoded images.
             workers: processes; 0 = one thread of this process.
             cache: keep small decoded images in a quarter of the memory (with workers = 0: processes share none).
@@ -116,22 +121,20 @@ class BatchLoader:
 
         Raises:
             DataError: the batch is larger than the data set.
-            UsageError: batch_size is no multiple of accumulate, or workers is negative.
+            UsageError: not an image for each part of a batch, or workers is negative.
         """
-        if batch_size % accumulate:
-            raise UsageError(f"--train.batch-size {batch_size} is no multiple of --train.accumulate {accumulate}")
         if workers < 0:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
         self.steps_per_epoch = steps_per_epoch(len(index), batch_size)
         self.wait_seconds = 0.0
-        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * batch_size
+        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * len(share.of(batch_size))
         self.unreadable = UnreadableFiles(
             index, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )
         self._flags = flags
         self._steps = range(start_step, total_steps)
-        self._batch_size, self._pass_size = batch_size, batch_size // accumulate
-        self._workers = workers
+        self._batch_size, self._workers = batch_size, workers
+        self._parts = [_chunks(part, workers) for part in share.microbatches(batch_size, accumulate)]
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
         self._reader = SampleReader(index, transform, channels, seed, enough, memory, scale)
         self._executor: Executor | None = None
@@ -171,32 +174,29 @@ class BatchLoader:
 
     def _iterate(self) -> Generator[StackedBatch, None, None]:
         """Yield the batches in order while chunks are read ahead."""
-        sizes = _chunk_sizes(self._pass_size, self._workers)
-        ahead = max(BATCHES_AHEAD * len(sizes), 2 * self._workers)
-        todo = self._chunks(sizes)
+        ahead = max(BATCHES_AHEAD * max(map(len, self._parts)), 2 * self._workers)
+        todo = self._todo()
         pending: deque[Future[Chunk]] = deque()
         self._executor = executor = self._start()
         read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self._reader.read
         for step in self._steps:
-            for _ in range(self._batch_size // self._pass_size):
+            for part in self._parts:
                 chunks: list[Chunk] = []
-                while len(chunks) < len(sizes):
-                    while len(pending) < ahead and (part := next(todo, None)) is not None:
-                        pending.append(executor.submit(read, *part))
+                while len(chunks) < len(part):
+                    while len(pending) < ahead and (chosen := next(todo, None)) is not None:
+                        pending.append(executor.submit(read, *chosen))
                     chunk, piped = unpacked(pending.popleft().result())
                     self._tell_of_pipes(piped)
                     self.unreadable.note(chunk)
                     chunks.append(chunk)
-                yield _joined(chunks, step)
+                yield _joined(chunks, step, range(part[0].start, part[-1].stop))
 
-    def _chunks(self, sizes: list[int]) -> Iterator[tuple[int, int, int]]:
+    def _todo(self) -> Iterator[tuple[int, int, int]]:
         """Yield (epoch, first position, count) of every chunk of the run."""
         for step in self._steps:
-            epoch, at = position_of(step, self._batch_size, self.steps_per_epoch)
-            for _ in range(self._batch_size // self._pass_size):
-                for size in sizes:
-                    yield epoch, at, size
-                    at += size
+            epoch, first = position_of(step, self._batch_size, self.steps_per_epoch)
+            for chunk in chain.from_iterable(self._parts):
+                yield epoch, first + chunk.start, len(chunk)
 
     def _start(self) -> Executor:
         """Return the executor that reads ahead; a thread where the system gives no processes.
@@ -248,18 +248,17 @@ def _end_workers(executor: ProcessPoolExecutor) -> None:
         manager.join(CLOSING)
 
 
-def _chunk_sizes(samples: int, workers: int) -> list[int]:
-    """Cut a batch into nearly equal chunks, at least one per worker where there are that many samples."""
-    count = min(samples, max(-(-samples // LARGEST_CHUNK), workers))
-    return [samples * (i + 1) // count - samples * i // count for i in range(count)]
+def _chunks(positions: range, workers: int) -> list[range]:
+    """Cut a microbatch into nearly equal chunks, at least one per worker where there are that many samples."""
+    return divided(positions, min(len(positions), max(-(-len(positions) // LARGEST_CHUNK), workers)))
 
 
-def _joined(chunks: list[Chunk], step: int) -> StackedBatch:
-    """Put a batch together."""
+def _joined(chunks: list[Chunk], step: int, positions: range) -> StackedBatch:
+    """Put a microbatch together."""
     if len(chunks) == 1:
-        return StackedBatch(chunks[0].tensors, chunks[0].indices, step)
+        return StackedBatch(chunks[0].tensors, chunks[0].indices, step, positions)
     tensors = tuple(torch.cat(parts) for parts in zip(*(chunk.tensors for chunk in chunks), strict=True))  # [B, ...]
-    return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), step)
+    return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), step, positions)
 
 
 _worker: tuple[SampleReader, int] | None = None

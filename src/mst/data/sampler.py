@@ -1,16 +1,61 @@
 """Which image comes when: pure functions of (seed, epoch, position), so any step can be reached without a history.
 
 Every epoch is a new permutation of the images; the images left over after its last full batch are dropped, different
-ones each epoch. A run may end inside an epoch.
+ones each epoch. A run may end inside an epoch. Every process of a run takes a share of each batch, in one or more
+microbatches; which images a batch has, and in which order, depends on neither.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from mst.errors import DataError
+from mst.errors import DataError, UsageError
 from mst.runtime.seeding import generator
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process of a run works on: the same part of each batch.
+
+    Attributes:
+        rank: of the process, from 0.
+        size: number of processes; 1 = the whole batch.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    def of(self, batch: int) -> range:
+        """Return the positions in a batch of so many images: floor(batch r / size) to floor(batch (r + 1) / size)."""
+        return divided(range(batch), self.size)[self.rank]
+
+    def microbatches(self, batch: int, accumulate: int) -> list[range]:
+        """Return the positions of each of the parts that go through the networks one after the other.
+
+        Args:
+            batch: images of a step, over all processes.
+            accumulate: nearly equal parts of the share.
+
+        Raises:
+            UsageError: there are fewer images than parts.
+        """
+        if batch < self.size * accumulate:
+            among = f" on {self.size} processes" if self.size > 1 else ""
+            raise UsageError(f"a batch of {batch} has not even an image for each of {accumulate} passes{among}")
+        return divided(self.of(batch), accumulate)
+
+
+WHOLE = Share()
+"""All of each batch."""
+
+
+def divided(positions: range, parts: int) -> list[range]:
+    """Return positions in nearly equal parts, in order; the first n * k // parts of n are in the first k parts."""
+    n = len(positions)
+    return [positions[n * k // parts : n * (k + 1) // parts] for k in range(parts)]
 
 
 def steps_per_epoch(size: int, batch_size: int) -> int:

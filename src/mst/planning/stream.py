@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from mst.data.loader import BatchLoader, StackedBatch
+from mst.data.sampler import WHOLE, Share
 from mst.planning.setup import Setup, colour_on_device, enough_detail, loader_workers
 from mst.runtime.storage.rundir import RunDir
 from mst.views.finish import finish_views
@@ -17,8 +18,8 @@ from mst.views.parameters import COLOUR_NUMBERS
 from mst.views.record import Views
 
 
-def make_loader(setup: Setup, run: RunDir | None, *, start_step: int) -> BatchLoader:
-    """Return the loader of the run's crops from `start_step` on; without a run, unreadable files are listed nowhere."""
+def make_loader(setup: Setup, run: RunDir | None, *, start_step: int, share: Share = WHOLE) -> BatchLoader:
+    """Return the loader of a share of the run's crops, from `start_step` on; without a run nothing is listed."""
     data = setup.config.data
     stacked = cut_crops if colour_on_device(setup.config, setup.device) else stacked_crops
     return BatchLoader(
@@ -29,6 +30,7 @@ def make_loader(setup: Setup, run: RunDir | None, *, start_step: int) -> BatchLo
         total_steps=setup.plan.total_steps,
         start_step=start_step,
         accumulate=setup.config.train.accumulate,
+        share=share,
         channels=data.channels,
         workers=loader_workers(setup.config, setup.device),
         cache=data.cache,

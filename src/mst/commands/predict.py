@@ -6,77 +6,43 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from rich.table import Table
 
-from mst.data.value_range import check_range
-from mst.paths import PathText
 from mst.runtime.limits import check_numbers
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
 from mst.terminal.tasks import Task, run_first_word
-from mst.workflows.prediction.detection import FILE, Precision, predict_detection
-from mst.workflows.prediction.segmentation import MASKS, predict_segmentation
+from mst.workflows.prediction.detection import FILE, detect
+from mst.workflows.prediction.inputs import PredictionInput
+from mst.workflows.prediction.segmentation import MASKS, segment
 
 
 @dataclass(frozen=True)
-class PredictDetectionArguments:
-    """Find objects in images without annotations: COCO JSON and pictures.
+class DetectionArguments(PredictionInput):
+    """Find objects in images without annotations: predictions.json (COCO) and pictures/ in --out.
 
     Attributes:
-        model: the folder of a trained detector: --out or --save-model of `mst evaluate detection`.
-        data: a folder (searched at any depth), an image, or a text file of paths.
-        out: folder for predictions.json and pictures/.
         min_score: what scores less is left out of predictions.json; what scores below 0.05 is in any case.
         picture_score: what scores less is not drawn.
-        picture_limit: at most this many pictures; 0 = none, None = one of each image.
-        limit: only this many images, drawn evenly from the sorted list.
-        value_range: black and white among values that are not stored in 8 bits; None = as in training.
-        device: auto, cpu, cuda or cuda:N.
-        precision: compute type of backbone and pyramid.
-        progress: show a bar.
         json: one JSON object on stdout.
     """
 
-    model: PathText
-    data: PathText
-    out: PathText
     min_score: float = 0.05
     picture_score: float = 0.5
-    picture_limit: int | None = None
-    limit: int | None = None
-    value_range: tuple[float, float] | None = None
-    device: str = "auto"
-    precision: Precision = "auto"
-    progress: bool = True
     json: bool = False
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         check_numbers(self, "min_score", "picture_score", least=0, most=1)
-        check_numbers(self, "picture_limit", least=0)
-        check_numbers(self, "limit", least=1)
-        check_range(self.value_range)
 
 
 def run_detection(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    a = parse_words(PredictDetectionArguments, argv, prog="mst predict detection")
+    a = parse_words(DetectionArguments, argv, prog="mst predict detection")
     if a is None:
         return 0
-    found, description = predict_detection(
-        a.model,
-        a.data,
-        out=a.out,
-        min_score=a.min_score,
-        picture_score=a.picture_score,
-        picture_limit=a.picture_limit,
-        limit=a.limit,
-        value_range=a.value_range,
-        device=a.device,
-        precision=a.precision,
-        progress=a.progress,
-    )
+    found, description = detect(a, min_score=a.min_score, picture_score=a.picture_score)
     drawn = Counter(item.label for item in found.detections if item.score >= a.picture_score)
     counts = {description.classes[label]: drawn[label] for label in sorted(drawn)}
     file = str(Path(a.out) / FILE)
@@ -91,55 +57,22 @@ def run_detection(argv: Sequence[str]) -> int:
 
 
 @dataclass(frozen=True)
-class PredictSegmentationArguments:
-    """Segment images without masks: a file of class numbers and an overlay for each.
+class SegmentationArguments(PredictionInput):
+    """Segment images without masks: masks/ (PNG of class numbers, with a palette) and pictures/ (overlays) in --out.
 
     Attributes:
-        model: the folder of a trained segmenter: --save-model or --out of `mst evaluate segmentation`.
-        data: a folder (searched at any depth), an image, or a text file of paths.
-        out: folder for masks/ (PNG of class numbers, with a palette) and pictures/ (image and overlay).
-        picture_limit: at most this many pictures; 0 = none, None = one of each image.
-        limit: only this many images, drawn evenly from the sorted list.
-        value_range: black and white among values that are not stored in 8 bits; None = as in training.
-        device: auto, cpu, cuda or cuda:N.
-        precision: compute type of the network.
-        progress: show a bar.
         json: one JSON object on stdout.
     """
 
-    model: PathText
-    data: PathText
-    out: PathText
-    picture_limit: int | None = None
-    limit: int | None = None
-    value_range: tuple[float, float] | None = None
-    device: str = "auto"
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    progress: bool = True
     json: bool = False
-
-    def __post_init__(self) -> None:
-        check_numbers(self, "picture_limit", least=0)
-        check_numbers(self, "limit", least=1)
-        check_range(self.value_range)
 
 
 def run_segmentation(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
-    a = parse_words(PredictSegmentationArguments, argv, prog="mst predict segmentation")
+    a = parse_words(SegmentationArguments, argv, prog="mst predict segmentation")
     if a is None:
         return 0
-    found = predict_segmentation(
-        a.model,
-        a.data,
-        out=a.out,
-        picture_limit=a.picture_limit,
-        limit=a.limit,
-        value_range=a.value_range,
-        device=a.device,
-        precision=a.precision,
-        progress=a.progress,
-    )
+    found = segment(a)
     if a.json:
         emit_json(
             {

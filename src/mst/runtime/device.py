@@ -9,6 +9,9 @@ import torch
 from mst.errors import UsageError
 from mst.runtime.memory import available_memory
 
+Precision = Literal["auto", "fp32", "bf16"]
+"""The compute type that is asked for: `auto` is bfloat16 where the device has matrix units for it."""
+
 
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is how the user gave it.
@@ -37,7 +40,7 @@ def free_memory(device: torch.device) -> int:
     return int(torch.cuda.mem_get_info(device)[0]) + unused
 
 
-def select_precision(asked: Literal["auto", "fp32", "bf16"], device: torch.device) -> tuple[torch.dtype, str]:
+def select_precision(asked: Precision, device: torch.device) -> tuple[torch.dtype, str]:
     """Return the compute type and one line saying why; parameters stay float32 either way."""
     if asked == "fp32":
         return torch.float32, "float32: asked for"

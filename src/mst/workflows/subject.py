@@ -70,7 +70,7 @@ class Subject:
         backbone: in evaluation mode.
         name: the path as it was given, or "in memory".
         sha256: of the weights' file; "" for fresh weights and for a module in memory.
-        folder: the run folder it came from, or None.
+        folder: where its results go: `--out`, else the run folder that it came from; None = nowhere.
     """
 
     backbone: Backbone
@@ -138,8 +138,8 @@ class Subject:
         mean, std = self.mean_std
         return ImageTransform(size, mean, std, options.resize_ratio, options.whole_if_exact)
 
-    def pictures(self, task: str, given: str | Path | None, out: str | Path | None) -> Outputs | None:
-        """Return where an evaluation's pictures go: `given`, else a folder in `out` or the run folder, else nowhere.
+    def pictures(self, task: str, given: str | Path | None) -> Outputs | None:
+        """Return where an evaluation's pictures go: `given`, else a folder beside its results, else nowhere.
 
         Raises:
             UsageError: no folder can be made there.
@@ -147,28 +147,26 @@ class Subject:
         command = f"evaluate {task.removeprefix('patch_')}"
         if given:
             return Outputs(user_path(given), command, "--pictures")
-        folder = user_path(out) if out else self.folder
-        untrained = self.name.startswith(RANDOM)
-        if folder is None:
+        if self.folder is None:
             return None
-        return Outputs(RunDir(folder).pictures_of(task, untrained=untrained), command, "--pictures", earlier=ANY)
+        folder = RunDir(self.folder).pictures_of(task, untrained=self.name.startswith(RANDOM))
+        return Outputs(folder, command, "--pictures", earlier=ANY)
 
-    def record(self, result: Result, out: str | Path | None, data: object, identity: DataIdentity) -> Result:
-        """Return the result with the names of backbone and data, appended to results.jsonl of `out` or the run folder.
+    def record(self, result: Result, data: object, identity: DataIdentity) -> Result:
+        """Return the result with the names of backbone and data, appended to results.jsonl of its folder.
 
         Args:
             result: of the evaluation.
-            out: a folder; None = the backbone's run folder, if it has one.
             data: what was given as data: a path, a text such as `scenes:200`, or sets in memory.
             identity: what the data hold.
         """
         named = replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
-        folder = user_path(out) if out else self.folder
-        if folder is not None:
+        if self.folder is not None:
+            results = RunDir(self.folder).results
             try:
-                append_jsonl(RunDir(folder).results, named.row())
+                append_jsonl(results, named.row())
             except OSError as error:
-                warn(f"cannot write {RunDir(folder).results}: {error.strerror}; the result is only shown")
+                warn(f"cannot write {results}: {error.strerror}; the result is only shown")
         return named
 
 
@@ -212,7 +210,7 @@ def load_subject(
         backbone: a backbone file, a run folder, `timm:NAME`, `NAME=FILE` (a network by its timm name with a file of
             weights, such as DINO's or DeiT's), `random:` before any of them, or a module in memory (which stays on its
             own device).
-        out: folder that `Subject.record` is going to write to.
+        out: folder for its results; None = its run folder, if it comes from one.
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.
 
@@ -221,17 +219,19 @@ def load_subject(
         UsageError: nothing can be written to `out`, or the seed is negative.
     """
     check_seed(seed)
-    if out:
-        check_folder(user_path(out), "--out")
+    target = user_path(out) if out else None
+    if target:
+        check_folder(target, "--out")
     if isinstance(backbone, Backbone):
-        return Subject(backbone, "in memory", "", None)
+        return Subject(backbone, "in memory", "", target)
     name = user_source(backbone)
     fresh = name.startswith(RANDOM)
     source = name.removeprefix(RANDOM)
     if not source:
         raise CheckpointError(f"--backbone '{name}' names no network: give a run folder or a backbone file")
     place = select_device(device, flag="--device")
-    network, sha256, folder = _own(source) if _foreign_name(source) is None else _foreign(source, trained=not fresh)
+    network, sha256, run = _own(source) if _foreign_name(source) is None else _foreign(source, trained=not fresh)
+    folder = target or run
     if not fresh:
         return Subject(network.to(place), name, sha256, folder)
     untrained = build_backbone(network.spec, seed=seed, init=network.metadata.get("init", "trunc_normal")).eval()

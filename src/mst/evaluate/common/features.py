@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +21,7 @@ from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.image_sets import ImageSet
-from mst.runtime.device import select_precision
+from mst.runtime.device import Precision, select_precision
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import console, warn
 
@@ -46,7 +46,7 @@ class FeatureSettings:
 
     forward_batch: int = 128
     workers: int = 2
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     max_unreadable_share: float = 0.05
     progress: bool = True
 
@@ -119,9 +119,7 @@ def fingerprint(network: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def forward_batch(
-    backbone: Backbone, images: Tensor, function: FeatureFunction, precision: Literal["auto", "fp32", "bf16"]
-) -> Tensor:
+def forward_batch(backbone: Backbone, images: Tensor, function: FeatureFunction, precision: Precision) -> Tensor:
     """Return `function(backbone, images)` as float32, computed in the asked type on the backbone's device."""
     device = device_of(backbone)
     compute, _ = select_precision(precision, device)

@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -23,7 +22,7 @@ from mst.evaluate.common.protocol import ImageTransform, resized
 from mst.evaluate.segmentation.heads import enlarge
 from mst.evaluate.segmentation.model import Segmenter
 from mst.model.backbone import check_image_size
-from mst.runtime.device import select_precision
+from mst.runtime.device import Precision, select_precision
 
 WINDOWS = 4
 """Windows that go through the network together."""
@@ -74,7 +73,7 @@ def predict_mask(
     segmenter: Segmenter,
     image: Tensor,
     view: View,
-    precision: Literal["auto", "fp32", "bf16"],
+    precision: Precision,
     name: str = "an image",
 ) -> Tensor:
     """Return the most probable class of each pixel, int64 [H, W] on the CPU.

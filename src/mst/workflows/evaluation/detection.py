@@ -22,7 +22,8 @@ from mst.runtime.limits import check_numbers
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import Result
-from mst.workflows.subject import Subject, load_subject
+from mst.workflows.evaluation.inputs import EvaluationInput
+from mst.workflows.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -99,14 +100,14 @@ def evaluate_detection(
         UsageError: no such data, a record that does not fit, a patch size without a pyramid, ...
         MissingExtra: the extra `detection` is not installed.
     """
-    options = options or DetectionOptions()
-    subject = load_subject(backbone, out=out, device=device, seed=seed)
+    given = EvaluationInput[DetectionData](backbone, data, settings, out, device, seed)
+    subject, options = given.load(), options or DetectionOptions()
     sets = data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
-    pictures = subject.pictures("detection", options.pictures, out)
+    pictures = subject.pictures("detection", options.pictures)
     watch = detection_writer(pictures, options.picture_limit, sets.val.classes) if pictures else None
-    target = _optional(options.detections)
+    target = user_path(options.detections) if options.detections else None
     records = None if target is None else Outputs(target.parent, "evaluate detection", "--detections")
     if target is not None and records is not None:
         records.check([target.name])
@@ -119,17 +120,13 @@ def evaluate_detection(
         settings=settings,
         saving=saving,
         seed=seed,
-        save_to=_optional(options.save_model or out),
+        save_to=given.model_folder(options.save_model),
         watch=watch,
     )
-    result = subject.record(result, out, data, identity)
+    result = subject.record(result, data, identity)
     if target is not None and records is not None:
         records.write(target.name, json.dumps(detection_records(found, sets.val, kind="both")).encode())
     return result
-
-
-def _optional(path: str | Path | None) -> Path | None:
-    return None if path is None else user_path(path)
 
 
 def _read(data: Path, options: DetectionOptions) -> DetectionData:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from mst.evaluate.classification import knn, linear_probe, logistic, retrieval
 from mst.evaluate.classification.knn import KnnProtocol
@@ -17,7 +18,11 @@ from mst.model.backbone import Backbone
 from mst.paths import user_path
 from mst.runtime.limits import check_numbers
 from mst.runtime.storage.results import Result
-from mst.workflows.subject import ImageOptions, Subject, load_subject
+from mst.workflows.evaluation.inputs import EvaluationInput
+from mst.workflows.subject import ImageOptions, Subject
+
+Numbers = TypeVar("Numbers")
+"""The protocol of a task: the settings that change its numbers."""
 
 
 @dataclass(frozen=True)
@@ -38,156 +43,82 @@ class Limits:
         check_numbers(self, "train_limit", "val_limit", least=1)
 
 
-def evaluate_knn(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: KnnProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Classify validation images by their nearest training images.
+class LabelledEvaluation(Generic[Numbers]):
+    """A task on a labelled folder, called with a backbone and the folder."""
 
-    Args:
-        backbone: a run folder, a backbone file, `random:` before either, or a module in memory.
-        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or sets in memory.
-        protocol: what changes the numbers: k, temperature, how many labels.
-        image: size and cropping of the input.
-        limits: use only parts of a folder.
-        settings: batch size, threads, compute type.
-        features: folder that keeps the features for the next of these tasks; None = nowhere.
-        out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
-        device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
-        seed: of the drawn labels, and of the weights after `random:`.
+    def __init__(self, evaluate: Callable[..., Result]) -> None:
+        """Make a function of the Python API of one that takes a loaded backbone and sets."""
+        self._evaluate = evaluate
+        self.__name__, self.__doc__ = evaluate.__name__, evaluate.__doc__
 
-    Returns:
-        `Result` with `top1`, `top5` (k = 20) and `top1_k10`, `top5_k10`, ... in percent.
+    def __call__(
+        self,
+        backbone: str | Path | Backbone,
+        data: str | Path | LabelledSets,
+        *,
+        protocol: Numbers | None = None,
+        image: ImageOptions | None = None,
+        limits: Limits | None = None,
+        settings: FeatureSettings | None = None,
+        features: str | Path | None = None,
+        out: str | Path | None = None,
+        device: str = "auto",
+        seed: int = 0,
+    ) -> Result:
+        """Evaluate a backbone on labelled images.
 
-    Raises:
-        UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(knn.evaluate_knn, protocol)
+        Args:
+            backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE` (a timm name and a file of weights),
+                `random:` before any of them, or a module in memory.
+            data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or sets in memory.
+            protocol: what changes the numbers: how many neighbours, learning rates, how many labels, ...
+            image: size and cropping of the input.
+            limits: use only parts of a folder.
+            settings: batch size, threads, compute type.
+            features: folder that keeps the features for the next of these tasks; None = nowhere.
+            out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
+            device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
+            seed: of every draw, and of the weights after `random:`.
 
+        Returns:
+            `Result` with metrics in percent.
 
-def evaluate_linear(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: LinearProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Train a linear classifier on frozen features and score it on the validation images.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds learning rates, epochs, batch size, cached or
-    augmented features.
-
-    Returns:
-        `Result` with `top1`, `top5` (the learning rate chosen on a held-out part of train) and `top1_best_on_val`.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(linear_probe.evaluate_linear, protocol)
-
-
-def evaluate_logistic(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: LogisticProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Fit logistic regression to frozen features and score it on the validation images.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds penalties, steps, how many labels.
-
-    Returns:
-        `Result` with `top1`, `top5` (the penalty chosen on a held-out part of train) and `top1_held_out`.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(logistic.evaluate_logistic, protocol)
-
-
-def evaluate_retrieval(
-    backbone: str | Path | Backbone,
-    data: str | Path | LabelledSets,
-    *,
-    protocol: RetrievalProtocol | None = None,
-    image: ImageOptions | None = None,
-    limits: Limits | None = None,
-    settings: FeatureSettings | None = None,
-    features: str | Path | None = None,
-    out: str | Path | None = None,
-    device: str = "auto",
-    seed: int = 0,
-) -> Result:
-    """Look up validation images among the training images, or among each other.
-
-    Args and errors are those of `evaluate_knn`; `protocol` holds the database and the ranks.
-
-    Returns:
-        `Result` with `map` and `recall_at_1`, ... in percent.
-    """
-    task = _Task(backbone, data, image, limits, settings, features, out, device, seed)
-    return task.run(retrieval.evaluate_retrieval, protocol)
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What every task on a labelled folder is given; the meanings are those of `evaluate_knn`."""
-
-    backbone: str | Path | Backbone
-    data: str | Path | LabelledSets
-    image: ImageOptions | None
-    limits: Limits | None
-    settings: FeatureSettings | None
-    features: str | Path | None
-    out: str | Path | None
-    device: str
-    seed: int
-
-    def run(self, evaluate: Callable[..., Result], protocol: object) -> Result:
-        """Load backbone and images, evaluate, record."""
-        subject = load_subject(self.backbone, out=self.out, device=self.device, seed=self.seed)
-        image = self.image or ImageOptions()
-        sets = _labelled(self.data, subject, self.limits, image)
+        Raises:
+            UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
+        """
+        given = EvaluationInput[LabelledSets](backbone, data, settings, out, device, seed)
+        subject, image = given.load(), image or ImageOptions()
+        sets = _labelled(given, subject, limits or Limits(), image)
         identity = sets.fingerprint()
-        result = evaluate(
+        result = self._evaluate(
             subject.backbone,
             sets,
             subject.transform(image),
             protocol,
-            settings=self.settings,
-            features=user_path(self.features) if self.features else None,
-            seed=self.seed,
+            settings=settings,
+            features=user_path(features) if features else None,
+            seed=seed,
         )
-        return subject.record(result, self.out, self.data, identity)
+        return subject.record(result, data, identity)
+
+
+evaluate_knn = LabelledEvaluation[KnnProtocol](knn.evaluate_knn)
+"""`top1`, `top5` (k = 20) and `top1_k10`, `top5_k10`, ... of the nearest training images."""
+evaluate_linear = LabelledEvaluation[LinearProtocol](linear_probe.evaluate_linear)
+"""`top1`, `top5` of a linear classifier (learning rate chosen on a held-out part of train), and `top1_best_on_val`."""
+evaluate_logistic = LabelledEvaluation[LogisticProtocol](logistic.evaluate_logistic)
+"""`top1`, `top5` of logistic regression (penalty chosen on a held-out part of train), and `top1_held_out`."""
+evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_retrieval)
+"""`map` and `recall_at_1`, ... of validation images looked up among the training images, or among each other."""
 
 
 def _labelled(
-    data: str | Path | LabelledSets, subject: Subject, limits: Limits | None, image: ImageOptions
+    given: EvaluationInput[LabelledSets], subject: Subject, parts: Limits, image: ImageOptions
 ) -> LabelledSets:
-    if isinstance(data, LabelledSets):
-        return data
-    parts = limits or Limits()
+    if isinstance(given.data, LabelledSets):
+        return given.data
     return LabelledSets.from_folder(
-        data,
+        given.data,
         channels=subject.channels,
         ranges=subject.known_ranges(image.value_range),
         train_limit=parts.train_limit,

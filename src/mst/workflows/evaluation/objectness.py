@@ -18,7 +18,8 @@ from mst.model.backbone import Backbone
 from mst.paths import PathText
 from mst.runtime.limits import check_numbers
 from mst.runtime.storage.results import Result
-from mst.workflows.subject import Subject, load_subject
+from mst.workflows.evaluation.inputs import EvaluationInput
+from mst.workflows.subject import Subject
 
 SCENES = "scenes:"
 """`--data scenes:200` are 200 synthetic scenes, drawn on the spot."""
@@ -88,12 +89,12 @@ def evaluate_objectness(
         UsageError: no such data, a record that does not fit, a backbone without importance, ...
         MissingExtra: polygons need the extra `detection`.
     """
-    options = objects or ObjectOptions()
-    subject = load_subject(backbone, out=out, device=device, seed=seed)
+    given = EvaluationInput[ObjectSet](backbone, data, settings, out, device, seed)
+    subject, options = given.load(), objects or ObjectOptions()
     images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
-    pictures = subject.pictures("objectness", options.pictures, out)
+    pictures = subject.pictures("objectness", options.pictures)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,
@@ -104,7 +105,7 @@ def evaluate_objectness(
         settings=settings,
         watch=picture_writer(pictures, options.picture_limit) if pictures else None,
     )
-    return subject.record(result, out, data, identity)
+    return subject.record(result, data, identity)
 
 
 def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> ObjectSet:

@@ -24,7 +24,8 @@ from mst.runtime.limits import check_numbers
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
-from mst.workflows.subject import Subject, load_subject
+from mst.workflows.evaluation.inputs import EvaluationInput
+from mst.workflows.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -99,15 +100,15 @@ def evaluate_segmentation(
     Raises:
         UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
     """
+    given = EvaluationInput[SegmentationData](backbone, data, settings, out, device, seed)
     options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
-    subject = load_subject(backbone, out=out, device=device, seed=seed)
-    given, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
-    pairs = given.evenly(options.train_limit, options.val_limit)
+    subject = given.load()
+    sets, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
+    pairs = sets.evenly(options.train_limit, options.val_limit)
     identity = pairs.fingerprint()
     mean, std = subject.mean_std
-    model = user_path(options.save_model or out or "") if options.save_model or out else None
-    task = "patch_segmentation" if protocol.cached else "segmentation"
-    pictures = subject.pictures(task, options.pictures, out)
+    model = given.model_folder(options.save_model)
+    pictures = subject.pictures("patch_segmentation" if protocol.cached else "segmentation", options.pictures)
 
     def save(segmenter: Segmenter, view: View) -> None:
         if model is not None:
@@ -126,7 +127,7 @@ def evaluate_segmentation(
         trained=save,
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
-    return subject.record(result, out, data, identity)
+    return subject.record(result, data, identity)
 
 
 def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:

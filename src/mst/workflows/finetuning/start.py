@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import timm
 
@@ -22,6 +22,7 @@ from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import start_from
 from mst.planning.setup import check_readable, check_sample
 from mst.runtime import logging
+from mst.runtime.device import Precision
 from mst.runtime.limits import check_numbers
 from mst.weights.description import numbers, part
 from mst.workflows.evaluation.labelled import Limits
@@ -69,7 +70,7 @@ class Running:
     evaluate_epochs: int = 5
     checkpoint_every: int = 500
     workers: int = -1
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    precision: Precision = "auto"
     max_unreadable_share: float = 0.05
     tensorboard: bool = False
     progress: bool = True

@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Literal
 
-from mst.data.sources import index_images
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.detection.file import DetectorDescription, load_detector
 from mst.evaluate.detection.pictures import detection_writer
 from mst.evaluate.detection.prediction import Prediction, predict_objects, prediction_json
 from mst.paths import user_path
-from mst.runtime.device import select_device, select_precision
+from mst.runtime.device import Precision, select_device, select_precision
 from mst.runtime.storage.outputs import Outputs
 from mst.terminal.output import tell_left_out
-from mst.workflows.subject import prediction_scale
+from mst.workflows.prediction.inputs import PredictionInput
 
 FILE = "predictions.json"
-Precision = Literal["auto", "fp32", "bf16"]
 
 
 def predict_detection(
@@ -59,25 +56,35 @@ def predict_detection(
         DataError: no image can be read.
         MissingExtra: the extra `detection` is not installed.
     """
+    given = PredictionInput(
+        str(model), str(data), str(out), picture_limit, limit, value_range, device, precision, progress
+    )
+    return detect(given, min_score=min_score, picture_score=picture_score)
+
+
+def detect(given: PredictionInput, *, min_score: float, picture_score: float) -> tuple[Prediction, DetectorDescription]:
+    """Do what `predict_detection` says."""
     coco_mask_library()
-    target = user_path(out)
+    target = user_path(given.out)
     outputs, pictures = (Outputs(folder, "predict detection", "--out") for folder in (target, target / "pictures"))
     outputs.check([FILE])
-    place = select_device(device, flag="--device")
-    detector, description = load_detector(user_path(model), compute=select_precision(precision, place)[0])
-    paths = index_images(data, limit=limit, channels=description.spec.channels)
-    count = len(paths) if picture_limit is None else picture_limit
-    writer = detection_writer(pictures, count, description.classes, min_score=picture_score, annotated=False)
+    place = select_device(given.device, flag="--device")
+    compute, _ = select_precision(given.precision, place)
+    detector, description = load_detector(user_path(given.model), compute=compute)
+    channels = description.spec.channels
+    images = given.images(channels)
     found = predict_objects(
         detector.to(place),
         description,
-        paths,
+        images,
         min_score=min_score,
-        progress=progress,
-        watch=writer,
-        scale=prediction_scale(paths, description.spec.channels, description.value_ranges, value_range),
+        progress=given.progress,
+        watch=detection_writer(
+            pictures, given.pictures(images), description.classes, min_score=picture_score, annotated=False
+        ),
+        scale=given.scale(images, channels, description.value_ranges),
     )
-    tell_left_out(found.unreadable, len(paths))
-    content = prediction_json(found, description, user_path(data).absolute())
+    tell_left_out(found.unreadable, len(images))
+    content = prediction_json(found, description, user_path(given.data).absolute())
     outputs.write(FILE, json.dumps(content).encode())
     return found, description

@@ -6,13 +6,12 @@ from collections import Counter
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.sources import ImageIndex, index_images
+from mst.data.sources import ImageIndex
 from mst.data.value_range import Scale
 from mst.evaluate.common.features import progress_bar
 from mst.evaluate.detection.pictures import png
@@ -21,10 +20,10 @@ from mst.evaluate.segmentation.file import load_segmenter
 from mst.evaluate.segmentation.inference import predict_mask
 from mst.evaluate.segmentation.pictures import index_picture, sheet
 from mst.paths import user_path
-from mst.runtime.device import select_device
+from mst.runtime.device import Precision, select_device
 from mst.runtime.storage.outputs import Outputs
 from mst.terminal.output import tell_left_out
-from mst.workflows.subject import prediction_scale
+from mst.workflows.prediction.inputs import PredictionInput
 
 MASKS, PICTURES = "masks", "pictures"
 """Folders in `--out`."""
@@ -56,7 +55,7 @@ def predict_segmentation(
     limit: int | None = None,
     value_range: tuple[float, float] | None = None,
     device: str = "auto",
-    precision: Literal["auto", "fp32", "bf16"] = "auto",
+    precision: Precision = "auto",
     progress: bool = True,
 ) -> SegmentedImages:
     """Segment every image under `data`; write a mask and a picture of each into `out`, in sub-folders as in `data`.
@@ -78,27 +77,34 @@ def predict_segmentation(
         DataError: no image can be read.
         RunFailure: the disk refused.
     """
-    outputs = Outputs(user_path(out), "predict segmentation", "--out")
-    saved = load_segmenter(user_path(model), select_device(device, flag="--device"))
+    given = PredictionInput(
+        str(model), str(data), str(out), picture_limit, limit, value_range, device, precision, progress
+    )
+    return segment(given)
+
+
+def segment(given: PredictionInput) -> SegmentedImages:
+    """Do what `predict_segmentation` says."""
+    outputs = Outputs(user_path(given.out), "predict segmentation", "--out")
+    saved = load_segmenter(user_path(given.model), select_device(given.device, flag="--device"))
     classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
-    paths = index_images(data, limit=limit, channels=channels)
-    names = target_names(paths, user_path(data))
-    parts = [MASKS] if picture_limit == 0 else [MASKS, PICTURES]
-    outputs.check(Path(part, name) for name in names for part in parts)
+    paths = given.images(channels)
+    names, drawn = target_names(paths, user_path(given.data)), given.pictures(paths)
+    outputs.check(Path(part, name) for name in names for part in ([MASKS, PICTURES] if drawn else [MASKS]))
     written: list[Path] = []
     unreadable: list[str] = []
     pixels = Counter[int]()
 
-    read = partial(_read, channels, prediction_scale(paths, channels, saved.value_ranges, value_range))
-    with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=progress) as advance:
+    read = partial(_read, channels, given.scale(paths, channels, saved.value_ranges))
+    with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=given.progress) as advance:
         for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
             advance(1)
             if isinstance(image, UnreadableImage):
                 unreadable.append(str(image))
                 continue
-            mask = predict_mask(saved.segmenter, image, saved.view, precision, str(name))  # [H,W]
+            mask = predict_mask(saved.segmenter, image, saved.view, given.precision, str(name))  # [H,W]
             outputs.write(Path(MASKS, name), png(index_picture(mask, len(classes))), flush=False)
-            if picture_limit is None or len(written) < picture_limit:
+            if len(written) < drawn:
                 outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
             written.append(outputs.folder / MASKS / name)
             pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))

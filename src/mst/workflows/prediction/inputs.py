@@ -1,0 +1,67 @@
+"""What every prediction is given, whatever it finds: a trained model, images, and where its files go."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mst.data.sources import ImageIndex, index_images
+from mst.data.value_range import Scale, check_range
+from mst.paths import PathText, user_path
+from mst.runtime.device import Precision
+from mst.runtime.limits import check_numbers
+from mst.workflows.subject import prediction_scale
+
+
+@dataclass(frozen=True)
+class PredictionInput:
+    """A trained model and images without labels.
+
+    Attributes:
+        model: the folder of a trained network: --out or --save-model of the evaluation that trained it.
+        data: a folder (searched at any depth), an image, or a text file of paths.
+        out: folder for the files; those of an earlier prediction are replaced, other files never.
+        picture_limit: at most this many pictures; 0 = none, None = one of each image.
+        limit: only this many images, drawn evenly from the sorted list.
+        value_range: black and white among values that are not stored in 8 bits; None = as in training.
+        device: auto, cpu, cuda or cuda:N.
+        precision: compute type of the network.
+        progress: show a bar.
+
+    Raises:
+        UsageError: a number is outside its limits.
+    """
+
+    model: PathText
+    data: PathText
+    out: PathText
+    picture_limit: int | None = None
+    limit: int | None = None
+    value_range: tuple[float, float] | None = None
+    device: str = "auto"
+    precision: Precision = "auto"
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        check_numbers(self, "picture_limit", least=0)
+        check_numbers(self, "limit", least=1)
+        check_range(self.value_range)
+
+    def images(self, channels: int) -> ImageIndex:
+        """Return the images to predict on.
+
+        Raises:
+            UsageError: there are none.
+        """
+        return index_images(user_path(self.data), limit=self.limit, channels=channels)
+
+    def scale(self, images: ImageIndex, channels: int, kept: object) -> Scale:
+        """Return how their values become 8 bits for a network that keeps these value ranges.
+
+        Raises:
+            DataError: as `mst.workflows.subject.prediction_scale`.
+        """
+        return prediction_scale(images, channels, kept, self.value_range)
+
+    def pictures(self, images: ImageIndex) -> int:
+        """Return how many pictures to write."""
+        return len(images) if self.picture_limit is None else self.picture_limit

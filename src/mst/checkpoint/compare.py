@@ -27,6 +27,7 @@ FREE = (
     "runtime.workers",
     "runtime.threads",
     "runtime.replicas",
+    "runtime.activation_checkpointing",
     "runtime.colour",
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.

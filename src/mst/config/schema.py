@@ -255,6 +255,8 @@ class RuntimeConfig(Section):
     replicas: Annotated[int, Field(ge=0, le=64)] = 0
     """Parts of a batch that a CPU works on at the same time, each with its share of the threads; 0 = one per thread, up
     to four. A head with BatchNorm has one."""
+    activation_checkpointing: bool = False
+    """Compute each block of the student again in the backward pass: far less memory, about a quarter more work."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who jitters, blurs and solarizes the crops: the loader, or the networks' device; auto = the device if a GPU."""
 

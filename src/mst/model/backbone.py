@@ -134,6 +134,11 @@ class Backbone(nn.Module, ABC):
         """Return the arguments that all families share; there is no classifier."""
         return {"img_size": spec.image_size, "in_chans": spec.channels, "num_classes": 0}
 
+    @property
+    @abstractmethod
+    def blocks(self) -> list[Any]:
+        """All transformer blocks, in the order of a pass."""
+
     def forward(
         self,
         images: Tensor,

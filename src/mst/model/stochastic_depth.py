@@ -7,8 +7,8 @@ Differs from timm in that draws are made on the CPU, and that a training step sa
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar, Token
 
 import torch
 from timm.layers.drop import DropPath as TimmDropPath
@@ -25,6 +25,12 @@ class _Branches:
 
     def __init__(self, draw: Draw) -> None:
         self._draw, self._numbers, self._next = draw, torch.empty(0, 0), 0
+
+    def from_here(self) -> _Branches:
+        """Return draws that go on as these will."""
+        found = _Branches(self._draw)
+        found._numbers, found._next = self._numbers, self._next
+        return found
 
     def take(self, rows: int) -> Tensor:
         """Return the numbers of the next branch [rows]."""
@@ -45,6 +51,29 @@ def branch_draws(draw: Draw | None) -> Iterator[None]:
         yield
     finally:
         _BRANCHES.reset(token)
+
+
+class _Again(AbstractContextManager[None]):
+    """Inside, the draws that followed when this was made, however often it is entered."""
+
+    def __init__(self, branches: _Branches) -> None:
+        self._branches = branches.from_here()
+        self._tokens: list[Token[_Branches | None]] = []
+
+    def __enter__(self) -> None:
+        self._tokens.append(_BRANCHES.set(self._branches.from_here()))
+
+    def __exit__(self, *_: object) -> None:
+        _BRANCHES.reset(self._tokens.pop())
+
+
+def draws_again() -> tuple[bool, AbstractContextManager[None]]:
+    """Return whether a training step says where draws come from, and a context in which the next ones come again.
+
+    Without such a step they are torch's global ones, which the context leaves alone.
+    """
+    branches = _BRANCHES.get()
+    return (False, nullcontext()) if branches is None else (True, _Again(branches))
 
 
 def kept_samples(rows: int, drop_rate: float) -> Tensor:

@@ -22,6 +22,7 @@ from mst.evaluate.common.image_sets import LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
 from mst.model.pair import TeacherStudent, build_pair
+from mst.model.recomputation import recompute_blocks
 from mst.model.start import start_from
 from mst.planning.environment import device_name
 from mst.runtime import logging
@@ -90,6 +91,8 @@ class Setup:
         if self.config.model.init_from is not None and not resumed:
             logging.info(str(start_from(pair.student.backbone, self.config.model.init_from)))
             pair.teacher.load_state_dict(pair.student.state_dict())
+        if self.config.runtime.activation_checkpointing:
+            recompute_blocks(pair.student.backbone)
         return pair.to(self.device)
 
 

@@ -32,6 +32,11 @@ class SequenceBackbone(Backbone):
     reads_only_cls = False
     """Whether `_summary` computes the last block for the CLS token only."""
 
+    @property
+    def blocks(self) -> list[Any]:
+        """See `Backbone.blocks`."""
+        return list(self.model.blocks)
+
     def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens:
         grid = self.grid(images)
         x, received = self._run(images, mask, self._reading(importance=importance, cls_only=False))

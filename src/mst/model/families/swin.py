@@ -63,6 +63,11 @@ class SwinBackbone(Backbone):
             **{key: value for key, value in chosen.items() if value is not None},
         }
 
+    @property
+    def blocks(self) -> list[Any]:
+        """See `Backbone.blocks`; of all stages."""
+        return [block for stage in self.model.layers for block in stage.blocks]
+
     def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens:
         """See `Backbone.tokens`. A masked token hides its 8 x 8 patch embeddings."""
         grid = self.grid(images)

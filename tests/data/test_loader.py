@@ -376,9 +376,9 @@ def test_large_images_are_transformed_before_more_are_read(images: ImageIndex, m
         return crop(pixels, draws)
 
     sampler = reader.SampleReader(images, noted, channels=3, seed=1)  # type: ignore[arg-type]
-    together = sampler.read(0, 3, 8)
+    together = sampler.read(reader.Places(0, 3, 8))
     monkeypatch.setattr(reader, "AT_ONCE", 2 * decode_image(images[0]).numel())
-    apart = sampler.read(0, 3, 8)
+    apart = sampler.read(reader.Places(0, 3, 8))
     assert sizes[0] == 8
     assert sum(sizes[1:]) == 8
     assert 1 < max(sizes[1:]) < 8

@@ -5,8 +5,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mst.data.sampler import Share, batch_indices, position_of, sample_order, steps_per_epoch
+from mst.data.sampler import (
+    EpochOrder,
+    Microbatch,
+    Share,
+    batch_indices,
+    microbatches,
+    position_of,
+    sample_order,
+    steps_per_epoch,
+)
 from mst.errors import DataError
+from mst.runtime.seeding import generator
 
 sizes = st.integers(1, 300)
 seeds = st.integers(0, 2**40)
@@ -59,3 +69,35 @@ def test_position_of() -> None:
 def test_a_batch_larger_than_the_data_is_refused() -> None:
     with pytest.raises(DataError, match=r"a batch of 11 images is larger than the data set \(10\).*--train.batch-size"):
         steps_per_epoch(10, 11)
+
+
+def test_microbatches_of_every_step() -> None:
+    assert list(microbatches(range(3, 5), 5, 2)) == [
+        Microbatch(3, 0, range(2)),
+        Microbatch(3, 1, range(2, 5)),
+        Microbatch(4, 0, range(2)),
+        Microbatch(4, 1, range(2, 5)),
+    ]
+
+
+@settings(deadline=None)
+@given(size=st.integers(1, 7), place=st.integers(0, 30), wanted=st.integers(0, 20), seed=st.integers(0, 99))
+def test_each_place_is_that_of_its_epochs_order(size: int, place: int, wanted: int, seed: int) -> None:
+    order = EpochOrder(size, seed, purpose="some-order")
+    for each in range(place, place + wanted):  # the definition: an epoch's whole order for each place
+        epoch, position = divmod(each, size)
+        assert order.image(each) == sample_order(seed, epoch, size, purpose="some-order")[position]
+
+
+def test_an_order_is_drawn_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = []
+
+    def counted(*names: int | str) -> torch.Generator:
+        drawn.append(names)
+        return generator(*names)
+
+    monkeypatch.setattr("mst.data.sampler.generator", counted)
+    order = EpochOrder(6, 0, purpose="x")
+    assert sorted(order.image(place) for place in range(6)) == list(range(6))
+    assert len([order.image(place) for place in range(4, 18)]) == 14
+    assert drawn == [(0, "x", epoch) for epoch in (0, 1, 2)]

@@ -48,7 +48,7 @@ def test_cosine_and_poly_end_at_the_least_rate() -> None:
         ({"clip_norm": -0.5}, "--clip-norm -0.5: must be above 0"),
         ({"warmup_steps": -1}, "--warmup-steps -1: must be at least 0"),
         ({"min_lr": -1e-6}, "--min-lr -1e-06: must be at least 0"),
-        ({"batch_size": 3, "accumulate": 2}, "--batch-size 3 is no multiple of --accumulate 2"),
+        ({"batch_size": 3, "accumulate": 4}, "--accumulate 4: must be at most --batch-size 3"),
     ],
 )
 def test_the_value_that_makes_no_sense_is_named(wrong: dict[str, float], message: str) -> None:

@@ -8,7 +8,7 @@ import signal
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -24,7 +24,14 @@ from mst.runtime.seeding import generator
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir
 
-Batch = tuple[Tensor, Tensor]
+
+class Batch(NamedTuple):
+    inputs: Tensor
+    labels: Tensor
+    indices: Sequence[int]
+    positions: range
+
+
 SETTINGS = LoopSettings(steps=7, batch_size=4, lr=0.05, warmup_steps=2, clip_norm=1.0, row_every=3, evaluate_every=2)
 TIMES = ("seconds", "images_per_second", "data_wait")
 HERE = Surroundings(torch.device("cpu"), torch.float32, 1, Checkpointing(), {"a": 1}, progress=False)
@@ -44,7 +51,10 @@ def batches(first: int, parts: int = 1) -> Generator[Batch, None, None]:
     for step in range(first, 100):
         draw = generator(5, step)
         inputs, labels = torch.randn(4, 6, generator=draw), torch.randint(3, (4,), generator=draw)
-        yield from zip(inputs.chunk(parts), labels.chunk(parts), strict=True)
+        for n in range(parts):
+            some = range(4 * n // parts, 4 * (n + 1) // parts)
+            chosen = slice(some.start, some.stop)
+            yield Batch(inputs[chosen], labels[chosen], [10 * step + position for position in some], some)
 
 
 def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
@@ -72,10 +82,7 @@ def train(
 
     optimizer = build_optimizer(parameter_groups(model, weight_decay=0.1))
 
-    def indices(step: int, parts: Sequence[Batch]) -> Sequence[int]:
-        return [2 * step, 2 * step + 1]
-
-    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate, indices), settings, where)
+    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate), settings, where)
     return model, outcome
 
 
@@ -212,26 +219,31 @@ def test_a_signal_finishes_the_step_and_says_how_to_go_on(tmp_path: Path, signum
         signal.signal(signal.SIGINT, handler)
 
 
-def test_parts_of_a_batch_give_the_gradient_of_the_whole() -> None:
+@pytest.mark.parametrize("parts", [2, 3])
+def test_parts_of_a_batch_give_the_gradient_of_the_whole(parts: int) -> None:
     def plain(model: nn.Module, batch: Batch) -> Tensor:
         return F.cross_entropy(model[3](model[0](batch[0])), batch[1])  # type: ignore[index]
 
     whole, _ = train(HERE, loss=plain)
-    halves, _ = train(HERE, replace(SETTINGS, accumulate=2), source=lambda first: batches(first, 2), loss=plain)
+    settings = replace(SETTINGS, accumulate=parts)
+    cut, _ = train(HERE, settings, source=lambda first: batches(first, parts), loss=plain)
     for name, value in whole.state_dict().items():
-        torch.testing.assert_close(value, halves.state_dict()[name], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(value, cut.state_dict()[name], rtol=1e-4, atol=1e-5)
 
 
 def test_bad_steps_change_nothing_and_too_many_end_it(tmp_path: Path) -> None:
     def source(first: int) -> Generator[Batch, None, None]:
-        for step, (inputs, labels) in enumerate(batches(first), first):
-            yield (inputs * math.inf, labels) if step in {0, 4} else (inputs, labels)
+        for step, batch in enumerate(batches(first), first):
+            yield batch._replace(inputs=batch.inputs * math.inf) if step in {0, 4} else batch
 
     model, outcome = train(saving(tmp_path), source=source)
     assert (outcome.steps, outcome.skipped_steps) == (7, 2)
     assert all(bool(torch.isfinite(value).all()) for value in model.state_dict().values())
     listed = read_jsonl(tmp_path / "bad_steps.jsonl")
-    assert [(row["step"], row["loss"], row["indices"]) for row in listed] == [(1, "nan", [0, 1]), (5, "nan", [8, 9])]
+    assert [(row["step"], row["loss"], row["indices"]) for row in listed] == [
+        (1, "nan", [*range(4)]),
+        (5, "nan", [*range(40, 44)]),
+    ]
     assert rows(tmp_path)[0]["loss"] is None
     with pytest.raises(RunFailure, match=r"4 steps in succession .* not finite \(at most 3\): start anew"):
         train(

@@ -1,53 +1,94 @@
-"""An executor of one thread that never keeps the process from ending."""
+"""Reading ahead in threads that never keep the process from ending, in order, whoever reads."""
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Executor, Future
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+Item = TypeVar("Item")
+Read = TypeVar("Read")
 
 CLOSING = 5.0
 """Seconds that `shutdown` waits for what is being read."""
+PER_THREAD = 2
+"""Items that are read ahead for each thread, at least."""
 
 
-class BackgroundThread(Executor):
-    """Calls functions one after the other in a daemon thread.
+class BackgroundThreads(Executor):
+    """Calls functions in daemon threads, in the order in which they come.
 
     `ThreadPoolExecutor` joins its threads when the interpreter ends: one that hangs in a read (a dead network mount, a
     pipe in an image's place) would keep the process for ever.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, count: int = 1) -> None:
         self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]] | None] = SimpleQueue()
-        self._pending: set[Future[Any]] = set()
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-        self._thread.start()
+        self._threads = [threading.Thread(target=self._run, name=name, daemon=True) for _ in range(count)]
+        for thread in self._threads:
+            thread.start()
 
     def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
         """Return the future of fn(*args, **kwargs)."""
         future: Future[Any] = Future()
-        self._pending.add(future)
-        future.add_done_callback(self._pending.discard)
         self._calls.put((future, lambda: fn(*args, **kwargs)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the thread after what waits, or with `cancel_futures` after the present call; wait a few seconds."""
-        if cancel_futures:
-            for future in list(self._pending):
-                future.cancel()
-        self._calls.put(None)
+        """End the threads after what waits, or with `cancel_futures` after the present calls; wait a few seconds."""
+        while cancel_futures:
+            try:
+                call = self._calls.get_nowait()
+            except Empty:
+                break
+            if call is not None:
+                call[0].cancel()
+        for _ in self._threads:
+            self._calls.put(None)
         if wait:
-            self._thread.join(CLOSING)
+            for thread in self._threads:
+                thread.join(CLOSING)
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:
             future, function = call
-            if not future.set_running_or_notify_cancel():
-                continue
-            try:
-                future.set_result(function())
-            except BaseException as error:  # it is the caller's
-                future.set_exception(error)
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except BaseException as error:  # it is the caller's
+                    future.set_exception(error)
+            del call, future, function  # what was read is the caller's alone
+
+
+def read_ahead(
+    read: Callable[[Item], Read], items: Iterable[Item], executor: Executor, *, ahead: int
+) -> Generator[Read, None, None]:
+    """Yield `read(item)` in order while the executor works on the next ones. Errors come out where their item would.
+
+    Args:
+        read: called in the executor's threads or processes.
+        items: taken in the caller's thread, as they are needed.
+        executor: stays open.
+        ahead: so many items are read or being read at any time.
+    """
+    waiting: deque[Future[Read]] = deque()
+    for item in items:
+        waiting.append(executor.submit(read, item))
+        if len(waiting) >= ahead:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def read_in_threads(
+    read: Callable[[Item], Read], items: Iterable[Item], workers: int, *, ahead: int = 0
+) -> Generator[Read, None, None]:
+    """Do `read_ahead` with threads of its own, which end with it; at least `PER_THREAD` items for each of them."""
+    executor = BackgroundThreads("mst-reader", workers)
+    try:
+        yield from read_ahead(read, items, executor, ahead=max(ahead, PER_THREAD * workers) + 1)
+    finally:
+        executor.shutdown(cancel_futures=True)

@@ -11,10 +11,9 @@ import os
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Generator, Iterator
-from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
-from itertools import chain
+from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -22,10 +21,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor
 
-from mst.data.background import CLOSING, BackgroundThread
+from mst.data.background import CLOSING, BackgroundThreads, read_ahead
 from mst.data.decoding import Detail
-from mst.data.reader import Chunk, ImageCache, SampleReader, Transform, quarter_of_memory
-from mst.data.sampler import WHOLE, Share, divided, position_of, steps_per_epoch
+from mst.data.reader import Chunk, ImageCache, Places, SampleReader, Transform, quarter_of_memory
+from mst.data.sampler import WHOLE, Microbatch, Share, divided, microbatches, position_of, steps_per_epoch
 from mst.data.sources import ImageIndex
 from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
@@ -80,6 +79,8 @@ class BatchLoader:
         steps_per_epoch: steps that make one epoch.
     """
 
+    _told = False
+
     def __init__(
         self,
         index: ImageIndex,
@@ -127,18 +128,18 @@ class BatchLoader:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
         self.steps_per_epoch = steps_per_epoch(len(index), batch_size)
         self.wait_seconds = 0.0
-        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * len(share.of(batch_size))
+        parts = share.microbatches(batch_size, accumulate)
+        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * sum(map(len, parts))
         self.unreadable = UnreadableFiles(
             index, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )
         self._flags = flags
-        self._steps = range(start_step, total_steps)
         self._batch_size, self._workers = batch_size, workers
-        self._parts = [_chunks(part, workers) for part in share.microbatches(batch_size, accumulate)]
+        self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
+        self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
         self._reader = SampleReader(index, transform, channels, seed, enough, memory, scale)
         self._executor: Executor | None = None
-        self._told = False
         self._batches = self._iterate()
 
     def __iter__(self) -> Self:
@@ -174,29 +175,24 @@ class BatchLoader:
 
     def _iterate(self) -> Generator[StackedBatch, None, None]:
         """Yield the batches in order while chunks are read ahead."""
-        ahead = max(BATCHES_AHEAD * max(map(len, self._parts)), 2 * self._workers)
-        todo = self._todo()
-        pending: deque[Future[Chunk]] = deque()
         self._executor = executor = self._start()
         read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self._reader.read
-        for step in self._steps:
-            for part in self._parts:
-                chunks: list[Chunk] = []
-                while len(chunks) < len(part):
-                    while len(pending) < ahead and (chosen := next(todo, None)) is not None:
-                        pending.append(executor.submit(read, *chosen))
-                    chunk, piped = unpacked(pending.popleft().result())
-                    self._tell_of_pipes(piped)
-                    self.unreadable.note(chunk)
-                    chunks.append(chunk)
-                yield _joined(chunks, step, range(part[0].start, part[-1].stop))
+        chunks = read_ahead(read, self._places(), executor, ahead=self._ahead)
+        for part in self._parts():
+            found: list[Chunk] = []
+            while sum(len(chunk.indices) for chunk in found) < len(part.positions):
+                chunk, piped = unpacked(next(chunks))
+                self._tell_of_pipes(piped)
+                self.unreadable.note(chunk)
+                found.append(chunk)
+            yield _joined(found, part)
 
-    def _todo(self) -> Iterator[tuple[int, int, int]]:
-        """Yield (epoch, first position, count) of every chunk of the run."""
-        for step in self._steps:
-            epoch, first = position_of(step, self._batch_size, self.steps_per_epoch)
-            for chunk in chain.from_iterable(self._parts):
-                yield epoch, first + chunk.start, len(chunk)
+    def _places(self) -> Iterator[Places]:
+        """Yield where the chunks of the run are."""
+        for part in self._parts():
+            epoch, first = position_of(part.step, self._batch_size, self.steps_per_epoch)
+            for chunk in _chunks(part.positions, self._workers):
+                yield Places(epoch, first + chunk.start, len(chunk))
 
     def _start(self) -> Executor:
         """Return the executor that reads ahead; a thread where the system gives no processes.
@@ -204,7 +200,7 @@ class BatchLoader:
         Workers are started here, in the caller's thread: a later fork would copy whatever threads run by then.
         """
         if self._workers == 0:
-            return BackgroundThread("mst-loader")
+            return BackgroundThreads("mst-loader")
         executor: ProcessPoolExecutor | None = None
         try:
             executor = ProcessPoolExecutor(
@@ -219,7 +215,7 @@ class BatchLoader:
                 _end_workers(executor)
             reason = error.strerror if isinstance(error, OSError) else "they end at once"
             logging.warn(f"no loader processes ({reason}): reading in one thread; {self._flags.workers} 0 does so too")
-            return BackgroundThread("mst-loader")
+            return BackgroundThreads("mst-loader")
         return executor
 
     def _tell_of_pipes(self, piped: bool) -> None:
@@ -253,12 +249,12 @@ def _chunks(positions: range, workers: int) -> list[range]:
     return divided(positions, min(len(positions), max(-(-len(positions) // LARGEST_CHUNK), workers)))
 
 
-def _joined(chunks: list[Chunk], step: int, positions: range) -> StackedBatch:
+def _joined(chunks: list[Chunk], part: Microbatch) -> StackedBatch:
     """Put a microbatch together."""
     if len(chunks) == 1:
-        return StackedBatch(chunks[0].tensors, chunks[0].indices, step, positions)
+        return StackedBatch(chunks[0].tensors, chunks[0].indices, part.step, part.positions)
     tensors = tuple(torch.cat(parts) for parts in zip(*(chunk.tensors for chunk in chunks), strict=True))  # [B, ...]
-    return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), step, positions)
+    return StackedBatch(tensors, torch.cat([chunk.indices for chunk in chunks]), part.step, part.positions)
 
 
 _worker: tuple[SampleReader, int] | None = None
@@ -283,9 +279,9 @@ def _end_with_parent() -> None:
         os._exit(1)
 
 
-def _read_in_worker(epoch: int, first: int, count: int) -> Chunk:
+def _read_in_worker(places: Places) -> Chunk:
     """Read one chunk in a worker process."""
     if _worker is None:
         raise RuntimeError("not a loader process")
     reader, workers = _worker
-    return packed(reader.read(epoch, first, count), workers)
+    return packed(reader.read(places), workers)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import Detail, UnreadableImage, decode_image
-from mst.data.sampler import sample_order
+from mst.data.sampler import EpochOrder
 from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
@@ -37,6 +37,14 @@ AT_ONCE = 1 << 28
 
 LARGEST_KEPT = 256 * 256 * 3
 """Bytes of the largest image that is worth keeping in memory: decoding a larger one gains too little per byte."""
+
+
+class Places(NamedTuple):
+    """So many consecutive positions of an epoch's order, from `first` on."""
+
+    epoch: int
+    first: int
+    samples: int
 
 
 class Chunk(NamedTuple):
@@ -95,15 +103,18 @@ class SampleReader:
     enough: Detail | None = None
     cache: ImageCache | None = None
     scale: Scale = BY_TYPE
-    _order: tuple[int, Tensor] = field(default=(-1, torch.empty(0)), init=False, repr=False)
 
-    def read(self, epoch: int, first: int, count: int) -> Chunk:
-        """Return the samples at positions first..first+count-1 of an epoch.
+    def __post_init__(self) -> None:
+        self._order = EpochOrder(len(self.index), self.seed)
+
+    def read(self, places: Places) -> Chunk:
+        """Return the samples at these places.
 
         Raises:
             DataError: `MOST_IN_A_ROW` files in a row, or all there are, cannot be read.
         """
-        order = self._epoch_order(epoch)
+        epoch, first, count = places
+        order = self._order.of(epoch)
         images: list[Tensor] = []
         made: list[tuple[Tensor, ...]] = []
         indices: list[int] = []
@@ -113,8 +124,8 @@ class SampleReader:
             images.append(self._image_at(order, position, read, unreadable))
             indices.append(read[-1])
             if position == first + count - 1 or sum(image.numel() for image in images) > AT_ONCE:
-                places = range(position + 1 - len(images), position + 1)
-                made.append(self.transform(images, [generator(self.seed, epoch, place) for place in places]))
+                some = range(position + 1 - len(images), position + 1)
+                made.append(self.transform(images, [generator(self.seed, epoch, place) for place in some]))
                 images = []
         tensors = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
         return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)  # tensors each [count, ...]
@@ -143,12 +154,6 @@ class SampleReader:
             image = decode_image(self.index[index], channels=self.channels, enough=self.enough, scale=self.scale)
             self.cache.offer(index, image)
         return image
-
-    def _epoch_order(self, epoch: int) -> Tensor:
-        """Return the epoch's order, remembering the last one asked for."""
-        if self._order[0] != epoch:
-            self._order = (epoch, sample_order(self.seed, epoch, len(self.index)))
-        return self._order[1]
 
 
 def quarter_of_memory() -> int:

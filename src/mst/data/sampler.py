@@ -7,7 +7,9 @@ microbatches; which images a batch has, and in which order, depends on neither.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -58,6 +60,30 @@ def divided(positions: range, parts: int) -> list[range]:
     return [positions[n * k // parts : n * (k + 1) // parts] for k in range(parts)]
 
 
+class Microbatch(NamedTuple):
+    """Samples of a step that go through the networks together.
+
+    Attributes:
+        step: optimizer step, from 0.
+        number: among the microbatches of the step that this process works on.
+        positions: of its samples in the step's whole batch.
+    """
+
+    step: int
+    number: int
+    positions: range
+
+
+def microbatches(steps: range, batch: int, accumulate: int = 1, share: Share = WHOLE) -> Iterator[Microbatch]:
+    """Yield the microbatches of a share, step by step; arguments as of `Share.microbatches`.
+
+    Raises:
+        UsageError: there are fewer images than parts.
+    """
+    parts = list(enumerate(share.microbatches(batch, accumulate)))
+    return (Microbatch(step, number, positions) for step in steps for number, positions in parts)
+
+
 def steps_per_epoch(size: int, batch_size: int) -> int:
     """Return the number of full batches in `size` images.
 
@@ -72,9 +98,34 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
     return size // batch_size
 
 
-def sample_order(seed: int, epoch: int, size: int) -> Tensor:
+def sample_order(seed: int, epoch: int, size: int, *, purpose: str = "order") -> Tensor:
     """Return the epoch's order, a permutation of 0..size-1: int64 [size]."""
-    return torch.randperm(size, generator=generator(seed, "order", epoch))
+    return torch.randperm(size, generator=generator(seed, purpose, epoch))
+
+
+class EpochOrder:
+    """The order of the images in every epoch of a training; the last one asked for is kept.
+
+    Attributes:
+        size: images.
+        seed: of the run.
+        purpose: names the draw.
+    """
+
+    def __init__(self, size: int, seed: int, *, purpose: str = "order") -> None:
+        self.size, self.seed, self.purpose = size, seed, purpose
+        self._kept = -1, torch.empty(0, dtype=torch.int64)
+
+    def of(self, epoch: int) -> Tensor:
+        """Return the order of an epoch: int64 [size]."""
+        if self._kept[0] != epoch:
+            self._kept = epoch, sample_order(self.seed, epoch, self.size, purpose=self.purpose)
+        return self._kept[1]
+
+    def image(self, place: int) -> int:
+        """Return the image at a place of a training that goes through all images again and again, none left out."""
+        epoch, position = divmod(place, self.size)
+        return int(self.of(epoch)[position])
 
 
 def position_of(step: int, batch_size: int, steps: int) -> tuple[int, int]:

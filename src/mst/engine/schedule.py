@@ -13,6 +13,7 @@ from typing import Literal
 
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
+from mst.runtime.limits import check_accumulate
 from mst.runtime.storage.files import check_folder
 
 Schedule = Literal["cosine", "steps", "poly"]
@@ -32,7 +33,7 @@ class LoopSettings:
         schedule: what comes after the warm-up.
         min_lr: learning rate of the last step, but for `steps`, which ends at a hundredth of `lr`.
         clip_norm: L2 norm of all gradients together is at most this; None = no clipping.
-        accumulate: batches that make one step; each has batch_size / accumulate images.
+        accumulate: nearly equal batches that make one step.
         row_every: steps between two rows of metrics.
         evaluate_every: steps between two evaluations; None = only after the last step.
         max_bad_steps: so many steps in a row without a finite loss and gradient end the training.
@@ -66,8 +67,7 @@ class LoopSettings:
         for name, value in (("--warmup-steps", self.warmup_steps), ("--min-lr", self.min_lr)):
             if not value >= 0:
                 raise UsageError(f"{name} {value:g}: must be at least 0")
-        if self.batch_size % self.accumulate:
-            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+        check_accumulate(self.batch_size, self.accumulate)
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mst.checkpoint.compare import refuse_other_training
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, number, section, whole
 from mst.checkpoint.format import Checkpoint
 from mst.engine.schedule import Checkpointing, LoopSettings, learning_rate
-from mst.engine.task import Batch, Intervals, Outputs, Remarks
+from mst.engine.task import Intervals, Outputs, Remarks
 from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError
 from mst.paths import user_path
@@ -31,6 +31,21 @@ from mst.runtime.storage.rundir import RunDir
 KEPT = 2
 """Checkpoints that stay on disk."""
 TOO_MANY = "start anew with a lower learning rate, or with --precision fp32 where there is such an option"
+
+
+class LabelledPart(Protocol):
+    """What every microbatch says of itself."""
+
+    @property
+    def indices(self) -> Sequence[int] | Tensor:
+        """Dataset positions of its images, for the list of skipped steps."""
+
+    @property
+    def positions(self) -> range:
+        """Its positions in the step's whole batch."""
+
+
+Batch = TypeVar("Batch", bound=LabelledPart)
 
 
 @dataclass(frozen=True)
@@ -47,8 +62,6 @@ class Training(Generic[Batch]):
             device. Draws from torch's global generators are repeatable inside.
         evaluate: returns one row of metrics; called every `evaluate_every` steps and after the last one. It may change
             the model's mode, nothing else of it.
-        indices: takes a step, counted from 0, and its batches; returns the dataset positions of their images, for the
-            list of skipped steps.
     """
 
     title: str
@@ -57,7 +70,6 @@ class Training(Generic[Batch]):
     batches: Callable[[int], Generator[Batch, None, None]]
     loss: Callable[[nn.Module, Batch], Tensor]
     evaluate: Callable[[], Mapping[str, float]] | None = None
-    indices: Callable[[int, Sequence[Batch]], Sequence[int]] = lambda step, parts: ()
 
 
 @dataclass(frozen=True)
@@ -201,13 +213,13 @@ class _Supervised(Generic[Batch]):
         for position, part in enumerate(parts):
             draws = drawn_from(where.device, where.seed, "downstream-step", step, position)
             with draws, torch.autocast(where.device.type, where.dtype, enabled=where.dtype != torch.float32):
-                loss = self.training.loss(model, part) / len(parts)
+                loss = self.training.loss(model, part) / (self.settings.batch_size / len(part.positions))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, clip)
         values = torch.stack([total.float(), norm.float().to(total.device)]).tolist()
-        indices = torch.tensor(list(self.training.indices(step, parts)), dtype=torch.int64)
+        indices = torch.cat([torch.as_tensor(part.indices, dtype=torch.int64) for part in parts])
         return _Report(values[0], values[1], learning_rate(step, self.settings), indices)
 
     def apply(self, report: _Report) -> None:

@@ -65,14 +65,22 @@ class FinetuneProtocol:
     repeats: int = 1
     accumulate: int = 1
 
+    @property
+    def images(self) -> int:
+        """Images of a step: each has `repeats` views, the last ones fewer where a batch is no multiple of them."""
+        return -(-self.batch_size // self.repeats)
+
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size", "repeats", "accumulate"):
             if getattr(self, name) < 1:
                 raise UsageError(f"--{name.replace('_', '-')} {getattr(self, name)}: must be at least 1")
-        if self.batch_size % self.accumulate:
-            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
         if self.repeats > self.batch_size:
             raise UsageError(f"--repeats {self.repeats}: must be at most --batch-size {self.batch_size}")
+        if self.accumulate > self.images:
+            raise UsageError(
+                f"--accumulate {self.accumulate}: must be at most {self.images}, the images of a --batch-size "
+                f"{self.batch_size} with --repeats {self.repeats}"
+            )
         for name in ("base_lr", "clip_norm", "layer_decay"):
             value = getattr(self, name)
             if value is not None and value <= 0:

@@ -82,6 +82,16 @@ def check_numbers(
                 raise UsageError(f"{option} {number}: must be {allowed}")
 
 
+def check_accumulate(batch_size: int, accumulate: int) -> None:
+    """Refuse more passes than images of a step.
+
+    Raises:
+        UsageError: naming the option.
+    """
+    if accumulate > batch_size:
+        raise UsageError(f"--accumulate {accumulate}: must be at most --batch-size {batch_size}")
+
+
 def _inside(number: float, least: float | None, above: float | None, most: float | None) -> bool:
     return (least is None or number >= least) and (above is None or number > above) and (most is None or number <= most)
 

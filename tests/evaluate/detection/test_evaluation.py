@@ -7,7 +7,6 @@ import dataclasses
 import json
 import math
 from collections.abc import Callable
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from torchvision.models.detection import MaskRCNN
 from torchvision.models.detection.backbone_utils import resnet_fpn_backbone
 
 from evaluate.coco_folders import coco_content, write_coco, write_scenes
+from mst.data.sampler import Share
 from mst.data.synthetic.scenes import SceneSet
 from mst.engine.schedule import Checkpointing
 from mst.errors import CheckpointError, DataError, Interrupted, MstError, UsageError
@@ -39,12 +39,13 @@ from mst.evaluate.detection.file import load_detector
 from mst.evaluate.detection.metrics import Detection, coco_metrics, detection_records
 from mst.evaluate.detection.training import (
     TrainingSettings,
+    batch_stream,
     detector_optimizer,
-    image_draws,
     trainable_images,
 )
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
+from mst.runtime.seeding import generator
 
 QUIET = FeatureSettings(precision="fp32", progress=False)
 TINY = DetectorShape(short_sides=(48, 64), long_side=96, channels=16, head_dim=32, anchor_size=8)
@@ -163,17 +164,35 @@ def test_layers_have_their_rates() -> None:
     assert all(p.ndim > 1 for group in optimizer.param_groups if group["weight_decay"] for p in group["params"])
 
 
-def test_schedule_and_order() -> None:
+def test_schedule() -> None:
     plan = TrainingSettings(epochs=12, batch_size=2, lr=1.0, warmup_steps=4).loop(10)
     assert (plan.steps, plan.warmup_steps) == (60, 4)
     assert TrainingSettings(epochs=2, batch_size=3).loop(10).warmup_steps == 1
-    draws = list(islice(image_draws(0, 10, seed=3), 30))
-    orders = [[index for index, _ in draws[start : start + 10]] for start in (0, 10, 20)]
-    assert all(sorted(order) == list(range(10)) for order in orders)
-    assert orders[0] != orders[1] != orders[2]
-    assert {mirrored for _, mirrored in draws} == {False, True}
-    for place in (3, 10, 17):
-        assert list(islice(image_draws(place, 10, seed=3), 30 - place)) == draws[place:]
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_batches_are_what_their_definition_says(coco: CocoSet, processes: int) -> None:
+    images = trainable_images(coco)
+    plan = TrainingSettings(epochs=4, batch_size=2).loop(len(images))
+    shares = [
+        batch_stream(images, plan, 1, channels=3, seed=5, workers=2, share=Share(rank, processes))
+        for rank in range(processes)
+    ]
+    mirrored = []
+    for step in range(1, plan.steps):
+        parts = [next(share) for share in shares]
+        assert [position for part in parts for position in part.positions] == [0, 1]
+        found = [(index, *pair) for part in parts for index, pair in zip(part.indices, part.examples, strict=True)]
+        for position, (index, pixels, target) in enumerate(found):
+            epoch, place = divmod(2 * step + position, len(images))
+            assert index == torch.randperm(len(images), generator=generator(5, "detection-order", epoch))[place]
+            mirror = bool(torch.rand(len(images), generator=generator(5, "detection-flip", epoch))[place] < 0.5)
+            mirrored.append(mirror)
+            expected = images[index].read().float() / 255, training_target(images[index])
+            expected = flipped(*expected) if mirror else expected
+            assert torch.equal(pixels, expected[0])
+            assert all(torch.equal(value, expected[1][key]) for key, value in target.items())
+    assert set(mirrored) == {False, True}
 
 
 def data_of(coco: CocoSet) -> DetectionData:
@@ -400,7 +419,7 @@ def test_what_is_refused(coco: CocoSet, tmp_path: Path) -> None:
         (lambda: TrainingSettings(layer_decay=0), "--layer-decay 0: must be above 0"),
         (lambda: TrainingSettings(warmup_steps=-4), "--warmup-steps -4: must be at least 0"),
         (lambda: TrainingSettings(drop_path=1), "--drop-path 1: must be at least 0 and below 1"),
-        (lambda: TrainingSettings(accumulate=3), "--batch-size 16 is no multiple of --accumulate 3"),
+        (lambda: TrainingSettings(accumulate=17), "--accumulate 17: must be at most --batch-size 16"),
         (lambda: DetectorShape(short_sides=(8,)), "--short-sides 8: must be at least 32"),
         (lambda: DetectorShape(anchor_size=10**9), "--anchor-size 1000000000: must be at most 4096"),
         (lambda: Checkpointing("x", 0), "--checkpoint-every 0"),

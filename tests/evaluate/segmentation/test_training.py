@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import hypothesis
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from evaluate.segmenters import striped, striped_data, swin, vit
+from mst.data.sampler import Share
 from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.errors import CheckpointError, DataError, Interrupted, UsageError
 from mst.evaluate.common.features import FeatureSettings
@@ -34,12 +31,10 @@ from mst.evaluate.segmentation.training import (
     batch_stream,
     class_weights,
     pixel_loss,
-    positions,
     segmentation_loss,
     segmenter_optimizer,
 )
 from mst.model.backbone import Backbone
-from mst.runtime.seeding import generator
 from mst.runtime.storage.results import Result
 
 CPU = torch.device("cpu")
@@ -92,7 +87,7 @@ class TwoHeads(nn.Module):
 
 def test_auxiliary_losses_count_four_tenths() -> None:
     logits = [torch.randn(1, 2, 8, 8), torch.randn(1, 2, 2, 2)]
-    batch = Batch(torch.zeros(1, 3, 8, 8), torch.randint(0, 2, (1, 8, 8)))
+    batch = Batch(torch.zeros(1, 3, 8, 8), torch.randint(0, 2, (1, 8, 8)), [0], range(1))
     parts = [float(segmentation_loss(TwoHeads([part]), batch, 1, None, CPU)) for part in logits]
     both = float(segmentation_loss(TwoHeads(logits), batch, 1, None, CPU))
     assert both == pytest.approx(parts[0] + 0.4 * parts[1], rel=1e-5)
@@ -116,34 +111,20 @@ def test_batches_depend_on_their_step_alone() -> None:
     assert not torch.equal(other.images, whole[0].images)
 
 
-def test_every_epoch_sees_every_image() -> None:
-    seen = [index for index, _ in islice(positions(0, 6, seed=0), 36)]
-    for epoch in range(6):
-        assert sorted(seen[6 * epoch : 6 * epoch + 6]) == list(range(6))
-    assert seen[:6] != seen[6:12]
-
-
-@hypothesis.settings(deadline=None)
-@given(images=st.integers(1, 7), place=st.integers(0, 30), wanted=st.integers(0, 20), seed=st.integers(0, 99))
-def test_each_position_is_that_of_its_epochs_order(images: int, place: int, wanted: int, seed: int) -> None:
-    expected = []
-    for each in range(place, place + wanted):  # the definition: one image at a time, its epoch's whole order each time
-        epoch, position = divmod(each, images)
-        order = torch.randperm(images, generator=generator(seed, "segmentation-order", epoch))
-        expected.append((int(order[position]), each))
-    assert list(islice(positions(place, images, seed), wanted)) == expected
-
-
-def test_an_order_is_drawn_once_per_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn = []
-
-    def counted(*names: Any) -> torch.Generator:
-        drawn.append(names[1:])
-        return generator(*names)
-
-    monkeypatch.setattr(segmentation_training, "generator", counted)
-    assert len(list(islice(positions(4, 6, seed=0), 14))) == 14
-    assert drawn == [("segmentation-order", epoch) for epoch in range(3)]
+@pytest.mark.parametrize(("processes", "accumulate"), [(1, 3), (2, 1), (3, 1)])
+def test_processes_share_a_batch(processes: int, accumulate: int) -> None:
+    whole = list(batch_stream(task(), 0, seed=3))
+    shares = [
+        batch_stream(task(accumulate=accumulate), 0, 3, share=Share(rank, processes)) for rank in range(processes)
+    ]
+    for step in whole:
+        parts = sorted(
+            (next(share) for share in shares for _ in range(accumulate)), key=lambda part: part.positions.start
+        )
+        assert [place for part in parts for place in part.positions] == list(step.positions) == list(range(4))
+        assert [index for part in parts for index in part.indices] == list(step.indices)
+        assert torch.equal(torch.cat([part.images for part in parts]), step.images)
+        assert torch.equal(torch.cat([part.masks for part in parts]), step.masks)
 
 
 def test_rates_of_head_and_backbone() -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import torch
 from torch import Tensor
 
+from mst.data.sampler import sample_order
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.classification.linear_heads import LinearHeads
 from mst.evaluate.common.feature_store import FeatureSource, LastBlocks
@@ -154,7 +155,7 @@ def cached_batches(train: Features, *, batch_size: int, seed: int) -> EpochBatch
     """Return batches of the same features in a new order for every epoch."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(train.labels), generator=generator(seed, "linear-order", epoch))
+        order = sample_order(seed, epoch, len(train.labels), purpose="linear-order")
         for start in range(0, len(order), batch_size):
             positions = order[start : start + batch_size]
             yield positions, train.features[positions]
@@ -175,7 +176,7 @@ def augmented_batches(
     """Return batches of features of a fresh random resized crop and flip of each image in every epoch."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        order = torch.randperm(len(images), generator=generator(seed, "linear-order", epoch))
+        order = sample_order(seed, epoch, len(images), purpose="linear-order")
 
         def read(index: int) -> Tensor:
             return random_resized_crop(images.read(index), transform.size, generator(seed, "crop", epoch, index))

@@ -6,17 +6,18 @@ Letters: B images, n images of a set, D features.
 from __future__ import annotations
 
 import hashlib
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
+from mst.data.background import read_in_threads
 from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError
 from mst.evaluate.common.finite import check_finite
@@ -27,6 +28,9 @@ from mst.runtime.logging import console, warn
 
 if TYPE_CHECKING:
     from mst.model.backbone import Backbone
+
+BATCHES_AHEAD = 2
+"""Batches that are read while the backbone works."""
 
 FeatureFunction = Callable[["Backbone", Tensor], Tensor]
 """(backbone, images [B,C,H,W]) -> features [B, ...]."""
@@ -144,30 +148,23 @@ def read_batches(
     Raises:
         DataError: more than `max_unreadable_share` of the set cannot be read.
     """
-    parts = [
-        range(i, min(i + settings.forward_batch, len(images))) for i in range(0, len(images), settings.forward_batch)
-    ]
     allowed, failed = settings.max_unreadable_share * len(images), 0
-    with ThreadPoolExecutor(settings.workers) as pool:
-        ahead: deque[list[Future[Tensor | UnreadableImage]]] = deque()
-        try:
-            for position, part in enumerate(parts):
-                while len(ahead) < min(3, len(parts) - position):
-                    ahead.append([pool.submit(_load, images, transform, i) for i in parts[position + len(ahead)]])
-                loaded = [future.result() for future in ahead.popleft()]
-                pixels = {i: item for i, item in zip(part, loaded, strict=True) if isinstance(item, Tensor)}
-                bad = [item for item in loaded if isinstance(item, UnreadableImage)]
-                failed += len(bad)
-                if failed > allowed or failed == len(images):
-                    origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
-                    raise DataError(
-                        f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
-                        f"may be left out; the last: {bad[-1]}{origin}"
-                    )
-                tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
-                yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    read = partial(_load, images, transform)
+    ahead = BATCHES_AHEAD * settings.forward_batch
+    with closing(read_in_threads(read, range(len(images)), settings.workers, ahead=ahead)) as found:
+        for start in range(0, len(images), settings.forward_batch):
+            loaded = list(islice(found, settings.forward_batch))
+            pixels = {i: item for i, item in enumerate(loaded, start) if isinstance(item, Tensor)}
+            bad = [item for item in loaded if isinstance(item, UnreadableImage)]
+            failed += len(bad)
+            if failed > allowed or failed == len(images):
+                origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
+                raise DataError(
+                    f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
+                    f"may be left out; the last: {bad[-1]}{origin}"
+                )
+            tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
+            yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
 
 
 def _load(images: ImageSet, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:

@@ -7,18 +7,17 @@ every draw is a function of (seed, step), so a resumed run equals an uninterrupt
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Generator, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from itertools import count, islice
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mst.data.decoding import UnreadableImage
+from mst.data.examples import ExampleBatch, Place, example_batches
+from mst.data.sampler import WHOLE, EpochOrder, Share
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.engine.supervised import Outcome, Surroundings, Training, fit
@@ -26,16 +25,14 @@ from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.evaluate.detection.detector import flipped, training_target
 from mst.paths import user_path
-from mst.runtime.limits import check_numbers
+from mst.runtime.limits import check_accumulate, check_numbers
 from mst.runtime.seeding import generator
 from mst.runtime.storage.rundir import RunDir
 
-Batch = list[tuple[Tensor, dict[str, Tensor]]]
+Batch = ExampleBatch[tuple[Tensor, dict[str, Tensor]]]
 """Images in [0, 1] [C, H, W] with their targets."""
 WARMUP_SHARE = 10
 """The warm-up takes at most this part of all steps."""
-AHEAD = 2
-"""Batches that threads read while another one is computed."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +70,7 @@ class TrainingSettings:
         check_numbers(self, "layer_decay", above=0, most=1)
         if not 0.0 <= self.drop_path < 1.0:
             raise UsageError(f"--drop-path {self.drop_path}: must be at least 0 and below 1")
-        if self.batch_size % self.accumulate:
-            raise UsageError(f"--batch-size {self.batch_size} is no multiple of --accumulate {self.accumulate}")
+        check_accumulate(self.batch_size, self.accumulate)
 
     def loop(self, images: int) -> LoopSettings:
         """Return what the loop does with so many images."""
@@ -94,19 +90,6 @@ def detector_optimizer(detector: nn.Module, settings: TrainingSettings) -> Optim
     """Return AdamW with layer-wise rates over what a detector trains."""
     groups = parameter_groups(detector, weight_decay=settings.weight_decay, layer_decay=settings.layer_decay)
     return build_optimizer(groups)
-
-
-def image_draws(place: int, images: int, seed: int) -> Iterator[tuple[int, bool]]:
-    """Yield which image comes, and whether it is mirrored, from place `place` of the training on.
-
-    Each pass over the images has an order of its own.
-    """
-    first, skipped = divmod(place, images)
-    for epoch in count(first):
-        order = torch.randperm(images, generator=generator(seed, "detection-order", epoch))
-        mirrored = torch.rand(images, generator=generator(seed, "detection-flip", epoch)) < 0.5
-        yield from islice(zip(order.tolist(), mirrored.tolist(), strict=True), skipped, None)
-        skipped = 0
 
 
 def train_detector(
@@ -147,53 +130,55 @@ def train_detector(
     plan = settings.loop(len(images))
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        draws = image_draws(first * settings.batch_size, len(images), seed)
-        return read_batches(images, draws, settings.batch_size // settings.accumulate, channels, workers)
+        return batch_stream(images, plan, first, channels=channels, seed=seed, workers=workers)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch]
-        losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch], targets)
+        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch.examples]
+        losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch.examples], targets)
         return torch.stack(list(losses.values())).sum()
 
-    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
-        draws = image_draws(step * settings.batch_size, len(images), seed)
-        return [index for index, _ in islice(draws, settings.batch_size)]
-
-    training = Training("detector", detector, optimizer, batches, loss, indices=indices)
+    training = Training("detector", detector, optimizer, batches, loss)
     run = RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
     return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
 
 
-def read_batches(
-    images: Sequence[CocoImage], draws: Iterator[tuple[int, bool]], size: int, channels: int, workers: int
+def batch_stream(
+    images: Sequence[CocoImage],
+    plan: LoopSettings,
+    first: int,
+    *,
+    channels: int,
+    seed: int,
+    workers: int,
+    share: Share = WHOLE,
 ) -> Generator[Batch, None, None]:
-    """Yield batches of `size` images without end, in the order of the draws; threads read ahead.
+    """Yield a process's share of the batches from step `first` on, read ahead by threads.
 
     Raises:
         DataError: an image cannot be read.
     """
-    with ThreadPoolExecutor(workers) as pool:
-        ahead = deque(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, AHEAD * size))
-        try:
-            while True:
-                batch = [ahead.popleft().result() for _ in range(size)]
-                ahead.extend(pool.submit(read_example, images[i], m, channels) for i, m in islice(draws, size))
-                yield batch
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+
+    @lru_cache(maxsize=2)
+    def mirrored(epoch: int) -> Tensor:
+        return torch.rand(len(images), generator=generator(seed, "detection-flip", epoch)) < 0.5
+
+    def read(place: Place) -> tuple[Tensor, dict[str, Tensor]]:
+        epoch, position = divmod(place.place, len(images))
+        return read_example(images[place.example], bool(mirrored(epoch)[position]), channels)
+
+    order = EpochOrder(len(images), seed, purpose="detection-order")
+    steps, accumulate = range(first, plan.steps), plan.accumulate
+    return example_batches(read, order, steps, plan.batch_size, accumulate=accumulate, workers=workers, share=share)
 
 
 def read_example(image: CocoImage, mirror: bool, channels: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Return an image in [0, 1] [C, H, W] and its target.
 
     Raises:
-        DataError: it cannot be read, or has another size than its annotations say.
+        UnreadableImage: the file gives no image.
+        DataError: it has another size than its annotations say.
     """
-    try:
-        pixels = image.read(channels=channels).float() / 255
-    except UnreadableImage as problem:
-        raise DataError(f"a training image cannot be read: {problem}") from problem
-    pair = pixels, training_target(image)
+    pair = image.read(channels=channels).float() / 255, training_target(image)
     return flipped(*pair) if mirror else pair
 
 

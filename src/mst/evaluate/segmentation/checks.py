@@ -13,12 +13,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mst.data.background import read_in_threads
 from mst.data.decoding import UnreadableImage
 from mst.data.labelled import LOOKED_AT, same_content
 from mst.data.sources import even_positions
 from mst.errors import DataError
 from mst.evaluate.common.features import FeatureSettings, progress_bar
-from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, check_found, read_ahead
+from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, check_found
 from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
@@ -41,7 +42,7 @@ def read_pairs(
         except UnreadableImage as problem:
             raise DataError(f"an image of the segmentation cannot be read: {problem}") from problem
 
-    return read_ahead(read, range(len(pairs)), workers)
+    return read_in_threads(read, range(len(pairs)), workers)
 
 
 def usable_pairs(
@@ -68,7 +69,7 @@ def usable_pairs(
             return problem
 
     with progress_bar(f"checking {title} masks", len(pairs), shown=settings.progress) as advance:
-        for index, values in enumerate(read_ahead(read, range(len(pairs)), settings.workers)):
+        for index, values in enumerate(read_in_threads(read, range(len(pairs)), settings.workers)):
             advance(1)
             if isinstance(values, DataError):
                 bad.append(str(values))

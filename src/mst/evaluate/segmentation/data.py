@@ -5,9 +5,7 @@ Letters: C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -25,9 +23,6 @@ from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
 Item = TypeVar("Item")
-Read = TypeVar("Read")
-AHEAD = 2
-"""Items per thread that are read before they are needed."""
 NO_CLASS = -1
 """Mask value of pixels without a class, once a mask was checked."""
 
@@ -157,21 +152,6 @@ def check_found(data: SegmentationData, found: set[int], title: str) -> None:
             f"all pixels of the training masks are of class {shown(data.classes[classes[0]])}: no other class can be "
             "learnt"
         )
-
-
-def read_ahead(read: Callable[[Item], Read], items: Iterable[Item], workers: int) -> Generator[Read, None, None]:
-    """Yield `read(item)` in order; threads work on the next few meanwhile. Errors come out where their item would."""
-    waiting: deque[Future[Read]] = deque()
-    with ThreadPoolExecutor(workers) as pool:
-        try:
-            for item in items:
-                waiting.append(pool.submit(read, item))
-                if len(waiting) > AHEAD * workers:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def scene_segmentation(train: SceneSet, val: SceneSet) -> SegmentationData:

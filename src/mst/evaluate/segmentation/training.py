@@ -7,9 +7,9 @@ lowest learning rate is scaled with the group, not the same for all. Letters: B 
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
-from itertools import count, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -17,13 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from mst.data.decoding import UnreadableImage
+from mst.data.examples import Place, example_batches
+from mst.data.sampler import WHOLE, EpochOrder, Share
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings, Schedule
 from mst.engine.supervised import Outcome, Surroundings, Training, fit
-from mst.errors import DataError, UsageError
+from mst.errors import UsageError
 from mst.evaluate.segmentation.augment import Augmentation, augmented
-from mst.evaluate.segmentation.data import NO_CLASS, SegmentationData, read_ahead
+from mst.evaluate.segmentation.data import NO_CLASS, SegmentationData
 from mst.evaluate.segmentation.heads import enlarge
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
@@ -33,10 +34,19 @@ AUXILIARY_WEIGHT = 0.4
 
 
 class Batch(NamedTuple):
-    """Normalised images [B, C, H, W] and their classes [B, H, W], NO_CLASS where there is none."""
+    """A microbatch.
+
+    Attributes:
+        images: normalised, [B, C, H, W].
+        masks: classes of the pixels [B, H, W], NO_CLASS where there is none.
+        indices: of the images in the training set.
+        positions: of the images in the step's whole batch.
+    """
 
     images: Tensor
     masks: Tensor
+    indices: Sequence[int]
+    positions: range
 
 
 @dataclass(frozen=True)
@@ -117,17 +127,12 @@ def train_segmenter(segmenter: Segmenter, task: Task, where: Surroundings) -> Ou
     def batches(first: int) -> Generator[Batch, None, None]:
         return batch_stream(task, first, where.seed)
 
-    def indices(step: int, parts: Sequence[Batch]) -> list[int]:
-        size = task.loop.batch_size
-        return [index for index, _ in islice(positions(step * size, len(task.data.train), where.seed), size)]
-
     training = Training(
         f"{segmenter.shape.head} segmenter",
         segmenter,
         segmenter_optimizer(segmenter, task),
         batches,
         loss,
-        indices=indices,
     )
     return fit(training, task.loop, where)
 
@@ -187,39 +192,25 @@ def coarse(masks: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(masks[:, None].float(), (size[0], size[1]), mode="nearest-exact")[:, 0].long()
 
 
-def positions(place: int, images: int, seed: int) -> Iterator[tuple[int, int]]:
-    """Yield (image, place) from place `place` of the whole training on; each epoch has an order of its own."""
-    first, skipped = divmod(place, images)
-    for epoch in count(first):
-        order = torch.randperm(images, generator=generator(seed, "segmentation-order", epoch)).tolist()
-        yield from islice(zip(order, count(epoch * images), strict=False), skipped, None)
-        skipped = 0
-
-
-def batch_stream(task: Task, first: int, seed: int) -> Generator[Batch, None, None]:
-    """Yield the batches from step `first` on, read ahead by threads.
+def batch_stream(task: Task, first: int, seed: int, *, share: Share = WHOLE) -> Generator[Batch, None, None]:
+    """Yield a process's share of the batches from step `first` on, read ahead by threads.
 
     Raises:
         DataError: an image or a mask cannot be used.
     """
-    data, size = task.data, task.loop.batch_size
+    data, loop = task.data, task.loop
 
-    def read(chosen: tuple[int, int]) -> tuple[Tensor, Tensor]:
-        index, place = chosen
-        try:
-            image, mask = data.checked(data.train, index)
-        except UnreadableImage as problem:
-            raise DataError(f"a training image cannot be read: {problem}") from problem
-        draw = generator(seed, "segmentation-augment", place)
+    def read(place: Place) -> tuple[Tensor, Tensor]:
+        image, mask = data.checked(data.train, place.example)
+        draw = generator(seed, "segmentation-augment", place.place)
         return augmented(image, mask, task.view, task.augmentation, draw)
 
-    steps = max(task.loop.steps - first, 0)
-    wanted = islice(positions(first * size, len(data.train), seed), steps * size)
-    stream = read_ahead(read, wanted, task.workers)
-    try:
-        for _ in range(steps * task.loop.accumulate):
-            pairs = [next(stream) for _ in range(size // task.loop.accumulate)]
-            images, masks = zip(*pairs, strict=True)
-            yield Batch(torch.stack(images), torch.stack(masks))
-    finally:
-        stream.close()
+    order = EpochOrder(len(data.train), seed, purpose="segmentation-order")
+    steps = range(first, loop.steps)
+    batches = example_batches(
+        read, order, steps, loop.batch_size, accumulate=loop.accumulate, workers=task.workers, share=share
+    )
+    with closing(batches) as found:
+        for batch in found:
+            images, masks = map(torch.stack, zip(*batch.examples, strict=True))
+            yield Batch(images, masks, batch.indices, batch.positions)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from itertools import groupby
 from typing import NamedTuple
 
 import numpy as np
@@ -14,10 +15,12 @@ from torch import Tensor, nn
 
 from mst.config.schema import RunConfig
 from mst.data.labelled import LabelledFolder
-from mst.data.loader import BatchLoader, Flags
+from mst.data.loader import BatchLoader, Flags, StackedBatch
+from mst.data.sampler import WHOLE, Share
 from mst.engine.schedule import LoopSettings
 from mst.evaluate.common.protocol import random_resized_crop
 from mst.finetune.augment import RGB, RandAugment, erased, mixed
+from mst.finetune.classifier import FinetuneProtocol
 from mst.planning.setup import loader_workers
 from mst.runtime.device import select_device
 from mst.runtime.seeding import derive_seed
@@ -44,11 +47,21 @@ class Work:
 
 
 class LabelledBatch(NamedTuple):
-    """Part of a step's batch: images uint8 [B, C, H, W], labels and dataset positions [B], which step and part."""
+    """A microbatch of views.
+
+    Attributes:
+        images: uint8 [B, C, H, W].
+        labels: [B].
+        indices: of the images in the training set [B].
+        positions: of the views in the step's whole batch: B of them.
+        step: optimizer step, from 0.
+        part: among the microbatches of the step.
+    """
 
     images: Tensor
     labels: Tensor
     indices: Tensor
+    positions: range
     step: int
     part: int
 
@@ -107,25 +120,26 @@ def train_views(config: FinetuneConfig, network: Network) -> TrainViews:
     return TrainViews(size, config.protocol.repeats, augment)
 
 
-def batches(work: Work, settings: LoopSettings, first: int) -> Generator[LabelledBatch, None, None]:
-    """Yield the parts of each step's batch from step `first` on.
+def batches(
+    work: Work, settings: LoopSettings, first: int, *, share: Share = WHOLE
+) -> Generator[LabelledBatch, None, None]:
+    """Yield the microbatches of a process's share from step `first` on.
 
     Raises:
         DataError: too many files cannot be read.
     """
     config, network, folder = work.config, work.network, work.folder
     protocol = config.protocol
-    size = protocol.batch_size // protocol.accumulate
-    images = -(-size // protocol.repeats)
     asked = RunConfig.model_validate({"runtime": {"workers": config.running.workers}})
     loader = BatchLoader(
         folder.train.paths,
         train_views(config, network),
-        batch_size=images * protocol.accumulate,
+        batch_size=protocol.images,
         seed=config.seed,
         total_steps=settings.steps,
         start_step=first,
         accumulate=protocol.accumulate,
+        share=share,
         channels=network.spec.channels,
         scale=network.scale,
         workers=loader_workers(asked, select_device(config.device, flag="--device")),
@@ -134,11 +148,28 @@ def batches(work: Work, settings: LoopSettings, first: int) -> Generator[Labelle
         flags=Flags("--workers", "--max-unreadable-share"),
     )
     with closing(loader):
-        for position, batch in enumerate(loader):
-            views = batch.tensors[0].transpose(0, 1).flatten(0, 1)  # [R*b, C, H, W]
-            indices = batch.indices.repeat(protocol.repeats)[:size]  # [B]
-            labels = folder.train.labels[indices]
-            yield LabelledBatch(views[:size], labels, indices, batch.step, position % protocol.accumulate)
+        for step, parts in groupby(loader, key=lambda batch: batch.step):
+            for number, batch in enumerate(parts):
+                yield _of_views(batch, folder, protocol, step, number)
+
+
+def _of_views(
+    batch: StackedBatch, folder: LabelledFolder, protocol: FinetuneProtocol, step: int, number: int
+) -> LabelledBatch:
+    """Return the views of a microbatch of images: first the first views of all of them, then the second ones, ...
+
+    So they are numbered over the images of the whole step, and those beyond its size are left out.
+    """
+    each, left = divmod(protocol.batch_size, protocol.images)
+    first, last = (p * each + min(p, left) for p in (batch.positions.start, batch.positions.stop))
+    most = len(batch.positions) * protocol.repeats
+    rows = torch.arange(most).view(protocol.repeats, -1)  # [R, b]
+    there = torch.arange(protocol.repeats)[:, None] * protocol.images + torch.tensor(batch.positions)  # [R, b]
+    kept = rows[there < protocol.batch_size]  # [B]
+    views = batch.tensors[0].transpose(0, 1).flatten(0, 1)  # [R*b, C, H, W]
+    indices = batch.indices.repeat(protocol.repeats)[kept]  # [B]
+    views = views if len(kept) == most else views[kept]
+    return LabelledBatch(views, folder.train.labels[indices], indices, range(first, last), step, number)
 
 
 def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:

@@ -224,7 +224,6 @@ def _carry_out(work: Work, model: Classifier) -> Result:
         lambda first: batches(work, settings, first),
         lambda network, batch: batch_loss(network, batch, work),
         scorer.row,
-        lambda step, parts: [index for part in parts for index in part.indices.tolist()],
     )
     plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
     plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's

@@ -10,12 +10,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from mst.data.background import read_in_threads
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.sources import ImageIndex
 from mst.data.value_range import Scale
 from mst.evaluate.common.features import progress_bar
 from mst.evaluate.detection.pictures import png
-from mst.evaluate.segmentation.data import read_ahead
 from mst.evaluate.segmentation.file import load_segmenter
 from mst.evaluate.segmentation.inference import predict_mask
 from mst.evaluate.segmentation.pictures import index_picture, sheet
@@ -97,7 +97,7 @@ def segment(given: PredictionInput) -> SegmentedImages:
 
     read = partial(_read, channels, given.scale(paths, channels, saved.value_ranges))
     with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=given.progress) as advance:
-        for name, image in zip(names, read_ahead(read, paths, READERS), strict=True):
+        for name, image in zip(names, read_in_threads(read, paths, READERS), strict=True):
             advance(1)
             if isinstance(image, UnreadableImage):
                 unreadable.append(str(image))

@@ -84,10 +84,10 @@ def attention_mask(
     count = math.floor(eligible_fraction * tokens)
     hidden = draws.uniform("mask", images, tokens) < mask_probability  # [B,N]
     if strategy == "block":
-        mask = _blocks(hidden[:, :count].sum(dim=1), _checked_grid(grid, tokens), draws).to(device)
+        mask = _blocks(hidden[:, :count].sum(dim=1), _checked_grid(grid, tokens), draws).to(device, non_blocking=True)
     else:
-        mask = _eligible(importance, strategy, count, eligible_fraction, draws) & hidden.to(device)
-    return mask & _masked_samples(images, masked_sample_share, draws).to(device)[:, None]
+        mask = _eligible(importance, strategy, count, eligible_fraction, draws) & hidden.to(device, non_blocking=True)
+    return mask & _masked_samples(images, masked_sample_share, draws).to(device, non_blocking=True)[:, None]
 
 
 def student_mask(
@@ -117,7 +117,7 @@ def _eligible(importance: Tensor, strategy: str, count: int, fraction: float, dr
     if strategy == "attention_high":
         return _rank(importance, descending=True) < count
     images, tokens = importance.shape
-    chance = draws.uniform("eligible", images, tokens).to(importance.device)  # [B,N]
+    chance = draws.uniform("eligible", images, tokens).to(importance.device, non_blocking=True)  # [B,N]
     if strategy == "random":
         return _rank(chance) < count
     rank = _rank(importance, descending=True)  # [B,N], 0 = most attended

@@ -60,7 +60,7 @@ def psnr(reconstruction: Tensor, target: Tensor, pixels: Tensor | None, std: Seq
     """
     if len(std) != target.shape[1]:
         raise UsageError(f"std has {len(std)} numbers for images of {target.shape[1]} channels: give one per channel")
-    scale = torch.tensor(std, dtype=torch.float32, device=target.device).view(-1, 1, 1)  # [C,1,1]
+    scale = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1).to(target.device, non_blocking=True)  # [C,1,1]
     mean_squared_error = _mean((_difference(reconstruction, target) * scale).square(), pixels)
     return mean_squared_error.log10() * -10.0
 

@@ -63,7 +63,7 @@ class FeatureBuffer:
         size = len(self._rows)
         kept = features[-size:].detach().to(self._rows.dtype)
         places = (torch.arange(len(kept)) + self._seen) % size
-        self._rows[places.to(self._rows.device)] = kept
+        self._rows[places.to(self._rows.device, non_blocking=True)] = kept
         self._seen += len(kept)
 
     def features(self) -> Tensor:

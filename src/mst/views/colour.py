@@ -92,7 +92,7 @@ def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], N
     if len(rows) == planes.shape[1]:
         operation(planes)
     elif rows:
-        numbers = torch.tensor(rows, device=planes.device)
+        numbers = torch.tensor(rows).to(planes.device, non_blocking=True)
         some = planes.index_select(1, numbers)
         operation(some)
         planes.index_copy_(1, numbers, some)
@@ -121,9 +121,9 @@ def jitter(planes: Tensor, parameters: ColourParameters) -> None:
         planes: float32 [C, n, h, w].
         parameters: of the n crops.
     """
-    factors = torch.from_numpy(parameters.factors).float().to(planes.device)[..., None, None]  # [n, 4, 1, 1]
+    factors = torch.from_numpy(parameters.factors).float()[..., None, None]  # [n, 4, 1, 1]
     for numbers in parameters.order.T.tolist():  # the n crops' first operations, then their second ones, ...
         for number in set(numbers) - {-1}:
             rows = [row for row, other in enumerate(numbers) if other == number]
             factor = factors[:, number] if len(rows) == len(numbers) else factors[rows, number]
-            on_rows(planes, rows, partial(_ADJUST[number], factor=factor))
+            on_rows(planes, rows, partial(_ADJUST[number], factor=factor.to(planes.device, non_blocking=True)))

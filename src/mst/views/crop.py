@@ -66,7 +66,7 @@ def blur(planes: Tensor, sigma: Floats) -> None:
     """
     weights = blur_weights(sigma, min(planes.shape[-2:]))  # [n, R + 1]
     reach = weights.shape[1] - 1
-    columns = weights.to(planes.device).T[:, None, :, None, None]  # [R + 1, 1, n, 1, 1]
+    columns = weights.to(planes.device, non_blocking=True).T[:, None, :, None, None]  # [R + 1, 1, n, 1, 1]
     for axis in (-1, -2):
         padding = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
         padded = F.pad(planes, padding, mode="reflect")

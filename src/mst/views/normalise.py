@@ -30,7 +30,7 @@ def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Ten
             )
     scale = 1 / (255 * torch.tensor(std, dtype=torch.float64))  # [C]
     offset = -torch.tensor(mean, dtype=torch.float64) / torch.tensor(std, dtype=torch.float64)
-    scale, offset = (numbers.float().view(-1, 1, 1).to(crops.device) for numbers in (scale, offset))
+    scale, offset = (numbers.float().view(-1, 1, 1).to(crops.device, non_blocking=True) for numbers in (scale, offset))
     if crops.device.type != "cpu":
         return crops.float().mul_(scale).add_(offset)
     result = torch.empty(crops.shape)

@@ -11,13 +11,14 @@ import pytest
 import mst
 from commands.calls import call
 from mst.cli import COMMANDS
-from mst.commands import evaluate, predict
+from mst.commands import evaluate, predict, submit
 from mst.errors import UsageError
 from mst.paths import user_path
 from mst.terminal import parsing
 from mst.terminal.parsing import flag, parse_words, path_marks
 
 NO_PATHS = {"device", "family", "format", "name", "randaugment", "split", "train_split", "val_split", "recipe"}
+NO_PATHS |= {"account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
 """Options of text that name no file."""
 
 
@@ -31,10 +32,10 @@ def records() -> dict[str, type[Any]]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(parsing, "_show_help", note)
         patch.setattr(parsing, "_with_settings", lambda kind: kind)
-        for command in set(COMMANDS) - {"evaluate", "predict"}:
+        for command in set(COMMANDS) - {"evaluate", "predict", "submit"}:
             importlib.import_module(f"mst.commands.{command}").run(["--help"])
         importlib.import_module("mst.commands.finetune").run(["--resume", "run", "--help"])
-        for tasks in (evaluate.TASKS, predict.TASKS):
+        for tasks in (evaluate.TASKS, predict.TASKS, submit.TASKS):
             for task in tasks.values():
                 task(["--help"])
     return found

@@ -32,6 +32,11 @@ def emit(*parts: RenderableType) -> None:
     _write(captured.get())
 
 
+def emit_text(text: str) -> None:
+    """Write text as it is: no wrapping, a newline at the end."""
+    _write(text if text.endswith("\n") else f"{text}\n")
+
+
 def _write(text: str) -> None:
     """Write and flush; what stdout's encoding does not have, and what is no text, appears as an escape."""
     encoding = sys.stdout.encoding or "utf-8"

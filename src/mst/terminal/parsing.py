@@ -95,6 +95,30 @@ def parse_run_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) ->
     return _converted(kind, words, prog), settings
 
 
+def split_words(kind: type[Any], argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Sort words into the options of `kind`, each with its value, and all others in their order, as they were written.
+
+    Args:
+        kind: a frozen dataclass whose options take one value, or none if they are flags.
+        argv: the words after the command.
+    """
+    takes = {flag(leaf.name): hint is not bool for leaf, hint in _leaves(kind)}
+    own: list[str] = []
+    rest: list[str] = []
+    words = list(argv)
+    while words:
+        word = words.pop(0)
+        name, equals, _ = word.partition("=")
+        name = name.replace("_", "-")
+        if not (name.startswith("--") and _is_own(name, takes)):
+            rest.append(word)
+            continue
+        own.append(word)
+        if takes.get(name) and not equals and words and not words[0].startswith("--"):
+            own.append(words.pop(0))
+    return own, rest
+
+
 def _with_recipe(words: Sequence[str], prog: str) -> list[str]:
     """Return the words, followed by those of the recipe they name, as far as they do not give these options."""
     if "--recipe" not in words[:-1] or words[words.index("--recipe") + 1].startswith("--"):

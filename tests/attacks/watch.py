@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 LONGEST = 10.0
-"""Seconds that one case may take."""
+"""Seconds that one case may take, those in which other programs had the processor not counted."""
 LARGEST = 1 << 30
 """Bytes of memory that one case may take beyond the process before its first."""
 OTHER_PROGRAMS = {"subprocess.Popen", "os.exec", "os.fork", "os.forkpty", "os.posix_spawn", "os.system", "os.spawn"}
@@ -35,6 +35,15 @@ class Watched:
     findings: list[str] = field(default_factory=list)
     seconds: float = 0.0
     memory: int = 0
+
+    def with_more(self, more: Watched) -> Watched:
+        """Return what both came to."""
+        return Watched(
+            self.outcomes + more.outcomes,
+            self.findings + more.findings,
+            max(self.seconds, more.seconds),
+            max(self.memory, more.memory),
+        )
 
     def __str__(self) -> str:
         kinds = ", ".join(f"{name} {count}" for name, count in self.outcomes.most_common())
@@ -94,7 +103,7 @@ def _run(order: Path) -> None:
     bare = _memory()
     with open(order.with_name("rows"), "w", buffering=1, encoding="utf-8") as rows:
         for number in numbers:
-            faulthandler.dump_traceback_later(3 * LONGEST, exit=True)
+            faulthandler.dump_traceback_later(12 * LONGEST, exit=True)  # by the clock, on a machine that may be busy
             started.clear()
             row = _measured(case, number, bare)
             row["findings"] += [f"started another program: {event}" for event in started]
@@ -105,13 +114,14 @@ def _run(order: Path) -> None:
 def _measured(case: Case, number: int, bare: int) -> dict[str, Any]:
     findings: list[str] = []
     _forget_peak()
-    begin = time.perf_counter()
+    begin, kept = time.perf_counter(), _kept_waiting()
     try:
         outcome = case(number)
     except BaseException as error:
         outcome = "finding"
         findings.append(_story(error))
-    seconds, memory = time.perf_counter() - begin, max(0, _memory() - bare)
+    seconds = time.perf_counter() - begin - (_kept_waiting() - kept)
+    memory = max(0, _memory() - bare)
     if seconds > LONGEST:
         findings.append(f"took {seconds:.1f} s")
     if memory > LARGEST:
@@ -123,6 +133,13 @@ def _story(error: BaseException) -> str:
     import traceback
 
     return f"{type(error).__name__}: {error} {''.join(traceback.format_exception(error)[-4:])}"[-3000:]
+
+
+def _kept_waiting() -> float:
+    """Return the seconds in which the main thread could have gone on, but others had the processor; 0 if not told."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / 1e9
+    return 0.0
 
 
 def _forget_peak() -> None:

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save
 from torch import nn
 
-from mst.errors import CheckpointError, RunFailure, UsageError
+from mst.errors import CheckpointError, UsageError
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
 from mst.paths import user_path
+from mst.runtime.storage.files import write_atomic
 from mst.weights.description import BadDescription, numbers, part, read_description, shown
 from mst.weights.files import load_exactly
 
@@ -38,8 +37,8 @@ def save_backbone(path: Path | str, backbone: Backbone, metadata: dict[str, Any]
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
     text = json.dumps({"format": FORMAT, "spec": backbone.spec.to_json(), "metadata": metadata}, indent=2)
     # One key only: safetensors writes several in an order that changes from process to process.
-    _replace(path, save(weights, metadata={"format": "pt"}))
-    _replace(path.with_suffix(".json"), text.encode())
+    write_atomic(path, save(weights, metadata={"format": "pt"}))
+    write_atomic(path.with_suffix(".json"), text)
 
 
 def load_backbone(path: Path | str) -> Backbone:
@@ -105,17 +104,3 @@ def check_statistics(metadata: dict[str, Any], channels: int) -> None:
     for key in ("mean", "std"):
         if key in metadata:
             numbers(metadata, key, count=channels, positive=key == "std")
-
-
-def _replace(path: Path, content: bytes) -> None:
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    except OSError as error:
-        with suppress(OSError):  # a read-only disk refuses this as well
-            aside.unlink(missing_ok=True)
-        raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error

@@ -34,6 +34,7 @@ def test_colours_changed_later_are_those_of_one_call(config: ViewsConfig, channe
     assert torch.equal(views.indices, torch.arange(B))
 
 
+@pytest.mark.cuda
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("config", [SMALL, ODD, LARGE], ids=["small", "odd", "large"])
 def test_a_gpu_is_within_one_grey_level(config: ViewsConfig) -> None:

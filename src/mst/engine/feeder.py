@@ -25,15 +25,22 @@ CLOSING = 3.0
 
 
 class Feeder(Generic[Batch]):
-    """Takes batches from a source, one step's at a time, when asked: it reads nothing ahead.
+    """Takes batches from a source, one step's at a time, when asked: it reads no more than `ahead` steps ahead.
 
     A thread that hangs in its source (a dead network mount) cannot be ended; it is left behind, and the command line
     ends the process without it.
     """
 
-    def __init__(self, source: Callable[[], Iterator[Batch]]) -> None:
-        """Take batches from what `source` returns; it is called in the thread."""
+    def __init__(self, source: Callable[[], Iterator[Batch]], *, ahead: int = 0) -> None:
+        """Take batches from what `source` returns; it is called in the thread.
+
+        Args:
+            source: of the batches.
+            ahead: so many steps' batches are taken before they are asked for, where a device works meanwhile.
+        """
         self._source = source
+        self._ahead = ahead
+        self._closing = False
         self._wanted: SimpleQueue[int] = SimpleQueue()
         self._found: SimpleQueue[list[Batch] | BaseException] = SimpleQueue()
         self._others: set[BaseProcess] = set()
@@ -49,6 +56,8 @@ class Feeder(Generic[Batch]):
             self._others = {*multiprocessing.active_children()}
             self._thread = threading.Thread(target=self._run, name="mst-feeder", daemon=True)
             self._thread.start()
+            for _ in range(self._ahead):
+                self._wanted.put(count)
         self._wanted.put(count)
         signalled: float | None = None
         while True:
@@ -69,6 +78,7 @@ class Feeder(Generic[Batch]):
         """End the source. One that hangs is left behind, its processes are killed."""
         if self._thread is None:
             return
+        self._closing = True
         self._wanted.put(0)
         self._thread.join(CLOSING)
         if self._thread.is_alive():
@@ -79,7 +89,7 @@ class Feeder(Generic[Batch]):
     def _run(self) -> None:
         try:
             source = self._source()
-            while count := self._wanted.get():
+            while (count := self._wanted.get()) and not self._closing:
                 self._found.put(list(itertools.islice(source, count)))
         except BaseException as error:  # it is the caller's
             self._found.put(error)

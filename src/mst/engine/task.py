@@ -139,6 +139,7 @@ class Intervals:
         checkpoint: between two checkpoints, and after the last step.
         max_bad_steps: so many steps in succession may be skipped because something is not finite; one more ends it.
         evaluate_first: also before the first step.
+        ahead: steps whose batches are taken from the task before they are needed (a device works meanwhile).
     """
 
     steps: int
@@ -149,6 +150,7 @@ class Intervals:
     checkpoint: int
     max_bad_steps: int
     evaluate_first: bool = False
+    ahead: int = 0
 
     def row_due(self, step: int) -> bool:
         """Whether a row of metrics is written after `step` steps."""

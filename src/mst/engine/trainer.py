@@ -38,7 +38,7 @@ class Trainer(Generic[Batch]):
         self.task, self.intervals, self.outputs, self.state = task, intervals, outputs, task.state
         self.saver = Saver(task, outputs)
         self.guard = StepGuard(task.buffers)
-        self.feeder = Feeder(lambda: task.batches(self.state.step))
+        self.feeder = Feeder(lambda: task.batches(self.state.step), ahead=intervals.ahead)
         self.record: RunRecord | None = None
         self.throughput = Throughput()
         self.clock = time.perf_counter()

@@ -11,6 +11,7 @@ from torch import Tensor
 from mst.data.loader import BatchLoader, StackedBatch
 from mst.data.sampler import WHOLE, Share
 from mst.planning.setup import Setup, colour_on_device, enough_detail, loader_workers
+from mst.runtime.device import to_device
 from mst.runtime.storage.rundir import RunDir
 from mst.views.finish import finish_views
 from mst.views.multicrop import MultiCrop
@@ -60,7 +61,8 @@ def cut_crops(
 
 
 def as_views(batch: StackedBatch, *, device: torch.device) -> Views:
-    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W]; on the device, if their colours wait for it."""
+    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W] on the device, where their colours may wait."""
     global_crops, local_crops, *numbers = (tensor.transpose(0, 1) for tensor in batch.tensors)
-    views = Views(global_crops, local_crops, batch.indices)
-    return finish_views(views, numbers[0], device) if numbers else views
+    if numbers:
+        return finish_views(Views(global_crops, local_crops, batch.indices), numbers[0], device)
+    return Views(to_device(global_crops, device), to_device(local_crops, device), batch.indices)

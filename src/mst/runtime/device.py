@@ -1,16 +1,22 @@
-"""Which device and which compute type, and why."""
+"""Which device and which compute type, and why; and how batches get to the device."""
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable
+from typing import Literal, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from mst.errors import UsageError
 from mst.runtime.memory import available_memory
 
 Precision = Literal["auto", "fp32", "bf16"]
 """The compute type that is asked for: `auto` is bfloat16 where the device has matrix units for it."""
+
+Raw = TypeVar("Raw")
+Made = TypeVar("Made")
 
 
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
@@ -61,3 +67,36 @@ def select_precision(asked: Precision, device: torch.device) -> tuple[torch.dtyp
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 matrices natively (AVX512-BF16 or AMX)."""
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Return a tensor on a device; what goes from the CPU to CUDA goes from pinned memory, and nobody waits for it."""
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
+
+
+def staged(prepare: Callable[[Raw], Made], device: torch.device) -> Callable[[Raw], Made]:
+    """Return `prepare` such that it does not queue behind the steps on a CUDA device; on a CPU, `prepare` itself.
+
+    Its work goes to a stream of its own, and it is done when the call returns: call it in another thread than the
+    steps', one batch ahead (`mst.engine.feeder`), and copying and colouring are hidden behind a step.
+
+    Args:
+        prepare: brings a batch to the device (with `to_device`); returns tensors in tuples, lists or dictionaries.
+        device: where to.
+    """
+    if device.type != "cuda":
+        return prepare
+    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    def on_own_stream(batch: Raw) -> Made:
+        with torch.cuda.stream(stream):
+            made = prepare(batch)
+        stream.synchronize()
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor) and tensor.device.type == "cuda":
+                tensor.record_stream(torch.cuda.default_stream(device))  # where it is read until it is freed
+        return made
+
+    return on_own_stream

@@ -102,6 +102,7 @@ class Pretraining:
             checkpoint=config.checkpoint.every_steps,
             max_bad_steps=config.train.max_bad_steps,
             evaluate_first=True,
+            ahead=int(self.state.center.device.type == "cuda"),
         )
 
     @property

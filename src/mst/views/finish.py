@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mst.runtime.device import to_device
 from mst.views import colour, crop
 from mst.views.parameters import ColourParameters
 from mst.views.record import Views
@@ -54,7 +55,7 @@ def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
     large = G * numbers.shape[1]
     done = []
     for cut, some in ((views.global_crops, parameters[:large]), (views.local_crops, parameters[large:])):
-        crops = cut.to(device, non_blocking=True).contiguous()  # [V, B, C, h, w]
+        crops = to_device(cut, device).contiguous()  # [V, B, C, h, w]
         finish(crops.flatten(0, 1), some, crops.flatten(0, 1))
         done.append(crops)
     return Views(done[0], done[1], views.indices)

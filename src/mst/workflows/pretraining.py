@@ -36,6 +36,7 @@ from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import as_views, make_loader
 from mst.recipes import base_config
 from mst.runtime import logging
+from mst.runtime.device import staged
 from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
@@ -208,7 +209,7 @@ def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None
     """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
     with make_loader(setup, run, start_step=first_step) as loader:
         try:
-            yield from map(partial(as_views, device=setup.device), loader)
+            yield from map(staged(partial(as_views, device=setup.device), setup.device), loader)
         finally:
             report_unreadable(loader, run)
 

@@ -10,10 +10,11 @@ import pytest
 
 from commands.calls import call, image_folder
 from mst.config.load import override
+from mst.engine.fitting import REFUSED, TIGHT
 from mst.errors import UsageError
 from mst.planning import fitting
 from mst.planning.estimate import networks_memory
-from mst.planning.fitting import bounds, check_fits, fit
+from mst.planning.fitting import bounds, check_fits, counted_bytes, fit
 from mst.planning.measuring import prepare_without_images
 from mst.planning.setup import Setup
 from mst.recipes import base_config
@@ -64,9 +65,9 @@ def test_the_batch_that_is_said_to_fit_does_and_no_much_larger_one(memory: Any) 
     run = setup("debug", train__batch_size=4096)
     found = fit(run)
     assert found is not None
-    assert found.needed > fitting.REFUSED * found.available
+    assert found.needed > REFUSED * found.available
     takes = [networks_memory(fitting.with_images(run, count)) / found.available for count in (found.images, 4096)]
-    assert 0.7 < takes[0] <= fitting.TIGHT < takes[1]
+    assert 0.7 < takes[0] <= TIGHT < takes[1]
     with pytest.raises(UsageError) as refused:
         check_fits(run)
     parts = next(n for n in range(1, 4097) if 4096 % n == 0 and 4096 // n <= found.images)
@@ -78,7 +79,7 @@ def test_the_batch_that_is_said_to_fit_does_and_no_much_larger_one(memory: Any) 
 def test_a_deep_network_is_counted_by_some_of_its_blocks(memory: Any) -> None:
     memory(10 * GIB)
     run = setup("debug", model__depth=26, views__local_crops=0, train__batch_size=16)
-    counted = fitting._Counted(run, 10 * GIB).of(16)
+    counted = counted_bytes(run, 10 * GIB, 16)
     assert counted == pytest.approx(networks_memory(run), rel=0.02)
 
 

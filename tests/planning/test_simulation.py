@@ -16,11 +16,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from commands.calls import image_folder
 from mst.config.load import override
 from mst.config.schema import ModelConfig
+from mst.engine.footprint import LiveBytes
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.lean import FLOP_FORMULAS
 from mst.planning.estimate import networks_memory
 from mst.planning.setup import Setup, prepare
-from mst.planning.simulation import LiveBytes, simulate_step, step_operations
+from mst.planning.simulation import simulate_step, step_operations
 from mst.recipes import base_config
 
 PAPER = ("deit_small_patch16_224", "swin_tiny_patch4_window7_224")

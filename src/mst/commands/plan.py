@@ -44,7 +44,8 @@ def run(argv: Sequence[str]) -> int:
     config = override(base_config(options.recipe), words)
     require_data(config)
 
-    from mst.planning.fitting import check_fits, fit, statement
+    from mst.engine.fitting import statement
+    from mst.planning.fitting import check_fits, fit, pass_of
     from mst.planning.setup import describe_setup, prepare
 
     setup = prepare(config)
@@ -57,7 +58,7 @@ def run(argv: Sequence[str]) -> int:
         check_fits(setup)
         probed = estimate(setup)
     elif (found := fit(setup)) is not None:
-        logging.warn(statement(setup, found))
+        logging.warn(statement(found, pass_of(setup)))
     if options.json:
         emit_json(
             {

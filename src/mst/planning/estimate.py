@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 
 from mst.data.decoding import UnreadableImage, decode_image
+from mst.engine.footprint import LiveBytes
 from mst.errors import RunFailure
 from mst.planning.setup import Setup, loader_workers
-from mst.planning.simulation import LiveBytes, random_views, simulate_step
+from mst.planning.simulation import random_views, simulate_step
 from mst.runtime.seeding import generator
 from mst.train.schedule import step_values
 from mst.train.state import TrainState, new_state
@@ -24,10 +25,6 @@ from mst.views.multicrop import MultiCrop
 FIRST_IMAGES, GROWTH, LONG_ENOUGH = 2, 4, 1.0
 """Images in the first probe step; how many times more in the next, until a step takes this many seconds."""
 AUGMENTED_IMAGES = 8
-ALLOCATOR_SHARE = 1.1
-"""Memory taken per byte of tensors, because allocators round up and keep gaps (benchmarks/plan_memory.py)."""
-CPU_SCRATCH = 180_000_000
-"""Bytes that the CPU's compute libraries take on top, whatever the batch (measured there as well)."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +105,7 @@ def networks_memory(setup: Setup, *, most: int | None = None) -> int:
     """
     live = LiveBytes(setup.device.type, most=most)
     simulate_step(setup, live)
-    return round(live.peak * ALLOCATOR_SHARE) + (CPU_SCRATCH if setup.device.type == "cpu" else 0)
+    return live.taken
 
 
 def process_memory(*, largest: bool = False) -> int:

@@ -29,7 +29,7 @@ from mst.evaluate.segmentation.inference import View, predict_mask
 from mst.evaluate.segmentation.model import Segmenter
 from mst.evaluate.segmentation.patches import TokenTraining, train_on_tokens
 from mst.evaluate.segmentation.pictures import Watch
-from mst.evaluate.segmentation.training import HeadTraining, Task, class_weights, train_segmenter
+from mst.evaluate.segmentation.training import HeadTraining, Task, check_fits, class_weights, train_segmenter
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
 from mst.runtime.identity import CONTENTS
@@ -286,6 +286,7 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
         "precision": str(compute),
         CONTENTS: work.data.fingerprint().digest,
     }
+    check_fits(work.segmenter, task, compute)
     plain = json.loads(json.dumps(identity))
     where = Surroundings(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)
     return asdict(train_segmenter(work.segmenter, task, where))

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
+from math import prod
 from typing import Any, NamedTuple
 
 import torch
@@ -19,18 +21,24 @@ from torch.optim import Optimizer
 
 from mst.data.examples import Place, example_batches
 from mst.data.sampler import WHOLE, EpochOrder, Share
+from mst.engine.fitting import Pass, check_counted
+from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings, Schedule
 from mst.engine.supervised import Outcome, Surroundings, Training, fit
 from mst.errors import UsageError
+from mst.evaluate.common.features import device_of
 from mst.evaluate.segmentation.augment import Augmentation, augmented
 from mst.evaluate.segmentation.data import NO_CLASS, SegmentationData
 from mst.evaluate.segmentation.heads import enlarge
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
+from mst.model.bounds import most_of_scores, most_of_tokens
 from mst.runtime.seeding import generator
 
 AUXILIARY_WEIGHT = 0.4
+MAPS_A_CHANNEL, MAPS_A_CLASS = 12, 12
+"""Most numbers that a head keeps of each pixel for each of its channels, and for each class."""
 
 
 class Batch(NamedTuple):
@@ -214,3 +222,56 @@ def batch_stream(task: Task, first: int, seed: int, *, share: Share = WHOLE) -> 
         for batch in found:
             images, masks = map(torch.stack, zip(*batch.examples, strict=True))
             yield Batch(images, masks, batch.indices, batch.positions)
+
+
+def check_fits(segmenter: Segmenter, task: Task, dtype: torch.dtype) -> None:
+    """Refuse a training whose first step cannot fit into the memory of its device; warn where it is tight.
+
+    Raises:
+        UsageError: it cannot; says what is needed and available, and which option to change to what.
+    """
+    loop, device = task.loop, device_of(segmenter)
+    asked = Pass(
+        loop.batch_size // loop.accumulate,
+        loop.batch_size,
+        loop.accumulate,
+        device,
+        smaller="smaller crops (--size)",
+        network="a smaller head or network (--channels, --backbone)",
+    )
+    counted = partial(counted_bytes, segmenter, task, dtype)
+    check_counted(asked, counted, most=most_bytes(segmenter, task, asked.images))
+
+
+def most_bytes(segmenter: Segmenter, task: Task, images: int) -> int:
+    """Return bytes that a step takes at most, from the sizes of network, head and crops alone."""
+    spec, pixels = segmenter.backbone.spec, prod(task.view.size)
+    tokens = pixels // spec.patch_size**2 + 1
+    fixed = 24 * sum(parameter.numel() for parameter in segmenter.parameters()) + 2**28
+    of_backbone = most_of_tokens(spec, kept=tokens, seen=4 * tokens) + most_of_scores(spec, tokens)
+    of_head = MAPS_A_CHANNEL * segmenter.shape.channels + MAPS_A_CLASS * len(segmenter.classes)
+    return round(fixed + images * (of_backbone + 4 * pixels * (6 * spec.channels + of_head)))
+
+
+def counted_bytes(segmenter: Segmenter, task: Task, dtype: torch.dtype, images: int, most: int) -> int:
+    """Return the memory of a step whose passes have so many images.
+
+    Raises:
+        TooManyBytes: more than `most`.
+    """
+    shape, device = (segmenter.backbone.spec.channels, *task.view.size), device_of(segmenter)
+
+    def loss(like: nn.Module) -> Tensor:
+        views, masks = torch.zeros(images, *shape), torch.zeros(images, *shape[1:], dtype=torch.int64)
+        batch = Batch(views, masks, range(images), range(images))
+        return segmentation_loss(like, batch, task.loss_stride, None, device)
+
+    return training_bytes(
+        segmenter,
+        lambda like: segmenter_optimizer(like, task),  # type: ignore[arg-type]
+        loss,
+        device=device,
+        dtype=dtype,
+        passes=task.loop.accumulate,
+        most=most,
+    )

@@ -178,10 +178,25 @@ def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
     draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
     device = next(model.parameters()).device
     images = normalise(batch.images.to(device, non_blocking=True), network.mean, network.std)  # [B, C, H, W]
+    images = erased(images, protocol.erasing, draw)
+    labels, classes = batch.labels.to(device), len(work.folder.classes)
+    return mixed_loss(model, images, labels, protocol=protocol, classes=classes, draw=draw)
+
+
+def mixed_loss(
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    protocol: FinetuneProtocol,
+    classes: int,
+    draw: np.random.Generator,
+) -> Tensor:
+    """Return the soft cross-entropy of normalised images [B, C, H, W] with labels [B] after mixing."""
     images, targets = mixed(
-        erased(images, protocol.erasing, draw),
-        batch.labels.to(device),
-        len(work.folder.classes),
+        images,
+        labels,
+        classes,
         mixup=protocol.mixup,
         cutmix=protocol.cutmix,
         smoothing=protocol.label_smoothing,

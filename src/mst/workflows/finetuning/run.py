@@ -35,6 +35,7 @@ from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
 from mst.workflows.evaluation.labelled import Limits
 from mst.workflows.finetuning.batches import Work, batch_loss, batches, loop_settings, train_views
+from mst.workflows.finetuning.fitting import check_fits
 from mst.workflows.finetuning.start import (
     FinetuneConfig,
     InputOptions,
@@ -113,6 +114,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     train_views(config, network)  # refuses a description that timm does not know
     folder = labelled_folder(config, network)
     model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
+    check_fits(config, network, model)
     run = create_run_dir(root, overwrite=overwrite)
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}

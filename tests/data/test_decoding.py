@@ -222,7 +222,7 @@ def test_the_exception_is_one_line_and_travels() -> None:
     error = UnreadableImage("/x/a.jpg", "two\nlines ")
     assert str(error) == "/x/a.jpg: two lines"
     again = pickle.loads(pickle.dumps(error))
-    assert (again.path, again.reason) == (error.path, error.reason)
+    assert (again.name, again.reason) == (error.name, error.reason)
 
 
 def test_many_threads_decode_at_once_and_leave_the_warning_filters_alone(tmp_path: Path) -> None:

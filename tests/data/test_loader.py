@@ -18,7 +18,7 @@ from torch import Tensor
 from data.pictures import by_sample, write_textures
 from mst.data import loader as loader_module
 from mst.data import reader, unreadable
-from mst.data.decoding import Detail, decode_image
+from mst.data.decoding import Detail, decode_image, read_image
 from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunks
 from mst.data.reader import ImageCache
 from mst.data.sampler import Share, batch_indices, sample_order
@@ -287,13 +287,13 @@ def test_memory_holds_small_images_until_the_budget_is_spent() -> None:
 
 
 def test_images_are_decoded_once_with_memory(images: ImageIndex, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[Path] = []
+    seen: list[int] = []
 
-    def counted(path: Path, *, channels: int, enough: Detail | None, scale: Scale) -> Tensor:
-        seen.append(path)
-        return decode_image(path, channels=channels, enough=enough, scale=scale)
+    def counted(images: ImageIndex, position: int, *, channels: int, enough: Detail | None, scale: Scale) -> Tensor:
+        seen.append(position)
+        return read_image(images, position, channels=channels, enough=enough, scale=scale)
 
-    monkeypatch.setattr(reader, "decode_image", counted)
+    monkeypatch.setattr(reader, "read_image", counted)
     run(images, batch_size=21, total_steps=4)
     assert len(seen) == 21
 

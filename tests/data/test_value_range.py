@@ -44,7 +44,7 @@ def npy(path: Path, values: np.ndarray) -> Path:
 
 
 def ranges_of(*paths: Path, channels: int = 1, **known: Any) -> ValueRanges:
-    return measured_ranges(list(paths), channels=channels, known=ValueRanges(**known))
+    return measured_ranges(ImageIndex.of(paths), channels=channels, known=ValueRanges(**known))
 
 
 def read(path: Path, ranges: ValueRanges, channels: int = 1) -> np.ndarray:
@@ -216,7 +216,7 @@ def test_plain_images_are_not_decoded(tmp_path: Path, monkeypatch: pytest.Monkey
     for form in ("png", "jpg", "tif", "bmp", "webp", "gif"):
         plain.save(tmp_path / f"a.{form}")
     np.save(tmp_path / "a.npy", grey(RAMP, 0, 1))
-    monkeypatch.setattr("mst.data.statistics.decode_image", pytest.fail)
+    monkeypatch.setattr("mst.data.statistics.read_image", pytest.fail)
     assert ranges_of(*sorted(tmp_path.iterdir())).ranges == {}
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mst.data.sources import ImageIndex
 from mst.data.survey import image_facts
 from mst.runtime.images import image_header, open_image, orientation, upright
 
@@ -127,5 +128,5 @@ def test_libraries_write_nothing_about_damaged_files(tmp_path: Path, capfd: pyte
     for place in range(8, 60):
         path = tmp_path / "a.tif"
         path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
-        image_facts(path)
+        image_facts(ImageIndex.of([path]), 0)
     assert capfd.readouterr().err == ""

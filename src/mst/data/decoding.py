@@ -1,4 +1,4 @@
-"""One image file to one uint8 tensor: every common form of picture, and one exception for everything else.
+"""The bytes of one image to one uint8 tensor: every common form of picture, and one exception for everything else.
 
 Plain JPEGs take torchvision's native decoder (about 1.5x Pillow at 500x375, 4x at 32x32), all else Pillow. Its operator
 is called directly because `torchvision.io` warns of its own removal; where the operator is missing Pillow does it all.
@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +20,8 @@ import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from mst.data.npy import NPY_MAGIC, array_header
+from mst.data.sources.protocol import ImageSource
 from mst.data.tiff import Page, have_tifffile, pillow_reads, read_pages
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
 from mst.errors import DataError, MissingExtra
@@ -34,8 +38,6 @@ from mst.runtime.images import (
     upright,
     without_remarks,
 )
-
-NPY_MAGIC = b"\x93NUMPY"
 
 LARGE = 1 << 24
 """Pixels above which a plain PNG is decoded natively, too: Pillow holds four bytes a pixel, and copies."""
@@ -68,17 +70,17 @@ class UnreadableImage(DataError):
     """A file that gives no image.
 
     Attributes:
-        path: the file.
+        name: of the file, or of the image in a larger one.
         reason: why, on one line.
     """
 
-    def __init__(self, path: str | Path, reason: str) -> None:
-        super().__init__(path, reason)  # both: so that it travels between processes
-        self.path = Path(path)
+    def __init__(self, name: str | Path, reason: str) -> None:
+        super().__init__(name, reason)  # both: so that it travels between processes
+        self.name = os.fspath(name)
         self.reason = " ".join(reason.split()) or "unknown"
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.reason}"
+        return f"{self.name}: {self.reason}"
 
 
 class OtherChannels(UnreadableImage):
@@ -113,27 +115,46 @@ def decode_image(
             outside their range, or (as `OtherChannels`) another number of channels than asked for.
         MissingExtra: a TIFF that needs tifffile.
     """
+    return _decoded(os.fspath(path), lambda: read_regular(path), channels, enough, scale)
+
+
+def read_image(
+    source: ImageSource, position: int, *, channels: int = 3, enough: Detail | None = None, scale: Scale = BY_TYPE
+) -> Tensor:
+    """Return an image of a source; all else as of `decode_image`."""
+    return _decoded(source.name(position), lambda: source.read_bytes(position), channels, enough, scale)
+
+
+def decode_bytes(
+    name: str, data: bytearray, *, channels: int = 3, enough: Detail | None = None, scale: Scale = BY_TYPE
+) -> Tensor:
+    """Return the image in the content of a file called `name`; all else as of `decode_image`."""
+    return _decoded(name, lambda: data, channels, enough, scale)
+
+
+def _decoded(name: str, read: Callable[[], bytearray], channels: int, enough: Detail | None, scale: Scale) -> Tensor:
+    """Read and decode what is called `name`."""
     try:
-        data = read_regular(path)
+        data = read()
         if not data:
-            raise UnreadableImage(path, "empty file")
+            raise UnreadableImage(name, "empty file")
         if data.startswith(NPY_MAGIC):
-            return _decode_array(path, data, channels, scale)
+            return _decode_array(name, data, channels, scale)
         if not pillow_reads(data):
-            return _decode_tiff(path, data, channels, scale)
+            return _decode_tiff(name, data, channels, scale)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
         if image is None and data.startswith(PNG_MAGIC):
             image = decode_large_png(data, channels)
-        return image if image is not None else _decode_with_pillow(path, data, channels, reduction, scale)
+        return image if image is not None else _decode_with_pillow(name, data, channels, reduction, scale)
     except (UnreadableImage, MissingExtra):
         raise
     except OSError as error:
-        raise UnreadableImage(path, error.strerror or said(error)) from error
+        raise UnreadableImage(name, error.strerror or said(error)) from error
     except MemoryError as error:
-        raise UnreadableImage(path, "not enough memory to decode it") from error
+        raise UnreadableImage(name, "not enough memory to decode it") from error
     except Exception as error:  # a decoder may stumble over damaged bytes in any way
-        raise UnreadableImage(path, said(error)) from error
+        raise UnreadableImage(name, said(error)) from error
 
 
 def jpeg_header(data: bytes | bytearray) -> tuple[int, int, int] | None:
@@ -201,7 +222,7 @@ def decode_large_png(data: bytearray, channels: int) -> Tensor | None:
     return image
 
 
-def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduction: int, scale: Scale) -> Tensor:
+def _decode_with_pillow(name: str, data: bytearray, channels: int, reduction: int, scale: Scale) -> Tensor:
     """Decode anything in `FORMATS`; errors are Pillow's, and its remarks about damaged metadata stay unsaid."""
     with quiet_pillow, open_image(data) as image:
         if reduction > 1:
@@ -212,7 +233,7 @@ def _decode_with_pillow(path: str | Path, data: bytearray, channels: int, reduct
             deep = _deep_colours(data, image, scale)
             pixels = _grey_or_rgb(whole if deep is None else deep, channels, scale, image.format)
         else:
-            pixels = _bands(path, image, channels, scale)
+            pixels = _bands(name, image, channels, scale)
     pixels = np.array(np.atleast_3d(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -252,14 +273,14 @@ def _composed(values: Stored, white: int | None, scale: Scale, *, alpha: bool, i
     return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(opacity))
 
 
-def _decode_tiff(path: str | Path, data: bytearray, channels: int, scale: Scale) -> Tensor:
+def _decode_tiff(name: str, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a TIFF whose layout Pillow does not read."""
     pages = read_pages(data, first_only=channels in {1, 3})
     if channels in {1, 3}:
-        pixels = _grey_or_rgb_of(path, pages[0], channels, scale)
+        pixels = _grey_or_rgb_of(name, pages[0], channels, scale)
     else:
         pixels = np.concatenate([_stored_bands(page, scale) for page in pages], axis=2)
-        _check_bands(path, pixels.shape[2], channels)
+        _check_bands(name, pixels.shape[2], channels)
     return torch.from_numpy(np.array(pixels, dtype=np.uint8, order="C")).permute(2, 0, 1)
 
 
@@ -269,22 +290,22 @@ def _stored_bands(page: Page, scale: Scale) -> Pixels:
     return 255 - pixels if page.inverted else pixels
 
 
-def _grey_or_rgb_of(path: str | Path, page: Page, channels: int, scale: Scale) -> Pixels:
+def _grey_or_rgb_of(name: str, page: Page, channels: int, scale: Scale) -> Pixels:
     """Return [H, W, channels] of a page: its colours over white where it is transparent, as Pillow converts them."""
     colours = page.values.shape[2] - page.alpha
     if colours not in {1, 3} or (colours == 3 and not page.colours and channels == 1):
-        _check_bands(path, page.values.shape[2], channels)
+        _check_bands(name, page.values.shape[2], channels)
     image = _composed(page.values, page.white, scale, alpha=page.alpha, inverted=page.inverted)
     return np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
-def _check_bands(path: str | Path, found: int, channels: int) -> None:
+def _check_bands(name: str, found: int, channels: int) -> None:
     """Refuse another number of bands than asked for."""
     if found != channels:
-        raise OtherChannels(path, f"has {found} channel{'s' * (found != 1)}, {channels} are asked for")
+        raise OtherChannels(name, f"has {found} channel{'s' * (found != 1)}, {channels} are asked for")
 
 
-def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale) -> Tensor:
+def _decode_array(name: str, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
     stream = io.BytesIO(data)
     shape, fortran, dtype = array_header(stream)
@@ -301,25 +322,9 @@ def _decode_array(path: str | Path, data: bytearray, channels: int, scale: Scale
     elif values.ndim == 3 and values.shape[0] == channels:
         pixels = values.transpose(1, 2, 0)
     else:
-        raise OtherChannels(path, f"has shape {shape}, {channels} channels first or last are asked for")
+        raise OtherChannels(name, f"has shape {shape}, {channels} channels first or last are asked for")
     pixels = np.array(eight_bits(pixels, None, scale), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
     return torch.from_numpy(pixels).permute(2, 0, 1)
-
-
-def array_header(stream: io.BytesIO) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return (shape, whether in Fortran's order, type) of a .npy file; the stream stands at its values then.
-
-    Raises:
-        ValueError: a damaged header, or one of another version than 1.0 and 2.0.
-    """
-    read_header = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
-    version = np.lib.format.read_magic(stream)
-    if version not in read_header:
-        raise ValueError(f"a .npy file of version {version}: only 1.0 and 2.0 are understood")
-    try:
-        return read_header[version](stream)
-    except Exception as error:  # NumPy shows the parts of its parser, with their addresses
-        raise ValueError("a .npy file with a damaged header") from error
 
 
 def _grey_or_rgb(image: Image.Image, channels: int, scale: Scale, form: str | None) -> Pixels:
@@ -348,11 +353,11 @@ def _in_strips(image: Image.Image, channels: int, scale: Scale) -> Pixels:
     return pixels
 
 
-def _bands(path: str | Path, image: Image.Image, channels: int, scale: Scale) -> Pixels:
+def _bands(name: str, image: Image.Image, channels: int, scale: Scale) -> Pixels:
     """Return [H, W, channels]: the bands of every page side by side, colours as stored."""
     form = image.format
     pages = [np.atleast_3d(_deep(page, scale, form)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
-    _check_bands(path, sum(page.shape[2] for page in pages), channels)
+    _check_bands(name, sum(page.shape[2] for page in pages), channels)
     return np.concatenate(pages, axis=2)
 
 

@@ -6,19 +6,20 @@ import os
 from itertools import pairwise
 from pathlib import Path
 
-from mst.data.sources import ImageIndex
+from mst.data.sources.index import ImageIndex
+from mst.data.sources.protocol import ImageSource, within
 from mst.errors import UsageError
 from mst.runtime.names import shown
 
 
-def refuse_inside(folder: Path, *images: ImageIndex) -> None:
+def refuse_inside(folder: Path, *images: ImageSource) -> None:
     """Refuse a run folder that is going to be deleted and holds images.
 
     Raises:
         UsageError: names the first.
     """
-    for index in images:
-        inside = first_inside(index, folder)
+    for source in images:
+        inside = first_inside(source, folder) if isinstance(source, ImageIndex) else within(source, folder)
         if inside is not None:
             raise UsageError(
                 f"--out {shown(folder)} holds the image {shown(inside)}, which --overwrite would delete: "

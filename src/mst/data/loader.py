@@ -25,7 +25,7 @@ from mst.data.background import CLOSING, BackgroundThreads, read_ahead
 from mst.data.decoding import Detail
 from mst.data.reader import Chunk, ImageCache, Places, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import WHOLE, Microbatch, Share, divided, microbatches, position_of, steps_per_epoch
-from mst.data.sources import ImageIndex
+from mst.data.sources.protocol import ImageSource
 from mst.data.transport import free_shared_memory, packed, unpacked
 from mst.data.unreadable import UnreadableFiles
 from mst.data.value_range import BY_TYPE, Scale
@@ -42,7 +42,7 @@ class StackedBatch(NamedTuple):
 
     Attributes:
         tensors: the transform's results, each stacked at dimension 0: [b, ...].
-        indices: the image that each sample shows, as a position in the index: int64 [b].
+        indices: the image that each sample shows, as a position in the source: int64 [b].
         step: the optimizer step it belongs to, from 0.
         positions: of the samples in the step's whole batch, which other processes and microbatches share: b of them.
     """
@@ -83,7 +83,7 @@ class BatchLoader:
 
     def __init__(
         self,
-        index: ImageIndex,
+        images: ImageSource,
         transform: Transform,
         *,
         batch_size: int,
@@ -104,7 +104,7 @@ class BatchLoader:
         """Prepare; nothing is read before the first batch is asked for.
 
         Args:
-            index: the images.
+            images: those to read.
             transform: see `mst.data.reader.Transform`; with workers it is copied into each of them.
             batch_size: images per optimizer step, over all processes.
             seed: of order and views.
@@ -126,19 +126,19 @@ class BatchLoader:
         """
         if workers < 0:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
-        self.steps_per_epoch = steps_per_epoch(len(index), batch_size)
+        self.steps_per_epoch = steps_per_epoch(len(images), batch_size)
         self.wait_seconds = 0.0
         parts = share.microbatches(batch_size, accumulate)
         samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * sum(map(len, parts))
         self.unreadable = UnreadableFiles(
-            index, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
+            images, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )
         self._flags = flags
         self._batch_size, self._workers = batch_size, workers
         self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
         self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
-        self._reader = SampleReader(index, transform, channels, seed, enough, memory, scale)
+        self._reader = SampleReader(images, transform, channels, seed, enough, memory, scale)
         self._executor: Executor | None = None
         self._batches = self._iterate()
 

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mst.data.decoding import Detail, UnreadableImage, decode_image
+from mst.data.decoding import Detail, UnreadableImage, read_image
 from mst.data.sampler import EpochOrder
-from mst.data.sources import ImageIndex
+from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.runtime.seeding import generator
@@ -87,7 +87,7 @@ class SampleReader:
     """Reads samples by (epoch, position).
 
     Attributes:
-        index: all images.
+        images: all of them.
         transform: applied to the decoded images of a chunk.
         channels: of the decoded images.
         seed: of the order and of each sample's generator.
@@ -96,7 +96,7 @@ class SampleReader:
         cache: None = decode every time.
     """
 
-    index: ImageIndex
+    images: ImageSource
     transform: Transform
     channels: int
     seed: int
@@ -105,7 +105,7 @@ class SampleReader:
     scale: Scale = BY_TYPE
 
     def __post_init__(self) -> None:
-        self._order = EpochOrder(len(self.index), self.seed)
+        self._order = EpochOrder(len(self.images), self.seed)
 
     def read(self, places: Places) -> Chunk:
         """Return the samples at these places.
@@ -141,18 +141,17 @@ class SampleReader:
             except UnreadableImage as error:
                 unreadable.append((index, error.reason))
         raise DataError(
-            f"{tries} images in a row could not be read, the last: {self.index[index]}: {unreadable[-1][1]};"
+            f"{tries} images in a row could not be read, the last: {self.images.name(index)}: {unreadable[-1][1]};"
             " mend or remove them"
         )
 
     def _decoded(self, index: int) -> Tensor:
         """Return the image, from memory if it is there: uint8 [C, H, W]."""
-        if self.cache is None:
-            return decode_image(self.index[index], channels=self.channels, enough=self.enough, scale=self.scale)
-        image = self.cache.get(index)
+        image = None if self.cache is None else self.cache.get(index)
         if image is None:
-            image = decode_image(self.index[index], channels=self.channels, enough=self.enough, scale=self.scale)
-            self.cache.offer(index, image)
+            image = read_image(self.images, index, channels=self.channels, enough=self.enough, scale=self.scale)
+            if self.cache is not None:
+                self.cache.offer(index, image)
         return image
 
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mst.data.decoding import NPY_MAGIC, UnreadableImage, array_header, decode_image
-from mst.data.files.kinds import beginning
-from mst.data.sources import ImageIndex, even_positions
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.files.kinds import ENOUGH
+from mst.data.npy import LONGEST_HEADER, NPY_MAGIC, array_header
+from mst.data.sources.protocol import ImageSource, even_positions
 from mst.data.tiff import MAGIC as TIFF_MAGIC
 from mst.data.tiff import pillow_reads
 from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range, span_text
 from mst.errors import DataError
-from mst.runtime.images import PNG_MAGIC, open_image, read_regular
+from mst.runtime.images import PNG_MAGIC, open_image
 
 MEASURED_IMAGES = 256
 """Images that are read, at even distances: enough for two digits, a few seconds of decoding."""
@@ -33,7 +33,7 @@ Values = tuple[float, ...]
 
 
 def channel_statistics(
-    images: ImageIndex, *, channels: int, sample: int = MEASURED_IMAGES, scale: Scale = BY_TYPE
+    images: ImageSource, *, channels: int, sample: int = MEASURED_IMAGES, scale: Scale = BY_TYPE
 ) -> tuple[Values, Values]:
     """Return mean and standard deviation of the pixels of each channel, in [0, 1].
 
@@ -52,9 +52,9 @@ def channel_statistics(
     second = torch.zeros(channels, dtype=torch.float64)  # [C]
     read = 0
     problem: UnreadableImage | None = None
-    for path in images.evenly(sample):
+    for position in even_positions(len(images), sample).tolist():
         try:
-            pixels = decode_image(path, channels=channels, scale=scale)
+            pixels = read_image(images, position, channels=channels, scale=scale)
         except UnreadableImage as unreadable:
             problem = problem or unreadable
             continue
@@ -91,7 +91,7 @@ def _rounded(values: torch.Tensor) -> Values:
     return tuple(round(value, DIGITS) for value in values.tolist())
 
 
-def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known: ValueRanges) -> ValueRanges:
+def measured_ranges(images: ImageSource, *, channels: int, known: ValueRanges) -> ValueRanges:
     """Return the value ranges of what the images are stored as, measured on a sample of them.
 
     Of images in 8 bits and of such that say themselves what is white only the first bytes are read. The same images
@@ -108,13 +108,13 @@ def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known
     """
     if GIVEN in known.ranges:
         return known
-    sample = [images[int(position)] for position in even_positions(len(images), MEASURED_IMAGES)]
-    deep = [path for path in sample if may_be_deep(path)]
-    few = [deep[int(position)] for position in even_positions(len(deep), FEW)]
+    sample = even_positions(len(images), MEASURED_IMAGES).tolist()
+    deep = [position for position in sample if may_be_deep(images, position)]
+    few = [deep[place] for place in even_positions(len(deep), FEW).tolist()]
     meter = Meter()
-    for path in few if _bytes_of(few) > HEAVY else deep:
+    for position in few if _bytes_of(images, few) > HEAVY else deep:
         try:
-            decode_image(path, channels=channels, scale=meter)
+            read_image(images, position, channels=channels, scale=meter)
         except UnreadableImage:
             continue
     found = dict(known.ranges)
@@ -129,7 +129,7 @@ def measured_ranges(images: ImageIndex | Sequence[Path], *, channels: int, known
     return ValueRanges(found, known.option)
 
 
-def measured_scale(images: ImageIndex | Sequence[Path], *, channels: int, known: ValueRanges | None) -> Scale:
+def measured_scale(images: ImageSource, *, channels: int, known: ValueRanges | None) -> Scale:
     """Return how a data set's values become 8 bits: `measured_ranges`, or where None is known each image decides.
 
     Raises:
@@ -138,37 +138,31 @@ def measured_scale(images: ImageIndex | Sequence[Path], *, channels: int, known:
     return BY_TYPE if known is None else measured_ranges(images, channels=channels, known=known)
 
 
-def _bytes_of(paths: Iterable[Path]) -> int:
+def _bytes_of(images: ImageSource, positions: Sequence[int]) -> int:
     total = 0
-    for path in paths:
+    for position in positions:
         try:
-            total += path.stat().st_size
+            total += images.size(position)
         except OSError:
             continue
     return total
 
 
-def may_be_deep(path: Path) -> bool:
-    """Return whether a file may hold other values than 8 bits or such as it says the range of; quick."""
+def may_be_deep(images: ImageSource, position: int) -> bool:
+    """Return whether an image may hold other values than 8 bits or such as it says the range of; quick."""
     try:
-        head = beginning(path)
+        head = images.read_bytes(position, ENOUGH)
         if head.startswith(PNG_MAGIC):
             return head[24:25] == b"\x10"
         if head.startswith(TIFF_MAGIC):
-            data = read_regular(path)
+            data = images.read_bytes(position)
             if not pillow_reads(data):
                 return True
             with open_image(data) as image:
                 return image.mode[0] in "IF" or 16 in image.tag_v2.get(258, ())  # type: ignore[attr-defined]
-        if head.startswith(NPY_MAGIC):
-            return not _holds_bytes(path)
+        if head.startswith(NPY_MAGIC):  # of uint8 or truth values?
+            start = io.BytesIO(images.read_bytes(position, LONGEST_HEADER))
+            return array_header(start)[2] not in {np.dtype(np.uint8), np.dtype(np.bool_)}
     except Exception:  # whatever damaged bytes raise: the decoder's word counts
         return True
     return False
-
-
-def _holds_bytes(path: Path) -> bool:
-    """Return whether an array is of uint8 or truth values, by its header."""
-    with path.open("rb") as file:
-        start = io.BytesIO(file.read(1 << 16))
-    return array_header(start)[2] in {np.dtype(np.uint8), np.dtype(np.bool_)}

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import NPY_MAGIC, Detail, UnreadableImage, decode_image, decode_large_png, said
-from mst.data.files.kinds import beginning
+from mst.data.background import read_in_threads
+from mst.data.decoding import Detail, UnreadableImage, decode_bytes, decode_large_png, said
 from mst.data.files.passed import PassedOver
-from mst.data.sources import ImageIndex, Source, index_images
+from mst.data.npy import NPY_MAGIC
+from mst.data.sources import ImageSource, Source, open_images
 from mst.data.statistics import STRIP, measured_ranges, moments, sums_of
 from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
 from mst.errors import DataError
-from mst.runtime.images import PNG_MAGIC, image_header, open_image, orientation, quiet_pillow, read_regular
+from mst.runtime.images import PNG_MAGIC, image_header, open_image, orientation, quiet_pillow
 from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
@@ -51,7 +51,7 @@ class ImageFacts:
     """What one file holds.
 
     Attributes:
-        path: the file.
+        name: its path, or where it lies in a larger file.
         reason: why it cannot be read; empty for a readable one.
         size: (H, W), upright.
         mode: Pillow's name for its channels; "array" for a .npy file.
@@ -63,7 +63,7 @@ class ImageFacts:
         square: mean of their squares.
     """
 
-    path: Path
+    name: str
     reason: str = ""
     size: tuple[int, int] = (0, 0)
     mode: str = ""
@@ -80,7 +80,7 @@ class Survey:
     """What was found so far; counts only, so that a million images need little memory."""
 
     images: int = 0
-    unreadable: list[tuple[Path, str]] = field(default_factory=list)
+    unreadable: list[tuple[str, str]] = field(default_factory=list)
     sizes: Counter[str] = field(default_factory=Counter)
     modes: Counter[str] = field(default_factory=Counter)
     forms: Counter[str] = field(default_factory=Counter)
@@ -96,9 +96,9 @@ class Survey:
     def add(self, fact: ImageFacts) -> None:
         """Count an image."""
         self.images += 1
-        self.names[hash(fact.path.name)] += 1
+        self.names[hash(os.path.basename(fact.name))] += 1
         if fact.reason:
-            self.unreadable.append((fact.path, fact.reason))
+            self.unreadable.append((fact.name, fact.reason))
             return
         self.sizes[f"{fact.size[0]}x{fact.size[1]}"] += 1
         self.modes[fact.mode] += 1
@@ -120,7 +120,7 @@ class Survey:
         return {
             "images": self.images,
             "readable": readable,
-            "unreadable": [{"path": shown(path), "reason": reason} for path, reason in self.unreadable],
+            "unreadable": [{"path": shown(name), "reason": reason} for name, reason in self.unreadable],
             "sizes": dict(self.sizes.most_common()),
             "shortest_side": low,
             "longest_side": high,
@@ -173,7 +173,7 @@ def inspect_images(
     Raises:
         UsageError, DataError: as `index_images`.
     """
-    images = index_images(paths, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
+    images = open_images(paths, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
     found = Survey(passed=images.passed)
     ranges, problem = _ranges(images, channels, value_range)
     facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)), ranges)
@@ -182,7 +182,7 @@ def inspect_images(
     return {**found.row(), "value_ranges": ranges.to_json(), "value_range_problem": problem}
 
 
-def _ranges(images: ImageIndex, channels: int, given: Range | None) -> tuple[ValueRanges, str]:
+def _ranges(images: ImageSource, channels: int, given: Range | None) -> tuple[ValueRanges, str]:
     """Return the value ranges, and why they cannot be seen."""
     known = ValueRanges(option=OPTION) if given is None else ValueRanges.given(given, OPTION)
     try:
@@ -191,42 +191,43 @@ def _ranges(images: ImageIndex, channels: int, given: Range | None) -> tuple[Val
         return known, str(problem)
 
 
-def image_facts(path: Path, channels: int = 3, scale: Scale = BY_TYPE) -> ImageFacts:
-    """Open one file completely; a broken one is a fact, not an error."""
+def image_facts(images: ImageSource, position: int, channels: int = 3, scale: Scale = BY_TYPE) -> ImageFacts:
+    """Open one image completely; a broken one is a fact, not an error."""
+    name = images.name(position)
     try:
-        with _one_large if path.stat().st_size > HEAVY else nullcontext():
-            array = beginning(path).startswith(NPY_MAGIC)
-            return _array_facts(path, channels, scale) if array else _picture_facts(path, channels, scale)
+        with _one_large if images.size(position) > HEAVY else nullcontext():
+            data = images.read_bytes(position)
+            facts = _array_facts if data.startswith(NPY_MAGIC) else _picture_facts
+            return facts(name, data, channels, scale)
     except UnreadableImage as problem:
-        return ImageFacts(path, problem.reason)
+        return ImageFacts(name, problem.reason)
     except OSError as problem:
-        return ImageFacts(path, problem.strerror or " ".join(said(problem).split()))
+        return ImageFacts(name, problem.strerror or " ".join(said(problem).split()))
     except Exception as problem:  # a decoder may stumble over damaged bytes in any way
-        return ImageFacts(path, " ".join(said(problem).split()))
+        return ImageFacts(name, " ".join(said(problem).split()))
 
 
-def _scan(images: ImageIndex, channels: int, workers: int, scale: Scale) -> Iterator[ImageFacts]:
+def _scan(images: ImageSource, channels: int, workers: int, scale: Scale) -> Iterator[ImageFacts]:
     """Open the images in threads, in order, a few hundred at a time."""
-    waiting = iter(images)
-    with ThreadPoolExecutor(workers) as pool:
-        while group := list(islice(waiting, AT_ONCE)):
-            yield from pool.map(partial(image_facts, channels=channels, scale=scale), group)
+    look = partial(image_facts, images, channels=channels, scale=scale)
+    return read_in_threads(look, range(len(images)), workers, ahead=AT_ONCE)
 
 
-def _array_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
+def _array_facts(name: str, data: bytearray, channels: int, scale: Scale) -> ImageFacts:
     """Return what a .npy file holds."""
-    pixels = decode_image(path, channels=channels, scale=scale)  # [C, H, W]; its header has been checked
-    stored = np.load(path, mmap_mode="r", allow_pickle=False)
+    pixels = decode_bytes(name, data, channels=channels, scale=scale)  # [C, H, W]; its header has been checked
+    stored = np.load(io.BytesIO(data), allow_pickle=False)
     values = None if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
     mean, square = moments(pixels)
     height, width = pixels.shape[-2:]
-    return ImageFacts(path, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
+    return ImageFacts(name, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
 
 
-def _picture_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
+def _picture_facts(name: str, data: bytearray, channels: int, scale: Scale) -> ImageFacts:
     """Return what an image file holds."""
+    decoded = partial(decode_bytes, name, data, channels=channels, scale=scale)
     try:
-        with quiet_pillow, open_image(path) as image:
+        with quiet_pillow, open_image(data) as image:
             mode, form = image.mode, image.format or "unknown"
             stored = image.height, image.width
             large = stored[0] * stored[1] > LARGE
@@ -236,34 +237,35 @@ def _picture_facts(path: Path, channels: int, scale: Scale) -> ImageFacts:
         ValueError,
         SyntaxError,
     ):  # bands that Pillow does not know, or no image: the decoder's word counts
-        pixels = decode_image(path, channels=channels, scale=scale)
+        pixels = decoded()
         mean, square = moments(pixels)
         shape = int(pixels.shape[-2]), int(pixels.shape[-1])
-        return ImageFacts(path, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
+        return ImageFacts(name, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
     if not large:
-        pixels = decode_image(path, channels=channels, scale=scale)
+        pixels = decoded()
         size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
         mean, square = moments(pixels)
     else:
         with _one_large:
-            mean, square, turn = _large(path, channels, mode, form, turn, scale=scale)
+            mean, square, turn = _large(decoded, data, channels, (mode, form, turn))
         size = stored[::-1] if turn >= 5 else stored
-    depth, values = _depth(path, mode)
-    return ImageFacts(path, "", size, mode, form, depth, values, turn > 1, mean, square)
+    depth, values = _depth(data, mode)
+    return ImageFacts(name, "", size, mode, form, depth, values, turn > 1, mean, square)
 
 
 def _large(
-    path: Path, channels: int, mode: str, form: str, turn: int, *, scale: Scale
+    decoded: Callable[..., Tensor], data: bytearray, channels: int, stored: tuple[str, str, int]
 ) -> tuple[tuple[float, ...], tuple[float, ...], int]:
     """Return the moments of a large image, taken with little memory, and its orientation."""
+    mode, form, turn = stored
     if form == "JPEG":
-        return *moments(decode_image(path, channels=channels, enough=Detail(LARGE // 16, 1), scale=scale)), turn
-    if channels not in {1, 3} or mode not in STRIPPED or _deep_png(path):
-        return *moments(decode_image(path, channels=channels, scale=scale)), image_header(path).orientation
-    if form == "PNG" and (pixels := decode_large_png(read_regular(path), channels)) is not None:
+        return *moments(decoded(enough=Detail(LARGE // 16, 1))), turn
+    if channels not in {1, 3} or mode not in STRIPPED or _deep_png(data):
+        return *moments(decoded()), image_header(data).orientation
+    if form == "PNG" and (pixels := decode_large_png(data, channels)) is not None:
         return *moments(pixels), 1
     sums = torch.zeros(2, channels, dtype=torch.float64)
-    with quiet_pillow, open_image(path) as image:
+    with quiet_pillow, open_image(data) as image:
         image.load()
         rows = max(1, STRIP // image.width)
         for top in range(0, image.height, rows):
@@ -277,19 +279,18 @@ def _large(
         return tuple(sums[0].tolist()), tuple(sums[1].tolist()), orientation(image)
 
 
-def _depth(path: Path, mode: str) -> tuple[str, tuple[float, float] | None]:
+def _depth(data: bytearray, mode: str) -> tuple[str, tuple[float, float] | None]:
     """Return how deep the values are, and their range where it is not 8 bits."""
     if not mode.startswith(("I", "F")):
-        return "16 bits" if _deep_png(path) else DEPTHS.get(mode, "8 bits"), None
-    with quiet_pillow, open_image(path) as image:
+        return "16 bits" if _deep_png(data) else DEPTHS.get(mode, "8 bits"), None
+    with quiet_pillow, open_image(data) as image:
         found = np.asarray(image)
     return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
 
 
-def _deep_png(path: Path) -> bool:
-    """Return whether a file is a PNG of 16 bits, whose colours Pillow calls 8 bits."""
-    head = beginning(path)
-    return head.startswith(PNG_MAGIC) and head[24] == 16
+def _deep_png(data: bytearray) -> bool:
+    """Return whether these bytes are a PNG of 16 bits, whose colours Pillow calls 8 bits."""
+    return data.startswith(PNG_MAGIC) and data[24] == 16
 
 
 def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from mst.data.reader import Chunk
-from mst.data.sources import ImageIndex
+from mst.data.sources.protocol import ImageSource
 from mst.errors import DataError
 
 ENOUGH_TO_JUDGE = 1000
@@ -24,15 +24,15 @@ class UnreadableFiles:
         listing: text file that gets one line per file, path TAB reason; None = no list.
     """
 
-    def __init__(self, index: ImageIndex, *, limit: float, flag: str, enough: int, listing: Path | None) -> None:
+    def __init__(self, images: ImageSource, *, limit: float, flag: str, enough: int, listing: Path | None) -> None:
         self.limit = limit
         self.flag = flag
         self.listing = listing
-        self._index = index
+        self._images = images
         self._enough = min(enough, ENOUGH_TO_JUDGE)
         self._samples = 0
-        self._read = torch.zeros(len(index), dtype=torch.bool)
-        self._failed = torch.zeros(len(index), dtype=torch.bool)
+        self._read = torch.zeros(len(images), dtype=torch.bool)
+        self._failed = torch.zeros(len(images), dtype=torch.bool)
         self._listed = _listed_before(listing)
 
     @property
@@ -75,7 +75,7 @@ class UnreadableFiles:
         """Write the failures that the list does not hold yet."""
         if self.listing is None:
             return
-        lines = {_one_line(os.fsencode(self._index[index])): reason for index, reason in new.items()}
+        lines = {_one_line(os.fsencode(self._images.name(index))): reason for index, reason in new.items()}
         with self.listing.open("ab") as file:
             file.writelines(
                 path + b"\t" + reason.encode("utf-8", "backslashreplace") + b"\n"

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.sources import even_positions
 from mst.engine.footprint import LiveBytes
 from mst.errors import RunFailure
 from mst.planning.setup import Setup, loader_workers
@@ -129,10 +130,10 @@ def _data_rate(setup: Setup) -> float:
     """Return the images per second that the loader can decode and augment."""
     transform = MultiCrop(setup.config.views, channels=setup.config.data.channels)
     seconds, done = 0.0, 0
-    for position, path in enumerate(setup.images.evenly(AUGMENTED_IMAGES)):
+    for position, chosen in enumerate(even_positions(len(setup.images), AUGMENTED_IMAGES).tolist()):
         started = time.perf_counter()
         try:
-            image = decode_image(path, channels=setup.config.data.channels, scale=setup.scale)
+            image = read_image(setup.images, chosen, channels=setup.config.data.channels, scale=setup.scale)
             transform(image, generator("probe", position))
         except UnreadableImage:
             continue

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
-from mst.data.decoding import Detail, OtherChannels, UnreadableImage, decode_image
+from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
-from mst.data.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageSource, even_positions, open_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError, UsageError
@@ -60,7 +60,7 @@ class Setup:
 
     config: RunConfig
     plan: RunPlan
-    images: ImageIndex
+    images: ImageSource
     labelled: LabelledSets | None
     spec: BackboneSpec
     device: torch.device
@@ -125,7 +125,7 @@ def prepare(config: RunConfig) -> Setup:
     precision, reason = select_precision(config.runtime.precision, device)
     channels = config.data.channels
     cache = cache_folder() if config.data.index_cache else None
-    images = index_images(
+    images = open_images(
         config.data.train,
         limit=config.data.limit,
         channels=channels,
@@ -145,7 +145,7 @@ def prepare(config: RunConfig) -> Setup:
     return Setup(config, plan, images, labelled, spec, device, precision, reason)
 
 
-def value_ranges(config: RunConfig, images: ImageIndex) -> ValueRanges:
+def value_ranges(config: RunConfig, images: ImageSource) -> ValueRanges:
     """Return the range of values that are not stored in 8 bits: as given, or as measured on a sample.
 
     Raises:
@@ -262,7 +262,7 @@ def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
     return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
 
 
-def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE) -> None:
+def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE) -> None:
     """Open a few images, evenly spaced.
 
     Args:
@@ -277,9 +277,9 @@ def check_sample(images: ImageIndex, *, channels: int, patch_size: int, origin: 
     """
     sizes: list[tuple[int, int]] = []
     problems: list[UnreadableImage] = []
-    for path in images.evenly(SAMPLE):
+    for position in even_positions(len(images), SAMPLE).tolist():
         try:
-            height, width = decode_image(path, channels=channels, scale=scale).shape[-2:]
+            height, width = read_image(images, position, channels=channels, scale=scale).shape[-2:]
         except UnreadableImage as problem:
             problems.append(problem)
         else:

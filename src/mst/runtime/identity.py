@@ -73,6 +73,7 @@ def identify(
     *,
     count: int,
     files: Sequence[str | Path | bytes] = (),
+    contents: Iterable[bytes] | None = None,
     annotations: Iterable[bytes | Path] = (),
 ) -> DataIdentity:
     """Return the identity of a data set.
@@ -84,11 +85,14 @@ def identify(
         count: images.
         files: paths of all files, images and masks, or of an even sample (see `sample_positions`); of these the sizes
             of at most 1024 and the contents of at most 128 count. A file that cannot be read counts as such.
+        contents: in place of files, bytes of an even sample of images that are no files of their own.
         annotations: files of annotations, read whole; and bytes, such as labels and the names of classes.
     """
     parts = {"names": _names_digest(names)}
     if len(files):
         parts["files"] = _files_digest(files)
+    elif contents is not None:
+        parts["files"] = _digest(contents)
     described = list(annotations)
     if described:
         parts["annotations"] = _digest(part if isinstance(part, bytes) else _content(part) for part in described)

@@ -106,7 +106,7 @@ _PILLOW_FILTER = ("ignore", None, Warning, re.compile(r"PIL\."), 0)  # as `warni
 quiet_pillow = _QuietPillow()
 
 
-def read_regular(path: str | Path) -> bytearray:
+def read_regular(path: str | bytes | Path) -> bytearray:
     """Return the content of a regular file; never waits for a pipe, a device or a socket.
 
     Raises:
@@ -166,7 +166,7 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
     return image
 
 
-def image_header(path: str | Path) -> Header:
+def image_header(path: str | Path | bytearray) -> Header:
     """Return what a file says of its size and orientation.
 
     Raises:

@@ -15,12 +15,12 @@ from torch import Tensor
 
 from mst.config.load import dump_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
-from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.decoding import UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader
-from mst.data.sources import ImageIndex, index_images
+from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.classification.knn import KnnProtocol, evaluate_knn
@@ -146,11 +146,13 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
         refuse_inside(run.root, *indexed(config))
 
 
-def indexed(config: RunConfig) -> list[ImageIndex]:
+def indexed(config: RunConfig) -> list[ImageSource]:
     """Return all training and labelled images, those beyond limits too."""
     data, labelled = config.data, config.monitor.knn_data
     cache = cache_folder() if data.index_cache else None
-    found = [index_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)]
+    found: list[ImageSource] = [
+        open_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)
+    ]
     if labelled is not None:
         folder = LabelledFolder(labelled, channels=data.channels, tell=False)
         found += [folder.train.paths, folder.val.paths]
@@ -236,9 +238,9 @@ def preview_samples(setup: Setup) -> Tensor | None:
 
 
 def _readable(setup: Setup) -> Iterator[Tensor]:
-    for path in setup.images.evenly(PREVIEW_IMAGES):
+    for position in even_positions(len(setup.images), PREVIEW_IMAGES).tolist():
         try:
-            yield decode_image(path, channels=setup.config.data.channels, scale=setup.scale)
+            yield read_image(setup.images, position, channels=setup.config.data.channels, scale=setup.scale)
         except UnreadableImage:
             continue
 

@@ -147,7 +147,7 @@ def _result(setup: Setup, step: int, inspection: Inspection) -> dict[str, Any]:
     pixels = bool(found) and found[0].name.startswith("pixels")
     everyone = len(inspection.images) == len(inspection.indices) and not pixels
     images = [
-        {"position": place, "index": inspection.indices[place], "path": str(setup.images[inspection.indices[place]])}
+        {"position": place, "index": inspection.indices[place], "path": setup.images.name(inspection.indices[place])}
         for place in inspection.images
     ]
     return {

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import timm
 from safetensors.torch import save
 
 from mst.config.schema import ModelConfig
-from mst.data.sources import ImageIndex
+from mst.data.sources import ImageSource
 from mst.data.statistics import measured_scale
 from mst.data.value_range import Range, Scale, ValueRanges, check_range
 from mst.errors import CheckpointError, UsageError
@@ -118,7 +117,7 @@ class Subject:
         except ValueError as error:
             raise CheckpointError(f"{self.name}: {error} in its metadata") from error
 
-    def scale(self, images: ImageIndex | Sequence[Path], given: Range | None = None) -> Scale:
+    def scale(self, images: ImageSource, given: Range | None = None) -> Scale:
         """Return how values of images that are not stored in 8 bits become such.
 
         Raises:
@@ -170,7 +169,7 @@ class Subject:
         return named
 
 
-def prediction_scale(images: ImageIndex, channels: int, kept: object, given: Range | None) -> Scale:
+def prediction_scale(images: ImageSource, channels: int, kept: object, given: Range | None) -> Scale:
     """Return how values of images become 8 bits for a trained network that keeps its own value ranges.
 
     Args:

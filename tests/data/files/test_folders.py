@@ -10,16 +10,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mst.data import sources
 from mst.data.files import folders
 from mst.data.files.folders import cache_file, cache_folder, recall
-from mst.data.sources import EXTENSIONS, index_images
+from mst.data.sources import EXTENSIONS, index_images, search
 
 
 @pytest.fixture
 def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Nine folders of images, changed long ago."""
-    monkeypatch.setattr(sources, "FEWEST", 1)
+    monkeypatch.setattr(search, "FEWEST", 1)
     root = tmp_path / "set"
     for a in "xyz":
         for b in "123":
@@ -128,7 +127,7 @@ def test_overlapping_sources_count_once(tree: Path, tmp_path: Path) -> None:
 
 
 def test_small_folders_are_not_remembered(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "FEWEST", 19)
+    monkeypatch.setattr(search, "FEWEST", 19)
     paths(tree, tmp_path / "cache")
     assert not (tmp_path / "cache").exists()
 

@@ -11,6 +11,7 @@ EXTENSIONS = frozenset(name.encode() for name in (*COMMON, *RARE))
 """Extensions of images, lower case."""
 ARRAY = b"npy"
 """Searched for only where images are neither grey nor RGB: beside photographs such files hold masks or features."""
+ZIPPED_ARRAYS = b"npz"
 BY_CONTENT = b"*"
 """Among the wanted extensions: other files are opened, and taken where they begin as an image does."""
 
@@ -63,15 +64,15 @@ def begins_as_image(head: bytes) -> bool:
     return head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis"}
 
 
-def beginning(path: bytes | Path) -> bytes:
-    """Return a file's first bytes; a pipe is not waited for.
+def beginning(path: bytes | Path, most: int = ENOUGH) -> bytes:
+    """Return a file's first bytes, at most so many; a pipe is not waited for.
 
     Raises:
         OSError: it cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
     try:
-        return os.read(descriptor, ENOUGH)
+        return os.read(descriptor, most)
     finally:
         os.close(descriptor)
 

@@ -97,7 +97,7 @@ def training_maps(
         try:
             image, mask = data.checked(data.train, index)
         except UnreadableImage as problem:
-            raise UnusablePair(problem.path, str(problem)) from problem
+            raise UnusablePair(problem.name, str(problem)) from problem
         except DataError as problem:
             raise UnusablePair(data.train.names[index], str(problem)) from problem
         masks[index] = coarse(mask[None], masks.shape[1:])[0]

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mst.data.sources import ImageIndex
 from mst.data.value_range import check_range
 from mst.engine.schedule import Checkpointing
 from mst.errors import UsageError
@@ -140,7 +141,8 @@ def _read(data: Path, options: DetectionOptions) -> DetectionData:
 
 
 def _scaled(sets: DetectionData, subject: Subject, options: DetectionOptions) -> DetectionData:
-    scale = subject.scale([image.path for part in (sets.train, sets.val) for image in part.images], options.value_range)
+    paths = ImageIndex.of(image.path for part in (sets.train, sets.val) for image in part.images)
+    scale = subject.scale(paths, options.value_range)
     return DetectionData(sets.train.with_scale(scale), sets.val.with_scale(scale))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
 from mst.engine.schedule import Checkpointing
 from mst.evaluate.common.features import FeatureSettings
@@ -133,7 +134,8 @@ def evaluate_segmentation(
 def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
     """Return the sets of a folder, and how their values become 8 bits."""
     data = read_segmentation(folder, subject.channels, options)
-    scale = subject.scale([Path(name) for part in (data.train, data.val) for name in part.names], options.value_range)
+    paths = ImageIndex.of(name for part in (data.train, data.val) for name in part.names)
+    scale = subject.scale(paths, options.value_range)
     plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
     return (data if plain else read_segmentation(folder, subject.channels, options, scale=scale, tell=False)), scale
 

@@ -4,101 +4,24 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
-from itertools import accumulate, pairwise
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mst.data.files.folders import FEWEST, Folder, cache_file, recall, remember, walk
-from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, extension, listed_names
+from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, ZIPPED_ARRAYS, extension, listed_names
 from mst.data.files.lists import read_list
-from mst.data.files.passed import NOTHING, Passed, PassedOver
+from mst.data.files.passed import Passed, PassedOver
+from mst.data.sources.arrays import array_images, is_array_of_images
+from mst.data.sources.index import ImageIndex
+from mst.data.sources.mixed import MixedImages
+from mst.data.sources.protocol import ImageSource
 from mst.errors import DataError, UsageError
 from mst.paths import user_path
-from mst.runtime.identity import DataIdentity, identify, sample_positions
 from mst.runtime.names import shown
-
-__all__ = ["EXTENSIONS", "ImageIndex", "even_positions", "index_images"]
-
-
-@dataclass(frozen=True, eq=False)
-class ImageIndex:
-    """Absolute paths of images: read-only, held as one block of bytes.
-
-    Attributes:
-        block: the paths, one after the other, in the file system's encoding.
-        ends: where each path ends in `block`: int64 [len + 1], the first is 0.
-        passed: what the search met and did not take.
-    """
-
-    block: bytes
-    ends: npt.NDArray[np.int64]
-    passed: PassedOver = NOTHING
-
-    @classmethod
-    def of(cls, paths: Iterable[bytes | str | Path]) -> ImageIndex:
-        """Hold the given paths in the given order."""
-        encoded = [os.fsencode(path) for path in paths]
-        return cls(b"".join(encoded), np.fromiter(accumulate(map(len, encoded), initial=0), dtype=np.int64))
-
-    @classmethod
-    def joined(cls, parts: Sequence[ImageIndex]) -> ImageIndex:
-        """Hold the images of several one after the other."""
-        lengths = [np.diff(part.ends) for part in parts]
-        ends = np.concatenate([np.zeros(1, np.int64), np.concatenate([np.zeros(0, np.int64), *lengths]).cumsum()])
-        passed = PassedOver.of(entry for part in parts for entry in part.passed.entries)
-        return cls(b"".join(part.block for part in parts), ends, passed)
-
-    def __len__(self) -> int:
-        return len(self.ends) - 1
-
-    def __getitem__(self, position: int) -> Path:
-        if not 0 <= position < len(self):
-            raise IndexError(f"image {position} of {len(self)}")
-        return Path(os.fsdecode(self.block[self.ends[position] : self.ends[position + 1]]))
-
-    def __iter__(self) -> Iterator[Path]:
-        return (self[position] for position in range(len(self)))
-
-    def fingerprint(self, name: str = "") -> DataIdentity:
-        """Return what these images are, see `mst.runtime.identity`: the same for a copy in another folder.
-
-        A million names are read one after the other; of 1,024 files the sizes count, of 128 the contents.
-
-        Args:
-            name: what the identity calls the set, such as the folder that it was found in.
-        """
-        start = self._shared()
-        names = (self.block[first + start : last] for first, last in pairwise(self.ends.tolist()))
-        files = [self[position] for position in sample_positions(len(self))]
-        return identify(name, names, count=len(self), files=files)
-
-    def _shared(self) -> int:
-        """Return the length of the folder's path that all paths begin with, its last slash included."""
-        if not len(self):
-            return 0
-        block, starts = np.frombuffer(self.block, dtype=np.uint8), self.ends[:-1]
-        folder = self.block[: self.block.rfind(b"/", 0, int(self.ends[1])) + 1]
-        most = min(len(folder), int(np.diff(self.ends).min()))
-        same = next((place for place in range(most) if (block[starts + place] != folder[place]).any()), most)
-        return folder.rfind(b"/", 0, same) + 1
-
-    def evenly(self, limit: int | None) -> ImageIndex:
-        """Return at most `limit` of the images, at even distances, order kept; None = all."""
-        if limit is None or limit >= len(self):
-            return self
-        few = ImageIndex.of(self[int(i)] for i in even_positions(len(self), limit))
-        return replace(few, passed=self.passed)
-
-
-def even_positions(size: int, limit: int) -> npt.NDArray[np.int64]:
-    """Return min(size, limit) positions in 0..size-1 at even distances, ascending."""
-    count = min(size, limit)
-    return np.arange(count, dtype=np.int64) * size // max(count, 1)
-
 
 Source = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -137,9 +60,7 @@ def index_images(
         DataError: a folder without an image, an empty list, a list of files none of which exists, or (with `strict`)
             something that cannot be used.
     """
-    sources = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str | bytes) else [paths]
-    if not sources or any(source in ("", b"") for source in sources):
-        raise UsageError("no images given: name folders, image files or text files of paths")
+    sources = _listed(paths)
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
     search = _Search(wanted | {BY_CONTENT} if by_content else wanted, cache)
     for source in sources:
@@ -150,6 +71,49 @@ def index_images(
     if tell:
         index.passed.tell()
     return index.evenly(limit)
+
+
+def open_images(paths: Source | Iterable[Source], *, limit: int | None = None, **options: Any) -> ImageSource:
+    """Find the images under `paths`, those that are slices of an array too.
+
+    A `.npz` file, and a `.npy` file that holds more than one image, follow the files of all other sources.
+
+    Args:
+        paths, limit, options: as of `index_images`.
+
+    Raises:
+        UsageError, DataError: as `index_images`; or an array that is damaged, or holds no images.
+    """
+    channels = options.get("channels", 3)
+    sources = _listed(paths)
+    arrays = [source for source in sources if _is_array(source, channels)]
+    others = [source for source in sources if source not in arrays]
+    parts: list[ImageSource] = []
+    if others or not arrays:
+        parts.append(index_images(others, **options))
+    parts += [array_images(_looked_up(source)[0], channels) for source in arrays]
+    return MixedImages.of(parts).evenly(limit)
+
+
+def _is_array(source: Source, channels: int) -> bool:
+    """Return whether a source is a file of an array of images."""
+    kind = extension(os.fsencode(source))
+    if kind not in {ARRAY, ZIPPED_ARRAYS}:
+        return False
+    path, mode = _looked_up(source)
+    return stat.S_ISREG(mode) and (kind == ZIPPED_ARRAYS or is_array_of_images(path, channels))
+
+
+def _listed(paths: Source | Iterable[Source]) -> list[Source]:
+    """Return the sources.
+
+    Raises:
+        UsageError: there is none.
+    """
+    sources = list(paths) if isinstance(paths, Iterable) and not isinstance(paths, str | bytes) else [paths]
+    if not sources or any(source in ("", b"") for source in sources):
+        raise UsageError("no images given: name folders, image files or text files of paths")
+    return sources
 
 
 class _Search:

@@ -185,7 +185,8 @@ def _furnish(folder: Path) -> None:
     for name in ("lists", "recipes"):
         (folder / name).mkdir()
     paths = sorted((folder / "few").rglob("*.jpg"))
-    (folder / "lists" / "list.txt").write_text("".join(f"{path}\n" for path in paths))
+    names = "".join(f"../{path.relative_to(folder)}\n" for path in paths)  # cut short, none leads out of the folder
+    (folder / "lists" / "list.txt").write_text(names)
     recipe = {"recipe": "debug", "data": {"train": "images"}, "runtime": {"workers": 0}, "train": {"epochs": 2}}
     (folder / "recipes" / "recipe.json").write_text(json.dumps(recipe))
     assert (folder / "pre" / "checkpoints" / "step_4" / INFO).exists()

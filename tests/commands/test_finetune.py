@@ -108,7 +108,9 @@ def test_stopped_and_resumed_is_bit_equal(
     ]
     assert rows[0] == rows[1]
     assert CheckpointStore(tmp_path / "cut" / "checkpoints", keep=2).steps() == [4, 6]
+    (tmp_path / "cut" / "run.lock").write_text("process 1 on elsewhere\n")  # as a kill at the very end leaves it
     again = call(capsys, "finetune", "--resume", tmp_path / "cut", "--json")
+    assert not (tmp_path / "cut" / "run.lock").exists()
     assert "finished: nothing to do" in again.err
     assert len(read_jsonl(tmp_path / "cut" / "results.jsonl")) == 1
     assert "holds the settings of mst finetune" in call(capsys, "pretrain", "--resume", tmp_path / "cut").line

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import io
+import os
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from mst.data.sources import index_images
+from mst.data.sources import ImageIndex, index_images
 from mst.errors import UsageError
 from mst.evaluate.common.features import Features, FeatureSettings, extract_features
 from mst.evaluate.common.image_sets import ImageSet
 from mst.model.backbone import Backbone
 from mst.paths import user_path
+from mst.runtime.names import shown
 from mst.runtime.storage.outputs import Outputs
 from mst.workflows.subject import ImageOptions, load_subject
 
@@ -56,6 +58,8 @@ def embed(
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)
     paths = index_images(data, limit=limit, channels=subject.channels)
+    if target is not None and target.suffix != ".npz":
+        _check_lines(target, paths)
     no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
     options = image or ImageOptions()
     scale = subject.scale(paths, options.value_range)
@@ -76,8 +80,22 @@ def write_features(outputs: Outputs, name: str, features: Features) -> None:
     else:
         np.save(content, features.features.numpy())
         listing = "".join(f"{path}\n" for path in features.names)
-        outputs.write(Path(name).with_suffix(".txt"), listing.encode())
+        outputs.write(Path(name).with_suffix(".txt"), os.fsencode(listing))
     outputs.write(name, content.getvalue())
+
+
+def _check_lines(target: Path, images: ImageIndex) -> None:
+    """Refuse names that a list of one path a line cannot hold.
+
+    Raises:
+        UsageError: one has a line break.
+    """
+    if b"\n" in images.block or b"\r" in images.block:
+        name = next(path for path in map(str, images) if "\n" in path or "\r" in path)
+        raise UsageError(
+            f"--out {target}: its list of paths has one a line, and {shown(name)} has a line break in its name: "
+            "name a file that ends in .npz, or rename the image"
+        )
 
 
 def _checked_target(path: Path) -> Path:

@@ -123,7 +123,7 @@ class FeatureSource:
         try:
             for name in images.names:
                 state = os.stat(name)
-                listed.update(f"{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}\n".encode())
+                listed.update(os.fsencode(f"{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}\n"))
         except OSError:
             return None
         device = device_of(self.backbone)

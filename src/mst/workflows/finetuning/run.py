@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -29,7 +30,7 @@ from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.identity import CONTENTS, DataIdentity
 from mst.runtime.seeding import check_seed
-from mst.runtime.storage.files import write_atomic
+from mst.runtime.storage.files import remove_asides, write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
@@ -140,6 +141,8 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
         config = replace(config, device=device)
     done = [result for result in map(Result.from_row, read_jsonl(run.results)) if result and result.task == TASK]
     if done:
+        with suppress(OSError, UsageError), only_process_in(run.root):  # takes away what a kill at the very end left
+            remove_asides(run.root)
         logging.info(f"{run.root} is finished: nothing to do")
         return done[-1]
     network = _stored_network(run)

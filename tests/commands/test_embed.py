@@ -1,0 +1,71 @@
+"""`mst embed` and kept features with names of any bytes: paths as they are, or one line before the work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from commands.calls import call, labelled_folder
+from data.pictures import texture
+from mst.model.backbone import BackboneSpec
+from mst.model.backbone_file import save_backbone
+from mst.model.build import build_backbone
+
+CPU = ("--device", "cpu", "--precision", "fp32", "--no-progress")
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    spec = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=1, num_heads=2)
+    save_backbone(tmp_path / "b.safetensors", build_backbone(spec), {"mean": [0.5] * 3, "std": [0.25] * 3})
+    return tmp_path / "b.safetensors"
+
+
+def pictures(folder: Path, *names: bytes) -> Path:
+    folder.mkdir()
+    for number, name in enumerate(names):
+        texture(number).save(os.fsdecode(os.fsencode(folder) + b"/" + name), "PNG")
+    return folder
+
+
+@pytest.mark.parametrize("suffix", ["npy", "npz"])
+def test_names_that_are_no_utf8(suffix: str, weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, out = (
+        pictures(tmp_path / "images", b"a.png", b"\xff\xe9.png", b"\xe6\x97\xa5.png"),
+        tmp_path / f"f.{suffix}",
+    )
+    answer = call(capsys, "embed", "--backbone", weights, "--data", images, "--out", out, *CPU)
+    assert answer.status == 0, answer.err
+    paths = sorted(os.fsencode(images) + b"/" + name for name in os.listdir(os.fsencode(images)))
+    if suffix == "npz":
+        with np.load(out) as found:
+            assert [os.fsencode(str(path)) for path in found["paths"]] == paths
+    else:
+        assert out.with_suffix(".txt").read_bytes().splitlines() == paths
+
+
+def test_a_line_break_in_a_name(weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images = pictures(tmp_path / "images", b"a.png", b"b\nc.png")
+    words = ("embed", "--backbone", weights, "--data", images, *CPU, "--out")
+    answer = call(capsys, *words, tmp_path / "f.npy")
+    assert answer.status == 2
+    assert "b\\nc.png has a line break in its name: name a file that ends in .npz" in answer.line
+    assert not (tmp_path / "f.txt").exists()
+    assert call(capsys, *words, tmp_path / "f.npz").status == 0
+    with np.load(tmp_path / "f.npz") as found:
+        assert found["paths"].tolist() == [str(images / "a.png"), str(images / "b\nc.png")]
+
+
+def test_kept_features_of_names_that_are_no_utf8(
+    weights: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = labelled_folder(tmp_path / "data")
+    texture(7).save(os.fsdecode(os.fsencode(data) + b"/train/cat/\xff.png"), "PNG")
+    words = ("evaluate", "knn", "--backbone", weights, "--data", data, "--features", tmp_path / "kept", *CPU, "--json")
+    first, again = call(capsys, *words), call(capsys, *words)
+    assert first.status == 0, first.err
+    assert again.err.count("features are read from") == 2
+    assert again.out == first.out

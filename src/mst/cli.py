@@ -14,8 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 
 import mst
-from mst.errors import Interrupted, MstError, UsageError
-from mst.runtime.leaving import end_process
+from mst.errors import Interrupted, MstError, RunFailure, UsageError
+from mst.parallel.launch import Launch, from_environment, joined
+from mst.runtime.leaving import end_process, leave_behind
 from mst.runtime.names import shown
 from mst.runtime.signals import Signalled, ended_by_signals
 
@@ -38,6 +39,9 @@ COMMANDS = {
     "inspect": "scan a folder of images: counts, sizes, modes, unreadable files",
 }
 """Command -> what it does; `mst.commands.<command>.run(argv)` does it."""
+
+SEVERAL = {"pretrain"}
+"""Commands whose work several processes can share."""
 
 EXAMPLES = """\
   mst quickstart
@@ -95,7 +99,8 @@ def _status(words: list[str]) -> int:
     """Run the command line, and turn whatever it raises into one line and an exit status."""
     try:
         with ended_by_signals():
-            status = _dispatch(words)
+            launch = from_environment()
+            status = _dispatch(words) if launch is None else _one_of_several(launch, words)
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
@@ -168,6 +173,45 @@ def _dispatch(words: list[str]) -> int:
     return run(words[1:])
 
 
+def _one_of_several(launch: Launch, words: list[str]) -> int:
+    """Hand over to the command's module in one of several processes, of which the first speaks for all.
+
+    Raises:
+        BaseException: what ended the command here or elsewhere.
+    """
+    if words and words[0] in COMMANDS and words[0] not in SEVERAL:
+        raise UsageError(f"mst {words[0]} runs in one process: start it without torchrun or srun")
+    from mst.parallel.world import World
+    from mst.runtime import logging
+
+    if launch.rank:
+        logging.be_quiet()
+    with joined(launch):
+        world = World.current()
+        try:
+            status = _dispatch(words)
+            world.agree()  # all have ended
+        except BaseException as error:
+            leave_behind()  # no orderly end: taking groups apart after an error may wait for ever (spd #552)
+            if not world.busy:
+                told = world.tell(error)
+                raise told from error if told is not error else None
+            # The others wait in a sum, which only the end of this process ends (torchtitan #1342).
+            os._exit(_alone(error, world.name, speak=world.first or not isinstance(error, RunFailure)))
+        return status
+
+
+def _alone(error: BaseException, name: str, *, speak: bool) -> int:
+    """Write one line about an error that could not be told to the others; return the exit status."""
+    if not speak:
+        return 1
+    if isinstance(error, KeyboardInterrupt):
+        return _say("interrupted", INTERRUPTED)
+    status = _explain(error) if isinstance(error, Exception) else 1
+    _say(f"that was {name}", status)
+    return status
+
+
 def help_text() -> str:
     """Return the overview; nothing is imported for it."""
     width = max(map(len, COMMANDS)) + 2
@@ -190,10 +234,9 @@ def _nearest_command(word: str) -> str:
 def _explain(error: Exception) -> int:
     """Write one line about an error and return the exit status."""
     match error:
-        case Interrupted():
-            return _say(str(error), error.exit_code)
         case MstError():
-            return _fail(str(error), error.exit_code)
+            line = f"{'' if isinstance(error, Interrupted) else 'error: '}{error}"
+            return error.exit_code if error.told else _say(line, error.exit_code)
         case OSError() if error.errno is not None:
             return _fail(_system_error(error), 1)
         case RuntimeError() if "can't start new thread" in str(error):

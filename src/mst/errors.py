@@ -10,6 +10,8 @@ class MstError(Exception):
     """Base of every error that the command line prints as one line without a traceback."""
 
     exit_code = 1
+    told = False
+    """Whether another process has told the user."""
 
 
 class UsageError(MstError):

@@ -48,13 +48,26 @@ def test_the_batches_of_an_epoch_are_its_order_cut(seed: int, size: int, data: s
 def test_shares_and_microbatches_make_the_batch(processes: int, accumulate: int, data: st.DataObject) -> None:
     batch = data.draw(st.integers(processes * accumulate, 300))
     shares = [Share(rank, processes) for rank in range(processes)]
-    assert [place for share in shares for place in share.of(batch)] == list(range(batch))
-    for rank, share in enumerate(shares):
-        assert share.of(batch) == range(batch * rank // processes, batch * (rank + 1) // processes)
-        parts = share.microbatches(batch, accumulate)
-        assert [place for part in parts for place in part] == list(share.of(batch))
-        assert len(parts) == accumulate
-        assert 1 <= min(map(len, parts)) <= max(map(len, parts)) <= -(-batch // (processes * accumulate))
+    parts = [share.microbatches(batch, accumulate) for share in shares]
+    assert [place for part in range(accumulate) for own in parts for place in own[part]] == list(range(batch))
+    for rank, own in enumerate(parts):
+        assert len(own) == accumulate
+        for number, places in enumerate(own):
+            whole = range(batch * number // accumulate, batch * (number + 1) // accumulate)
+            assert places == whole[len(whole) * rank // processes : len(whole) * (rank + 1) // processes]
+            assert 1 <= len(places) <= -(-batch // (processes * accumulate)) + 1
+
+
+@settings(max_examples=50, deadline=None)
+@given(lanes=st.sampled_from([1, 2, 4, 8]), accumulate=st.integers(1, 3), data=st.data())
+def test_lanes_are_the_same_for_any_number_of_processes(lanes: int, accumulate: int, data: st.DataObject) -> None:
+    batch = data.draw(st.integers(lanes * accumulate, 100))
+    alone = Share(lanes=lanes).microbatches(batch, accumulate)
+    assert [place for part in alone for place in part] == list(range(batch))
+    assert len(alone) == lanes * accumulate
+    for processes in (size for size in (1, 2, 4, 8) if size <= lanes):
+        shares = [Share(rank, processes, lanes) for rank in range(processes)]
+        assert [part for share in shares for part in share.microbatches(batch, accumulate)] == alone
 
 
 def test_epochs_and_seeds_differ() -> None:

@@ -21,6 +21,7 @@ from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, STRATEGIES
 from mst.objective.mst import mst_losses
 from mst.objective.records import ObjectiveValues, StepOutput
+from mst.objective.statistics import Sums, statistic_sums, statistics_of
 from mst.runtime.seeding import generator
 from mst.views.record import Views
 from reference import dino as dino_reference
@@ -68,8 +69,8 @@ def some_views(
 
 
 def double_views() -> Views:
-    crops, local_crops, indices = some_views()
-    return Views(crops.double(), local_crops.double(), indices)
+    views = some_views()
+    return Views(views.global_crops.double(), views.local_crops.double(), views.indices)
 
 
 def some_draws(batch: int, step: int = 0) -> StepDraws:
@@ -127,7 +128,7 @@ def test_losses_equal_the_slow_definitions(
     views = some_views(crops, local_crops, batch, size)
     values = replace(VALUES, strategy=strategy, mask_probability=0.6)
     center = some_center()
-    output = losses_of(pair, views, center, values, statistics=True, std=STD)
+    output = losses_of(pair, views, center, values, keep=True)
 
     images = views.global_crops.flatten(0, 1)
     with torch.no_grad():
@@ -150,6 +151,10 @@ def test_losses_equal_the_slow_definitions(
     check_statistics(output, views, probs, reconstruction)
 
 
+def sums_of(output: StepOutput, views: Views) -> Sums:
+    return statistic_sums(output, views.global_crops.flatten(0, 1), STD)
+
+
 def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, reconstruction: Tensor) -> None:
     mask = torch.zeros(len(reconstruction), 16, dtype=torch.bool) if output.mask is None else output.mask
     images, grid = views.global_crops.flatten(0, 1).numpy(), output.teacher.grid
@@ -161,9 +166,10 @@ def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, recons
         "psnr_masked": restoration_reference.psnr(reconstruction.numpy(), images, pixels, list(STD)),
         "psnr_visible": restoration_reference.psnr(reconstruction.numpy(), images, ~pixels, list(STD)),
     }
-    assert output.statistics.keys() == expected.keys()
+    found = statistics_of(sums_of(output, views))
+    assert found.keys() == expected.keys()
     for name, value in expected.items():
-        np.testing.assert_allclose(output.statistics[name].item(), value, rtol=1e-3, atol=1e-4, err_msg=name)
+        np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-4, err_msg=name)
 
 
 @pytest.mark.parametrize("head_norm", ["none", "batch"])
@@ -206,7 +212,7 @@ def test_each_network_is_given_what_it_may_see(strategy: str) -> None:
     pair, student, teacher = spied(tiny_pair())
     output = losses_of(pair, some_views(), some_center(), replace(VALUES, strategy=strategy))
     assert teacher.calls == [((6, 3, 32, 32), None, strategy in ATTENTION_STRATEGIES)]
-    *global_calls, local_call = student.calls
+    local_call, *global_calls = student.calls
     assert [(shape, asked) for shape, _, asked in global_calls] == [((3, 3, 32, 32), False)] * 2
     masks = [mask for _, mask, _ in global_calls]
     assert masks == [None, None] if strategy == "none" else torch.equal(torch.cat(masks), output.mask)
@@ -264,11 +270,12 @@ def test_masks_hide_the_least_attended_tokens() -> None:
 def test_gradients_reach_the_student_and_the_decoder_only() -> None:
     pair = tiny_pair()
     values = replace(VALUES, mask_probability=1.0)
-    output = losses_of(pair, some_views(), some_center(), values, statistics=True, std=STD)
+    views = some_views()
+    output = losses_of(pair, views, some_center(), values, keep=True)
     output.losses.total.backward()
     assert gradients(pair.teacher) == {}
     assert not output.teacher_logits.requires_grad
-    assert all(not value.requires_grad for value in output.statistics.values())
+    assert all(not value.requires_grad for value in sums_of(output, views).values())
     student = gradients(pair.student)
     missing = {n for n, p in pair.student.named_parameters() if p.requires_grad and n not in student}
     assert missing == set()
@@ -287,9 +294,10 @@ def test_weights_scale_the_terms() -> None:
 def test_nothing_and_everything_masked(probability: float) -> None:
     values = replace(VALUES, eligible_fraction=1.0, mask_probability=probability)
     pair, views = tiny_pair(), some_views()
-    output = losses_of(pair, views, some_center(), values, statistics=True, std=STD)
-    assert output.statistics["masked_share"].item() == probability
-    assert math.isnan(output.statistics["psnr_visible" if probability else "psnr_masked"].item())
+    output = losses_of(pair, views, some_center(), values, keep=True)
+    found = statistics_of(sums_of(output, views))
+    assert found["masked_share"] == probability
+    assert math.isnan(found["psnr_visible" if probability else "psnr_masked"])
     assert output.losses.total.isfinite()
     if probability == 0.0:
         whole = losses_of(pair, views, some_center(), replace(values, strategy="none"))
@@ -300,18 +308,21 @@ def test_the_step_is_a_function_of_its_arguments() -> None:
     pair, views, center = tiny_pair(), some_views(), some_center()
     before = center.clone()
     first = losses_of(pair, views, center, VALUES)
-    again = losses_of(pair, views, center, VALUES, statistics=True, std=STD)
+    again = losses_of(pair, views, center, VALUES, keep=True)
     other = losses_of(pair, views, center, VALUES, step=2)
     assert torch.equal(first.losses.total, again.losses.total)
     assert torch.equal(first.mask, again.mask)
     assert not torch.equal(first.mask, other.mask)
     assert torch.equal(center, before)
-    assert first.statistics == {}
+    assert first.reconstruction is None
+    assert again.reconstruction is not None
 
 
 def test_psnr_is_left_out_without_the_normalisation() -> None:
-    output = losses_of(tiny_pair(), some_views(), some_center(), VALUES, statistics=True)
-    assert output.statistics.keys() == {"teacher_entropy", "marginal_entropy", "masked_share"}
+    views = some_views()
+    output = losses_of(tiny_pair(), views, some_center(), VALUES, keep=True)
+    found = statistics_of(statistic_sums(output, views.global_crops.flatten(0, 1), None))
+    assert found.keys() == {"teacher_entropy", "marginal_entropy", "masked_share"}
 
 
 def test_losses_are_float32_under_autocast() -> None:
@@ -319,10 +330,10 @@ def test_losses_are_float32_under_autocast() -> None:
     values = replace(VALUES, strategy="random")  # a mask that does not depend on rounding
     exact = losses_of(pair, views, center, values)
     with torch.autocast("cpu", torch.bfloat16):
-        output = losses_of(pair, views, center, values, statistics=True, std=STD)
+        output = losses_of(pair, views, center, values, keep=True)
     losses = output.losses
     assert {losses.total.dtype, losses.self_distillation.dtype, losses.restoration.dtype} == {torch.float32}
-    assert {value.dtype for value in output.statistics.values()} == {torch.float32}
+    assert {value.dtype for value in sums_of(output, views).values()} == {torch.float32}
     assert output.teacher_logits.dtype == torch.float32
     torch.testing.assert_close(losses.total, exact.losses.total, rtol=0.05, atol=0.05)
     losses.total.backward()

@@ -15,7 +15,16 @@ from mst.objective.mst import mst_losses
 from mst.objective.records import StepOutput
 from mst.parallel.replicas import Replicas
 from mst.runtime.seeding import drawn_from
-from objective.test_mst import STD, VALUES, double_views, gradients, some_center, some_draws, some_views, tiny_pair
+from objective.test_mst import (
+    VALUES,
+    double_views,
+    gradients,
+    some_center,
+    some_draws,
+    some_views,
+    sums_of,
+    tiny_pair,
+)
 
 CPU = torch.device("cpu")
 
@@ -30,8 +39,7 @@ def losses_of(pair: TeacherStudent, replicas: Replicas | None) -> StepOutput:
         some_draws(len(views.indices)),
         backward=lambda loss: loss.backward(),
         replicas=replicas,
-        statistics=True,
-        std=STD,
+        keep=True,
     )
 
 
@@ -41,7 +49,7 @@ def test_the_step_is_that_of_one_replica(count: int, drop_path: float) -> None:
     alone, divided = (tiny_pair(drop_path=drop_path).double() for _ in range(2))
     replicas = Replicas(divided, count)
     one, many = losses_of(alone, None), losses_of(divided, replicas)
-    replicas.gather_gradients()
+    replicas.finish(torch.zeros(0))
     assert one.mask is not None
     assert many.mask is not None
     assert torch.equal(one.mask, many.mask)
@@ -51,7 +59,7 @@ def test_the_step_is_that_of_one_replica(count: int, drop_path: float) -> None:
     for name in ("total", "self_distillation", "restoration"):
         close(getattr(one.losses, name), getattr(many.losses, name))
     close(one.teacher._asdict(), many.teacher._asdict())
-    close(one.statistics, many.statistics)
+    close(sums_of(one, double_views()), sums_of(many, double_views()))
     for module, other in ((alone.student, divided.student), (alone.decoder, divided.decoder)):
         assert module is not None
         assert other is not None
@@ -67,7 +75,7 @@ def test_two_runs_give_the_same_bits() -> None:
         mst_losses(
             pair, views, some_center(), VALUES, some_draws(7), backward=lambda x: x.backward(), replicas=replicas
         )
-        replicas.gather_gradients()
+        replicas.finish(torch.zeros(0))
         outcomes.append(gradients(pair.student))
     assert all(torch.equal(outcomes[0][name], outcomes[1][name]) for name in outcomes[0])
 
@@ -86,11 +94,11 @@ def test_replicas_share_weights_and_not_gradients() -> None:
     with torch.no_grad():
         next(pair.student.parameters()).add_(1.0)
     assert torch.equal(next(pair.student.parameters()), next(seen[1].student.parameters()))
-    replicas.gather_gradients()
+    replicas.finish(torch.zeros(0))
     learnt = [p for p in pair.student.parameters() if p.requires_grad]
     assert all(p.grad is not None and torch.equal(p.grad, torch.ones_like(p)) for p in learnt)
     assert all(p.grad is None for p in seen[1].student.parameters())
-    replicas.forget_gradients()
+    replicas.begin()
     assert all(p.grad is None for p in pair.student.parameters())
 
 

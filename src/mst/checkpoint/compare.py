@@ -28,14 +28,16 @@ FREE = (
     "runtime.threads",
     "runtime.replicas",
     "runtime.activation_checkpointing",
+    "runtime.processes",
+    "runtime.lanes",
     "runtime.colour",
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
 
 The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
-Another device, or number of threads, replicas or accumulation passes, changes the last bits of a sum (and the images
-that BatchNorm in a head, `model.head_norm batch`, sees at once), and colours on another device change
-some pixels by one grey level; all else continues exactly as it would have.
+Another device, or number of threads, replicas, processes, lanes or accumulation passes, changes the last bits of a
+sum (accumulation also the images that BatchNorm in a head, `model.head_norm batch`, sees at once), and colours on
+another device change some pixels by one grey level; all else continues exactly as it would have.
 """
 
 INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime.precision")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -14,6 +14,8 @@ from mst.config.keys import flag
 from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import UsageError
+from mst.parallel.launch import devices_here, from_environment
+from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
 from mst.runtime import logging
@@ -32,6 +34,8 @@ class PretrainOptions:
     """New folder of the run."""
     resume: PathText = ""
     """Folder of an interrupted run: go on from its newest checkpoint."""
+    continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
+    """With --out: go on with the run that is there, or start it: one command for every start of a job."""
     overwrite: bool = False
     """Delete the run that --out already holds."""
     accept_changed_data: bool = False
@@ -47,7 +51,11 @@ def run(argv: Sequence[str]) -> int:
     if parsed is None:
         return 0
     options, words = parsed
+    if options.continue_:
+        options = continued(options)
     config, out = resumed(options, words) if options.resume else started(options, words)
+    if (processes := wanted_here(config.runtime.processes)) > 1:
+        return run_here(["pretrain", *argv], processes)
 
     from mst.workflows.pretraining import pretrain
 
@@ -61,6 +69,27 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         emit_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
     return 0
+
+
+def wanted_here(asked: int | str) -> int:
+    """Return how many processes this one should start: none but itself where it has been started with others."""
+    if from_environment() is not None:
+        return 1
+    return devices_here() if asked == "auto" else int(asked)
+
+
+def continued(options: PretrainOptions) -> PretrainOptions:
+    """Return what --continue means here: --resume if there is a run, else a new one.
+
+    Raises:
+        UsageError: it says neither.
+    """
+    if options.resume or options.overwrite or not options.out:
+        raise UsageError("--continue goes with --out RUN, and with neither --resume nor --overwrite")
+    from mst.parallel.world import World
+
+    there = World.current().from_first(RunDir(user_path(options.out)).exists)
+    return replace(options, resume=options.out) if there else options
 
 
 def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:

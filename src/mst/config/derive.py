@@ -137,6 +137,13 @@ def check_consistent(config: RunConfig) -> None:
         raise ConfigError(
             "--objective.distillation-weight and --objective.restoration-weight are both 0: nothing to learn"
         )
+    lanes = config.runtime.lanes
+    if lanes & (lanes - 1):
+        raise ConfigError(f"--runtime.lanes {lanes}: use a power of two, or 0 for none")
+    if lanes and config.model.head_norm == "batch":
+        raise ConfigError(
+            "--runtime.lanes and --model.head-norm batch: BatchNorm looks at the whole batch, lanes at parts of it"
+        )
     if config.monitor.guard == "stop" and config.monitor.knn_data is None:
         raise ConfigError("--monitor.guard stop needs labelled images to score: name a folder with --monitor.knn-data")
     if objective.teacher_momentum is not None and objective.teacher_momentum > objective.teacher_momentum_end:

@@ -20,34 +20,40 @@ from mst.runtime.seeding import generator
 
 @dataclass(frozen=True)
 class Share:
-    """What one process of a run works on: the same part of each batch.
+    """What one process of a run works on: the same positions of each batch.
+
+    All processes work on one microbatch at the same time, so that a BatchNorm over processes sees the same images
+    whatever their number. With lanes (see `mst.parallel.lanes`) each microbatch is of one process alone.
 
     Attributes:
         rank: of the process, from 0.
         size: number of processes; 1 = the whole batch.
+        lanes: 0 = none.
     """
 
     rank: int = 0
     size: int = 1
-
-    def of(self, batch: int) -> range:
-        """Return the positions in a batch of so many images: floor(batch r / size) to floor(batch (r + 1) / size)."""
-        return divided(range(batch), self.size)[self.rank]
+    lanes: int = 0
 
     def microbatches(self, batch: int, accumulate: int) -> list[range]:
         """Return the positions of each of the parts that go through the networks one after the other.
 
         Args:
             batch: images of a step, over all processes.
-            accumulate: nearly equal parts of the share.
+            accumulate: nearly equal parts of the batch, or of each lane.
 
         Raises:
             UsageError: there are fewer images than parts.
         """
-        if batch < self.size * accumulate:
+        if batch < max(self.size, self.lanes) * accumulate:
             among = f" on {self.size} processes" if self.size > 1 else ""
+            among = f" in {self.lanes} lanes" if self.lanes else among
             raise UsageError(f"a batch of {batch} has not even an image for each of {accumulate} passes{among}")
-        return divided(self.of(batch), accumulate)
+        if self.lanes:
+            own = divided(range(self.lanes), self.size)[self.rank]
+            lanes = divided(range(batch), self.lanes)[own.start : own.stop]
+            return [part for lane in lanes for part in divided(lane, accumulate)]
+        return [divided(part, self.size)[self.rank] for part in divided(range(batch), accumulate)]
 
 
 WHOLE = Share()

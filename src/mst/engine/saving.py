@@ -7,7 +7,8 @@ from typing import Any
 
 from mst.checkpoint.store import CheckpointStore
 from mst.engine.task import Outputs, Task
-from mst.errors import Interrupted, MstError, RunFailure
+from mst.errors import CheckpointError, Interrupted, MstError, RunFailure
+from mst.parallel.world import World
 from mst.runtime import logging
 from mst.runtime.names import shown
 
@@ -33,19 +34,41 @@ class Saver:
         self._task, self._outputs = task, outputs
         folder = outputs.checkpoints
         self.store = CheckpointStore(folder, keep=outputs.keep) if folder else None
-        self.resumed = self.store is not None and bool(self.store.steps())
         self._failed: BaseException | None = None
-        self._saved_step = 0
-        if self.store is not None and self.resumed:
-            checkpoint = self.store.load_latest(task.wants)
-            task.load(checkpoint)
-            self._saved_step = task.state.step
-            self.rows = checkpoint.info.get("rows", {})  # none in those of older versions
+        self._saved_step, self._writes = 0, World.current().first
+        self.resumed = self._take_up(self.store) if self.store is not None else False
+
+    def _take_up(self, store: CheckpointStore) -> bool:
+        """Take up the newest sound checkpoint, the same in all processes; return whether there is one.
+
+        Raises:
+            UsageError: as when made; or the checkpoint that the first process took cannot be read here.
+        """
+        world = World.current()
+        step = world.from_first(lambda: self._load(store, None) if store.steps() else None)
+        if step is None or world.first:
+            return step is not None
+        if step not in store.steps():
+            raise CheckpointError(
+                f"checkpoint {store.path(step)} is not here: the run folder has to be on storage that all hosts share"
+            )
+        self._load(store, step)
+        return True
+
+    def _load(self, store: CheckpointStore, most: int | None) -> int:
+        """Load the newest sound checkpoint up to step `most`; return its step."""
+        checkpoint = store.load_latest(self._task.wants, most=most)
+        self._task.load(checkpoint)
+        self._saved_step = self._task.state.step
+        self.rows = checkpoint.info.get("rows", {})  # none in those of older versions
+        if most is not None and self._saved_step != most:
+            raise CheckpointError(f"checkpoint {store.path(most)} is sound for the first process, but not here")
+        return self._saved_step
 
     @property
     def saves(self) -> bool:
-        """Whether there is a place for checkpoints and something to save."""
-        return self.store is not None and self._task.state.step > 0
+        """Whether this process saves, and there is a place for checkpoints and something to save."""
+        return self._writes and self.store is not None and self._task.state.step > 0
 
     def save(self) -> None:
         """Write a checkpoint; before the first step there is nothing to save.

@@ -15,6 +15,7 @@ from mst.engine.guard import StepGuard
 from mst.engine.saving import Saver
 from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
 from mst.errors import RunFailure
+from mst.parallel.world import World
 from mst.runtime import logging
 from mst.runtime.progress import Throughput, TrainingProgress
 from mst.runtime.signals import GracefulStop
@@ -24,6 +25,9 @@ from mst.runtime.storage.results import read_jsonl
 
 SIGNAL_LAG = 1.0
 """Seconds that a signal to all processes may reach the source of the batches before it reaches the loop."""
+
+WITHOUT = 1000
+"""Added to a signal's number where its batch has not come: then no process does the step."""
 
 
 class Trainer(Generic[Batch]):
@@ -36,6 +40,7 @@ class Trainer(Generic[Batch]):
             UsageError: it is of other settings, data or networks, or all are damaged.
         """
         self.task, self.intervals, self.outputs, self.state = task, intervals, outputs, task.state
+        self.world = World.current()
         self.saver = Saver(task, outputs)
         self.guard = StepGuard(task.buffers)
         self.feeder = Feeder(lambda: task.batches(self.state.step), ahead=intervals.ahead)
@@ -43,7 +48,10 @@ class Trainer(Generic[Batch]):
         self.throughput = Throughput()
         self.clock = time.perf_counter()
         self.progress = TrainingProgress(
-            task.title, task.describe, step=self.state.step, total_steps=intervals.steps, shown=outputs.progress
+            *(task.title, task.describe),
+            step=self.state.step,
+            total_steps=intervals.steps,
+            shown=outputs.progress and self.world.first,
         )
 
     def fit(self) -> None:
@@ -61,9 +69,12 @@ class Trainer(Generic[Batch]):
                 with self.progress:
                     self._begin()
                     while self.state.step < self.intervals.steps:
-                        if stop.signum is not None:
-                            raise self.saver.interrupt(stop.signum, self.intervals.steps)
-                        self._next(stop)
+                        parts, waited = self._fetch(stop)
+                        signalled = self.world.agree((stop.signum or 0) + (WITHOUT if parts is None else 0))
+                        if parts is not None and signalled < WITHOUT:
+                            self._step(parts, waited=waited)
+                        if signalled and self.state.step < self.intervals.steps:
+                            raise self.saver.interrupt(signalled % WITHOUT, self.intervals.steps)
             except BaseException as error:
                 self._pass_time()
                 ended = self.saver.rescue(error, half_done=self.guard.half_done)
@@ -73,25 +84,27 @@ class Trainer(Generic[Batch]):
             finally:
                 self._close()
 
-    def _next(self, stop: GracefulStop) -> None:
-        """Do one step, unless a signal comes before its batch."""
+    def _fetch(self, stop: GracefulStop) -> tuple[list[Batch] | None, float]:
+        """Return the batches of one step and the seconds waited for them; None where a signal came before them."""
+        if stop.signum is not None:
+            return None, 0.0
         started = time.perf_counter()
         count = self.intervals.accumulate
         try:
             parts = self.feeder.take(count, stop)
         except Exception:
             if stop.within(SIGNAL_LAG):
-                return
+                return None, 0.0
             raise
-        if parts is None:
-            return
-        if len(parts) < count:
+        if parts is not None and len(parts) < count:
             raise ValueError(f"the batches ended at step {self.state.step} of {self.intervals.steps}")
-        self._step(parts, waited=time.perf_counter() - started)
+        return parts, time.perf_counter() - started
 
     def _begin(self) -> None:
         """Open the record, and write what the sitting before did not come to, or what an untrained network gives."""
         run, step = self.outputs.run, self.state.step
+        if not self.world.first:
+            return
         if run is not None:
             done = step if self.saver.resumed else -1  # without a checkpoint even the rows of step 0 come again
             for folder in (run.root, run.previews):
@@ -127,7 +140,8 @@ class Trainer(Generic[Batch]):
         """Do one step and all that is due after it."""
         started = time.perf_counter()
         row_due = self.intervals.row_due(self.state.step + 1)
-        report = self.guard.gradients(lambda: self.task.gradients(parts, row_due=row_due))
+        with self.world.inside_step():
+            report = self.guard.gradients(lambda: self.task.gradients(parts, row_due=row_due))
         if not report.skipped:
             self.task.apply(report)
         self._count(report)
@@ -136,7 +150,8 @@ class Trainer(Generic[Batch]):
         remarks = self.task.after_step(report, row_due=row_due)
         self.saver.rows = self._rows(report, remarks)
         self.guard.half_done = False
-        self._write(report, remarks)
+        if self.world.first:
+            self._write(report, remarks)
 
     def _count(self, report: StepReport) -> None:
         state = self.state
@@ -154,8 +169,9 @@ class Trainer(Generic[Batch]):
             counts = {"step": state.step, "bad_steps": state.bad_steps, "seconds": state.seconds}
             rows["metrics"] = {"step": None, **remarks.row, **self.throughput.row(), **counts}
         if report.skipped:
+            indices = self.world.collect(report.indices.tolist())
             numbers = {name: str(value) for name, value in report.scalars().items()}
-            rows["bad_step"] = {"step": state.step, **numbers, "indices": report.indices.tolist()}
+            rows["bad_step"] = {"step": state.step, **numbers, "indices": [index for each in indices for index in each]}
         return rows
 
     def _write(self, report: StepReport, remarks: Remarks) -> None:

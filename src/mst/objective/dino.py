@@ -82,9 +82,6 @@ def view_targets(teacher_probs: Tensor) -> tuple[Tensor, Tensor]:
 def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> Tensor:
     """Return momentum * center + (1 - momentum) * (mean of the teacher's logits over crops and images), [1, K].
 
-    Linear in the logits, so with several processes `World.mean(updated_center(...))` is the center of the
-    global batch.
-
     Args:
         center: [1, K].
         teacher_logits: [G, B, K].
@@ -94,23 +91,12 @@ def updated_center(center: Tensor, teacher_logits: Tensor, momentum: float) -> T
     return center * momentum + batch_mean * (1.0 - momentum)
 
 
-def mean_entropy(probs: Tensor) -> Tensor:
-    """Return the mean over crops and images of the entropy of `probs` [..., K], nats, from 0 to ln K.
+def entropy(probs: Tensor) -> Tensor:
+    """Return the entropy of each distribution of `probs` [..., K], nats [...], from 0 to ln K.
 
-    Zero for every input: the teacher has become one-hot. ln K: it has become uniform.
+    Of the teacher, its mean over images is zero where it has become one-hot for every input, and ln K where it has
+    become uniform. The entropy of the mean over images falls towards it when all images get the same output (collapse).
     """
-    return _entropy(probs).mean()
-
-
-def marginal_entropy(probs: Tensor) -> Tensor:
-    """Return the entropy of the mean of `probs` [..., K] over crops and images, nats, from 0 to ln K.
-
-    It falls towards `mean_entropy` when all images get the same output (collapse).
-    """
-    return _entropy(probs.flatten(0, -2).mean(dim=0))
-
-
-def _entropy(probs: Tensor) -> Tensor:
     terms: Tensor = torch.special.entr(probs)  # -p ln p, 0 at 0
     return terms.sum(dim=-1)
 

@@ -8,23 +8,21 @@ Letters: B images, G global crops, L local crops, N = h*w patch tokens, K protot
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial, reduce
 
 import torch
 from torch import Tensor
 
-from mst.model.pair import StudentInput, TeacherStudent
+from mst.model.pair import StudentInput, StudentOutput, TeacherStudent
 from mst.model.tokens import Summary
 from mst.objective.dino import count_pairs, teacher_probabilities
 from mst.objective.draws import StepDraws
 from mst.objective.masking import ATTENTION_STRATEGIES, student_mask
-from mst.objective.parts import shared, student_parts, whole, whole_summary
+from mst.objective.parts import shared, student_parts, whole, whole_summary, with_last
 from mst.objective.prototypes import prototype_cross_entropy
 from mst.objective.records import Backward, BatchCounts, CropSet, LossTerms, ObjectiveValues, StepOutput
 from mst.objective.restoration import restoration_loss
-from mst.objective.statistics import step_statistics
 from mst.parallel.replicas import Replicas
 from mst.views.record import Views
 
@@ -38,8 +36,7 @@ def mst_losses(
     *,
     backward: Backward | None = None,
     replicas: Replicas | None = None,
-    statistics: bool = False,
-    std: Sequence[float] | None = None,
+    keep: bool = False,
 ) -> StepOutput:
     """Compute the losses of one batch; the caller sets the compute type (autocast).
 
@@ -54,8 +51,7 @@ def mst_losses(
         draws: masks and stochastic depth of these images.
         backward: called with each part of the total, which then carries no gradient; None = the caller differentiates.
         replicas: of `pair`, which is the first of them; None = it is the only one.
-        statistics: whether to fill `StepOutput.statistics` (see `step_statistics`).
-        std: what the views were normalised with, per channel, for the PSNR; None leaves it out.
+        keep: whether to keep the reconstruction.
 
     Raises:
         UsageError: a restoration weight without a decoder, or impossible masking values.
@@ -78,14 +74,13 @@ def mst_losses(
     def student_of(pair: TeacherStudent, share: slice) -> tuple[LossTerms, Tensor | None]:
         hidden = None if mask is None else mask.view(crops, batch, -1)[:, share].flatten(0, 1)
         parts = student_parts(shared(views, share), hidden, teacher_probs[:, share], together=coupled)
-        return student_view(pair, parts, values, draws.of(share), counts, backward=backward, keep=statistics)
+        student = partial(replicas.student, pair)
+        return student_view(student, parts, values, draws.of(share), counts, backward=backward, keep=keep)
 
     predicted = replicas.run(student_of, batch)
     losses = reduce(LossTerms.plus, (terms for terms, _ in predicted))
     reconstruction = whole([pixels for _, pixels in predicted], crops)
-    output = StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction, {})
-    found = step_statistics(output, views.global_crops.flatten(0, 1), std) if statistics else {}
-    return replace(output, statistics=found)
+    return StepOutput(losses, teacher_logits, teacher_probs, teacher, mask, reconstruction)
 
 
 def teacher_view(pair: TeacherStudent, views: Views, values: ObjectiveValues) -> tuple[Summary, Tensor]:
@@ -97,7 +92,7 @@ def teacher_view(pair: TeacherStudent, views: Views, values: ObjectiveValues) ->
 
 
 def student_view(
-    pair: TeacherStudent,
+    student: Callable[..., StudentOutput],
     parts: Iterable[tuple[CropSet, ...]],
     values: ObjectiveValues,
     draws: StepDraws,
@@ -108,8 +103,8 @@ def student_view(
 ) -> tuple[LossTerms, Tensor | None]:
     """Return a share's terms of the batch's losses; with `keep`, the reconstruction [G*b, C, H, W] or None."""
     found, reconstructions = list[LossTerms](), list[Tensor]()
-    for part in parts:
-        terms, reconstruction = part_losses(pair, part, values, draws, counts)
+    for part, last in with_last(parts):
+        terms, reconstruction = part_losses(partial(student, last=last), part, values, draws, counts)
         if backward is not None:
             backward(terms.total)
             terms = terms.detach()
@@ -119,7 +114,11 @@ def student_view(
 
 
 def part_losses(
-    pair: TeacherStudent, part: tuple[CropSet, ...], values: ObjectiveValues, draws: StepDraws, counts: BatchCounts
+    student: Callable[[Sequence[StudentInput]], StudentOutput],
+    part: tuple[CropSet, ...],
+    values: ObjectiveValues,
+    draws: StepDraws,
+    counts: BatchCounts,
 ) -> tuple[LossTerms, Tensor | None]:
     """Run the student on one part; return its terms of the batch's losses, and the reconstruction of its global crops.
 
@@ -135,7 +134,7 @@ def part_losses(
         )
         for crops in part
     ]
-    vectors, prototypes, reconstruction = pair(inputs)  # each [n*b,d], [K,d], [n*b,C,H,W] or None
+    vectors, prototypes, reconstruction = student(inputs)  # each [n*b,d], [K,d], [n*b,C,H,W] or None
     terms = [
         prototype_cross_entropy(x.view(*crops.crops.shape[:2], -1), prototypes, crops.targets, values.student_temp)
         for x, crops in zip(vectors, part, strict=True)

@@ -5,7 +5,8 @@ Letters: B images, b images of a share, G global crops, L local crops, N patch t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from mst.model.tokens import Summary
 from mst.objective.dino import view_targets
 from mst.objective.records import CropSet
 from mst.views.record import Views
+
+T = TypeVar("T")
 
 
 def shared(views: Views, share: slice) -> Views:
@@ -37,7 +40,10 @@ def whole_summary(shares: Sequence[Summary], crops: int) -> Summary:
 def student_parts(
     views: Views, mask: Tensor | None, teacher_probs: Tensor, *, together: bool
 ) -> Iterator[tuple[CropSet, ...]]:
-    """Yield what the student sees, in parts that share nothing: each global crop, then all local crops.
+    """Yield what the student sees, in parts that share nothing: all local crops, then each global crop.
+
+    The last part is one that every trained parameter has a share in, the decoder's too: what adds up gradients over
+    processes does so then (pytorch #69031: of parameters unused in the last part, it loses the gradients).
 
     Args:
         views: as in `mst_losses`.
@@ -52,8 +58,14 @@ def student_parts(
     if together:
         yield (everything, *local)
         return
+    if local:
+        yield local
     masks = [None] * crops if mask is None else mask.chunk(crops)
     for first, (crop, hidden, targets) in enumerate(zip(views.global_crops, masks, of_globals, strict=True)):
         yield (CropSet(crop[None], hidden, targets[None], first, True),)
-    if local:
-        yield local
+
+
+def with_last(items: Iterable[T]) -> Iterator[tuple[T, bool]]:
+    """Yield each item, and whether it is the last one."""
+    listed = list(items)
+    yield from ((item, number == len(listed)) for number, item in enumerate(listed, start=1))

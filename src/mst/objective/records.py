@@ -103,8 +103,7 @@ class StepOutput:
         teacher_probs: [G, B, K], after centering and sharpening.
         teacher: features [G*B, D], grid, and importance [G*B, N] if the strategy needs it.
         mask: tokens hidden from the student [G*B, N], bool, or None for strategy `none`.
-        reconstruction: [G*B, C, H, W], normalised pixels; None without a restoration loss or without statistics.
-        statistics: scalars for the monitors by name; empty unless asked for.
+        reconstruction: [G*B, C, H, W], normalised pixels; None without a restoration loss, or if it was not to be kept.
     """
 
     losses: LossTerms
@@ -113,4 +112,3 @@ class StepOutput:
     teacher: Summary
     mask: Tensor | None
     reconstruction: Tensor | None
-    statistics: dict[str, Tensor]

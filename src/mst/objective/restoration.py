@@ -58,11 +58,29 @@ def psnr(reconstruction: Tensor, target: Tensor, pixels: Tensor | None, std: Seq
     Raises:
         UsageError: `std` has not one number per channel.
     """
+    error, count = squared_error(reconstruction, target, pixels, std)
+    return decibels(error, count)
+
+
+def squared_error(
+    reconstruction: Tensor, target: Tensor, pixels: Tensor | None, std: Sequence[float]
+) -> tuple[Tensor, Tensor]:
+    """Return the sum of squared errors over the chosen pixels and all channels, and how many numbers it is of.
+
+    Both add up over parts of a batch. Arguments and errors as of `psnr`.
+    """
     if len(std) != target.shape[1]:
         raise UsageError(f"std has {len(std)} numbers for images of {target.shape[1]} channels: give one per channel")
     scale = torch.tensor(std, dtype=torch.float32).view(-1, 1, 1).to(target.device, non_blocking=True)  # [C,1,1]
-    mean_squared_error = _mean((_difference(reconstruction, target) * scale).square(), pixels)
-    return mean_squared_error.log10() * -10.0
+    squares = (_difference(reconstruction, target) * scale).square()
+    if pixels is None:
+        return squares.sum(), squares.new_tensor(float(squares.numel()))
+    return (squares * pixels).sum(), pixels.sum().to(squares.dtype) * squares.shape[1]
+
+
+def decibels(error: Tensor, count: Tensor) -> Tensor:
+    """Return the peak signal-to-noise ratio in dB of what `squared_error` returned, added up; NaN where count is 0."""
+    return (error / count).log10() * -10.0
 
 
 def _difference(reconstruction: Tensor, target: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Replicas of a pair that share its weights: each works on some images of a batch in a thread of its own.
+"""Who works on a batch inside one process: replicas of a pair that share its weights, each in a thread of its own.
 
 On a CPU the threads of one operation wait for each other at its end, thousands of times a step, and a product of
 moderate size is slower on two threads than two such products on one each. So a batch is divided instead, as data
@@ -9,14 +9,14 @@ drawn for the whole batch. So the result is that of one replica up to the roundi
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from mst.model.pair import TeacherStudent
+from mst.model.pair import StudentInput, StudentOutput, TeacherStudent
 from mst.runtime.threads import compute_threads
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Replicas:
         self._pairs = [pair, *(_replica(pair) for _ in range(count - 1))]
         # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
         self._parameters = [[p for p in each.parameters() if p.requires_grad] for each in self._pairs]
-        self._per_replica = threads
+        self._per_replica, self._sums = threads, dict[str, Tensor]()
         self._threads = compute_threads(count, threads, "replica") if count > 1 else None
 
     def __deepcopy__(self, memo: dict[int, object]) -> Replicas:
@@ -77,12 +77,35 @@ class Replicas:
         ]
         return [future.result() for future in futures]
 
-    def forget_gradients(self) -> None:
-        """Set all gradients to None."""
+    def student(self, pair: TeacherStudent, inputs: Sequence[StudentInput], *, last: bool) -> StudentOutput:
+        """Run the student of one replica on one part of a share; `last` says that it is the share's last part."""
+        output: StudentOutput = pair(inputs)
+        return output
+
+    def begin(self) -> None:
+        """Begin a step: there are no gradients and no sums."""
         for parameter in chain.from_iterable(self._parameters):
             parameter.grad = None
+        self._sums = {}
 
-    def gather_gradients(self) -> None:
+    def begin_microbatch(self, *, last: bool) -> None:
+        """Say that a microbatch begins, and whether it is the last one of the step."""
+
+    def end_microbatch(self, sums: Mapping[str, Tensor]) -> None:
+        """Add a microbatch's sums, by name, to those of the step."""
+        for name, value in sums.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def finish(self, rows: Tensor) -> dict[str, Tensor]:
+        """Leave the gradients of the whole batch in the pair; return the sums over it.
+
+        Args:
+            rows: of the whole batch [B, D], zero but for those of this process; they are filled.
+        """
+        self._gather_gradients()
+        return self._sums
+
+    def _gather_gradients(self) -> None:
         """Add the replicas' gradients to those of the pair, in the order of the replicas, and forget them."""
         own, *others = self._parameters
         for parameters in others:

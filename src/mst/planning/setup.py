@@ -24,6 +24,7 @@ from mst.model.build import backbone_spec
 from mst.model.pair import TeacherStudent, build_pair
 from mst.model.recomputation import recompute_blocks
 from mst.model.start import start_from
+from mst.parallel.world import World
 from mst.planning.environment import device_name
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
@@ -133,13 +134,14 @@ def prepare(config: RunConfig) -> Setup:
         strict=config.data.strict,
         by_content=config.data.by_content,
     )
-    plan = derive(config, len(images))
+    world = World.current()
+    plan = derive(config, len(images), world.size)
     spec = checked_spec(config, plan)
     ranges = value_ranges(config, images)
     check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
     if needs_measuring(config):
         mean, std = channel_statistics(images, channels=channels, scale=ranges)
-        plan = derive(config, len(images), measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
+        plan = derive(config, len(images), world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
     plan = with_ranges(plan, ranges, len(images))
     labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
     return Setup(config, plan, images, labelled, spec, device, precision, reason)
@@ -305,6 +307,7 @@ def loader_workers(config: RunConfig, device: torch.device) -> int:
     if config.runtime.workers >= 0:
         return config.runtime.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = max(1, cores // World.current().local_size)
     if device.type == "cuda":
         return max(1, min(cores - 1, MOST_WORKERS))
     return 0 if cores < FEW_CORES else cores // 4

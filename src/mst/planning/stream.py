@@ -64,5 +64,5 @@ def as_views(batch: StackedBatch, *, device: torch.device) -> Views:
     """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W] on the device, where their colours may wait."""
     global_crops, local_crops, *numbers = (tensor.transpose(0, 1) for tensor in batch.tensors)
     if numbers:
-        return finish_views(Views(global_crops, local_crops, batch.indices), numbers[0], device)
-    return Views(to_device(global_crops, device), to_device(local_crops, device), batch.indices)
+        return finish_views(Views(global_crops, local_crops, batch.indices, batch.positions), numbers[0], device)
+    return Views(to_device(global_crops, device), to_device(local_crops, device), batch.indices, batch.positions)

@@ -9,6 +9,7 @@ import io
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, cast
 
 from rich.console import Console
@@ -72,6 +73,25 @@ class Remarks(io.TextIOBase):
 
 
 console = Console(file=cast("IO[str]", Remarks()), markup=False, emoji=False)
+
+
+def be_quiet() -> None:
+    """Keep what is said from now on to memory, for a process that is not the first of its run."""
+    console.file = io.StringIO()
+
+
+def write_to(path: Path) -> None:
+    """Write what was kept, and what is said from now on, to the end of a file; where that fails, it is lost."""
+    kept = console.file
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+    except OSError:
+        return
+    console.file = file
+    if isinstance(kept, io.StringIO):
+        with _unheard():
+            file.write(kept.getvalue())
 
 
 def info(message: str) -> None:

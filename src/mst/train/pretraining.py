@@ -96,7 +96,7 @@ class Pretraining:
         return Intervals(
             steps=plan.total_steps,
             batch_size=plan.batch_size,
-            accumulate=config.train.accumulate,
+            accumulate=self.state.microbatches,
             row=config.monitor.every_steps,
             evaluation=config.monitor.knn_every_steps,
             checkpoint=config.checkpoint.every_steps,
@@ -257,7 +257,7 @@ class Pretraining:
                 normalise(pixels.to(device, non_blocking=True), mean, std)
                 for pixels in (part.global_crops, part.local_crops)
             )
-            yield Views(crops, local_crops, part.indices)
+            yield Views(crops, local_crops, part.indices, part.positions)
 
     def _collapse(self, statistics: Mapping[str, float]) -> tuple[str | None, bool]:
         """Return what has collapsed, or None, and whether that ends the run; never before the warm-up is over."""

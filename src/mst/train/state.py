@@ -17,7 +17,11 @@ from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tenso
 from mst.config.schema import RunConfig, RunPlan
 from mst.errors import CheckpointError
 from mst.model.pair import TeacherStudent
+from mst.parallel.batch_norm import share_statistics
+from mst.parallel.data_parallel import DataParallel
+from mst.parallel.lanes import Lanes
 from mst.parallel.replicas import Replicas
+from mst.parallel.world import World
 from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
 from mst.train.optimizer import build_optimizer
 
@@ -34,7 +38,8 @@ class TrainState:
         optimizer: AdamW over student and decoder.
         center: running mean of the teacher's logits [1, K].
         features: the teacher's latest features, for RankMe.
-        replicas: of the pair, which share its work on a CPU (not saved).
+        replicas: who works on the pair's batches: threads, processes or lanes (not saved).
+        microbatches: of a step, in this process (not saved).
         means: losses since the last row of metrics.
         collapse: how long the statistics have looked collapsed.
         step: optimizer steps done, skipped ones included.
@@ -50,6 +55,7 @@ class TrainState:
     center: Tensor
     features: FeatureBuffer
     replicas: Replicas
+    microbatches: int = 1
     means: RunningMeans = field(default_factory=RunningMeans)
     collapse: CollapseWatch = field(default_factory=CollapseWatch)
     step: int = 0
@@ -130,16 +136,33 @@ class TrainState:
 
 
 def new_state(pair: TeacherStudent, config: RunConfig, plan: RunPlan) -> TrainState:
-    """Return the state at step 0 around an initialised pair, which stays on its device."""
-    device = pair.student.head.prototypes.device
-    count = replica_count(config, plan, device)
+    """Return the state at step 0 around an initialised pair, which stays on its device.
+
+    Raises:
+        UsageError: replicas or lanes that the processes cannot have.
+    """
+    device, world = pair.student.head.prototypes.device, World.current()
+    own_lanes = max(1, config.runtime.lanes // world.size)
+    if world.size > 1 and config.model.head_norm == "batch":
+        share_statistics(pair)
     return TrainState(
         pair=pair,
         optimizer=build_optimizer(pair, config.optimizer),
         center=torch.zeros(1, plan.prototypes, device=device),
         features=FeatureBuffer(pair.student.backbone.embed_dim, device=device),
-        replicas=Replicas(pair, count, threads=max(1, torch.get_num_threads() // count)),
+        replicas=_workers(pair, config, plan, world),
+        microbatches=config.train.accumulate * own_lanes,
     )
+
+
+def _workers(pair: TeacherStudent, config: RunConfig, plan: RunPlan, world: World) -> Replicas:
+    """Return who works on the batches: lanes if there are any, else processes, else replicas in threads."""
+    if config.runtime.lanes:
+        return Lanes(pair, world, microbatches=config.train.accumulate)
+    if world.size > 1:
+        return DataParallel(pair, world)
+    count = replica_count(config, plan, pair.student.head.prototypes.device)
+    return Replicas(pair, count, threads=max(1, torch.get_num_threads() // count))
 
 
 def replica_count(config: RunConfig, plan: RunPlan, device: torch.device) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +22,7 @@ from mst.objective.dino import updated_center
 from mst.objective.draws import StepDraws
 from mst.objective.mst import mst_losses
 from mst.objective.records import ObjectiveValues, StepOutput
-from mst.parallel.world import World
+from mst.objective.statistics import statistic_sums, statistics_of
 from mst.train.optimizer import clip_per_tensor_, set_step_values
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
@@ -37,7 +37,7 @@ class StepReport:
         loss, self_distillation, restoration: over the whole batch.
         grad_norm: L2 norm of all gradients together, before clipping.
         skipped: whether something was not finite, so that nothing was changed.
-        indices: dataset positions of the batch [B], on the CPU.
+        indices: dataset positions of the images that this process worked on, on the CPU.
         features: the teacher's features of the first global crop [B, D].
         logits: the teacher's mean logits [1, 1, K].
         statistics: scalars for the monitors by name; empty unless asked for.
@@ -103,29 +103,33 @@ def step_gradients(
     statistics: bool,
 ) -> StepReport:
     """Compute the clipped gradients of the mean loss over a batch, a part at a time; arguments as of `train_step`."""
-    pair, device = state.pair, state.center.device
+    pair, device, replicas = state.pair, state.center.device, state.replicas
     objective = ObjectiveValues.from_config(config.objective, teacher_temp=values.teacher_temp)
-    sums = _BatchSums(plan.batch_size, torch.zeros(3, device=device), torch.zeros_like(state.center)[None])
-
-    state.replicas.forget_gradients()
-    for views in passes:
-        draws = StepDraws(config.runtime.seed, state.step, sums.positions_of(views), plan.batch_size)
+    rows = _Rows(plan.batch_size)
+    replicas.begin()
+    for number, views in enumerate(passes, start=1):
+        positions = rows.positions_of(views)
+        draws = StepDraws(config.runtime.seed, state.step, positions, plan.batch_size)
+        replicas.begin_microbatch(last=number == state.microbatches)
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             output = mst_losses(
                 *(pair, views, state.center, objective, draws),
                 backward=_Backward(len(views.indices) / plan.batch_size, device),
-                replicas=state.replicas,
-                statistics=statistics,
-                std=plan.std,
+                replicas=replicas,
+                keep=statistics,
             )
-        sums.add(output, views)
-    state.replicas.gather_gradients()
-
+        rows.add(output, views, positions)
+        sums = _sums(output, share=len(views.indices) / plan.batch_size)
+        if statistics:
+            sums |= statistic_sums(output, views.global_crops.flatten(0, 1), plan.std)
+        replicas.end_microbatch(sums)
+    features = rows.features(pair.student.backbone.embed_dim, device)
+    total = replicas.finish(features)
     if values.freeze_last_layer:
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
     if values.freeze_backbone:
         _forget_gradients(*pair.student.backbone.model.parameters())
-    return sums.report(clip_per_tensor_(state.parameters, config.optimizer.clip))
+    return _report(total, clip_per_tensor_(state.parameters, config.optimizer.clip), rows, features)
 
 
 def apply_step(state: TrainState, report: StepReport, values: StepValues, config: RunConfig) -> None:
@@ -133,9 +137,7 @@ def apply_step(state: TrainState, report: StepReport, values: StepValues, config
     set_step_values(state.optimizer, lr=values.lr, weight_decay=values.weight_decay)
     state.optimizer.step()
     ema_update(state.pair.teacher, state.pair.student, values.teacher_momentum)
-    state.center.copy_(
-        World.current().mean(updated_center(state.center, report.logits, config.objective.center_momentum))
-    )
+    state.center.copy_(updated_center(state.center, report.logits, config.objective.center_momentum))
 
 
 @dataclass(frozen=True)
@@ -150,48 +152,56 @@ class _Backward:
             (loss * self.share).backward()  # type: ignore[no-untyped-call]
 
 
-@dataclass
-class _BatchSums:
-    """Adds the parts of one batch, each weighted with its share of the images."""
+class _Rows:
+    """Collects what is known of each image of a batch, a microbatch at a time."""
 
-    batch_size: int
-    losses: Tensor  # [3]: total, self-distillation, restoration
-    logits: Tensor  # [1, 1, K]: the teacher's mean logits
-    indices: list[Tensor] = field(default_factory=list)
-    features: list[Tensor] = field(default_factory=list)
-    statistics: dict[str, Tensor] = field(default_factory=dict)
+    def __init__(self, batch_size: int) -> None:
+        self._batch_size, self._seen = batch_size, 0
+        self._found: list[tuple[range, Tensor, Tensor]] = []
 
     def positions_of(self, views: Views) -> range:
-        """Return the positions in the batch of the part that comes next."""
-        first = sum(map(len, self.indices))
-        return range(first, first + len(views.indices))
+        """Return the positions in the batch of the microbatch that comes next."""
+        first, self._seen = self._seen, self._seen + len(views.indices)
+        return range(first, self._seen) if views.positions is None else views.positions
 
-    def add(self, output: StepOutput, views: Views) -> None:
-        """Count one part."""
-        images = len(views.indices)
-        share = images / self.batch_size
-        terms = output.losses
-        self.losses += share * torch.stack([terms.total, terms.self_distillation, terms.restoration]).detach()
-        self.logits += share * output.teacher_logits.mean(dim=(0, 1), keepdim=True)
-        self.indices.append(views.indices.cpu())
-        self.features.append(output.teacher.cls[:images].float())  # [B, D] of the first global crop
-        for name, value in output.statistics.items():
-            self.statistics[name] = self.statistics.get(name, torch.zeros_like(value)) + share * value
+    def add(self, output: StepOutput, views: Views, positions: range) -> None:
+        """Keep one microbatch's indices, and its features of the first global crop [b, D]."""
+        self._found.append((positions, views.indices.cpu(), output.teacher.cls[: len(positions)].float()))
 
-    def report(self, norms: Tensor) -> StepReport:
-        """Return the batch's numbers; one transfer from the device."""
-        total, distillation, restoration, norm = torch.cat([self.losses, norms.norm()[None]]).tolist()
-        return StepReport(
-            loss=total,
-            self_distillation=distillation,
-            restoration=restoration,
-            grad_norm=norm,
-            skipped=not (math.isfinite(total) and math.isfinite(norm)),
-            indices=torch.cat(self.indices),
-            features=torch.cat(self.features),
-            logits=self.logits,
-            statistics={name: value.item() for name, value in self.statistics.items()},
-        )
+    def indices(self) -> Tensor:
+        """Return the images' dataset positions, on the CPU."""
+        return torch.cat([indices for _, indices, _ in self._found])
+
+    def features(self, width: int, device: torch.device) -> Tensor:
+        """Return the features by position in the batch [B, D], zero where another process has them."""
+        rows = torch.zeros(self._batch_size, width, device=device)
+        for positions, _, features in self._found:
+            rows[positions.start : positions.stop] = features
+        return rows
+
+
+def _sums(output: StepOutput, *, share: float) -> dict[str, Tensor]:
+    """Return the losses [3] and the teacher's mean logits [1, 1, K], times the microbatch's share of the batch."""
+    terms = output.losses
+    losses = torch.stack([terms.total, terms.self_distillation, terms.restoration]).detach()
+    return {"losses": share * losses, "logits": share * output.teacher_logits.mean(dim=(0, 1), keepdim=True)}
+
+
+def _report(sums: dict[str, Tensor], norms: Tensor, rows: _Rows, features: Tensor) -> StepReport:
+    """Return the batch's numbers; one transfer from the device, and one more with statistics."""
+    losses, logits = sums.pop("losses"), sums.pop("logits")
+    total, distillation, restoration, norm = torch.cat([losses, norms.norm()[None]]).tolist()
+    return StepReport(
+        loss=total,
+        self_distillation=distillation,
+        restoration=restoration,
+        grad_norm=norm,
+        skipped=not (math.isfinite(total) and math.isfinite(norm)),
+        indices=rows.indices(),
+        features=features,
+        logits=logits,
+        statistics=statistics_of(sums) if sums else {},
+    )
 
 
 def _forget_gradients(*parameters: nn.Parameter) -> None:

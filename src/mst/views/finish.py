@@ -58,7 +58,7 @@ def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
         crops = to_device(cut, device).contiguous()  # [V, B, C, h, w]
         finish(crops.flatten(0, 1), some, crops.flatten(0, 1))
         done.append(crops)
-    return Views(done[0], done[1], views.indices)
+    return Views(done[0], done[1], views.indices, views.positions)
 
 
 def change_colours(planes: Tensor, parameters: ColourParameters) -> None:

@@ -14,8 +14,10 @@ class Views(NamedTuple):
         global_crops: [G, B, C, H, W].
         local_crops: [L, B, C, H', W']; L may be 0.
         indices: position of each image in the dataset [B], int64.
+        positions: of these images in the batch of the step, where they are not all of it.
     """
 
     global_crops: Tensor
     local_crops: Tensor
     indices: Tensor
+    positions: range | None = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,6 +21,7 @@ from mst.data.files.folders import cache_folder
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader
+from mst.data.sampler import Share
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
@@ -29,6 +31,7 @@ from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.pair import TeacherStudent
+from mst.parallel.world import World
 from mst.paths import user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
@@ -104,21 +107,26 @@ def pretrain(
         RunFailure: disk full, out of memory, collapse, too many bad steps.
         Interrupted: a signal; everything is saved.
     """
+    world = World.current()
     require_data(config)
     config = with_absolute_paths(config)
+    world.refuse_differences(config.model_dump(mode="json"), "settings")
     run = open_run_dir(user_path(out)) if resume else RunDir(user_path(out))
     if not resume:
-        check_new_run_dir(run.root, overwrite=overwrite)
+        world.from_first(lambda: check_new_run_dir(run.root, overwrite=overwrite))
         check_apart(config, run)
     setup = with_identity(prepare(config))
     if resume:
         setup = resumed_setup(setup, run, accept=accept_changed_data)
+    world.refuse_differences(setup.plan.model_dump(mode="json"), "images")
     logging.console.print(describe_setup(setup))
     check_fits(setup)
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:
-        create_run_dir(run.root, overwrite=overwrite)
-    with only_process_in(run.root):
+        world.from_first(lambda: create_run_dir(run.root, overwrite=overwrite))
+    if not world.first:
+        logging.write_to(run.root / "logs" / f"rank_{world.rank}.log")
+    with only_process_in(run.root) if world.first else nullcontext():
         return carry_out(setup, pair, run, resume=resume)
 
 
@@ -182,9 +190,10 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
     trainer = Trainer(task, task.intervals, task.outputs)
     if resume and not trainer.saver.resumed:
         logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
-    write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
-    write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
-    write_atomic(run.plan, task.plan.model_dump_json(indent=2) + "\n")
+    if World.current().first:
+        write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
+        write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
+        write_atomic(run.plan, task.plan.model_dump_json(indent=2) + "\n")
     train(setup, trainer)
     logging.info(
         f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"
@@ -209,7 +218,9 @@ def train(setup: Setup, trainer: Trainer[Views]) -> None:
 
 def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None, None]:
     """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
-    with make_loader(setup, run, start_step=first_step) as loader:
+    world = World.current()
+    share = Share(world.rank, world.size, setup.config.runtime.lanes)
+    with make_loader(setup, run, start_step=first_step, share=share) as loader:
         try:
             yield from map(staged(partial(as_views, device=setup.device), setup.device), loader)
         finally:

@@ -119,7 +119,7 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
 
 def _is_first_moment(name: str) -> bool:
     """Whether a file is what a run writes before config.json makes its folder a run: a killed one left it."""
-    return name in {LOCK_NAME, "plan.json", "environment.json"} or is_aside(name)
+    return name in {LOCK_NAME, "plan.json", "environment.json", "logs"} or is_aside(name)
 
 
 def _was_written_here(run: RunDir) -> bool:

@@ -14,11 +14,13 @@ from mst.errors import UsageError
 from mst.paths import SourceText
 from mst.recipes import base_config
 from mst.runtime import logging
+from mst.runtime.limits import check_numbers
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_run_words
 
 if TYPE_CHECKING:
     from mst.planning.estimate import Estimate
+    from mst.planning.scaling import DevicePlan
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class PlanOptions:
     """A recipe (see `mst recipes`) or a JSON file of settings."""
     probe: bool = True
     """Run a few steps for an estimate of time and memory."""
+    devices: tuple[int, ...] | None = None
+    """Numbers of GPUs: say what each holds and sends with DDP and FSDP2; nothing is built or run for it."""
     json: bool = False
     """One JSON object on stdout."""
 
@@ -41,6 +45,7 @@ def run(argv: Sequence[str]) -> int:
     options, words = parsed
     if not options.recipe:
         raise UsageError("name a recipe: mst plan RECIPE --data.train PATH (all recipes: mst recipes)")
+    check_numbers(options, "devices", least=1)
     config = override(base_config(options.recipe), words)
     require_data(config)
 
@@ -51,8 +56,12 @@ def run(argv: Sequence[str]) -> int:
     setup = prepare(config)
     if not options.json:
         emit(describe_setup(setup))
-    probed = None
-    if options.probe:
+    probed, plans = None, None
+    if options.devices is not None:
+        from mst.planning.scaling import device_plans
+
+        plans = device_plans(setup, options.devices)
+    elif options.probe:
         from mst.planning.estimate import estimate
 
         check_fits(setup)
@@ -67,8 +76,11 @@ def run(argv: Sequence[str]) -> int:
                 "precision": setup.precision_reason,
                 "plan": setup.plan.model_dump(mode="json"),
                 "estimate": asdict(probed) if probed else None,
+                **({"devices": [asdict(plan) for plan in plans]} if plans is not None else {}),
             }
         )
+    elif plans is not None:
+        emit(describe_devices(plans))
     elif probed:
         emit(describe_estimate(probed))
     return 0
@@ -83,6 +95,26 @@ def describe_estimate(estimate: Estimate) -> Table:
     table.add_row("time of the run", duration(estimate.total_seconds))
     table.add_row("largest memory", f"{estimate.memory_bytes / 2**30:.2f} GiB")
     return table
+
+
+def describe_devices(plans: Sequence[DevicePlan]) -> Table:
+    """Return the plans for several devices as a table, one a column."""
+    from mst.planning.scaling import PARTS
+
+    title = "GB on each GPU, without CUDA's own; and GB that it sends in a step"
+    table = Table("", title=title, title_justify="left")
+    for plan in plans:
+        blocks = "recomputed" if plan.activation_checkpointing else ""
+        table.add_column(f"{plan.sharding}\n{plan.devices} GPUs\n{blocks}", justify="right")
+    table.add_row("images of a pass", *(str(plan.images) for plan in plans))
+    for part in (*PARTS, "total"):
+        table.add_row(part.replace("_", " "), *(_gigabytes(getattr(plan, part)) for plan in plans))
+    table.add_row("sent in a step", *(_gigabytes(sum(plan.sent.values())) for plan in plans))
+    return table
+
+
+def _gigabytes(size: int) -> str:
+    return f"{size / 1e9:.2f}"
 
 
 def duration(seconds: float) -> str:

@@ -16,6 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from mst.config.load import override
 from mst.engine.footprint import Answers
 from mst.model.lean import FLOP_FORMULAS
+from mst.model.pair import TeacherStudent
 from mst.planning.setup import Setup
 from mst.runtime.seeding import generator
 from mst.train.schedule import step_values
@@ -45,8 +46,7 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, d
     images, passes = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
     plan = setup.plan.model_copy(update={"batch_size": images * passes})
     config = override(setup.config, {"runtime.replicas": 1})
-    with torch.device("meta"):
-        pair = replace(setup, device=torch.device("meta")).build_pair(resumed=True)
+    pair = meta_pair(setup)
     answers = Answers(dropping=dropping)
     with FakeTensorMode(allow_non_fake_inputs=True), answers, watch:
         state = new_state(pair.to_empty(device=setup.device), config, plan)
@@ -58,6 +58,12 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, d
         views = (random_views(setup, images) for _ in range(passes))
         train_step(state, views, step_values(plan, config, 0), config, plan, dtype=setup.precision)
         del kept
+
+
+def meta_pair(setup: Setup) -> TeacherStudent:
+    """Return the networks of a run without their memory, on the meta device."""
+    with torch.device("meta"):
+        return replace(setup, device=torch.device("meta")).build_pair(resumed=True)
 
 
 def random_views(setup: Setup, images: int) -> Views:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from mst.data.files.kinds import EXTENSIONS, SYSTEM, extension
 from mst.data.files.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.sources import ImageIndex, even_positions, index_images
+from mst.data.sources import ImageIndex, ImageSource, even_positions, index_images
 from mst.errors import DataError, UsageError
 from mst.paths import user_path
 from mst.runtime import logging
@@ -31,11 +31,11 @@ class LabelledImages(NamedTuple):
     """Images and their classes.
 
     Attributes:
-        paths: n image files, class by class.
+        paths: n images, class by class.
         labels: position of each one's class in `LabelledFolder.classes`: int64 [n].
     """
 
-    paths: ImageIndex
+    paths: ImageSource
     labels: Tensor
 
     def evenly(self, limit: int | None) -> LabelledImages:
@@ -190,9 +190,9 @@ def _labelled(found: _Classes, classes: Sequence[str], channels: int) -> Labelle
     return LabelledImages(ImageIndex.joined(parts), labels)
 
 
-def _compare(train: Path, val: Path, images: ImageIndex) -> None:
+def _compare(train: Path, val: Path, images: ImageSource) -> None:
     """Warn where validation images lie in the training folder under the same name and with the same content."""
-    looked = list(images.evenly(LOOKED_AT))
+    looked = [Path(images.name(position)) for position in even_positions(len(images), LOOKED_AT).tolist()]
     same = [path for path in looked if same_content(path, train / os.path.relpath(path, os.path.abspath(val)))]
     if same:
         logging.warn(

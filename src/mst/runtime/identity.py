@@ -95,7 +95,7 @@ def identify(
         parts["files"] = _digest(contents)
     described = list(annotations)
     if described:
-        parts["annotations"] = _digest(part if isinstance(part, bytes) else _content(part) for part in described)
+        parts["annotations"] = _described(described)
     return _identity(name, count, parts)
 
 
@@ -107,6 +107,11 @@ def together(name: str, *identities: DataIdentity) -> DataIdentity:
         for kind in kinds
     }
     return _identity(name, sum(identity.count for identity in identities), parts)
+
+
+def annotated(identity: DataIdentity, annotations: Iterable[bytes | Path]) -> DataIdentity:
+    """Return the identity of images together with what is said of them; arguments as of `identify`."""
+    return _identity(identity.name, identity.count, {**identity.parts, "annotations": _described(annotations)})
 
 
 def difference(before: DataIdentity, now: DataIdentity) -> str:
@@ -148,6 +153,10 @@ def _digest(parts: Iterable[bytes]) -> str:
         found.update(b"%d:" % len(part))
         found.update(part)
     return found.hexdigest()[:LETTERS]
+
+
+def _described(annotations: Iterable[bytes | Path]) -> str:
+    return _digest(part if isinstance(part, bytes) else _content(part) for part in annotations)
 
 
 def _names_digest(names: Iterable[bytes]) -> str:

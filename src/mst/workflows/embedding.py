@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from mst.data.sources import ImageIndex, index_images
+from mst.data.sources import ImageSource, open_images
 from mst.errors import UsageError
 from mst.evaluate.common.features import Features, FeatureSettings, extract_features
 from mst.evaluate.common.image_sets import ImageSet
@@ -57,13 +57,13 @@ def embed(
     if limit is not None and limit < 1:
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)
-    paths = index_images(data, limit=limit, channels=subject.channels)
+    found = open_images(data, limit=limit, channels=subject.channels)
     if target is not None and target.suffix != ".npz":
-        _check_lines(target, paths)
-    no_labels = torch.full((len(paths),), -1, dtype=torch.int64)
+        _check_lines(target, found)
+    no_labels = torch.full((len(found),), -1, dtype=torch.int64)
     options = image or ImageOptions()
-    scale = subject.scale(paths, options.value_range)
-    images = ImageSet.from_paths(paths, no_labels, channels=subject.channels, scale=scale)
+    scale = subject.scale(found, options.value_range)
+    images = ImageSet(found, no_labels, subject.channels, scale)
     features = extract_features(
         subject.backbone, images, subject.transform(options), settings=settings, title="embedding"
     )
@@ -84,14 +84,15 @@ def write_features(outputs: Outputs, name: str, features: Features) -> None:
     outputs.write(name, content.getvalue())
 
 
-def _check_lines(target: Path, images: ImageIndex) -> None:
+def _check_lines(target: Path, images: ImageSource) -> None:
     """Refuse names that a list of one path a line cannot hold.
 
     Raises:
         UsageError: one has a line break.
     """
-    if b"\n" in images.block or b"\r" in images.block:
-        name = next(path for path in map(str, images) if "\n" in path or "\r" in path)
+    names = map(images.name, range(len(images)))
+    name = next((name for name in names if "\n" in name or "\r" in name), None)
+    if name is not None:
         raise UsageError(
             f"--out {target}: its list of paths has one a line, and {shown(name)} has a line break in its name: "
             "name a file that ends in .npz, or rename the image"

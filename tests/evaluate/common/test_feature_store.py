@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from evaluate.fakes import FakeBackbone, colour_images
+from mst.data.sources import ImageIndex
 from mst.errors import MstError, RunFailure, UsageError
 from mst.evaluate.common import feature_store
 from mst.evaluate.common.feature_store import FeatureSource, weights_hash
@@ -39,7 +40,7 @@ def images(tmp_path: Path) -> ImageSet:
     paths = [tmp_path / f"{index}.png" for index in range(10)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
-    return ImageSet.from_paths(paths, labels, channels=3)
+    return ImageSet(ImageIndex.of(paths), torch.tensor(labels))
 
 
 @pytest.mark.parametrize("blocks", [1, 2, 4, 7])
@@ -49,7 +50,7 @@ def test_kept_features_are_those_of_the_backbone(  # noqa: PLR0917
     blocks: int, chosen: list[int] | None, broken: tuple[int, ...], backbone: Backbone, images: ImageSet, tmp_path: Path
 ) -> None:
     for index in broken:
-        Path(images.names[index]).write_bytes(b"nothing")
+        Path(images.name(index)).write_bytes(b"nothing")
     direct = FeatureSource(backbone, TRANSFORM, QUIET).read("training", images, chosen, blocks=blocks)
     source = FeatureSource(backbone, TRANSFORM, QUIET, tmp_path / "kept")
     for found in (source.read("training", images, chosen, blocks=blocks) for _ in range(2)):
@@ -91,7 +92,7 @@ def fewer_images(source: FeatureSource, images: ImageSet) -> tuple[FeatureSource
 
 
 def touched_image(source: FeatureSource, images: ImageSet) -> tuple[FeatureSource, ImageSet]:
-    Image.new("RGB", (16, 16), (200, 0, 0)).save(images.names[2])
+    Image.new("RGB", (16, 16), (200, 0, 0)).save(images.name(2))
     return source, images
 
 
@@ -192,7 +193,7 @@ def test_other_contents_of_the_same_size_and_time_are_other_images(
 ) -> None:
     source = FeatureSource(backbone, TRANSFORM, QUIET, tmp_path / "kept")
     source.read("training", images)
-    file = Path(images.names[4])
+    file = Path(images.name(4))
     state, content = file.stat(), bytearray(file.read_bytes())
     content[-20] ^= 255
     file.write_bytes(content)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from evaluate.fakes import FakeBackbone, colour_images
-from mst.data.decoding import UnreadableImage
+from mst.data.sources.arrays import MemoryImages
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings, extract_features, forward_batch, frozen
 from mst.evaluate.common.image_sets import ImageSet, LabelledSets
@@ -36,15 +37,22 @@ def test_rows_follow_the_set_in_any_batch_size(batch: int) -> None:
     assert sum(backbone.batches) == 9
 
 
+class Breaking(MemoryImages):
+    """Images some of which cannot be read."""
+
+    broken: Container[int] = ()
+
+    def read_bytes(self, position: int, most: int | None = None) -> bytearray:
+        if position in self.broken:
+            raise OSError("cut short")
+        return super().read_bytes(position, most)
+
+
 def broken_set(broken: set[int], count: int = 9) -> ImageSet:
     images, labels = colour_images(count, 3)
-
-    def read(index: int) -> Tensor:
-        if index in broken:
-            raise UnreadableImage(Path(f"{index}.jpg"), "cut short")
-        return images[index]
-
-    return ImageSet(tuple(f"{index}.jpg" for index in range(count)), torch.tensor(labels), read)
+    source = Breaking([image.permute(1, 2, 0).numpy() for image in images], [f"{index}.jpg" for index in range(count)])
+    object.__setattr__(source, "broken", broken)
+    return ImageSet(source, torch.tensor(labels))
 
 
 def test_unreadable_images_have_no_row_and_are_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -63,11 +71,11 @@ def test_too_many_unreadable_images_stop(broken: set[int], share: float) -> None
 
 
 def test_another_error_of_the_reader_is_not_swallowed() -> None:
-    def read(index: int) -> Tensor:
+    def fails(image: Tensor) -> Tensor:
         raise ZeroDivisionError
 
     with pytest.raises(ZeroDivisionError):
-        extract_features(FakeBackbone(), ImageSet(("a",), torch.zeros(1), read), TRANSFORM, settings=settings())
+        extract_features(FakeBackbone(), broken_set(set()), fails, settings=settings())
 
 
 def test_frozen_gives_every_mode_back_even_after_an_error() -> None:
@@ -107,7 +115,7 @@ def test_sets_from_a_folder(tmp_path: Path) -> None:
     assert (len(sets.train), len(sets.val)) == (4, 4)
     assert sorted(sets.train.labels.tolist()) == [0, 0, 1, 1]
     assert sets.val.read(0).shape == (1, 8, 8)
-    assert sets.val.subset([3, 0]).names == (sets.val.names[3], sets.val.names[0])
+    assert [sets.val.subset([3, 0]).name(place) for place in (0, 1)] == [sets.val.name(3), sets.val.name(0)]
     assert torch.equal(sets.val.subset([3]).read(0), sets.val.read(3))
 
 

@@ -163,6 +163,27 @@ def cached_batches(train: Features, *, batch_size: int, seed: int) -> EpochBatch
     return batches
 
 
+@dataclass(frozen=True)
+class _Crops:
+    """A random crop of each image of a set, in an order of its own, as one epoch has them."""
+
+    images: ImageSet
+    order: Sequence[int]
+    size: tuple[int, int]
+    seed: int
+    epoch: int
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def name(self, place: int) -> str:
+        return self.images.name(self.order[place])
+
+    def read(self, place: int) -> Tensor:
+        index = self.order[place]
+        return random_resized_crop(self.images.read(index), self.size, generator(self.seed, "crop", self.epoch, index))
+
+
 def augmented_batches(
     backbone: Backbone,
     images: ImageSet,
@@ -178,16 +199,13 @@ def augmented_batches(
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = sample_order(seed, epoch, len(images), purpose="linear-order")
 
-        def read(index: int) -> Tensor:
-            return random_resized_crop(images.read(index), transform.size, generator(seed, "crop", epoch, index))
-
-        shuffled = ImageSet(images.names, images.labels, read).subset(order.tolist())
+        shuffled = _Crops(images, order.tolist(), transform.size, seed, epoch)
         ready, waiting = torch.empty(0, dtype=torch.int64), torch.empty(0)
         for batch in read_batches(shuffled, transform.normalise, settings):
             if batch.indices:
                 with frozen(backbone):
                     features = forward_batch(backbone, batch.images, function, settings.precision).flatten(1)  # [B,D]
-                check_finite(features, backbone, [shuffled.names[index] for index in batch.indices], "features")
+                check_finite(features, backbone, [shuffled.name(index) for index in batch.indices], "features")
                 ready, waiting = torch.cat([ready, order[batch.indices]]), torch.cat([waiting.to(features), features])
             while len(ready) >= batch_size:
                 yield ready[:batch_size], waiting[:batch_size]

@@ -55,7 +55,7 @@ def score_classifier(
             if batch.indices:
                 with torch.autocast(device.type, compute, enabled=compute != torch.float32):
                     scores = classifier(batch.images.to(device, non_blocking=True))  # [B, K]
-                check_finite(scores, classifier, [images.names[index] for index in batch.indices], "class scores")
+                check_finite(scores, classifier, [images.name(index) for index in batch.indices], "class scores")
                 ranks.append(rank_of_label(scores.float().cpu(), images.labels[batch.indices]))
             advance(len(batch.indices) + len(batch.unreadable))
     placed = torch.cat(ranks)

@@ -119,12 +119,14 @@ class FeatureSource:
 
     def _key(self, images: ImageSet) -> dict[str, Any] | None:
         """Return what the features depend on; None for images that are no files."""
-        listed = hashlib.sha256()
+        listed, files = hashlib.sha256(), 0
         try:
-            for name in images.names:
-                state = os.stat(name)
-                listed.update(os.fsencode(f"{os.path.abspath(name)}\0{state.st_size}\0{state.st_mtime_ns}\n"))
+            for path in images.images.files():
+                state, files = os.stat(path), files + 1
+                listed.update(os.fsencode(f"{os.path.abspath(path)}\0{state.st_size}\0{state.st_mtime_ns}\n"))
         except OSError:
+            return None
+        if not files:
             return None
         device = device_of(self.backbone)
         compute, _ = select_precision(self.settings.precision, device)
@@ -278,7 +280,7 @@ def _select(stored: Tensor, missing: Mapping[int, str], images: ImageSet, chosen
     return Features(
         features,
         images.labels[places],
-        tuple(images.names[place] for place in places),
+        tuple(images.name(place) for place in places),
         tuple(positions),
         tuple(missing[place] for place in wanted if place in missing),
     )

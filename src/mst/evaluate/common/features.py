@@ -11,7 +11,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,7 +21,6 @@ from mst.data.background import read_in_threads
 from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError
 from mst.evaluate.common.finite import check_finite
-from mst.evaluate.common.image_sets import ImageSet
 from mst.runtime.device import Precision, select_precision
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import console, warn
@@ -132,6 +131,26 @@ def forward_batch(backbone: Backbone, images: Tensor, function: FeatureFunction,
     return features.float()
 
 
+class Readable(Protocol):
+    """Images that are read by position."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int, /) -> str:
+        """Return what messages call an image."""
+
+    def read(self, index: int, /) -> Tensor:
+        """Return an image; may raise `mst.data.decoding.UnreadableImage`."""
+
+
+class Labelled(Readable, Protocol):
+    """Images that are read by position, with class numbers."""
+
+    @property
+    def labels(self) -> Tensor:
+        """Class numbers [n], int64."""
+
+
 class ImageBatch(NamedTuple):
     """The readable images of one batch: their positions in the set and their pixels [B, C, h, w]."""
 
@@ -141,7 +160,7 @@ class ImageBatch(NamedTuple):
 
 
 def read_batches(
-    images: ImageSet, transform: Callable[[Tensor], Tensor], settings: FeatureSettings
+    images: Readable, transform: Callable[[Tensor], Tensor], settings: FeatureSettings
 ) -> Iterator[ImageBatch]:
     """Yield the set in order, `forward_batch` at a time; threads read two batches ahead.
 
@@ -167,7 +186,7 @@ def read_batches(
             yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
 
 
-def _load(images: ImageSet, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:
+def _load(images: Readable, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:
     try:
         return transform(images.read(index))
     except UnreadableImage as problem:
@@ -186,7 +205,7 @@ def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[i
 
 def extract_features(
     backbone: Backbone,
-    images: ImageSet,
+    images: Labelled,
     transform: Callable[[Tensor], Tensor],
     function: FeatureFunction = cls_features,
     settings: FeatureSettings | None = None,
@@ -219,7 +238,7 @@ def extract_features(
         for batch in read_batches(images, transform, settings):
             if batch.indices:
                 features = forward_batch(backbone, batch.images, function, settings.precision)
-                check_finite(features, backbone, [images.names[index] for index in batch.indices], "features")
+                check_finite(features, backbone, [images.name(index) for index in batch.indices], "features")
                 if not kept:
                     rows = place((len(images), *features.shape[1:]))
                 rows[len(kept) : len(kept) + len(features)] = features
@@ -228,7 +247,7 @@ def extract_features(
             advance(len(batch.indices) + len(batch.unreadable))
     if unreadable and tell:
         warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
-    names = tuple(images.names[index] for index in kept)
+    names = tuple(images.name(index) for index in kept)
     return Features(rows[: len(kept)], images.labels[kept], names, tuple(kept), tuple(unreadable))
 
 

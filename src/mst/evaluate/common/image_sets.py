@@ -1,4 +1,4 @@
-"""Labelled images as the evaluators see them: read one at a time, from files or from memory.
+"""Labelled images as the evaluators see them: read one at a time, from any source.
 
 Letters: n images, C channels, H W pixels.
 """
@@ -6,84 +6,73 @@ Letters: n images, C channels, H W pixels.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mst.data.decoding import decode_image
+from mst.data.decoding import read_image
 from mst.data.labelled import LabelledFolder
-from mst.data.sources import ImageIndex, even_positions
+from mst.data.sources import ImageSource
+from mst.data.sources.arrays import MemoryImages
+from mst.data.sources.mixed import MixedImages
 from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
-from mst.evaluate.common.content import identity_of_files, identity_of_values
-from mst.runtime.identity import DataIdentity, identify, together
+from mst.runtime.identity import DataIdentity, annotated, identify, together
 
 
 @dataclass(frozen=True)
 class ImageSet:
-    """Images that are read one at a time, with their labels.
+    """Images with labels, from any source.
 
     Attributes:
-        names: a path or another name for each image, shown when it cannot be read.
+        images: where their bytes are.
         labels: class numbers [n], int64.
-        read: index -> uint8 image [C, H, W]; may raise `mst.data.decoding.UnreadableImage`.
-        files: whether the names are paths of the images.
+        channels: C.
         scale: how values that are not stored in 8 bits become such.
     """
 
-    names: tuple[str, ...]
+    images: ImageSource
     labels: Tensor
-    read: Callable[[int], Tensor]
-    files: bool = False
+    channels: int = 3
     scale: Scale = BY_TYPE
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.names)
-
-    @staticmethod
-    def from_paths(
-        paths: Sequence[Path] | ImageIndex, labels: Tensor | Sequence[int], *, channels: int, scale: Scale = BY_TYPE
-    ) -> ImageSet:
-        """Return a set that decodes a file each time it is read."""
-        return ImageSet(
-            tuple(map(str, paths)),
-            torch.as_tensor(labels, dtype=torch.int64),
-            lambda index: decode_image(paths[index], channels=channels, scale=scale),
-            files=True,
-            scale=scale,
-        )
+        return len(self.images)
 
     @staticmethod
     def from_tensors(images: Sequence[Tensor], labels: Tensor | Sequence[int]) -> ImageSet:
         """Return a set over uint8 images [C, H, W] in memory."""
-        names = tuple(f"image {index}" for index in range(len(images)))
-        return ImageSet(names, torch.as_tensor(labels, dtype=torch.int64), lambda index: images[index])
+        channels = images[0].shape[0] if len(images) else 3
+        source = MemoryImages.of([image.permute(1, 2, 0) for image in images])  # [H, W, C]: read in one way only
+        return ImageSet(source, torch.as_tensor(labels, dtype=torch.int64), channels)
+
+    def name(self, index: int) -> str:
+        """Return what messages call an image."""
+        return self.images.name(index)
+
+    def read(self, index: int) -> Tensor:
+        """Return an image, uint8 [C, H, W].
+
+        Raises:
+            UnreadableImage: its bytes give none.
+        """
+        return read_image(self.images, index, channels=self.channels, scale=self.scale)
 
     def subset(self, indices: Sequence[int]) -> ImageSet:
         """Return the images at `indices`, in that order."""
-        chosen = list(indices)
-        read = self.read
-        return ImageSet(
-            tuple(self.names[index] for index in chosen),
-            self.labels[chosen],
-            lambda position: read(chosen[position]),
-            self.files,
-            self.scale,
-        )
+        chosen = np.asarray(indices, dtype=np.int64)
+        return replace(self, images=self.images.only(chosen), labels=self.labels[torch.from_numpy(chosen)])
 
     def fingerprint(self) -> DataIdentity:
-        """Return the identity of names, labels and content; of sets in memory 64 images are read."""
-        labels = self.labels.numpy().tobytes()
-        if self.files:
-            return identity_of_files(self.names, files=[Path(name) for name in self.names], annotations=[labels])
-        chosen = even_positions(len(self), 64).tolist()
-        return identity_of_values(self.names, (self.read(index) for index in chosen), annotations=[labels])
+        """Return the identity of names, labels and content."""
+        return annotated(self.images.fingerprint(), [self.labels.numpy().tobytes()])
 
 
 @dataclass(frozen=True)
@@ -146,9 +135,9 @@ class LabelledSets:
         """
         folder = LabelledFolder(root, channels=channels, strict=strict)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
-        scale = measured_scale(ImageIndex.joined([train.paths, val.paths]), channels=channels, known=ranges)
+        scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,
-            ImageSet.from_paths(train.paths, train.labels, channels=channels, scale=scale),
-            ImageSet.from_paths(val.paths, val.labels, channels=channels, scale=scale),
+            ImageSet(train.paths, train.labels, channels, scale),
+            ImageSet(val.paths, val.labels, channels, scale),
         )

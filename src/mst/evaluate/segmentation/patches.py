@@ -18,7 +18,6 @@ from torch import Tensor
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError
 from mst.evaluate.common.features import FeatureSettings, device_of, extract_features, patch_map, progress_bar
-from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import resized
 from mst.evaluate.segmentation.checks import judged
 from mst.evaluate.segmentation.data import SegmentationData, check_found
@@ -93,17 +92,7 @@ def training_maps(
     """
     masks = torch.empty(len(data.train), *(math.ceil(side / stride) for side in view.size), dtype=torch.int64)
 
-    def read(index: int) -> Tensor:
-        try:
-            image, mask = data.checked(data.train, index)
-        except UnreadableImage as problem:
-            raise UnusablePair(problem.name, str(problem)) from problem
-        except DataError as problem:
-            raise UnusablePair(data.train.names[index], str(problem)) from problem
-        masks[index] = coarse(mask[None], masks.shape[1:])[0]
-        return view.normalise(resized(image, view.size))
-
-    images = ImageSet(data.train.names, torch.zeros(len(data.train), dtype=torch.int64), read)
+    images = _TrainingImages(data, view, masks)
     maps = extract_features(
         segmenter.backbone, images, _as_is, patch_map, settings, title="training patch tokens", tell=False
     )
@@ -111,6 +100,35 @@ def training_maps(
     halves = maps.features.half()
     tokens = halves if bool(halves.isfinite().all()) else maps.features
     return PatchMaps(tokens, masks[list(maps.positions)]), left_out
+
+
+@dataclass(frozen=True)
+class _TrainingImages:
+    """Normalised training images; each one that is read leaves its mask."""
+
+    data: SegmentationData
+    view: View
+    masks: Tensor
+
+    @property
+    def labels(self) -> Tensor:
+        return torch.zeros(len(self), dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.data.train)
+
+    def name(self, index: int) -> str:
+        return self.data.train.names[index]
+
+    def read(self, index: int) -> Tensor:
+        try:
+            image, mask = self.data.checked(self.data.train, index)
+        except UnreadableImage as problem:
+            raise UnusablePair(problem.name, str(problem)) from problem
+        except DataError as problem:
+            raise UnusablePair(self.name(index), str(problem)) from problem
+        self.masks[index] = coarse(mask[None], self.masks.shape[1:])[0]
+        return self.view.normalise(resized(image, self.view.size))
 
 
 def _as_is(image: Tensor) -> Tensor:

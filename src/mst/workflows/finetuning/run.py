@@ -265,7 +265,7 @@ class _Scorer:
     def __init__(self, work: Work, model: Classifier) -> None:
         running, val, network = work.config.running, work.folder.val, work.network
         self.model = model
-        self.images = ImageSet.from_paths(val.paths, val.labels, channels=network.spec.channels, scale=network.scale)
+        self.images = ImageSet(val.paths, val.labels, network.spec.channels, network.scale)
         self.transform = ImageTransform(network.spec.image_size, network.mean, network.std)
         self.settings = FeatureSettings(
             precision=running.precision,
@@ -326,5 +326,5 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, con
 
 def identity_of(folder: LabelledFolder) -> DataIdentity:
     """Return what a labelled folder holds."""
-    train, val = (ImageSet.from_paths(*part, channels=3) for part in (folder.train, folder.val))
+    train, val = (ImageSet(*part) for part in (folder.train, folder.val))
     return LabelledSets(folder.classes, train, val).fingerprint()

@@ -9,9 +9,9 @@ from typing import Any
 import timm
 
 from mst.config.schema import ModelConfig
-from mst.data.decoding import decode_image
+from mst.data.decoding import read_image
 from mst.data.labelled import LabelledFolder
-from mst.data.sources import ImageIndex
+from mst.data.sources import ImageSource
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges, check_range
 from mst.errors import DataError, UsageError
@@ -215,7 +215,7 @@ def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
         )
     check_readable(
         len(folder.val.paths),
-        lambda position: decode_image(folder.val.paths[position], channels=channels, scale=scale),
+        lambda position: read_image(folder.val.paths, position, channels=channels, scale=scale),
         most=config.running.max_unreadable_share,
         named=f"the validation images of {folder.root}",
         advice=", or raise --max-unreadable-share",
@@ -247,7 +247,7 @@ def described_network(config: FinetuneConfig) -> Network:
     return Network(replace(spec, image_size=size), mean, std, subject.sha256, ranges)
 
 
-def _training_images(config: FinetuneConfig, channels: int) -> ImageIndex:
+def _training_images(config: FinetuneConfig, channels: int) -> ImageSource:
     return LabelledFolder(config.data, channels=channels, tell=False).train.paths
 
 

@@ -17,7 +17,7 @@ from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import load_backbone, save_backbone
 from mst.model.build import build_backbone
 from mst.runtime.storage.results import read_jsonl
-from mst.workflows.finetuning import run as finetuning
+from mst.workflows.finetuning import training as finetuning
 
 VIT = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
 SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=16, depth=1, num_heads=1)

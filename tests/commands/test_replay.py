@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -111,10 +112,11 @@ def test_other_images_and_other_trainings_are_refused(tmp_path: Path, capsys: py
     assert answer.status == 2
     assert f"mst replay {run} 6 --accept-changed-data" in answer.line
     assert call(capsys, "replay", run, 6, "--accept-changed-data").status == 0
-    (run / "config.json").write_text(json.dumps({"task": "finetune"}))
-    answer = call(capsys, "replay", run, 6)
-    assert answer.status == 2
-    assert "holds no pre-training" in answer.line
+    for task, said in (("finetune", "holds no run of mst finetune"), ("other", "training of another kind, other")):
+        (run / "config.json").write_text(json.dumps({"task": task}))
+        answer = call(capsys, "replay", run, 6)
+        assert answer.status == 2
+        assert said in answer.line
 
 
 def test_settings_changed_later_are_taken_back(
@@ -125,3 +127,20 @@ def test_settings_changed_later_are_taken_back(
     assert json.loads((run / "plan.json").read_text())["interventions"]
     found = json.loads(call(capsys, "replay", run, 6, "--json").out)
     assert found["recorded"]["equal"], found["recorded"]
+
+
+def test_steps_after_a_change_need_its_checkpoint(
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = trained(images, tmp_path / "run")
+    shutil.rmtree(run / "checkpoints" / "step_8")
+    assert call(capsys, "pretrain", "--resume", run, "--optimizer.lr", "1e-3").status == 0
+    found = json.loads(call(capsys, "replay", run, 6, "--json").out)
+    assert (found["from_step"], found["recorded"]["equal"]) == (4, True)
+    shutil.rmtree(run / "checkpoints" / "step_4")
+    answer = call(capsys, "replay", run, 6)
+    assert answer.status == 2
+    assert "the run's settings changed at step 4" in answer.line
+    assert "steps up to 4 can" in answer.line
+    found = json.loads(call(capsys, "replay", run, 4, "--json").out)
+    assert (found["from_step"], found["recorded"]["equal"]) == (0, True)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from commands.calls import call
 from evaluate.segmentation.test_cityscapes import write_city
-from evaluate.segmenters import striped, vit
+from evaluate.segmenters import striped_folder, vit
 from mst.model.backbone_file import save_backbone
 from mst.recipes.segmentation import SETR_CITYSCAPES
 from mst.report.page import write_report
@@ -33,18 +33,7 @@ def run_folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
-    root = tmp_path / "data"
-    for part in ("images", "masks"):
-        (root / part).mkdir(parents=True)
-    pairs = striped(5, void=7)
-    for index in range(5):
-        image, mask = pairs.read(index)
-        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(root / "images" / f"{index}.png")
-        Image.fromarray(mask.numpy().astype(np.uint8)).save(root / "masks" / f"{index}.png")
-    (root / "train.txt").write_text("0\n1\n2\n")
-    (root / "val.txt").write_text("3\n4\n")
-    (root / "classes.json").write_text(json.dumps({"classes": ["dark", "bright"], "ignore_index": 7}))
-    return root
+    return striped_folder(tmp_path / "data")
 
 
 def test_from_training_to_masks_and_report(

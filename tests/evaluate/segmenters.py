@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from evaluate.fakes import FakeBackbone
@@ -39,6 +44,21 @@ def striped(count: int, *, size: tuple[int, int] = (32, 48), void: int | None = 
             mask[:4] = void
         masks.append(mask)
     return SegmentationSet.from_tensors(images, masks)
+
+
+def striped_folder(root: Path) -> Path:
+    """Write five pairs as a folder, three of them for training."""
+    for part in ("images", "masks"):
+        (root / part).mkdir(parents=True)
+    pairs = striped(5, void=7)
+    for index in range(5):
+        image, mask = pairs.read(index)
+        Image.fromarray(image.permute(1, 2, 0).contiguous().numpy()).save(root / "images" / f"{index}.png")
+        Image.fromarray(mask.numpy().astype(np.uint8)).save(root / "masks" / f"{index}.png")
+    (root / "train.txt").write_text("0\n1\n2\n")
+    (root / "val.txt").write_text("3\n4\n")
+    (root / "classes.json").write_text(json.dumps({"classes": ["dark", "bright"], "ignore_index": 7}))
+    return root
 
 
 def striped_data(*, void: int | None = None) -> SegmentationData:

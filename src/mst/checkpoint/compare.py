@@ -45,6 +45,8 @@ INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime
 notes each change and its step, under its key of that name."""
 IDENTITY, ACCEPTED, NOTED = "data_identity", "accepted_data", "interventions"
 """Keys of a plan: what the images are, and what was there before and was accepted to have changed."""
+FIRST_IMAGE = "first_image"
+"""Key of a training's identity: the path of the first image."""
 FOLLOWS_FROM_DATA = (
     *("dataset_size", "steps_per_epoch", "total_steps", "warmup_steps"),
     *("teacher_temp_warmup_steps", "freeze_last_layer_steps", "freeze_backbone_steps"),
@@ -107,15 +109,25 @@ def refuse_other_training(saved: Mapping[str, Any], current: Mapping[str, Any], 
     Raises:
         UsageError: settings, data or weights differ; names which.
     """
-    unknown = {CONTENTS} & {*current} - {*saved}
-    other = sorted(key for key in {*saved, *current} - unknown if saved.get(key) != current.get(key))
-    if other:
+    if other := sorted(changed_identity(saved, current)):
         raise UsageError(
             f"--checkpoints {folder} holds a training with other {', '.join(other)}: name another folder, or repeat "
             "its command with what it was given then"
         )
-    if unknown:
+    if CONTENTS in current and CONTENTS not in saved:
         logging.info(f"{folder} is of an older version, which did not note what its data held")
+
+
+def changed_identity(saved: Mapping[str, Any], current: Mapping[str, Any]) -> set[str]:
+    """Return what differs in the identity of a training with labels.
+
+    The data may have moved: where both sides know their contents, the path of the first image does not count. An older
+    version does not know them.
+    """
+    either = {CONTENTS} & {*current} - {*saved}
+    if CONTENTS in current and CONTENTS in saved:
+        either = {FIRST_IMAGE}
+    return {key for key in {*saved, *current} - either if saved.get(key) != current.get(key)}
 
 
 def _accepted(saved: Mapping[str, Any], current: Mapping[str, Any]) -> bool:

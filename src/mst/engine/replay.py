@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from mst.engine.guard import StepGuard
-from mst.engine.inspection import BLOW_UP, largest_value
+from mst.engine.inspection import BLOW_UP, Inspection, Rows, Watch, badness, largest_value
 from mst.engine.task import Batch, Intervals, Remarks, StepReport, Task
 
 Named = Callable[[], Iterator[tuple[str, Tensor]]]
+Begin = Callable[[Any, Watch, Rows], None]
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,49 @@ class Replay:
         self._compare_weights(state.step)
         return report
 
+    def inspect(self, parts: Sequence[Batch], networks: Iterable[nn.Module], begin: Begin) -> Inspection:
+        """Do one step with hooks that only read, so that its numbers are those of the training.
+
+        Args:
+            parts: of the step.
+            networks: to watch; modules that they share are watched once.
+            begin: called with each part before it is computed; it says how many images the part has
+                (`Rows.begin_part`), and may look at them.
+        """
+        watch, rows = Watch(), Rows()
+        weight = largest_value(self._weights())
+        for name, value in self._weights():
+            watch.note(f"weight {name} before the step", value)
+        for network in networks:
+            watch.network(network)
+            rows.network(network)
+        try:
+            report = self.step(_Told(parts, lambda part: begin(part, watch, rows)))
+        finally:
+            watch.close()
+            rows.close()
+        for name, number in report.scalars().items():
+            watch.note("the gradient norm (of all gradients)" if name == "grad_norm" else name, torch.tensor(number))
+        for name, value in self._weights():
+            watch.note(f"weight {name} after the step", value)
+        gradient = max(watch.largest.items(), key=lambda item: badness(item[1])) if watch.largest else None
+        return Inspection(report, watch.found, sorted(rows.bad), gradient, weight, largest_value(self._weights()))
+
     def _compare_weights(self, step: int) -> None:
         before, (name, after) = self._size[1], largest_value(self._weights())
         if self.growth is None and math.isfinite(before) and not after <= BLOW_UP * max(before, 1.0):
             self.growth = WeightGrowth(step, name, before, after)
         self._size = name, after
+
+
+class _Told(list[Any]):
+    """The parts of a step; says of each that it is next."""
+
+    def __init__(self, parts: Sequence[Any], begin: Callable[[Any], None]) -> None:
+        super().__init__(parts)
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Any]:
+        for part in super().__iter__():
+            self._begin(part)
+            yield part

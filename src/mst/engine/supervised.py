@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ from mst.checkpoint.compare import refuse_other_training
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, number, section, whole
 from mst.checkpoint.format import Checkpoint
 from mst.engine.schedule import Checkpointing, LoopSettings, learning_rate
-from mst.engine.task import Intervals, Outputs, Remarks
+from mst.engine.task import Intervals, Outputs, Remarks, Task
 from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError
 from mst.paths import user_path
@@ -30,6 +30,8 @@ from mst.runtime.storage.rundir import RunDir
 
 KEPT = 2
 """Checkpoints that stay on disk."""
+Begun = Callable[[Mapping[str, Any]], None]
+"""Called with the identity of a training before its first step; may note how the training was asked for."""
 TOO_MANY = "start anew with a lower learning rate, or with --precision fp32 where there is such an option"
 
 
@@ -62,6 +64,7 @@ class Training(Generic[Batch]):
             device. Draws from torch's global generators are repeatable inside.
         evaluate: returns one row of metrics; called every `evaluate_every` steps and after the last one. It may change
             the model's mode, nothing else of it.
+        image: takes a dataset position; returns the path or name of its image.
     """
 
     title: str
@@ -70,6 +73,7 @@ class Training(Generic[Batch]):
     batches: Callable[[int], Generator[Batch, None, None]]
     loss: Callable[[nn.Module, Batch], Tensor]
     evaluate: Callable[[], Mapping[str, float]] | None = None
+    image: Callable[[int], object] = str
 
 
 @dataclass(frozen=True)
@@ -86,6 +90,7 @@ class Surroundings:
         tensorboard: write TensorBoard events into `run`.
         resume: what to type to go on, in messages.
         progress: show a bar, or a line now and then where there is no terminal.
+        begun: called once the newest checkpoint, if there is one, is known to fit.
     """
 
     device: torch.device
@@ -97,6 +102,33 @@ class Surroundings:
     tensorboard: bool = False
     resume: str = "the same command"
     progress: bool = True
+    begun: Begun = lambda identity: None
+
+
+class PreparedTraining(NamedTuple, Generic[Batch]):
+    """A training that is ready to be carried out (`fit(*prepared)`), or to be looked at (`mst replay`)."""
+
+    training: Training[Batch]
+    settings: LoopSettings
+    where: Surroundings
+
+    @property
+    def intervals(self) -> Intervals:
+        """How long it is, and how often something is due."""
+        settings = self.settings
+        return Intervals(
+            steps=settings.steps,
+            batch_size=settings.batch_size,
+            accumulate=settings.accumulate,
+            row=settings.row_every,
+            evaluation=settings.evaluate_every,
+            checkpoint=self.where.saving.checkpoint_every,
+            max_bad_steps=settings.max_bad_steps,
+        )
+
+    def task(self) -> Task[Batch]:
+        """Return it as a task of the engine, at step 0."""
+        return _Supervised(*self)
 
 
 @dataclass(frozen=True)
@@ -125,15 +157,6 @@ def fit(training: Training[Batch], settings: LoopSettings, where: Surroundings) 
     """
     task = _Supervised(training, settings, where)
     folder = where.saving.checkpoints
-    intervals = Intervals(
-        steps=settings.steps,
-        batch_size=settings.batch_size,
-        accumulate=settings.accumulate,
-        row=settings.row_every,
-        evaluation=settings.evaluate_every,
-        checkpoint=where.saving.checkpoint_every,
-        max_bad_steps=settings.max_bad_steps,
-    )
     outputs = Outputs(
         checkpoints=user_path(folder) if folder else None,
         keep=KEPT,
@@ -142,7 +165,9 @@ def fit(training: Training[Batch], settings: LoopSettings, where: Surroundings) 
         tensorboard=where.tensorboard,
         progress=where.progress,
     )
-    Trainer(task, intervals, outputs).fit()
+    trainer = Trainer(task, PreparedTraining(training, settings, where).intervals, outputs)
+    where.begun(where.identity)
+    trainer.fit()
     return task.state.outcome()
 
 

@@ -238,6 +238,17 @@ def load_subject(
     return Subject(untrained.to(place), name, "", folder)
 
 
+def absolute_source(backbone: str | Path) -> str:
+    """Return what `load_subject` takes with the path in it absolute."""
+    name = user_source(backbone)
+    fresh = RANDOM if name.startswith(RANDOM) else ""
+    source = name.removeprefix(fresh)
+    if source.startswith(TIMM):
+        return name
+    prefix = "" if _foreign_name(source) is None else f"{_foreign_name(source)}="
+    return f"{fresh}{prefix}{user_path(source.removeprefix(prefix)).absolute()}"
+
+
 def _own(source: str) -> tuple[Backbone, str, Path | None]:
     """Return a backbone of this package with its file's hash and its run folder."""
     path = user_path(source)

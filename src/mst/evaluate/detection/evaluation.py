@@ -8,7 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage
 from mst.engine.schedule import Checkpointing
+from mst.engine.supervised import Begun, PreparedTraining, Surroundings, fit
 from mst.errors import DataError
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.coco.reading import CocoImage, CocoSet, check_images, with_classes_of
@@ -32,17 +33,19 @@ from mst.evaluate.detection.metrics import Detection, coco_metrics
 from mst.evaluate.detection.training import (
     TrainingSettings,
     detector_optimizer,
-    train_detector,
+    detector_training,
     trainable_images,
 )
 from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
+from mst.paths import user_path
 from mst.runtime.device import select_precision
 from mst.runtime.identity import CONTENTS, DataIdentity, together
 from mst.runtime.logging import warn
 from mst.runtime.seeding import drawn_from
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.results import Result
+from mst.runtime.storage.rundir import RunDir
 
 Watcher = Callable[[CocoImage, Tensor, list[Detection]], None]
 """Called with each validation image, its pixels uint8 [C, H, W] and what was found: for pictures."""
@@ -93,6 +96,7 @@ def evaluate_detection(
     saving: Checkpointing | None = None,
     seed: int = 0,
     save_to: Path | None = None,
+    begun: Begun | None = None,
     watch: Watcher | None = None,
 ) -> tuple[Result, list[Detection]]:
     """Train Mask R-CNN on a copy of the backbone and score it on the validation images.
@@ -107,6 +111,7 @@ def evaluate_detection(
         saving: checkpoints of the training.
         seed: of the heads' weights and of all draws.
         save_to: folder for the trained detector, written before it is scored.
+        begun: called with the training's identity before its first step.
         watch: called with each validation image.
 
     Returns:
@@ -120,27 +125,66 @@ def evaluate_detection(
     protocol, settings = protocol or DetectionProtocol(), settings or FeatureSettings()
     images = trainable_images(data.train)
     _check(images, data, backbone.spec.channels, protocol.shape, save_to)
+    prepared = prepared_detection(
+        backbone, data, protocol, mean=mean, std=std, settings=settings, saving=saving or Checkpointing(), seed=seed
+    )
+    if begun is not None:
+        prepared = prepared._replace(where=replace(prepared.where, begun=begun))
+    detector, trained = prepared.training.model, fit(*prepared)
+    assert isinstance(detector, MaskRCNN)
+    if save_to is not None:
+        save_detector(save_to, detector, _description(backbone, data, protocol, mean, std))
+    found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
+    described = {**_described(protocol, data), "mean": mean, "std": std}
+    used = {**described, "precision": used_precision(settings, backbone)}
+    extra = {**_counts(data, len(images)), **asdict(trained)}
+    return _result(used, data, found, extra, seed), found
+
+
+def prepared_detection(
+    backbone: Backbone,
+    data: DetectionData,
+    protocol: DetectionProtocol,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    settings: FeatureSettings,
+    saving: Checkpointing,
+    seed: int,
+) -> PreparedTraining[Any]:
+    """Return the training that `evaluate_detection` carries out; its rows go beside its checkpoints.
+
+    Raises:
+        UsageError: the backbone's patches do not fit.
+        DataError: no image has an object.
+    """
+    images = trainable_images(data.train)
     detector = _detector(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     start = {"weights": fingerprint(backbone), "seed": seed, "images": len(images), CONTENTS: data.fingerprint().digest}
-    trained = train_detector(
+    where = Surroundings(
+        device_of(backbone),
+        torch.float32,
+        seed,
+        saving,
+        json.loads(json.dumps({**described, **start})),
+        run=rows_of(saving),
+        progress=settings.progress,
+    )
+    return detector_training(
         detector,
         detector_optimizer(detector, protocol.training),
         images,
         protocol.training,
-        device=device_of(backbone),
+        where,
         channels=backbone.spec.channels,
-        seed=seed,
-        saving=saving or Checkpointing(),
-        identity=json.loads(json.dumps({**described, **start})),
         workers=settings.workers,
-        progress=settings.progress,
     )
-    if save_to is not None:
-        save_detector(save_to, detector, _description(backbone, data, protocol, mean, std))
-    found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)
-    used = {**described, "precision": used_precision(settings, backbone)}
-    return _result(used, data, found, {**_counts(data, len(images)), **asdict(trained)}, seed), found
+
+
+def rows_of(saving: Checkpointing) -> RunDir | None:
+    """Return the folder of the training's rows: that of its checkpoints, if there is one."""
+    return RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
 
 
 def _description(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -19,15 +19,13 @@ from torch.optim import Optimizer
 from mst.data.examples import ExampleBatch, Place, example_batches
 from mst.data.sampler import WHOLE, EpochOrder, Share
 from mst.engine.layer_decay import build_optimizer, parameter_groups
-from mst.engine.schedule import Checkpointing, LoopSettings
-from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.engine.schedule import LoopSettings
+from mst.engine.supervised import PreparedTraining, Surroundings, Training
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.evaluate.detection.detector import flipped, training_target
-from mst.paths import user_path
 from mst.runtime.limits import check_accumulate, check_numbers
 from mst.runtime.seeding import generator
-from mst.runtime.storage.rundir import RunDir
 
 Batch = ExampleBatch[tuple[Tensor, dict[str, Tensor]]]
 """Images in [0, 1] [C, H, W] with their targets."""
@@ -92,54 +90,43 @@ def detector_optimizer(detector: nn.Module, settings: TrainingSettings) -> Optim
     return build_optimizer(groups)
 
 
-def train_detector(
+def detector_training(
     detector: nn.Module,
     optimizer: Optimizer,
     images: Sequence[CocoImage],
     settings: TrainingSettings,
+    where: Surroundings,
     *,
-    device: torch.device,
     channels: int,
-    seed: int,
-    saving: Checkpointing,
-    identity: dict[str, Any],
     workers: int,
-    progress: bool,
-) -> Outcome:
-    """Train in place; resume from the newest checkpoint if there is one.
+) -> PreparedTraining[Batch]:
+    """Return the training of a detector, in place.
 
     Args:
-        detector: on `device`; it chooses the compute type itself.
+        detector: on its device; it chooses the compute type itself.
         optimizer: from `detector_optimizer`.
         images: with at least one object each.
         settings: how.
-        device: where.
+        where: device, seed of order, mirroring and torchvision's draws, checkpoints and rows.
         channels: of the images.
-        seed: of order, mirroring and torchvision's draws.
-        saving: checkpoints; their folder gets metrics.jsonl as well.
-        identity: what a checkpoint must have been trained with to be resumed.
         workers: threads that read images ahead.
-        progress: show a bar.
-
-    Raises:
-        UsageError: the checkpoints are of other settings, data or weights.
-        DataError: an image cannot be read.
-        RunFailure: too many bad steps in a row, or the disk refused.
-        Interrupted: a signal came; the state is saved where checkpoints are asked for.
     """
     plan = settings.loop(len(images))
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        return batch_stream(images, plan, first, channels=channels, seed=seed, workers=workers)
+        return batch_stream(images, plan, first, channels=channels, seed=where.seed, workers=workers)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
+        device = where.device
         targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch.examples]
         losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch.examples], targets)
         return torch.stack(list(losses.values())).sum()
 
-    training = Training("detector", detector, optimizer, batches, loss)
-    run = RunDir(user_path(saving.checkpoints)) if saving.checkpoints else None
-    return fit(training, plan, Surroundings(device, torch.float32, seed, saving, identity, run=run, progress=progress))
+    def image(index: int) -> Path:
+        return images[index].path
+
+    training = Training("detector", detector, optimizer, batches, loss, image=image)
+    return PreparedTraining(training, plan, where)
 
 
 def batch_stream(

@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mst.checkpoint.compare import FIRST_IMAGE
 from mst.engine.schedule import Checkpointing, LoopSettings
-from mst.engine.supervised import Surroundings
+from mst.engine.supervised import Begun, PreparedTraining, Surroundings, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.common.metrics import SegmentationScores, confusion_matrix
@@ -29,7 +30,7 @@ from mst.evaluate.segmentation.inference import View, predict_mask
 from mst.evaluate.segmentation.model import Segmenter
 from mst.evaluate.segmentation.patches import TokenTraining, train_on_tokens
 from mst.evaluate.segmentation.pictures import Watch
-from mst.evaluate.segmentation.training import HeadTraining, Task, check_fits, class_weights, train_segmenter
+from mst.evaluate.segmentation.training import HeadTraining, Task, check_fits, class_weights, segmenter_training
 from mst.model.backbone import Backbone
 from mst.runtime.device import select_precision
 from mst.runtime.identity import CONTENTS
@@ -113,6 +114,7 @@ def evaluate_segmentation(
     saving: Checkpointing | None = None,
     seed: int = 0,
     run: RunDir | None = None,
+    begun: Begun | None = None,
     trained: Callable[[Segmenter, View], None] | None = None,
     watch: Watch | None = None,
 ) -> Result:
@@ -128,6 +130,7 @@ def evaluate_segmentation(
         saving: checkpoints of the training; the cached linear layer has none.
         seed: of the head's weights and all draws.
         run: folder for the rows of the training.
+        begun: called with the training's identity before its first step.
         trained: called with the trained segmenter before it is scored.
         watch: called with every validation image, its mask and the prediction.
 
@@ -140,7 +143,7 @@ def evaluate_segmentation(
         DataError: a mask has another size than its image or a value that is no class.
     """
     protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(forward_batch=16)
-    work = _prepared(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
+    work = _work(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     compare_sets(data)
     val, val_left_out = usable_pairs(data, data.val, settings)
     work = replace(work, data=replace(data, val=val))
@@ -150,12 +153,33 @@ def evaluate_segmentation(
     else:
         train, train_left_out = usable_pairs(data, data.train, settings)
         work = replace(work, data=replace(work.data, train=train))
-        extra |= _train(work, saving or Checkpointing(), run)
+        extra |= asdict(fit(*_training(work, saving or Checkpointing(), run, begun)))
     extra |= _counts(data, train_left_out, val_left_out)
     if trained is not None:
         trained(work.segmenter, work.view)
     confusion = score(work.segmenter, work.data, work.view, settings, watch)
     return _result(work, SegmentationScores.from_confusion(confusion), extra)
+
+
+def prepared_segmentation(
+    backbone: Backbone,
+    data: SegmentationData,
+    protocol: SegmentationProtocol,
+    *,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    settings: FeatureSettings,
+    saving: Checkpointing,
+    seed: int,
+) -> PreparedTraining[Any]:
+    """Return the training that `evaluate_segmentation` carries out, to look at one of its steps.
+
+    Raises:
+        UsageError, DataError: as `evaluate_segmentation`.
+    """
+    work = _work(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
+    train, _ = usable_pairs(data, data.train, settings)
+    return _training(replace(work, data=replace(data, train=train)), saving)
 
 
 def _counts(data: SegmentationData, train: list[str], val: list[str]) -> dict[str, Any]:
@@ -197,7 +221,7 @@ def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> R
     )
 
 
-def _prepared(
+def _work(
     backbone: Backbone,
     data: SegmentationData,
     protocol: SegmentationProtocol,
@@ -249,8 +273,10 @@ def _train_cached(work: _Work) -> list[str]:
     return train_on_tokens(work.segmenter, data, work.view, training, work.settings)
 
 
-def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, Any]:
-    """Train with the downstream loop; return what there is to say about it."""
+def _training(
+    work: _Work, saving: Checkpointing, run: RunDir | None = None, begun: Begun | None = None
+) -> PreparedTraining[Any]:
+    """Return the training of everything but the cached linear layer."""
     protocol, settings, given = work.protocol, work.settings, work.protocol.training
     device = device_of(work.segmenter)
     compute, _ = select_precision(settings.precision, device)
@@ -281,7 +307,7 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
         "seed": work.seed,
         "classes": work.segmenter.classes,
         "train_images": len(work.data.train),
-        "first_image": work.data.train.names[0],
+        FIRST_IMAGE: work.data.train.names[0],
         "weights": fingerprint(work.segmenter.backbone),
         "precision": str(compute),
         CONTENTS: work.data.fingerprint().digest,
@@ -289,7 +315,7 @@ def _train(work: _Work, saving: Checkpointing, run: RunDir | None) -> dict[str, 
     check_fits(work.segmenter, task, compute)
     plain = json.loads(json.dumps(identity))
     where = Surroundings(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)
-    return asdict(train_segmenter(work.segmenter, task, where))
+    return segmenter_training(work.segmenter, task, where if begun is None else replace(where, begun=begun))
 
 
 def score(

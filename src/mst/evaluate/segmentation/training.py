@@ -25,7 +25,7 @@ from mst.engine.fitting import Pass, check_counted
 from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings, Schedule
-from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.engine.supervised import PreparedTraining, Surroundings, Training
 from mst.errors import UsageError
 from mst.evaluate.common.features import device_of
 from mst.evaluate.segmentation.augment import Augmentation, augmented
@@ -119,12 +119,11 @@ class Task:
     workers: int = 2
 
 
-def train_segmenter(segmenter: Segmenter, task: Task, where: Surroundings) -> Outcome:
-    """Train in place, from the newest checkpoint if there is one.
+def segmenter_training(segmenter: Segmenter, task: Task, where: Surroundings) -> PreparedTraining[Batch]:
+    """Return the training of a segmenter, in place.
 
     Raises:
-        DataError: an image or a mask cannot be used; it is named.
-        UsageError: the checkpoints are of another training.
+        UsageError: class weights that do not fit the classes.
     """
     weights = class_weights(task.class_weights, len(task.data.classes))
     weights = None if weights is None else weights.to(where.device)
@@ -141,8 +140,9 @@ def train_segmenter(segmenter: Segmenter, task: Task, where: Surroundings) -> Ou
         segmenter_optimizer(segmenter, task),
         batches,
         loss,
+        image=task.data.train.names.__getitem__,
     )
-    return fit(training, task.loop, where)
+    return PreparedTraining(training, task.loop, where)
 
 
 def class_weights(weights: tuple[float, ...], num_classes: int) -> Tensor | None:

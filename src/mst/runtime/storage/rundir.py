@@ -38,6 +38,11 @@ class RunDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def training(self) -> Path:
+        """What a training with labels was, and how it was asked for."""
+        return self.root / "training.json"
+
+    @property
     def results(self) -> Path:
         """One row per evaluation."""
         return self.root / "results.jsonl"

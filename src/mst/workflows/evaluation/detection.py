@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mst.data.sources import ImageIndex
 from mst.data.value_range import check_range
 from mst.engine.schedule import Checkpointing
+from mst.engine.supervised import PreparedTraining
 from mst.errors import UsageError
 from mst.evaluate.coco.reading import CocoSet, find_coco, read_coco
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.orientation import Frame
 from mst.evaluate.detection import evaluation as detection
 from mst.evaluate.detection.evaluation import DetectionData, DetectionProtocol
-from mst.evaluate.detection.metrics import detection_records
+from mst.evaluate.detection.metrics import Detection, detection_records
 from mst.evaluate.detection.pictures import detection_writer
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
@@ -23,6 +26,7 @@ from mst.runtime.limits import check_numbers
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import Result
+from mst.workflows.evaluation.asked import AskedTraining
 from mst.workflows.evaluation.inputs import EvaluationInput
 from mst.workflows.subject import Subject
 
@@ -102,16 +106,16 @@ def evaluate_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     given = EvaluationInput[DetectionData](backbone, data, settings, out, device, seed)
-    subject, options = given.load(), options or DetectionOptions()
-    sets = data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
+    asked = AskedTraining(
+        given, protocol or DetectionProtocol(), options or DetectionOptions(), saving or Checkpointing()
+    )
+    subject, options = given.load(), asked.options
+    sets = _sets(asked, subject)
     identity = sets.fingerprint()
     mean, std = subject.mean_std
     pictures = subject.pictures("detection", options.pictures)
     watch = detection_writer(pictures, options.picture_limit, sets.val.classes) if pictures else None
-    target = user_path(options.detections) if options.detections else None
-    records = None if target is None else Outputs(target.parent, "evaluate detection", "--detections")
-    if target is not None and records is not None:
-        records.check([target.name])
+    keep_records = _records_writer(options.detections)
     result, found = detection.evaluate_detection(
         subject.backbone,
         sets,
@@ -122,12 +126,54 @@ def evaluate_detection(
         saving=saving,
         seed=seed,
         save_to=given.model_folder(options.save_model),
+        begun=asked.note("detection", detection.rows_of(asked.saving)),
         watch=watch,
     )
     result = subject.record(result, data, identity)
-    if target is not None and records is not None:
-        records.write(target.name, json.dumps(detection_records(found, sets.val, kind="both")).encode())
+    keep_records(found, sets.val)
     return result
+
+
+def _records_writer(place: str | None) -> Callable[[list[Detection], CocoSet], None]:
+    """Return what writes all detections where they are asked for, after refusing a file that is another's."""
+    if place is None:
+        return lambda found, val: None
+    target = user_path(place)
+    records = Outputs(target.parent, "evaluate detection", "--detections")
+    records.check([target.name])
+
+    def write(found: list[Detection], val: CocoSet) -> None:
+        records.write(target.name, json.dumps(detection_records(found, val, kind="both")).encode())
+
+    return write
+
+
+Asked = AskedTraining[DetectionProtocol, DetectionOptions]
+
+
+def training_of(asked: Asked) -> PreparedTraining[Any]:
+    """Return the training of a detector, to look at one of its steps.
+
+    Raises:
+        UsageError: as `evaluate_detection`.
+    """
+    given, subject = asked.given, asked.given.load()
+    mean, std = subject.mean_std
+    return detection.prepared_detection(
+        subject.backbone,
+        _sets(asked, subject),
+        asked.protocol,
+        mean=mean,
+        std=std,
+        settings=given.settings or FeatureSettings(),
+        saving=asked.saving,
+        seed=given.seed,
+    )
+
+
+def _sets(asked: Asked, subject: Subject) -> DetectionData:
+    data, options = asked.given.data, asked.options
+    return data if isinstance(data, DetectionData) else _scaled(_read(user_path(data), options), subject, options)
 
 
 def _read(data: Path, options: DetectionOptions) -> DetectionData:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
 from mst.engine.schedule import Checkpointing
+from mst.engine.supervised import PreparedTraining
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.orientation import Frame
 from mst.evaluate.segmentation import evaluation as segmentation
@@ -25,6 +28,7 @@ from mst.runtime.limits import check_numbers
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
+from mst.workflows.evaluation.asked import AskedTraining
 from mst.workflows.evaluation.inputs import EvaluationInput
 from mst.workflows.subject import Subject
 
@@ -102,19 +106,14 @@ def evaluate_segmentation(
         UsageError: a part of the folder is missing, a mask does not fit its image or has an unknown value, ...
     """
     given = EvaluationInput[SegmentationData](backbone, data, settings, out, device, seed)
-    options, protocol = options or SegmentationOptions(), protocol or SegmentationProtocol()
-    subject = given.load()
-    sets, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
-    pairs = sets.evenly(options.train_limit, options.val_limit)
+    protocol, options = protocol or SegmentationProtocol(), options or SegmentationOptions()
+    subject, asked = given.load(), AskedTraining(given, protocol, options, saving or Checkpointing())
+    pairs, scale = _pairs(asked, subject)
     identity = pairs.fingerprint()
     mean, std = subject.mean_std
     model = given.model_folder(options.save_model)
     pictures = subject.pictures("patch_segmentation" if protocol.cached else "segmentation", options.pictures)
-
-    def save(segmenter: Segmenter, view: View) -> None:
-        if model is not None:
-            save_segmenter(model, segmenter, view, scale)
-
+    run = RunDir(model) if model is not None and not RunDir(model).exists() else None
     result = segmentation.evaluate_segmentation(
         subject.backbone,
         pairs,
@@ -124,11 +123,47 @@ def evaluate_segmentation(
         settings=options.applied(settings),
         saving=saving,
         seed=seed,
-        run=RunDir(model) if model is not None and not RunDir(model).exists() else None,
-        trained=save,
+        run=run,
+        begun=None if protocol.cached else asked.note("segmentation", run),
+        trained=_saved_in(model, scale),
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
     return subject.record(result, data, identity)
+
+
+def _saved_in(folder: Path | None, scale: Scale) -> Callable[[Segmenter, View], None] | None:
+    """Return what writes the trained segmenter into a folder."""
+    return None if folder is None else lambda segmenter, view: save_segmenter(folder, segmenter, view, scale)
+
+
+Asked = AskedTraining[SegmentationProtocol, SegmentationOptions]
+
+
+def training_of(asked: Asked) -> PreparedTraining[Any]:
+    """Return the training of a segmentation, to look at one of its steps.
+
+    Raises:
+        UsageError: as `evaluate_segmentation`.
+    """
+    subject = asked.given.load()
+    mean, std = subject.mean_std
+    return segmentation.prepared_segmentation(
+        subject.backbone,
+        _pairs(asked, subject)[0],
+        asked.protocol,
+        mean=mean,
+        std=std,
+        settings=asked.options.applied(asked.given.settings),
+        saving=asked.saving,
+        seed=asked.given.seed,
+    )
+
+
+def _pairs(asked: Asked, subject: Subject) -> tuple[SegmentationData, Scale]:
+    """Return the pairs that are learnt from and scored, and how their values become 8 bits."""
+    data, options = asked.given.data, asked.options
+    sets, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
+    return sets.evenly(options.train_limit, options.val_limit), scale
 
 
 def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import groupby
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -121,9 +122,9 @@ def train_views(config: FinetuneConfig, network: Network) -> TrainViews:
 
 
 def batches(
-    work: Work, settings: LoopSettings, first: int, *, share: Share = WHOLE
+    work: Work, settings: LoopSettings, first: int, *, unreadable: Path | None, share: Share = WHOLE
 ) -> Generator[LabelledBatch, None, None]:
-    """Yield the microbatches of a process's share from step `first` on.
+    """Yield the microbatches of a process's share from step `first` on; what cannot be read is listed in `unreadable`.
 
     Raises:
         DataError: too many files cannot be read.
@@ -144,7 +145,7 @@ def batches(
         scale=network.scale,
         workers=loader_workers(asked, select_device(config.device, flag="--device")),
         max_unreadable_share=config.running.max_unreadable_share,
-        unreadable_file=work.run.unreadable,
+        unreadable_file=unreadable,
         flags=Flags("--workers", "--max-unreadable-share"),
     )
     with closing(loader):

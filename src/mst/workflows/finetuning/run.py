@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shlex
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -14,13 +13,11 @@ from safetensors.torch import save
 
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
-from mst.engine.layer_decay import build_optimizer, parameter_groups
-from mst.engine.schedule import Checkpointing
-from mst.engine.supervised import Outcome, Surroundings, Training, fit
-from mst.errors import CheckpointError, UsageError
+from mst.engine.supervised import Outcome, fit
+from mst.errors import UsageError
 from mst.evaluate.classification.scores import Scores, score_classifier
 from mst.evaluate.common.features import FeatureSettings, used_precision
-from mst.evaluate.common.image_sets import ImageSet, LabelledSets
+from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.model.backbone_file import save_backbone
@@ -28,28 +25,26 @@ from mst.paths import user_path, user_source
 from mst.planning.environment import describe_environment
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision
-from mst.runtime.identity import CONTENTS, DataIdentity
+from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import remove_asides, write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
 from mst.workflows.evaluation.labelled import Limits
-from mst.workflows.finetuning.batches import Work, batch_loss, batches, loop_settings, train_views
+from mst.workflows.finetuning.batches import Work, loop_settings, train_views
 from mst.workflows.finetuning.fitting import check_fits
 from mst.workflows.finetuning.start import (
     FinetuneConfig,
     InputOptions,
-    Network,
     Running,
     described_network,
     labelled_folder,
     started_backbone,
 )
+from mst.workflows.finetuning.stored import TASK, stored_config, stored_network
+from mst.workflows.finetuning.training import identity_of, prepared_finetuning
 from mst.workflows.subject import described_data
-
-TASK = "finetune"
-SETTINGS_OF_NUMBERS = ("backbone", "protocol", "image", "limits", "seed")
 
 
 def finetune_backbone(
@@ -136,7 +131,8 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
         RunFailure, Interrupted: as `finetune_backbone`.
     """
     run = RunDir(user_path(out))
-    config = _stored(run)
+    named = f"--resume {run.root}"
+    config = stored_config(run, named)
     if device is not None:
         config = replace(config, device=device)
     done = [result for result in map(Result.from_row, read_jsonl(run.results)) if result and result.task == TASK]
@@ -145,7 +141,7 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
             remove_asides(run.root)
         logging.info(f"{run.root} is finished: nothing to do")
         return done[-1]
-    network = _stored_network(run)
+    network = stored_network(run, named)
     folder = labelled_folder(config, network)
     begun = any(run.checkpoints.glob("step_*"))
     backbone = network.build(config) if begun else started_backbone(config, network)
@@ -183,75 +179,20 @@ def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
     }
 
 
-def _stored(run: RunDir) -> FinetuneConfig:
-    """Return the settings of a folder.
-
-    Raises:
-        UsageError: no fine-tuning was started there, or its settings are damaged.
-    """
-    try:
-        values = json.loads(run.config.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UsageError(f"--resume {run.root} holds no run of mst finetune (no config.json)") from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"--resume {run.root}: config.json is damaged ({error}): start anew") from error
-    if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
-        raise UsageError(f"--resume {run.root} holds no run of mst finetune: is it one of mst pretrain?")
-    return FinetuneConfig.from_json(values["settings"])
-
-
-def _stored_network(run: RunDir) -> Network:
-    """Return the network of a folder.
-
-    Raises:
-        UsageError: plan.json is damaged.
-    """
-    try:
-        return Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
-        raise UsageError(f"--resume {run.root}: plan.json is damaged ({error}): start anew") from error
-
-
 def _carry_out(work: Work, model: Classifier) -> Result:
     """Train from the newest checkpoint or from the start, then score and save."""
-    config, network, folder, run = work.config, work.network, work.folder, work.run
+    config, folder, run = work.config, work.folder, work.run
     device = select_device(config.device, flag="--device")
-    dtype, reason = select_precision(config.running.precision, device)
+    _, reason = select_precision(config.running.precision, device)
     write_atomic(run.environment, json.dumps(describe_environment(device, reason), indent=2) + "\n")
     model.to(device)
-    settings = loop_settings(config, len(folder.train.paths))
-    scorer = _Scorer(work, model)
-    groups = parameter_groups(model, weight_decay=config.protocol.weight_decay, layer_decay=config.layer_decay)
-    training = Training(
-        "classifier",
-        model,
-        build_optimizer(groups),
-        lambda first: batches(work, settings, first),
-        lambda network, batch: batch_loss(network, batch, work),
-        scorer.row,
-    )
-    plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
-    plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's
-    contents = identity_of(folder)
-    identity = {
-        **json.loads(json.dumps(plain)),
-        "network": network.to_json(),
-        "classes": list(folder.classes),
-        "images": len(folder.train.paths),
-        CONTENTS: contents.digest,
-    }
-    where = Surroundings(
-        device,
-        dtype,
-        config.seed,
-        Checkpointing(str(run.checkpoints), config.running.checkpoint_every),
-        identity,
-        run=run,
-        tensorboard=config.running.tensorboard,
-        resume=f"mst finetune --resume {shlex.quote(str(run.root))}",
-        progress=config.running.progress,
-    )
-    outcome = fit(training, settings, where)
+    scorer, contents = _Scorer(work, model), identity_of(folder)
+    prepared = prepared_finetuning(work, model, contents, scorer.row, unreadable=run.unreadable)
+
+    def note(identity: Mapping[str, Any]) -> None:
+        write_atomic(run.training, json.dumps({"task": TASK, "identity": identity}, indent=2) + "\n")
+
+    outcome = fit(prepared.training, prepared.settings, replace(prepared.where, run=run, begun=note))
     _save(work, model, outcome)
     result = _result(work, model, outcome, scorer.latest or scorer(), contents)
     append_jsonl(run.results, result.row())
@@ -322,9 +263,3 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, con
         **described_data(config.data, contents),
         extra=extra,
     )
-
-
-def identity_of(folder: LabelledFolder) -> DataIdentity:
-    """Return what a labelled folder holds."""
-    train, val = (ImageSet(*part) for part in (folder.train, folder.val))
-    return LabelledSets(folder.classes, train, val).fingerprint()

@@ -1,0 +1,130 @@
+"""A step of a training with labels again: the checkpoint before it, the steps in between, then the step, looked at.
+
+`mst.engine.replay` does steps of any task. Here is what a training with labels adds: which checkpoint to begin at,
+whether all is as it was, and what is seen of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from torch import Tensor, nn
+
+from mst.checkpoint.compare import FIRST_IMAGE, changed_identity
+from mst.checkpoint.store import CheckpointStore
+from mst.engine.inspection import Inspection, Rows, Watch, facts
+from mst.engine.replay import Replay
+from mst.engine.supervised import LabelledPart, PreparedTraining
+from mst.errors import UsageError
+from mst.paths import user_path
+from mst.runtime import logging
+from mst.runtime.identity import CONTENTS
+
+OF_THE_DATA = frozenset({CONTENTS, "images", "train_images", FIRST_IMAGE})
+"""Keys of a training's identity that may differ where other data are accepted."""
+INPUT = "backbone"
+"""Module whose input is looked at: the batch's images as the network sees them."""
+
+
+@dataclass(frozen=True)
+class ReplayedStep:
+    """A step that was done again.
+
+    Attributes:
+        begun: step of the checkpoint that it was reached from; 0 = the start.
+        again: the steps up to it.
+        inspection: what it was.
+    """
+
+    begun: int
+    again: Replay
+    inspection: Inspection
+
+
+def replay_step(
+    prepared: PreparedTraining[Any], step: int, *, identity: Mapping[str, Any] | None, accept: str | None
+) -> ReplayedStep:
+    """Compute step number `step`, counted from 1, again, from the newest checkpoint before it or from the start.
+
+    Args:
+        prepared: the training, built anew; its networks are trained in place.
+        step: the step.
+        identity: what the training was when it began; None = not noted, by an older version.
+        accept: None = go on although the data changed; else what to type for that, for the message.
+
+    Raises:
+        UsageError: no such step; or settings, weights or data are others than they were.
+        CheckpointError: the checkpoints before it are damaged.
+    """
+    if not 1 <= step <= prepared.settings.steps:
+        raise UsageError(f"step {step} is outside this training: give 1 to {prepared.settings.steps}")
+    folder = prepared.where.saving.checkpoints
+    store = CheckpointStore(user_path(folder), keep=1) if folder else None
+    checkpoint = None
+    if store is not None and any(saved < step for saved in store.steps()):
+        checkpoint = store.load_latest(most=step - 1)
+        identity = checkpoint.info.get("identity", identity)
+    if identity is not None:
+        _refuse_changes(identity, prepared.where.identity, accept)
+        prepared = prepared._replace(where=replace(prepared.where, identity=identity))
+    task, model = prepared.task(), prepared.training.model
+    if checkpoint is None:
+        logging.info(f"there is no checkpoint before step {step}: beginning at step 0")
+    else:
+        task.load(checkpoint)
+    begun = task.state.step
+    again = Replay(task, prepared.intervals, partial(_weights, model))
+    logging.info(f"replaying {step - 1 - begun} steps from step {begun} on, then step {step}; as long as training them")
+    with closing(prepared.training.batches(begun)) as batches:
+        again.steps(batches, step - 1 - begun)
+        inspection = _inspect(prepared, again, again.take(batches))
+    return ReplayedStep(begun, again, inspection)
+
+
+def _refuse_changes(then: Mapping[str, Any], now: Mapping[str, Any], accept: str | None) -> None:
+    """Refuse to call another training the one that was.
+
+    Raises:
+        UsageError: names what differs.
+    """
+    changed = changed_identity(then, now)
+    other = sorted(changed - (OF_THE_DATA if accept is None else frozenset()))
+    if not other:
+        return
+    advice = f", or take them as they are: {accept}" if accept and changed <= OF_THE_DATA else ""
+    raise UsageError(
+        f"this would be another step: {', '.join(other)} changed since the training; give back what it had{advice}"
+    )
+
+
+def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield all parameters and buffers of a network by name."""
+    yield from model.named_parameters()
+    yield from ((name, value) for name, value in model.named_buffers() if value.is_floating_point())
+
+
+def _inspect(prepared: PreparedTraining[Any], again: Replay, parts: list[Any]) -> Inspection:
+    """Do one step under inspection; the images are looked at where they enter the backbone."""
+    model = prepared.training.model
+    watching: list[tuple[Watch, Rows]] = []
+
+    def begin(part: LabelledPart, watch: Watch, rows: Rows) -> None:
+        watching[:] = [(watch, rows)]
+        rows.begin_part(len(part.positions))
+
+    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+        pixels: Tensor = inputs[0]  # [b, C, H, W]
+        (watch, rows), wrong = watching[0], facts(f"pixels given to {INPUT}", pixels)
+        if wrong is not None:
+            watch.found.append(wrong)
+            rows.add(~pixels.flatten(1).isfinite().all(dim=1), slice(0, len(pixels)))
+
+    handle = model.get_submodule(INPUT).register_forward_pre_hook(look)
+    try:
+        return again.inspect(parts, [model], begin)
+    finally:
+        handle.remove()

@@ -1,0 +1,40 @@
+"""What the folder of a fine-tuning says of it: its settings in config.json, its network in plan.json."""
+
+from __future__ import annotations
+
+import json
+
+from mst.errors import CheckpointError, UsageError
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows.finetuning.start import FinetuneConfig, Network
+
+TASK = "finetune"
+
+
+def stored_config(run: RunDir, named: str) -> FinetuneConfig:
+    """Return the settings of a folder, which messages call `named`.
+
+    Raises:
+        UsageError: no fine-tuning was started there, or its settings are damaged.
+    """
+    try:
+        values = json.loads(run.config.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UsageError(f"{named} holds no run of mst finetune (no config.json)") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError(f"{named}: config.json is damaged ({error}): start anew") from error
+    if not isinstance(values, dict) or values.get("task") != TASK or "settings" not in values or not run.plan.exists():
+        raise UsageError(f"{named} holds no run of mst finetune: is it one of mst pretrain?")
+    return FinetuneConfig.from_json(values["settings"])
+
+
+def stored_network(run: RunDir, named: str) -> Network:
+    """Return the network of a folder, which messages call `named`.
+
+    Raises:
+        UsageError: plan.json is damaged.
+    """
+    try:
+        return Network.from_json(json.loads(run.plan.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, IndexError, RecursionError, CheckpointError) as error:
+        raise UsageError(f"{named}: plan.json is damaged ({error}): start anew") from error

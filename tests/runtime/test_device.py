@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mst.runtime.device import staged, to_device
+from mst.runtime.device import select_device, staged, to_device
 
 CPU, CARD = torch.device("cpu"), torch.device("cuda:0")
 needs_card = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -21,6 +21,17 @@ def test_a_cpu_pays_nothing() -> None:
     tensor = torch.zeros(3)
     assert staged(prepare, CPU) is prepare
     assert to_device(tensor, CPU) is tensor
+
+
+@pytest.mark.parametrize(("name", "number"), [("auto", 3), ("cuda", 3), ("cuda:1", 1)])
+def test_a_card_has_its_number(name: str, number: int) -> None:
+    """Another thread than the one that chose a card would take card 0."""
+    with (
+        mock.patch("torch.cuda.is_available", return_value=True),
+        mock.patch("torch.cuda.device_count", return_value=4),
+        mock.patch("torch.cuda.current_device", return_value=3),
+    ):
+        assert select_device(name) == torch.device("cuda", number)
 
 
 def test_work_is_done_on_its_own_stream_before_it_is_handed_over() -> None:

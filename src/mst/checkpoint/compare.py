@@ -30,14 +30,15 @@ FREE = (
     "runtime.activation_checkpointing",
     "runtime.processes",
     "runtime.lanes",
+    "runtime.compile",
     "runtime.colour",
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
 
 The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
-Another device, or number of threads, replicas, processes, lanes or accumulation passes, changes the last bits of a
-sum (accumulation also the images that BatchNorm in a head, `model.head_norm batch`, sees at once), and colours on
-another device change some pixels by one grey level; all else continues exactly as it would have.
+Another device, compiled blocks, or another number of threads, replicas, processes, lanes or accumulation passes, change
+the last bits of a sum (accumulation also the images that BatchNorm in a head, `model.head_norm batch`, sees at once),
+and colours on another device change some pixels by one grey level; all else continues exactly as it would have.
 """
 
 INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime.precision")

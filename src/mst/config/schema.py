@@ -262,6 +262,9 @@ class RuntimeConfig(Section):
     lanes: Annotated[int, Field(ge=0, le=1024)] = 0
     """Parts of a batch, a power of two, whose gradients are added as a binary tree: weights are then bit-equal for 1,
     2, 4, ... processes, up to as many as lanes, on machines of one kind. 0 = none, which is faster."""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """Let torch.compile merge the operations of each block, which takes minutes at the start; auto = on CUDA, where a
+    run has 1,000 steps or more."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who jitters, blurs and solarizes the crops: the loader, or the networks' device; auto = the device if a GPU."""
 

@@ -85,14 +85,30 @@ def kept_samples(rows: int, drop_rate: float) -> Tensor:
 
 
 class DropPath(TimmDropPath):
-    """timm's layer with the draws of `kept_samples`."""
+    """timm's layer with the draws of `kept_samples`.
+
+    Attributes:
+        drawn: what the next pass multiplies its samples with, where somebody draws before it (`draw_before`).
+    """
+
+    drawn: Tensor | None = None
+    before = False
 
     def forward(self, x: Tensor) -> Tensor:
         """Return x [B, ...] with whole samples set to zero, the others scaled by 1 / (1 - drop_prob)."""
+        factors = self.drawn if self.before else self._draw(x)
+        return x if factors is None else x * factors.to(x.dtype)
+
+    def draw_before(self, x: Tensor) -> None:
+        """Draw for the next pass, so that nothing but arithmetic is left for it; x has the shape of its input."""
+        self.drawn, self.before = self._draw(x), True
+
+    def _draw(self, x: Tensor) -> Tensor | None:
+        """Return factors [B, 1, ...], float32, or None where nothing is left out."""
         if not self.training or not self.drop_prob:
-            return x
-        kept = kept_samples(len(x), self.drop_prob).to(x.device, x.dtype, non_blocking=True) / (1.0 - self.drop_prob)
-        return x * kept.view(-1, *[1] * (x.ndim - 1))
+            return None
+        kept = kept_samples(len(x), self.drop_prob).to(x.device, non_blocking=True) / (1.0 - self.drop_prob)
+        return kept.view(-1, *[1] * (x.ndim - 1))
 
 
 def replace_drop_paths(model: nn.Module) -> None:

@@ -22,11 +22,11 @@ from mst.planning.fitting import check_fits
 from mst.planning.setup import Setup, checked_spec, prepare_process
 from mst.planning.simulation import random_views, step_operations
 from mst.planning.stream import as_views, make_loader
-from mst.runtime.device import select_device, select_precision
+from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.seeding import generator
 from mst.runtime.storage.rundir import RunDir
 from mst.train.schedule import step_values
-from mst.train.state import TrainState, new_state
+from mst.train.state import TrainState
 from mst.train.step import train_step
 from mst.views.normalise import normalise
 from mst.views.record import Views
@@ -84,6 +84,7 @@ def prepare_without_images(config: RunConfig) -> Setup:
     prepare_process(config)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
+    reason += set_float32_products(device, precision)
     plan = derive(config, WITHOUT_IMAGES * config.train.batch_size)
     spec = checked_spec(config, plan)
     return Setup(config, plan, ImageIndex.of([]), None, spec, device, precision, reason)
@@ -105,7 +106,7 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
     asked = setup.plan.batch_size_per_pass
     check_fits(with_images(setup, min(FIRST_IMAGES, asked)))
     try:
-        state = new_state(setup.build_pair(), setup.config, setup.plan)
+        state = setup.new_state(setup.build_pair())
         part = with_images(setup, images_that_fit(setup, state, seconds))
         times = timed(partial(noise_step, part, state), part, steps=steps, seconds=seconds)
         loader_rate = rate = wait = None

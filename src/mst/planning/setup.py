@@ -27,9 +27,10 @@ from mst.model.start import start_from
 from mst.parallel.world import World
 from mst.planning.environment import device_name
 from mst.runtime import logging
-from mst.runtime.device import select_device, select_precision
+from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.memory import keep_freed_memory
-from mst.train.state import replica_count
+from mst.train.compilation import compile_pair, select_compile
+from mst.train.state import TrainState, new_state, replica_count
 from mst.views.parameters import least_image
 
 MOST_WORKERS = 16
@@ -72,6 +73,17 @@ class Setup:
     def scale(self) -> Scale:
         """How stored values become 8 bits."""
         return scale_of(self.plan)
+
+    @property
+    def compiled(self) -> tuple[bool, str]:
+        """Whether the networks' blocks are compiled, and why."""
+        return select_compile(self.config.runtime.compile, self.device, steps=self.plan.total_steps)
+
+    def new_state(self, pair: TeacherStudent) -> TrainState:
+        """Return the state of the run at step 0, its blocks compiled if they are to be."""
+        if self.compiled[0]:
+            compile_pair(pair, needed=self.config.runtime.compile == "on")
+        return new_state(pair, self.config, self.plan)
 
     def build_pair(self, *, resumed: bool = False) -> TeacherStudent:
         """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
@@ -124,6 +136,7 @@ def prepare(config: RunConfig) -> Setup:
     prepare_process(config)
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
+    reason += set_float32_products(device, precision)
     channels = config.data.channels
     cache = cache_folder() if config.data.index_cache else None
     images = open_images(
@@ -332,6 +345,8 @@ def describe_setup(setup: Setup) -> Table:
     )
     table.add_row("device", device_name(setup.device), "")
     table.add_row("precision", *setup.precision_reason.split(": ", 1))
+    if setup.device.type == "cuda" or setup.compiled[0]:
+        table.add_row("compile", *setup.compiled[1].split(": ", 1))
     replicas = replica_count(setup.config, plan, setup.device)
     if replicas > 1:
         table.add_row("replicas", str(replicas), f"of {torch.get_num_threads()} compute threads")

@@ -22,11 +22,13 @@ Made = TypeVar("Made")
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
     """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is how the user gave it.
 
+    A CUDA device has its number: without one, torch takes this thread's, and a thread begins with device 0.
+
     Raises:
         UsageError: the name is unknown or the device is not there.
     """
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return _numbered(torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -35,7 +37,11 @@ def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
         raise UsageError(f"{flag} {name}: use auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
         raise UsageError(f"{flag} {name}: torch sees {torch.cuda.device_count()} CUDA devices; use cpu or auto")
-    return device
+    return _numbered(device)
+
+
+def _numbered(device: torch.device) -> torch.device:
+    return torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else device
 
 
 def free_memory(device: torch.device) -> int:
@@ -62,6 +68,20 @@ def select_precision(asked: Precision, device: torch.device) -> tuple[torch.dtyp
     if cpu_has_bfloat16():
         return torch.bfloat16, "bfloat16: this CPU has bfloat16 matrix instructions"
     return torch.float32, "float32: this CPU has no bfloat16 matrix instructions"
+
+
+def set_float32_products(device: torch.device, dtype: torch.dtype) -> str:
+    """Let CUDA round the float32 factors of a training's products to TF32 where its compute type is shorter anyway.
+
+    Returns:
+        what was set, to be said after the compute type; empty on a CPU, where nothing is.
+    """
+    if device.type != "cuda":
+        return ""
+    short = dtype == torch.bfloat16
+    torch.set_float32_matmul_precision("high" if short else "highest")
+    torch.backends.cudnn.allow_tf32 = short
+    return "; float32 products in TF32" if short else "; products in full float32, without TF32"
 
 
 def cpu_has_bfloat16() -> bool:

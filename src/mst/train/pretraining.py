@@ -23,6 +23,7 @@ from mst.runtime import logging
 from mst.runtime.progress import describe_speed
 from mst.runtime.seeding import generator
 from mst.runtime.storage.rundir import RunDir
+from mst.train.compilation import eager
 from mst.train.guard import METRIC, KnnGuard, knn_guard
 from mst.train.monitors import collapse_message, feature_std, rankme
 from mst.train.previews import preview, save_preview
@@ -166,7 +167,8 @@ class Pretraining:
             return None
         if not self._guard_begun:  # not before: what it compares with is in the run's record
             self._guard, self._guard_begun = knn_guard(self.config, self.run, step=self.state.step), True
-        numbers = self.evaluator(self.state.pair.teacher.backbone)
+        with eager():
+            numbers = self.evaluator(self.state.pair.teacher.backbone)
         message = self._guard.observe(numbers[METRIC], self.state.step) if self._guard is not None else None
         if message is not None and self.config.monitor.guard == "stop":
             again = f"{self.run.resume_command} --monitor.guard warn goes on all the same"
@@ -186,15 +188,16 @@ class Pretraining:
         if self.samples is None or not self._preview_due(self.state.step) or (missing_only and path.exists()):
             return
         mean, std = self.plan.mean, self.plan.std
-        picture = preview(
-            self.state.pair,
-            normalise(self.samples.to(self.state.center.device), mean, std),
-            ObjectiveValues.from_config(self.config.objective, teacher_temp=self.plan.teacher_temp),
-            generator(self.config.runtime.seed, "preview"),
-            mean=mean,
-            std=std,
-            dtype=self.dtype,
-        )
+        with eager():
+            picture = preview(
+                self.state.pair,
+                normalise(self.samples.to(self.state.center.device), mean, std),
+                ObjectiveValues.from_config(self.config.objective, teacher_temp=self.plan.teacher_temp),
+                generator(self.config.runtime.seed, "preview"),
+                mean=mean,
+                std=std,
+                dtype=self.dtype,
+            )
         save_preview(path, picture)
 
     def export(self) -> None:

@@ -168,9 +168,9 @@ def _workers(pair: TeacherStudent, config: RunConfig, plan: RunPlan, world: Worl
 def replica_count(config: RunConfig, plan: RunPlan, device: torch.device) -> int:
     """Return how many replicas work on a pass: as asked, or one per compute thread of a CPU; never more than images.
 
-    A head with BatchNorm looks at the whole batch, so it has one.
+    A head with BatchNorm looks at the whole batch, so it has one; so have compiled blocks.
     """
-    if device.type != "cpu" or config.model.head_norm == "batch":
+    if device.type != "cpu" or config.model.head_norm == "batch" or config.runtime.compile == "on":
         return 1
     wanted = config.runtime.replicas or min(torch.get_num_threads(), MOST_REPLICAS)
     return max(1, min(wanted, plan.batch_size_per_pass))

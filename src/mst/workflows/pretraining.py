@@ -45,7 +45,6 @@ from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
 from mst.train.pretraining import Pretraining
-from mst.train.state import new_state
 from mst.views.record import Views
 from mst.workflows.changed_data import resumed_setup, with_identity
 
@@ -174,7 +173,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         CheckpointError: nothing to resume from that fits the settings.
         RunFailure, Interrupted: as `pretrain`.
     """
-    state = new_state(pair, setup.config, setup.plan)
+    state = setup.new_state(pair)
     environment = describe_environment(setup.device, setup.precision_reason)
     task = Pretraining(
         state,

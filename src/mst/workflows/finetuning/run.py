@@ -24,7 +24,7 @@ from mst.model.backbone_file import save_backbone
 from mst.paths import user_path, user_source
 from mst.planning.environment import describe_environment
 from mst.runtime import logging
-from mst.runtime.device import select_device, select_precision
+from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import remove_asides, write_atomic
@@ -183,7 +183,8 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     """Train from the newest checkpoint or from the start, then score and save."""
     config, folder, run = work.config, work.folder, work.run
     device = select_device(config.device, flag="--device")
-    _, reason = select_precision(config.running.precision, device)
+    dtype, reason = select_precision(config.running.precision, device)
+    reason += set_float32_products(device, dtype)
     write_atomic(run.environment, json.dumps(describe_environment(device, reason), indent=2) + "\n")
     model.to(device)
     scorer, contents = _Scorer(work, model), identity_of(folder)

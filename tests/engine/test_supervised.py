@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mst.checkpoint.store import CheckpointStore
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing, LoopSettings
-from mst.engine.supervised import Outcome, Surroundings, Training, fit
+from mst.engine.supervised import Outcome, TrainContext, Training, fit
 from mst.errors import CheckpointError, DataError, Interrupted, RunFailure, UsageError
 from mst.runtime.seeding import generator
 from mst.runtime.storage.results import read_jsonl
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
 
 SETTINGS = LoopSettings(steps=7, batch_size=4, lr=0.05, warmup_steps=2, clip_norm=1.0, row_every=3, evaluate_every=2)
 TIMES = ("seconds", "images_per_second", "data_wait")
-HERE = Surroundings(torch.device("cpu"), torch.float32, 1, Checkpointing(), {"a": 1}, progress=False)
+HERE = TrainContext(torch.device("cpu"), torch.float32, 1, Checkpointing(), {"a": 1}, progress=False)
 
 
 def network() -> nn.Module:
@@ -61,13 +61,13 @@ def cross_entropy(model: nn.Module, batch: Batch) -> Tensor:
     return F.cross_entropy(model(batch[0]), batch[1])
 
 
-def saving(folder: Path, every: int = 2) -> Surroundings:
+def saving(folder: Path, every: int = 2) -> TrainContext:
     kept = Checkpointing(str(folder / "checkpoints"), every)
     return replace(HERE, saving=kept, run=RunDir(folder), resume="that command")
 
 
 def train(
-    where: Surroundings,
+    context: TrainContext,
     settings: LoopSettings = SETTINGS,
     *,
     source: Callable[[int], Generator[Batch, None, None]] = batches,
@@ -82,7 +82,7 @@ def train(
 
     optimizer = build_optimizer(parameter_groups(model, weight_decay=0.1))
 
-    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate), settings, where)
+    outcome = fit(Training("toy", model, optimizer, source, loss, evaluate), settings, context)
     return model, outcome
 
 
@@ -264,14 +264,14 @@ def test_bad_data_saves_what_was_learnt(tmp_path: Path) -> None:
 
 
 def test_another_training_is_not_resumed(tmp_path: Path) -> None:
-    where = saving(tmp_path)
-    train(where)
+    context = saving(tmp_path)
+    train(context)
     with pytest.raises(UsageError, match="holds a training with other a, b: name another folder"):
-        train(replace(where, identity={"a": 2, "b": 3}))
+        train(replace(context, identity={"a": 2, "b": 3}))
     model = nn.Linear(2, 2)
     with pytest.raises(CheckpointError, match="does not fit this training"):
         fit(Training("toy", model, build_optimizer(parameter_groups(model, weight_decay=0)), batches, cross_entropy),
-            SETTINGS, where)  # fmt: skip
+            SETTINGS, context)  # fmt: skip
 
 
 def test_autocast_and_scales() -> None:

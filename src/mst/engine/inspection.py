@@ -171,13 +171,13 @@ class Rows:
             if name.rpartition(".")[2] in ROW_AN_IMAGE and not any(isinstance(m, _BatchNorm) for m in module.modules()):
                 self._handles.append(module.register_forward_hook(self._look))
 
-    def begin_part(self, images: int) -> None:
-        """Take note of the part of the batch that comes next; this thread works on all of it, if nobody says else."""
+    def begin_microbatch(self, images: int) -> None:
+        """Take note of the microbatch that comes next; this thread works on all of it, unless `begin_share` says so."""
         self._first, self._next = self._next, self._next + images
         self.begin_share(slice(0, images))
 
     def begin_share(self, share: slice) -> None:
-        """Take note of the images of a part that this thread works on."""
+        """Take note of the images of a microbatch that this thread works on."""
         self._here.share = share
 
     def close(self) -> None:

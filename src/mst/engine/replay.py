@@ -58,14 +58,14 @@ class Replay:
         return report
 
     def take(self, batches: Iterator[Batch]) -> list[Batch]:
-        """Return the parts of the next step."""
+        """Return the microbatches of the next step."""
         return list(islice(batches, self._intervals.accumulate))
 
-    def step(self, parts: list[Batch]) -> StepReport:
+    def step(self, microbatches: list[Batch]) -> StepReport:
         """Do one step as the trainer does it: counts, means and statistics included."""
         task, state = self.task, self.task.state
         row_due = self._intervals.row_due(state.step + 1)
-        report: StepReport = self._guard.gradients(lambda: task.gradients(parts, row_due=row_due))
+        report: StepReport = self._guard.gradients(lambda: task.gradients(microbatches, row_due=row_due))
         if not report.skipped:
             task.apply(report)
         state.step += 1
@@ -79,14 +79,14 @@ class Replay:
         self._compare_weights(state.step)
         return report
 
-    def inspect(self, parts: Sequence[Batch], networks: Iterable[nn.Module], begin: Begin) -> Inspection:
+    def inspect(self, microbatches: Sequence[Batch], networks: Iterable[nn.Module], begin: Begin) -> Inspection:
         """Do one step with hooks that only read, so that its numbers are those of the training.
 
         Args:
-            parts: of the step.
+            microbatches: of the step.
             networks: to watch; modules that they share are watched once.
-            begin: called with each part before it is computed; it says how many images the part has
-                (`Rows.begin_part`), and may look at them.
+            begin: called with each microbatch before it is computed; it says how many images there are
+                (`Rows.begin_microbatch`), and may look at them.
         """
         watch, rows = Watch(), Rows()
         weight = largest_value(self._weights())
@@ -96,7 +96,7 @@ class Replay:
             watch.network(network)
             rows.network(network)
         try:
-            report = self.step(_Told(parts, lambda part: begin(part, watch, rows)))
+            report = self.step(_Told(microbatches, lambda microbatch: begin(microbatch, watch, rows)))
         finally:
             watch.close()
             rows.close()
@@ -115,13 +115,13 @@ class Replay:
 
 
 class _Told(list[Any]):
-    """The parts of a step; says of each that it is next."""
+    """The microbatches of a step; says of each that it is next."""
 
-    def __init__(self, parts: Sequence[Any], begin: Callable[[Any], None]) -> None:
-        super().__init__(parts)
+    def __init__(self, microbatches: Sequence[Any], begin: Callable[[Any], None]) -> None:
+        super().__init__(microbatches)
         self._begin = begin
 
     def __iter__(self) -> Iterator[Any]:
-        for part in super().__iter__():
-            self._begin(part)
-            yield part
+        for microbatch in super().__iter__():
+            self._begin(microbatch)
+            yield microbatch

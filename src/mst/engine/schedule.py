@@ -33,7 +33,7 @@ class LoopSettings:
         schedule: what comes after the warm-up.
         min_lr: learning rate of the last step, but for `steps`, which ends at a hundredth of `lr`.
         clip_norm: L2 norm of all gradients together is at most this; None = no clipping.
-        accumulate: nearly equal batches that make one step.
+        accumulate: microbatches, nearly equal, that make one step.
         row_every: steps between two rows of metrics.
         evaluate_every: steps between two evaluations; None = only after the last step.
         max_bad_steps: so many steps in a row without a finite loss and gradient end the training.

@@ -35,7 +35,7 @@ Begun = Callable[[Mapping[str, Any]], None]
 TOO_MANY = "start anew with a lower learning rate, or with --precision fp32 where there is such an option"
 
 
-class LabelledPart(Protocol):
+class Microbatch(Protocol):
     """What every microbatch says of itself."""
 
     @property
@@ -47,7 +47,7 @@ class LabelledPart(Protocol):
         """Its positions in the step's whole batch."""
 
 
-Batch = TypeVar("Batch", bound=LabelledPart)
+Batch = TypeVar("Batch", bound=Microbatch)
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Training(Generic[Batch]):
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class TrainContext:
     """Where a training runs and what it leaves behind.
 
     Attributes:
@@ -110,7 +110,7 @@ class PreparedTraining(NamedTuple, Generic[Batch]):
 
     training: Training[Batch]
     settings: LoopSettings
-    where: Surroundings
+    context: TrainContext
 
     @property
     def intervals(self) -> Intervals:
@@ -122,7 +122,7 @@ class PreparedTraining(NamedTuple, Generic[Batch]):
             accumulate=settings.accumulate,
             row=settings.row_every,
             evaluation=settings.evaluate_every,
-            checkpoint=self.where.saving.checkpoint_every,
+            checkpoint=self.context.saving.checkpoint_every,
             max_bad_steps=settings.max_bad_steps,
         )
 
@@ -146,7 +146,7 @@ class Outcome:
     final_loss: float | None
 
 
-def fit(training: Training[Batch], settings: LoopSettings, where: Surroundings) -> Outcome:
+def fit(training: Training[Batch], settings: LoopSettings, context: TrainContext) -> Outcome:
     """Train in place, from the newest checkpoint if there is one.
 
     Raises:
@@ -155,18 +155,18 @@ def fit(training: Training[Batch], settings: LoopSettings, where: Surroundings) 
         Interrupted: a signal; what was learnt is saved where checkpoints are asked for.
         Exception: whatever batches and evaluation raise; what was learnt is saved likewise.
     """
-    task = _Supervised(training, settings, where)
-    folder = where.saving.checkpoints
+    task = _Supervised(training, settings, context)
+    folder = context.saving.checkpoints
     outputs = Outputs(
         checkpoints=user_path(folder) if folder else None,
         keep=KEPT,
-        run=where.run,
-        resume=where.resume,
-        tensorboard=where.tensorboard,
-        progress=where.progress,
+        run=context.run,
+        resume=context.resume,
+        tensorboard=context.tensorboard,
+        progress=context.progress,
     )
-    trainer = Trainer(task, PreparedTraining(training, settings, where).intervals, outputs)
-    where.begun(where.identity)
+    trainer = Trainer(task, PreparedTraining(training, settings, context).intervals, outputs)
+    context.begun(context.identity)
     trainer.fit()
     return task.state.outcome()
 
@@ -221,8 +221,8 @@ class _Supervised(Generic[Batch]):
 
     too_many = TOO_MANY
 
-    def __init__(self, training: Training[Batch], settings: LoopSettings, where: Surroundings) -> None:
-        self.training, self.settings, self.where = training, settings, where
+    def __init__(self, training: Training[Batch], settings: LoopSettings, context: TrainContext) -> None:
+        self.training, self.settings, self.context = training, settings, context
         self.title, self.state = training.title, _State()
         training.model.train()
         self.parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
@@ -231,20 +231,20 @@ class _Supervised(Generic[Batch]):
     def batches(self, first_step: int) -> Generator[Batch, None, None]:
         return self.training.batches(first_step)
 
-    def gradients(self, parts: Sequence[Batch], *, row_due: bool) -> _Report:
-        model, where, step = self.training.model, self.where, self.state.step
-        total = torch.zeros((), device=where.device)
+    def gradients(self, microbatches: Sequence[Batch], *, row_due: bool) -> _Report:
+        model, context, step = self.training.model, self.context, self.state.step
+        total = torch.zeros((), device=context.device)
         self.training.optimizer.zero_grad()
-        for position, part in enumerate(parts):
-            draws = drawn_from(where.device, where.seed, "downstream-step", step, position)
-            with draws, torch.autocast(where.device.type, where.dtype, enabled=where.dtype != torch.float32):
-                loss = self.training.loss(model, part) / (self.settings.batch_size / len(part.positions))
+        for position, microbatch in enumerate(microbatches):
+            draws = drawn_from(context.device, context.seed, "downstream-step", step, position)
+            with draws, torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
+                loss = self.training.loss(model, microbatch) / (self.settings.batch_size / len(microbatch.positions))
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
         clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, clip)
         values = torch.stack([total.float(), norm.float().to(total.device)]).tolist()
-        indices = torch.cat([torch.as_tensor(part.indices, dtype=torch.int64) for part in parts])
+        indices = torch.cat([torch.as_tensor(microbatch.indices, dtype=torch.int64) for microbatch in microbatches])
         return _Report(values[0], values[1], learning_rate(step, self.settings), indices)
 
     def apply(self, report: _Report) -> None:
@@ -294,13 +294,13 @@ class _Supervised(Generic[Batch]):
         }
 
     def info(self) -> dict[str, Any]:
-        return {"identity": dict(self.where.identity)}
+        return {"identity": dict(self.context.identity)}
 
     def wants(self, checkpoint: Checkpoint) -> bool:
         return True
 
     def load(self, checkpoint: Checkpoint) -> None:
-        refuse_other_training(checkpoint.info.get("identity", {}), self.where.identity, checkpoint.path.parent)
+        refuse_other_training(checkpoint.info.get("identity", {}), self.context.identity, checkpoint.path.parent)
         model, optimizer, parts = self.training.model, self.training.optimizer, checkpoint.parts
         try:
             progress = section(parts, "progress")

@@ -18,7 +18,7 @@ from mst.checkpoint.compare import FIRST_IMAGE, changed_identity
 from mst.checkpoint.store import CheckpointStore
 from mst.engine.inspection import Inspection, Rows, Watch, facts
 from mst.engine.replay import Replay
-from mst.engine.supervised import LabelledPart, PreparedTraining
+from mst.engine.supervised import Microbatch, PreparedTraining
 from mst.errors import UsageError
 from mst.paths import user_path
 from mst.runtime import logging
@@ -62,15 +62,15 @@ def replay_step(
     """
     if not 1 <= step <= prepared.settings.steps:
         raise UsageError(f"step {step} is outside this training: give 1 to {prepared.settings.steps}")
-    folder = prepared.where.saving.checkpoints
+    folder = prepared.context.saving.checkpoints
     store = CheckpointStore(user_path(folder), keep=1) if folder else None
     checkpoint = None
     if store is not None and any(saved < step for saved in store.steps()):
         checkpoint = store.load_latest(most=step - 1)
         identity = checkpoint.info.get("identity", identity)
     if identity is not None:
-        _refuse_changes(identity, prepared.where.identity, accept)
-        prepared = prepared._replace(where=replace(prepared.where, identity=identity))
+        _refuse_changes(identity, prepared.context.identity, accept)
+        prepared = prepared._replace(context=replace(prepared.context, identity=identity))
     task, model = prepared.task(), prepared.training.model
     if checkpoint is None:
         logging.info(f"there is no checkpoint before step {step}: beginning at step 0")
@@ -107,14 +107,14 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, value) for name, value in model.named_buffers() if value.is_floating_point())
 
 
-def _inspect(prepared: PreparedTraining[Any], again: Replay, parts: list[Any]) -> Inspection:
+def _inspect(prepared: PreparedTraining[Any], again: Replay, microbatches: list[Any]) -> Inspection:
     """Do one step under inspection; the images are looked at where they enter the backbone."""
     model = prepared.training.model
     watching: list[tuple[Watch, Rows]] = []
 
-    def begin(part: LabelledPart, watch: Watch, rows: Rows) -> None:
+    def begin(microbatch: Microbatch, watch: Watch, rows: Rows) -> None:
         watching[:] = [(watch, rows)]
-        rows.begin_part(len(part.positions))
+        rows.begin_microbatch(len(microbatch.positions))
 
     def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
         pixels: Tensor = inputs[0]  # [b, C, H, W]
@@ -125,6 +125,6 @@ def _inspect(prepared: PreparedTraining[Any], again: Replay, parts: list[Any]) -
 
     handle = model.get_submodule(INPUT).register_forward_pre_hook(look)
     try:
-        return again.inspect(parts, [model], begin)
+        return again.inspect(microbatches, [model], begin)
     finally:
         handle.remove()

@@ -88,7 +88,7 @@ class Task(Protocol[Batch]):
         It is iterated in a thread of its own; a generator is closed at the end.
         """
 
-    def gradients(self, parts: Sequence[Batch], *, row_due: bool) -> StepReport:
+    def gradients(self, microbatches: Sequence[Batch], *, row_due: bool) -> StepReport:
         """Compute losses and clipped gradients of a step; change buffers and gradients, nothing else."""
 
     def apply(self, report: Any) -> None:
@@ -133,7 +133,7 @@ class Intervals:
     Attributes:
         steps: in all.
         batch_size: images per step.
-        accumulate: batches that make one step.
+        accumulate: microbatches that make one step.
         row: between two rows of metrics.
         evaluation: between two evaluations, and after the last step; None = only after the last.
         checkpoint: between two checkpoints, and after the last step.

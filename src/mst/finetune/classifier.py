@@ -45,7 +45,7 @@ class FinetuneProtocol:
         randaugment: timm's description of RandAugment, or `none`; three channels only.
         erasing: probability that a rectangle of an image becomes noise.
         repeats: views of each image in a batch (repeated augmentation); an epoch then shows fewer images.
-        accumulate: parts of a batch that go through the network one after the other, to save memory.
+        accumulate: microbatches, nearly equal, that make one step: less memory, the same step.
     """
 
     epochs: int = 100

@@ -20,27 +20,27 @@ def weights(task: Pretraining) -> Iterator[tuple[str, Tensor]]:
     yield "center", task.state.center
 
 
-def inspect_step(task: Pretraining, replay: Replay, parts: list[Views]) -> Inspection:
+def inspect_step(task: Pretraining, replay: Replay, microbatches: list[Views]) -> Inspection:
     """Do one step with hooks that only read, so that its numbers are those of the training."""
     replicas = task.state.replicas
 
-    def begin(part: Views, watch: Watch, rows: Rows) -> None:
+    def begin(microbatch: Views, watch: Watch, rows: Rows) -> None:
         replicas.told = rows.begin_share
-        _begin_part(task, watch, rows, part)
+        _begin_microbatch(task, watch, rows, microbatch)
 
     try:
-        return replay.inspect(parts, replicas.pairs, begin)
+        return replay.inspect(microbatches, replicas.pairs, begin)
     finally:
         replicas.told = None
 
 
-def _begin_part(task: Pretraining, watch: Watch, rows: Rows, part: Views) -> None:
-    """Look at a part's pixels as the networks see them, before they do."""
-    rows.begin_part(len(part.indices))
-    for name, pixels in (("global crops", part.global_crops), ("local crops", part.local_crops)):
+def _begin_microbatch(task: Pretraining, watch: Watch, rows: Rows, microbatch: Views) -> None:
+    """Look at a microbatch's pixels as the networks see them, before they do."""
+    rows.begin_microbatch(len(microbatch.indices))
+    for name, pixels in (("global crops", microbatch.global_crops), ("local crops", microbatch.local_crops)):
         if not pixels.numel():
             continue
         seen = normalise(pixels.to(task.state.center.device), task.plan.mean, task.plan.std)  # [n, b, C, H, W]
         if (wrong := facts(f"pixels of {name}", seen)) is not None:
             watch.found.append(wrong)
-            rows.add(~seen.flatten(2).isfinite().all(dim=2).any(dim=0), slice(0, len(part.indices)))
+            rows.add(~seen.flatten(2).isfinite().all(dim=2).any(dim=0), slice(0, len(microbatch.indices)))

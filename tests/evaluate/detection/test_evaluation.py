@@ -20,7 +20,7 @@ from evaluate.coco_folders import coco_content, write_coco, write_scenes
 from mst.data.sampler import Share
 from mst.data.synthetic.scenes import SceneSet
 from mst.engine.schedule import Checkpointing
-from mst.engine.supervised import Surroundings, fit
+from mst.engine.supervised import TrainContext, fit
 from mst.errors import CheckpointError, DataError, Interrupted, MstError, UsageError
 from mst.evaluate.coco.masks import mask_of, read_segmentation
 from mst.evaluate.coco.reading import CocoSet, find_coco, read_coco
@@ -383,11 +383,11 @@ def test_bad_steps_are_skipped_and_too_many_end_it(coco: CocoSet, monkeypatch: p
     model = Bad()
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "scale": 1.0}])
     settings = TrainingSettings(epochs=20, batch_size=1)
-    where = Surroundings(torch.device("cpu"), torch.float32, 0, Checkpointing(), {}, progress=False)
+    context = TrainContext(torch.device("cpu"), torch.float32, 0, Checkpointing(), {}, progress=False)
     with pytest.raises(MstError, match="11 steps in succession"):
         fit(
             *detection_training.detector_training(
-                model, optimizer, trainable_images(coco), settings, where, channels=3, workers=1
+                model, optimizer, trainable_images(coco), settings, context, channels=3, workers=1
             )
         )
     assert torch.equal(model.weight, torch.ones(2))

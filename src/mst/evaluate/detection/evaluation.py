@@ -18,7 +18,7 @@ from torchvision.models.detection import MaskRCNN
 
 from mst.data.decoding import UnreadableImage
 from mst.engine.schedule import Checkpointing
-from mst.engine.supervised import Begun, PreparedTraining, Surroundings, fit
+from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
 from mst.errors import DataError
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.coco.reading import CocoImage, CocoSet, check_images, with_classes_of
@@ -129,7 +129,7 @@ def evaluate_detection(
         backbone, data, protocol, mean=mean, std=std, settings=settings, saving=saving or Checkpointing(), seed=seed
     )
     if begun is not None:
-        prepared = prepared._replace(where=replace(prepared.where, begun=begun))
+        prepared = prepared._replace(context=replace(prepared.context, begun=begun))
     detector, trained = prepared.training.model, fit(*prepared)
     assert isinstance(detector, MaskRCNN)
     if save_to is not None:
@@ -162,7 +162,7 @@ def prepared_detection(
     detector = _detector(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     described = {**_described(protocol, data), "mean": mean, "std": std, "precision": settings.precision}
     start = {"weights": fingerprint(backbone), "seed": seed, "images": len(images), CONTENTS: data.fingerprint().digest}
-    where = Surroundings(
+    context = TrainContext(
         device_of(backbone),
         torch.float32,
         seed,
@@ -176,7 +176,7 @@ def prepared_detection(
         detector_optimizer(detector, protocol.training),
         images,
         protocol.training,
-        where,
+        context,
         channels=backbone.spec.channels,
         workers=settings.workers,
     )

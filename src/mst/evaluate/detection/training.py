@@ -20,7 +20,7 @@ from mst.data.examples import ExampleBatch, Place, example_batches
 from mst.data.sampler import WHOLE, EpochOrder, Share
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings
-from mst.engine.supervised import PreparedTraining, Surroundings, Training
+from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.evaluate.detection.detector import flipped, training_target
@@ -40,7 +40,7 @@ class TrainingSettings:
     Attributes:
         epochs: passes over the training images; 12 is the "1x" schedule.
         batch_size: images per step.
-        accumulate: passes that make one step, batch_size / accumulate images each: less memory, the same step.
+        accumulate: microbatches, nearly equal, that make one step: less memory, the same step.
         lr: of AdamW at the heads.
         weight_decay: of AdamW; none on biases, norms and embeddings.
         layer_decay: the rate of each block is this times that of the block above it.
@@ -95,7 +95,7 @@ def detector_training(
     optimizer: Optimizer,
     images: Sequence[CocoImage],
     settings: TrainingSettings,
-    where: Surroundings,
+    context: TrainContext,
     *,
     channels: int,
     workers: int,
@@ -107,17 +107,17 @@ def detector_training(
         optimizer: from `detector_optimizer`.
         images: with at least one object each.
         settings: how.
-        where: device, seed of order, mirroring and torchvision's draws, checkpoints and rows.
+        context: device, seed of order, mirroring and torchvision's draws, checkpoints and rows.
         channels: of the images.
         workers: threads that read images ahead.
     """
     plan = settings.loop(len(images))
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        return batch_stream(images, plan, first, channels=channels, seed=where.seed, workers=workers)
+        return batch_stream(images, plan, first, channels=channels, seed=context.seed, workers=workers)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        device = where.device
+        device = context.device
         targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch.examples]
         losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch.examples], targets)
         return torch.stack(list(losses.values())).sum()
@@ -126,7 +126,7 @@ def detector_training(
         return images[index].path
 
     training = Training("detector", detector, optimizer, batches, loss, image=image)
-    return PreparedTraining(training, plan, where)
+    return PreparedTraining(training, plan, context)
 
 
 def batch_stream(

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mst.checkpoint.compare import FIRST_IMAGE
 from mst.engine.schedule import Checkpointing, LoopSettings
-from mst.engine.supervised import Begun, PreparedTraining, Surroundings, fit
+from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.common.metrics import SegmentationScores, confusion_matrix
@@ -314,8 +314,8 @@ def _training(
     }
     check_fits(work.segmenter, task, compute)
     plain = json.loads(json.dumps(identity))
-    where = Surroundings(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)
-    return segmenter_training(work.segmenter, task, where if begun is None else replace(where, begun=begun))
+    context = TrainContext(device, compute, work.seed, saving, plain, run=run, progress=settings.progress)
+    return segmenter_training(work.segmenter, task, context if begun is None else replace(context, begun=begun))
 
 
 def score(

@@ -25,7 +25,7 @@ from mst.engine.fitting import Pass, check_counted
 from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings, Schedule
-from mst.engine.supervised import PreparedTraining, Surroundings, Training
+from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.errors import UsageError
 from mst.evaluate.common.features import device_of
 from mst.evaluate.segmentation.augment import Augmentation, augmented
@@ -70,7 +70,7 @@ class HeadTraining:
         backbone_scale: the backbone's share of the learning rate.
         layer_decay: the rate of each block over that of the block above it.
         clip_norm: of all gradients together; None = no clipping.
-        accumulate: passes that make one step, batch_size / accumulate images each: less memory, other batch statistics.
+        accumulate: microbatches, nearly equal, that make one step: less memory, other batch statistics.
     """
 
     train_backbone: bool = False
@@ -119,20 +119,20 @@ class Task:
     workers: int = 2
 
 
-def segmenter_training(segmenter: Segmenter, task: Task, where: Surroundings) -> PreparedTraining[Batch]:
+def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) -> PreparedTraining[Batch]:
     """Return the training of a segmenter, in place.
 
     Raises:
         UsageError: class weights that do not fit the classes.
     """
     weights = class_weights(task.class_weights, len(task.data.classes))
-    weights = None if weights is None else weights.to(where.device)
+    weights = None if weights is None else weights.to(context.device)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
-        return segmentation_loss(model, batch, task.loss_stride, weights, where.device)
+        return segmentation_loss(model, batch, task.loss_stride, weights, context.device)
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        return batch_stream(task, first, where.seed)
+        return batch_stream(task, first, context.seed)
 
     training = Training(
         f"{segmenter.shape.head} segmenter",
@@ -142,7 +142,7 @@ def segmenter_training(segmenter: Segmenter, task: Task, where: Surroundings) ->
         loss,
         image=task.data.train.names.__getitem__,
     )
-    return PreparedTraining(training, task.loop, where)
+    return PreparedTraining(training, task.loop, context)
 
 
 def class_weights(weights: tuple[float, ...], num_classes: int) -> Tensor | None:

@@ -193,7 +193,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     def note(identity: Mapping[str, Any]) -> None:
         write_atomic(run.training, json.dumps({"task": TASK, "identity": identity}, indent=2) + "\n")
 
-    outcome = fit(prepared.training, prepared.settings, replace(prepared.where, run=run, begun=note))
+    outcome = fit(prepared.training, prepared.settings, replace(prepared.context, run=run, begun=note))
     _save(work, model, outcome)
     result = _result(work, model, outcome, scorer.latest or scorer(), contents)
     append_jsonl(run.results, result.row())

@@ -11,7 +11,7 @@ from pathlib import Path
 from mst.data.labelled import LabelledFolder
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing
-from mst.engine.supervised import PreparedTraining, Surroundings, Training
+from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.finetune.classifier import Classifier
 from mst.runtime.device import select_device, select_precision
@@ -60,7 +60,7 @@ def prepared_finetuning(
         "images": len(folder.train.paths),
         CONTENTS: contents.digest,
     }
-    where = Surroundings(
+    context = TrainContext(
         device,
         select_precision(config.running.precision, device)[0],
         config.seed,
@@ -70,7 +70,7 @@ def prepared_finetuning(
         resume=f"mst finetune --resume {shlex.quote(str(run.root))}",
         progress=config.running.progress,
     )
-    return PreparedTraining(training, settings, where)
+    return PreparedTraining(training, settings, context)
 
 
 def identity_of(folder: LabelledFolder) -> DataIdentity:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,13 @@ def test_mistakes_are_one_line(name: str, words: object, parts: list[str]) -> No
 
 def test_config_file_round_trips(tmp_path: Path) -> None:
     config = override(BASE, {"data.train": ["a", "b"], "views.global-size": ["32", "48"], "optimizer.clip": "none"})
+    path = tmp_path / "config.json"
+    path.write_text(dump_config(config))
+    assert load_config(path) == config
+
+
+def test_a_name_that_is_no_utf8_round_trips(tmp_path: Path) -> None:
+    config = override(BASE, {"data.train": [os.fsdecode(b"/a/\xff"), "/é"]})
     path = tmp_path / "config.json"
     path.write_text(dump_config(config))
     assert load_config(path) == config

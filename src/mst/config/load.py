@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.schema import RunConfig, Settings
@@ -151,7 +152,15 @@ def _absolute_source(source: str | None) -> str | None:
 
 def dump_config(config: RunConfig) -> str:
     """Return the JSON text that `load_config` reads back to an equal record."""
-    return config.model_dump_json(indent=2) + "\n"
+    return json_text(config)
+
+
+def json_text(record: BaseModel) -> str:
+    """Return a record as JSON; names that are not UTF-8 keep their bytes (as `os.fsdecode` gives them), escaped."""
+    try:
+        return record.model_dump_json(indent=2) + "\n"
+    except PydanticSerializationError:
+        return json.dumps(record.model_dump(mode="json"), indent=2) + "\n"
 
 
 def flatten(config: RunConfig) -> dict[str, object]:

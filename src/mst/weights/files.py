@@ -6,7 +6,8 @@ import json
 import tarfile
 import warnings
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,7 +49,7 @@ def read_weights(path: Path) -> Any:
             raise CheckpointError(f"{path} is no file: name a file of weights")
         if path.name == INDEX:
             return _read_shards(path)
-        return load_file(path) if path.suffix == SAFETENSORS else _read_torch(path)
+        return _load_file(path) if path.suffix == SAFETENSORS else _read_torch(path)
     except OSError as error:
         raise CheckpointError(f"cannot read weights from {path}: {error.strerror or error}") from error
     except SafetensorError as error:
@@ -75,14 +76,14 @@ def load_exactly(path: Path, build: Callable[[], Built], module_of: Callable[[Bu
         CheckpointError: the file is damaged, or its tensors are not exactly the network's, dense, floating and finite.
     """
     try:
-        with safe_open(path, "pt") as file:
+        with _utf8_name(path) as readable, safe_open(readable, "pt") as file:
             shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         with torch.device("meta"):
             expected = module_of(build()).state_dict()
         reason = other_shapes(shapes, {name: value.shape for name, value in expected.items()})
         if reason is not None:
             raise CheckpointError(f"{path} does not fit its description: {reason}; {remedy}")
-        weights = load_file(path)
+        weights = _load_file(path)
     except OSError as error:
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
     except SafetensorError as error:
@@ -93,6 +94,23 @@ def load_exactly(path: Path, build: Callable[[], Built], module_of: Callable[[Bu
     built = build()
     module_of(built).load_state_dict(weights)
     return built
+
+
+@contextmanager
+def _utf8_name(path: Path) -> Iterator[Path]:
+    """Give a name that safetensors can open: the file's own, or where it is not UTF-8, one of the open file."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with path.open("rb") as file:
+            yield Path(f"/dev/fd/{file.fileno()}")
+    else:
+        yield path
+
+
+def _load_file(path: Path) -> dict[str, torch.Tensor]:
+    with _utf8_name(path) as name:
+        return load_file(name)
 
 
 def _in_folder(folder: Path) -> Path:
@@ -113,7 +131,7 @@ def _read_shards(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} names files outside its folder: fetch it again")
     tensors: dict[str, Any] = {}
     for name in files:
-        tensors |= load_file(path.with_name(name))
+        tensors |= _load_file(path.with_name(name))
     missing = sorted(names.keys() - tensors.keys())
     if missing:
         raise CheckpointError(f"{path} names {len(missing)} tensors that its files lack (first {missing[0]})")
@@ -152,7 +170,8 @@ def _check_archive(path: Path) -> None:
         CheckpointError: it is one.
     """
     try:
-        names = torch._C.PyTorchFileReader(str(path)).get_all_records()  # as torch.load looks at it
+        with path.open("rb") as file:
+            names = torch._C.PyTorchFileReader(file).get_all_records()  # as torch.load looks at it
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     except (RuntimeError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
         format, out, the measured relative `difference` of the features, and `remarks`: lines on what is left out.
 
     Raises:
-        UsageError: an unknown format, a folder that is in use, or no backbone.
+        UsageError: an unknown format, a folder that is in use or that timm cannot open, or no backbone.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
@@ -37,6 +38,10 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
     check_folder(folder, "--out")
+    try:
+        os.path.abspath(folder).encode()
+    except UnicodeEncodeError:
+        raise UsageError(f"--out {folder}: timm opens no folder whose name is not UTF-8: name another") from None
 
     from mst.export.timm_folder import export_timm  # needs torch
     from mst.model.backbone_file import load_backbone

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.config.load import dump_config, override, require_data, with_absolute_paths
+from mst.config.load import dump_config, json_text, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
@@ -192,7 +192,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
     if World.current().first:
         write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
         write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
-        write_atomic(run.plan, task.plan.model_dump_json(indent=2) + "\n")
+        write_atomic(run.plan, json_text(task.plan))
     train(setup, trainer)
     logging.info(
         f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"

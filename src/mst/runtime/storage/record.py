@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from mst.runtime import logging
+from mst.runtime.names import shown
 from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.results import append_jsonl, plain_json
 from mst.runtime.storage.rundir import RunDir
@@ -90,9 +92,15 @@ def _step_of(line: bytes) -> float:
         return math.inf
 
 
-def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter:
+def _tensorboard_writer(folder: Path, step: int) -> SummaryWriter | None:
+    """Return the writer of events; None, and a warning, where the folder has a name that TensorBoard cannot take."""
     from torch.utils.tensorboard import SummaryWriter
 
+    try:
+        str(folder).encode()
+    except UnicodeEncodeError:
+        logging.warn(f"no TensorBoard events: TensorBoard writes to no folder like {shown(folder)}, which is not UTF-8")
+        return None
     if threading.excepthook is threading.__excepthook__:
         threading.excepthook = _told_elsewhere
     return SummaryWriter(folder, purge_step=step + 1)

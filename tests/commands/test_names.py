@@ -1,4 +1,4 @@
-"""`mst embed` and kept features with names of any bytes: paths as they are, or one line before the work."""
+"""Names of any bytes in every command: taken as they are, or refused in one line before the work."""
 
 from __future__ import annotations
 
@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save as saved
 
-from commands.calls import call, labelled_folder
+from commands.calls import call, image_folder, labelled_folder
 from data.pictures import texture
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
+from mst.weights.files import read_weights
 
 CPU = ("--device", "cpu", "--precision", "fp32", "--no-progress")
 
@@ -69,3 +72,34 @@ def test_kept_features_of_names_that_are_no_utf8(
     assert first.status == 0, first.err
     assert again.err.count("features are read from") == 2
     assert again.out == first.out
+
+
+def test_a_run_folder_that_is_no_utf8(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, run = image_folder(tmp_path / os.fsdecode(b"i\xff"), 8), tmp_path / os.fsdecode(b"r\xff [/b]")
+    fast = ("--runtime.workers", "0", "--runtime.device", "cpu", "--train.epochs", "1")
+    first = call(capsys, "pretrain", "debug", "--data.train", images, "--out", run, *fast)
+    assert first.status == 0, first.err
+    assert first.err.count("warning: ") == 1
+    assert r"TensorBoard writes to no folder like" in first.err
+    assert call(capsys, "pretrain", "--resume", run).status == 0
+    for words in (
+        ("embed", "--backbone", run, "--data", images, "--out", tmp_path / os.fsdecode(b"f\xff.npz"), *CPU),
+        ("report", run),
+        ("replay", run, "1"),
+        ("export", "--backbone", run, "--out", tmp_path / "e#x?y%20"),
+    ):
+        answer = call(capsys, *words)
+        assert answer.status == 0, answer.err
+    answer = call(capsys, "export", "--backbone", run, "--out", tmp_path / os.fsdecode(b"e\xff"))
+    assert answer.status == 2
+    assert "timm opens no folder whose name is not UTF-8: name another" in answer.line
+
+
+@pytest.mark.parametrize("name", [b"\xff.pth", b"\xff.safetensors"])
+def test_weights_of_a_name_that_is_no_utf8(name: bytes, tmp_path: Path) -> None:
+    path, weights = tmp_path / os.fsdecode(name), {"a": torch.arange(3.0)}
+    path.write_bytes(saved(weights))
+    if name.endswith(b"pth"):
+        with path.open("wb") as file:
+            torch.save(weights, file)
+    assert torch.equal(read_weights(path)["a"], weights["a"])

@@ -14,6 +14,7 @@ from PIL import Image
 from data.pictures import DAMAGES, claim_size, damaged, decode_or_refuse, encoded, texture, write_textures
 from mst.data import decoding
 from mst.data.decoding import Detail, UnreadableImage, decode_image, jpeg_header
+from mst.data.formats import large as large_images
 from mst.runtime import images
 
 RGB = texture()
@@ -294,13 +295,17 @@ def test_written_textures_are_readable(tmp_path: Path) -> None:
         assert decode_image(path).shape == (3, 24, 24)
 
 
-@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "P"])
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA", "P", "1", "I;16"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("extra", ["", "turned", "transparent", "remark"])
 def test_large_pngs_have_the_pixels_of_small_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str, channels: int, extra: str
 ) -> None:
-    picture = Image.fromarray(np.random.default_rng(1).integers(0, 256, (31, 22, 3), np.uint8)).convert(mode)
+    noise = np.random.default_rng(1).integers(0, 256, (31, 22, 4), np.uint8)
+    if mode == "I;16":
+        picture = Image.fromarray(noise[..., 0] * np.uint16(200))
+    else:
+        picture = Image.fromarray(noise if mode.endswith("A") else noise[..., :3]).convert(mode)
     said: dict[str, object] = {}
     if extra == "turned":
         exif = Image.Exif()
@@ -312,8 +317,9 @@ def test_large_pngs_have_the_pixels_of_small_ones(
         said["icc_profile"] = b"no profile"
     picture.save(tmp_path / "x.png", **said)
     small = decode_image(tmp_path / "x.png", channels=channels)
-    monkeypatch.setattr(decoding, "LARGE", 100)
-    large = decode_image(tmp_path / "x.png", channels=channels)
+    with monkeypatch.context() as patched:
+        patched.setattr(large_images, "LARGE", 200)
+        large = decode_image(tmp_path / "x.png", channels=channels)
     assert torch.equal(small, large)
     if channels == 3:
         assert small.stride() == large.stride()
@@ -330,7 +336,7 @@ def test_damaged_large_pngs_are_refused_as_small_ones(
         (tmp_path / "x.png").write_bytes(content)
         said = []
         for large in (1 << 24, 100):
-            monkeypatch.setattr(decoding, "LARGE", large)
+            monkeypatch.setattr(large_images, "LARGE", large)
             try:
                 said.append(str(decode_image(tmp_path / "x.png").float().mean()))
             except UnreadableImage as problem:

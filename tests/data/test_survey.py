@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mst.data import decoding, statistics, survey
+from mst.data import statistics, survey
+from mst.data.formats import large as large_images
 from mst.data.survey import inspect_images
 from mst.errors import DataError, UsageError
 
@@ -84,8 +85,9 @@ def test_nothing_that_happens_is_a_traceback(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_large_png_takes_half_a_gigabyte(tmp_path: Path) -> None:
-    Image.new("RGB", (9500, 9500), (10, 20, 30)).save(tmp_path / "x.png", compress_level=1)
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "LA", "I;16"])
+def test_a_large_png_takes_half_a_gigabyte(tmp_path: Path, mode: str) -> None:
+    Image.new(mode, (9500, 9500)).save(tmp_path / "x.png", compress_level=1)
     code = (
         "import resource, sys; from mst.data.survey import inspect_images;"
         "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss;"
@@ -127,7 +129,7 @@ def test_large_pngs_give_the_same_numbers(
     exif[0x0112] = turn
     picture.save(tmp_path / "x.png", **({"exif": exif} if turn > 1 else {}))
     small = inspect_images(tmp_path, channels=channels)
-    for module in (survey, decoding):
+    for module in (survey, large_images):
         monkeypatch.setattr(module, "LARGE", 100)
     large = inspect_images(tmp_path, channels=channels)
     assert large == small

@@ -9,9 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
+from mst.data import value_range
 from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.formats import large as large_images
 from mst.data.sources import ImageIndex
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.value_range import ValueRanges, likely_range
@@ -233,3 +236,26 @@ def test_stored_ranges_are_checked() -> None:
     for bad in (None, [], {"uint16": 3}, {"uint16": [1, 0]}, {"uint16": [0, float("nan")]}, {"uint16": [True, 2]}):
         with pytest.raises(ValueError, match="value range"):
             ValueRanges.from_json(bad)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("samples", [3, 4, 2])
+@pytest.mark.parametrize("top", [4095, 65535])
+def test_large_deep_colours_have_the_pixels_of_small_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, channels: int, samples: int, top: int
+) -> None:
+    values = np.random.default_rng(2).integers(0, top + 1, (31, 22, samples), np.uint16)
+    values[:3, :, -1] = 0  # rows that tell nothing of the range of what is transparent
+    path = png16(tmp_path / "x.png", values)
+    scale = ValueRanges({"uint16": (0.0, float(top))})
+    small = decode_image(path, channels=channels, scale=scale)
+    monkeypatch.setattr(large_images, "LARGE", 200)
+    assert torch.equal(decode_image(path, channels=channels, scale=scale), small)
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int16, np.float32, np.float64])
+def test_values_become_eight_bits_alike_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, dtype: Any) -> None:
+    values = (np.random.default_rng(3).random((17, 5, 2)) * 3000).astype(dtype)
+    whole = value_range.scaled(values, (0, 3000))
+    monkeypatch.setattr(value_range, "AT_A_TIME", 20)
+    assert np.array_equal(value_range.scaled(values, (0, 3000)), whole)

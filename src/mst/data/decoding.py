@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -20,16 +19,15 @@ import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageSequence
 from torch import Tensor
 
-from mst.data.npy import NPY_MAGIC, array_header
+from mst.data.formats.large import AS_STORED, NATIVE_PNG, by_strips, is_large, large_png, rows_at_a_time
+from mst.data.formats.npy import NPY_MAGIC, array_header
+from mst.data.formats.tiff import Page, have_tifffile, pillow_reads, read_pages
 from mst.data.sources.protocol import ImageSource
-from mst.data.tiff import Page, have_tifffile, pillow_reads, read_pages
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
 from mst.errors import DataError, MissingExtra
 from mst.runtime.images import (
     MAX_PIXELS,
     PNG_MAGIC,
-    check_memory,
-    is_whole_png,
     open_image,
     orientation,
     quiet_pillow,
@@ -39,13 +37,10 @@ from mst.runtime.images import (
     without_remarks,
 )
 
-LARGE = 1 << 24
-"""Pixels above which a plain PNG is decoded natively, too: Pillow holds four bytes a pixel, and copies."""
-
 _NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
-_NATIVE_PNG = getattr(torch.ops.image, "decode_png", None)
-_NATIVE_PNG = getattr(torch.ops.image, "decode_png", None)
-_READ_AS_STORED, _READ_GREY, _READ_RGB = 0, 1, 3  # torchvision.io.ImageReadMode
+_READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
+DEEP_COLOURS = {b"\x10\2", b"\x10\4", b"\x10\6"}
+"""Depth and colour type of PNGs of which Pillow gives the upper 8 of 16 bits."""
 _FEW_BITS = 63
 """Largest high byte of 16 bits of which 14 or fewer are used."""
 
@@ -99,6 +94,9 @@ def decode_image(
     does not read need tifffile (`mst[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
     [channels, H, W] (the first that fits) and are read without running code from them.
 
+    A large PNG takes at most 6 bytes a pixel beside its file, turned by EXIF, too (a large one of 16-bit colours with
+    opacity 10); interlaced ones and other large pictures 7.
+
     Args:
         path: the file; its content decides how it is read, not its extension.
         channels: 3 for RGB, 1 for grey (luminance); any other number reads the bands of all pages of a TIFF as stored.
@@ -145,7 +143,7 @@ def _decoded(name: str, read: Callable[[], bytearray], channels: int, enough: De
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
         image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
         if image is None and data.startswith(PNG_MAGIC):
-            image = decode_large_png(data, channels)
+            image = decode_large_png(data, channels, scale)
         return image if image is not None else _decode_with_pillow(name, data, channels, reduction, scale)
     except (UnreadableImage, MissingExtra):
         raise
@@ -203,23 +201,28 @@ def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     return image[None].contiguous(memory_format=torch.channels_last)[0]
 
 
-def decode_large_png(data: bytearray, channels: int) -> Tensor | None:
-    """Decode a large PNG of 8-bit grey or RGB natively, in a third of Pillow's memory; None = leave it to Pillow."""
-    if _NATIVE_PNG is None or channels not in {1, 3} or len(data) < 33:
+def decode_large_png(data: bytearray, channels: int, scale: Scale = BY_TYPE) -> Tensor | None:
+    """Decode a large PNG natively, in half of Pillow's memory or less; None = leave it to Pillow."""
+    deep = bytes(data[24:26]) in DEEP_COLOURS
+    if channels not in {1, 3} or (deep and isinstance(scale, ByType)):  # Pillow then gives the upper 8 bits
         return None
-    width, height, depth, colours = struct.unpack(">IIBB", data[16:26])
-    if not LARGE < width * height <= MAX_PIXELS or depth != 8 or colours != (2 if channels == 3 else 0):
+    found = large_png(data, depth=16 if deep else 8)
+    if found is None:
         return None
-    check_memory(width * height * channels, len(data))
-    plain = without_remarks(data)
-    if not is_whole_png(plain, 1 + width * channels, height):  # what it does with a damaged one is not known
-        return None
-    try:
-        content = torch.frombuffer(plain if plain is data else bytearray(plain), dtype=torch.uint8)
-        image: Tensor = _NATIVE_PNG(content, _READ_RGB if channels == 3 else _READ_GREY)  # [C, H, W], channels together
-    except RuntimeError:
-        return None
-    return image
+    values, turn = found
+    alpha = values.shape[2] in {2, 4}
+    opacity = eight_bits(values[..., -1], None, scale, opacity=True) if alpha and deep else None
+
+    def convert(rows: Stored, place: slice) -> Pixels:
+        if deep:
+            strip = _composed(rows, None, scale, alpha=alpha, opacity=None if opacity is None else opacity[place])
+        else:
+            strip = Image.fromarray(rows if rows.shape[2] > 1 else rows[..., 0])
+        return np.atleast_3d(_grey_or_rgb(strip, channels, scale, None))
+
+    same = values.shape[2] == channels and not deep
+    pixels = turned(values if same else by_strips(values, channels, convert), turn)
+    return torch.from_numpy(np.ascontiguousarray(pixels)).permute(2, 0, 1)
 
 
 def _decode_with_pillow(name: str, data: bytearray, channels: int, reduction: int, scale: Scale) -> Tensor:
@@ -234,7 +237,7 @@ def _decode_with_pillow(name: str, data: bytearray, channels: int, reduction: in
             pixels = _grey_or_rgb(whole if deep is None else deep, channels, scale, image.format)
         else:
             pixels = _bands(name, image, channels, scale)
-    pixels = np.array(np.atleast_3d(pixels), dtype=np.uint8, order="C")  # [H, W, C], a writable copy
+    pixels = np.require(np.atleast_3d(pixels), np.uint8, ["C", "W"])  # [H, W, C]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
 
@@ -250,26 +253,31 @@ def _deep_colours(data: bytearray, image: Image.Image, scale: Scale) -> Image.Im
         if image.mode in {"RGB", "RGBA"} and int(np.asarray(image.convert("RGB")).max()) <= _FEW_BITS:
             raise MissingExtra("tifffile (for colours that use few of their 16 bits)", "tiff")
         return None
-    if (
-        not data.startswith(PNG_MAGIC)
-        or bytes(data[24:26]) not in {b"\x10\2", b"\x10\4", b"\x10\6"}
-        or _NATIVE_PNG is None
-    ):
+    if not data.startswith(PNG_MAGIC) or bytes(data[24:26]) not in DEEP_COLOURS or NATIVE_PNG is None:
         return None
     plain = torch.frombuffer(bytearray(without_remarks(data)), dtype=torch.uint8)
-    values = _NATIVE_PNG(plain, _READ_AS_STORED, False).permute(1, 2, 0).numpy()  # uint16 [H, W, C]
+    values = NATIVE_PNG(plain, AS_STORED, False).permute(1, 2, 0).numpy()  # uint16 [H, W, C]
     alpha = values.shape[2] in {2, 4}
     return _composed(turned(values, orientation(image)), None, scale, alpha=alpha)
 
 
-def _composed(values: Stored, white: int | None, scale: Scale, *, alpha: bool, inverted: bool = False) -> Image.Image:
+def _composed(
+    values: Stored,
+    white: int | None,
+    scale: Scale,
+    *,
+    alpha: bool,
+    inverted: bool = False,
+    opacity: Pixels | None = None,
+) -> Image.Image:
     """Return grey or RGB, and over white where there is transparency, of values [H, W, C]."""
     colours = eight_bits(values[..., : values.shape[2] - alpha], white, scale)
     colours = 255 - colours if inverted else colours
     image = Image.fromarray(np.ascontiguousarray(colours.squeeze(2) if colours.shape[2] == 1 else colours[..., :3]))
     if not alpha:
         return image
-    opacity = eight_bits(values[..., -1], white, scale, opacity=True)
+    if opacity is None:
+        opacity = eight_bits(values[..., -1], white, scale, opacity=True)
     return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(opacity))
 
 
@@ -330,26 +338,26 @@ def _decode_array(name: str, data: bytearray, channels: int, scale: Scale) -> Te
 def _grey_or_rgb(image: Image.Image, channels: int, scale: Scale, form: str | None) -> Pixels:
     """Return [H, W] (channels 1) or [H, W, 3] of any Pillow mode."""
     mode = "L" if channels == 1 else "RGB"
-    if image.mode.startswith("I") or image.mode == "F":
+    deep = image.mode.startswith("I") or image.mode == "F"
+    transparent = not deep and image.has_transparency_data  # refuses a palette image without its palette
+    if is_large(image) and not (image.mode == "F" and isinstance(scale, ByType)):  # which looks at all of an image
+        return _in_strips(image, channels, scale, form)
+    if deep:
         image = Image.fromarray(_deep(image, scale, form))
-    else:
-        transparent = image.has_transparency_data  # refuses a palette image without its palette
-        if image.width * image.height > LARGE and image.width < LARGE // 2:
-            return _in_strips(image, channels, scale)
-        if transparent:
-            front = image.convert("RGBA")
-            image = Image.new("RGBA", front.size, "white")
-            image.alpha_composite(front)
+    elif transparent:
+        front = image.convert("RGBA")
+        image = Image.new("RGBA", front.size, "white")
+        image.alpha_composite(front)
     return np.asarray(image if image.mode == mode else image.convert(mode))
 
 
-def _in_strips(image: Image.Image, channels: int, scale: Scale) -> Pixels:
+def _in_strips(image: Image.Image, channels: int, scale: Scale, form: str | None) -> Pixels:
     """Return what `_grey_or_rgb` does of a large image, converted a few rows at a time."""
     pixels = np.empty((image.height, image.width, channels), np.uint8)
-    rows = max(1, LARGE // 8 // image.width)
+    rows = rows_at_a_time(image.width)
     for top in range(0, image.height, rows):
         strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-        pixels[top : top + rows] = np.atleast_3d(_grey_or_rgb(strip, channels, scale, None))
+        pixels[top : top + rows] = np.atleast_3d(_grey_or_rgb(strip, channels, scale, form))
     return pixels
 
 

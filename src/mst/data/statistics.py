@@ -11,10 +11,10 @@ from torch import Tensor
 
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.files.kinds import ENOUGH
-from mst.data.npy import LONGEST_HEADER, NPY_MAGIC, array_header
+from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header
+from mst.data.formats.tiff import MAGIC as TIFF_MAGIC
+from mst.data.formats.tiff import pillow_reads
 from mst.data.sources.protocol import ImageSource, even_positions
-from mst.data.tiff import MAGIC as TIFF_MAGIC
-from mst.data.tiff import pillow_reads
 from mst.data.value_range import BY_TYPE, GIVEN, Meter, Scale, ValueRanges, likely_range, span_text
 from mst.errors import DataError
 from mst.runtime.images import PNG_MAGIC, open_image

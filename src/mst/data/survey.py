@@ -20,7 +20,8 @@ from torch import Tensor
 from mst.data.background import read_in_threads
 from mst.data.decoding import Detail, UnreadableImage, decode_bytes, decode_large_png, said
 from mst.data.files.passed import PassedOver
-from mst.data.npy import NPY_MAGIC
+from mst.data.formats.large import png_orientation
+from mst.data.formats.npy import NPY_MAGIC
 from mst.data.sources import ImageSource, Source, open_images
 from mst.data.statistics import STRIP, measured_ranges, moments, sums_of
 from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
@@ -263,7 +264,7 @@ def _large(
     if channels not in {1, 3} or mode not in STRIPPED or _deep_png(data):
         return *moments(decoded()), image_header(data).orientation
     if form == "PNG" and (pixels := decode_large_png(data, channels)) is not None:
-        return *moments(pixels), 1
+        return *moments(pixels), png_orientation(data)
     sums = torch.zeros(2, channels, dtype=torch.float64)
     with quiet_pillow, open_image(data) as image:
         image.load()

@@ -21,6 +21,8 @@ SLACK = 0.05
 """How far floats may lie beyond their range, as a share of it: resampling and sharpening overshoot."""
 DEPTHS = (8, 10, 12, 14, 16)
 """Bits that cameras and scanners give; the smallest number of them that holds the largest value is taken."""
+AT_A_TIME = 1 << 22
+"""Values that are turned into 8 bits at a time: on the way they take four to eight bytes each."""
 FLOAT, GIVEN = "float", "given"
 """Kinds in `ValueRanges` besides NumPy's names of whole numbers: floats of any width; whatever is stored."""
 
@@ -188,6 +190,9 @@ def eight_bits(values: Stored, white: int | None, scale: Scale, *, opacity: bool
 def scaled(values: Stored, found: Range) -> Pixels:
     """Return values within a range as uint8, rounded to the nearest; those beyond it are clipped."""
     low, high = found
+    if values.size > AT_A_TIME and values.ndim > 1 and len(values) > 1:
+        rows = max(1, AT_A_TIME * len(values) // values.size)
+        return np.concatenate([scaled(values[top : top + rows], found) for top in range(0, len(values), rows)])
     if values.dtype.kind == "u" and low == 0 and high <= 65535 and high == int(high):
         top = np.uint32(high)
         return ((values.astype(np.uint32) * np.uint32(255) + top // 2) // top).astype(np.uint8)

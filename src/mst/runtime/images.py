@@ -266,17 +266,31 @@ def _webp_size(data: bytes | bytearray) -> tuple[int, int] | None:
     return int.from_bytes(data[26:28], "little") & 0x3FFF, int.from_bytes(data[28:30], "little") & 0x3FFF
 
 
-def without_remarks(data: bytes | bytearray) -> bytes | bytearray:
+def without_remarks(data: bytes | bytearray, *, turning: bool = True) -> bytes | bytearray:
     """Return a PNG without what says nothing about its pixels or its orientation, and without damaged extras.
 
     An ancillary chunk of a wrong checksum is dropped, as libpng does; critical chunks stay as they are, for the decoder
     to judge. The default image of an animation is its first frame.
+
+    Args:
+        data: the file.
+        turning: keep EXIF, too.
     """
-    kept = [(start, end) for start, end, keep in _chunks(data) if keep]
+    kept = [
+        (start, end)
+        for start, end, keep in _chunks(data)
+        if keep and (turning or bytes(data[start + 4 : start + 8]) != b"eXIf")
+    ]
     total = sum(end - start for start, end in kept)
     if total + len(PNG_MAGIC) == len(data):
         return data
     return b"".join([PNG_MAGIC, *(memoryview(data)[start:end] for start, end in kept)])
+
+
+def png_chunk(data: bytes | bytearray, kind: bytes) -> bytes | None:
+    """Return the content of the last sound chunk of a kind, or None."""
+    found = [(start, end) for start, end, keep in _chunks(data) if keep and bytes(data[start + 4 : start + 8]) == kind]
+    return bytes(data[found[-1][0] + 8 : found[-1][1] - 4]) if found else None
 
 
 def _chunks(data: bytes | bytearray) -> Iterator[tuple[int, int, bool]]:

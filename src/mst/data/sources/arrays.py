@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mst.data.files.passed import NOTHING, PassedOver
-from mst.data.npy import LONGEST_HEADER, NPY_MAGIC, array_header, npy_header
+from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header, npy_header
 from mst.data.sources.protocol import ImageSource, identity_of_bytes
 from mst.errors import DataError
 from mst.runtime.identity import DataIdentity

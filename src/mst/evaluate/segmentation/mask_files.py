@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mst.data.npy import NPY_MAGIC, array_header
-from mst.data.tiff import pillow_reads, read_pages
+from mst.data.formats.npy import NPY_MAGIC, array_header
+from mst.data.formats.tiff import pillow_reads, read_pages
 from mst.errors import DataError, MissingExtra
 from mst.evaluate.common.orientation import Frame
 from mst.runtime.images import (

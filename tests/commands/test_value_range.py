@@ -14,7 +14,7 @@ from PIL import Image
 import mst
 import mst.cli
 from commands.calls import call
-from mst.data.sources import index_images
+from mst.data.sources import ImageIndex, index_images
 from mst.data.value_range import BY_TYPE, ValueRanges
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
@@ -134,7 +134,7 @@ def test_segmentation_and_objects_read_by_it(trained: Path, tmp_path: Path) -> N
     assert int(data.train.read(0)[0].max()) == 62
     given, _ = _read(tmp_path, subject, SegmentationOptions(value_range=(0, 1000)))
     assert int(given.val.read(1)[0].max()) == 255
-    image = CocoImage(1, tmp_path / "images" / "0.png", (40, 40), ())
+    image = CocoImage(1, ImageIndex.of([tmp_path / "images" / "0.png"]), 0, (40, 40), ())
     coco = CocoSet(tmp_path / "a.json", (), (), (image,), ()).with_scale(scale)
     assert int(coco.images[0].read(channels=1).max()) == 62
 

@@ -16,6 +16,7 @@ from PIL import Image
 from pycocotools import mask as pycoco
 
 from evaluate.coco_folders import coco_content, write_coco
+from mst.data.sources import ImageIndex
 from mst.errors import DataError
 from mst.evaluate.coco.masks import BadMask, RunLengths, decode_counts, mask_of, read_segmentation, run_lengths_of
 from mst.evaluate.coco.reading import CocoImage, check_images, coco_json, find_coco, read_coco
@@ -74,7 +75,7 @@ def test_finds_common_layouts(tmp_path: Path) -> None:
     write_coco(tmp_path / "a")
     file, images = find_coco(tmp_path / "a" / "annotations" / "instances_train.json", "val")
     assert file.name == "instances_train.json"
-    assert {image.path.parent for image in read_coco(file, images).images} == {tmp_path / "a" / "images"}
+    assert {Path(image.name).parent for image in read_coco(file, images).images} == {tmp_path / "a" / "images"}
     official = tmp_path / "b"
     (official / "annotations").mkdir(parents=True)
     (official / "val2017").mkdir()
@@ -214,7 +215,7 @@ def test_an_image_of_another_size_and_a_file_that_is_no_json(tmp_path: Path) -> 
         DataError, match=r"1 of 3 images cannot be used, at most 5% .* the first: image 1: .*" + message
     ):
         read_coco(file, images)
-    later = CocoImage(1, tmp_path / "images" / "a.png", (24, 32), ())
+    later = CocoImage(1, ImageIndex.of([tmp_path / "images" / "a.png"]), 0, (24, 32), ())
     for look in (later.read, lambda: check_images([later], channels=3)):
         with pytest.raises(DataError, match=message):
             look()

@@ -13,6 +13,7 @@ import torch
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from mst.data.sources import ImageIndex
 from mst.evaluate.coco.masks import mask_of, run_lengths_of
 from mst.evaluate.coco.reading import CocoImage, CocoObject, CocoSet, coco_json
 from mst.evaluate.detection.metrics import Detection, coco_metrics, coco_statistics, detection_records, encode_mask
@@ -33,7 +34,7 @@ def random_set(seed: int, images: int = 8) -> CocoSet:
             label = int(draw.integers(0, 2))
             objects.append(CocoObject(number, label, box, float(mask.sum()), crowd, run_lengths_of(mask)))
             number += 1
-        entries.append(CocoImage(index + 1, Path(f"{index}.jpg"), (HEIGHT, WIDTH), tuple(objects)))
+        entries.append(CocoImage(index + 1, ImageIndex.of([f"{index}.jpg"]), 0, (HEIGHT, WIDTH), tuple(objects)))
     return CocoSet(Path("truth.json"), ("a", "b", "nowhere"), (2, 5, 9), tuple(entries))
 
 
@@ -105,7 +106,7 @@ def test_no_detection_no_object_and_only_crowds(kind: str) -> None:
     expected = pycocotools_statistics(empty, alarms, kind)
     assert coco_statistics(empty, alarms, kind=kind) == pytest.approx(expected) == [-1.0] * 12
     crowd = next(image for image in coco.images if any(item.crowd for item in image.objects))
-    only = CocoImage(crowd.id, crowd.path, crowd.size, tuple(item for item in crowd.objects if item.crowd))
+    only = replace(crowd, objects=tuple(item for item in crowd.objects if item.crowd))
     crowds = CocoSet(coco.file, coco.classes, coco.category_ids, (only,))
     inside = [found for found in random_detections(coco, 6) if found.image_id == only.id]
     assert coco_statistics(crowds, inside, kind=kind) == pytest.approx(pycocotools_statistics(crowds, inside, kind))

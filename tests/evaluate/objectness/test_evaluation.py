@@ -14,15 +14,16 @@ from torch import Tensor
 
 from evaluate.coco_folders import coco_content, write_coco
 from evaluate.fakes import FakeBackbone
+from mst.data.sources.arrays import MemoryImages
 from mst.data.synthetic.scenes import SceneSet
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import find_coco, read_coco
 from mst.evaluate.common.boxes import box_iou, largest_component_box
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.objectness.evaluation import (
-    ObjectImage,
     ObjectnessProtocol,
     ObjectSet,
+    Truth,
     coco_objects,
     evaluate_objectness,
     heaviest,
@@ -88,16 +89,17 @@ def test_box_iou() -> None:
 def squares(count: int = 3) -> ObjectSet:
     """A bright square of 8 px in 16 x 24 px, and a crowd on the right."""
 
-    def read(index: int) -> ObjectImage:
-        mask = np.zeros((1, 16, 24), dtype=np.bool_)
-        mask[0, 4:12, 4 * index : 4 * index + 8] = True
-        image = torch.from_numpy(40 + 200 * mask).to(torch.uint8).expand(3, 16, 24)
-        ignored = np.zeros((16, 24), dtype=np.bool_)
-        ignored[:, 20:] = True
-        box = np.asarray([[4 * index, 4, 4 * index + 8, 12]], dtype=np.float64)
-        return ObjectImage(image, mask, box, ignored)
+    masks = np.zeros((count, 1, 16, 24), dtype=np.bool_)
+    for index in range(count):
+        masks[index, 0, 4:12, 4 * index : 4 * index + 8] = True
 
-    return ObjectSet("squares", tuple(f"square {i}" for i in range(count)), read)
+    def truth(index: int, size: tuple[int, int]) -> Truth:
+        ignored = np.zeros(size, dtype=np.bool_)
+        ignored[:, 20:] = True
+        return masks[index], np.asarray([[4 * index, 4, 4 * index + 8, 12]], dtype=np.float64), ignored
+
+    images = [torch.from_numpy(40 + 200 * mask).to(torch.uint8).expand(3, 16, 24) for mask in masks]
+    return ObjectSet("squares", MemoryImages.of_tensors(images, "square"), truth)
 
 
 def test_a_backbone_that_looks_at_the_objects_is_right() -> None:
@@ -120,7 +122,7 @@ def test_ignored_pixels_count_for_nothing() -> None:
     item = squares().read(0)
     flooded = item.image.clone()
     flooded[:, :, 20:] = 240  # bright, but in the crowd
-    data = ObjectSet("one", ("one",), lambda index: item._replace(image=flooded))
+    data = ObjectSet("one", MemoryImages.of_tensors([flooded]), squares().truth)
     assert evaluate_objectness(Looking(), data, ObjectnessProtocol(mass=0.99), settings=QUIET).metrics["jaccard"] == 100
 
 
@@ -133,7 +135,7 @@ def test_coco_and_scenes(tmp_path: Path) -> None:
     assert result.metrics["corloc"] == 100.0
     assert result.metrics["jaccard"] > 60
     scenes = scene_objects(SceneSet(0, 5, 32)).evenly(2)
-    assert scenes.names == ("scene 0", "scene 2")
+    assert [scenes.name(index) for index in range(2)] == ["scene 0", "scene 2"]
     assert math.isfinite(evaluate_objectness(Looking(), scenes, settings=QUIET).metrics["jaccard"])
 
 

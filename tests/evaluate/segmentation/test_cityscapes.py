@@ -52,7 +52,7 @@ def test_folder(cities: Path) -> None:
     assert (len(data.train), len(data.val), len(data.classes), data.ignore_index) == (3, 2, 19, VOID)
     assert data.classes[0] == "road"
     assert data.classes[-1] == "bicycle"
-    assert [Path(name).parent.name for name in data.train.names] == ["aachen", "aachen", "bochum"]
+    assert [Path(name).parent.name for name in map(data.train.name, range(3))] == ["aachen", "aachen", "bochum"]
     image, mask = data.train.read(2)
     assert (image.shape, mask.shape) == ((3, 16, 24), (16, 24))
     raw = np.asarray(Image.open(cities / "gtFine/train/bochum/bochum_000000_000019_gtFine_labelIds.png"))

@@ -237,7 +237,7 @@ def test_bad_pairs_stop_the_training_with_their_name() -> None:
         for sets in ((wrong, good), (good, wrong)):
             with pytest.raises(DataError, match=f"image 0: .*{message}"):
                 evaluate_segmentation(vit(), SegmentationData(("a", "b"), *sets), protocol(steps=1), settings=QUIET)
-    nothing = SegmentationSet((), good.read)
+    nothing = SegmentationSet.from_tensors([], [])
     with pytest.raises(UsageError, match="at least one training and one validation image"):
         evaluate_segmentation(vit(), SegmentationData(("a", "b"), good, nothing), protocol(), settings=QUIET)
 

@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
 from mst.data.files.passed import NOTHING, PassedOver
 from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header, npy_header
@@ -128,9 +129,14 @@ class MemoryImages(ImageSource):
 
     @classmethod
     def of(cls, arrays: Sequence[Any], title: str = "image") -> MemoryImages:
-        """Hold arrays or tensors under a number each."""
+        """Hold arrays under a number each."""
         found = [np.asarray(array) for array in arrays]
         return cls(found, [f"{title} {position}" for position in range(len(found))])
+
+    @classmethod
+    def of_tensors(cls, images: Sequence[Tensor], title: str = "image") -> MemoryImages:
+        """Hold uint8 images [C, H, W]."""
+        return cls.of([image.permute(1, 2, 0) for image in images], title)  # [H, W, C], which is never mistaken
 
     def __len__(self) -> int:
         return len(self.arrays)

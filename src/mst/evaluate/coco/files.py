@@ -149,7 +149,7 @@ def _upright(
         own = frame_of(header, stated) if stated is not None else "either"
         if own is None:
             try:
-                check_size(path, header.upright, stated or header.upright, header)
+                check_size(os.fspath(path), header.upright, stated or header.upright, header)
             except DataError as problem:
                 tally.drop("image of another size", f"image {number}: {problem}")
             continue

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
-from mst.data.sources import even_positions
+from mst.data.decoding import OtherChannels, UnreadableImage, read_image
+from mst.data.sources import ImageSource, even_positions
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.masks import Segmentation
@@ -49,7 +49,8 @@ class CocoImage:
 
     Attributes:
         id: of the image in its file.
-        path: of the image.
+        source: where its bytes are.
+        position: in the source.
         size: (H, W), upright.
         objects: in the order of the file.
         header: what the file says of itself; None = it was not asked, or has no header that Pillow knows.
@@ -57,11 +58,17 @@ class CocoImage:
     """
 
     id: int
-    path: Path
+    source: ImageSource
+    position: int
     size: tuple[int, int]
     objects: tuple[CocoObject, ...]
     header: Header | None = field(default=None, compare=False)
     scale: Scale = BY_TYPE
+
+    @property
+    def name(self) -> str:
+        """What messages call it: its path, or where it lies in a larger file."""
+        return self.source.name(self.position)
 
     def read(self, *, channels: int = 3) -> Tensor:
         """Return the pixels, uint8 [C, H, W].
@@ -70,12 +77,12 @@ class CocoImage:
             UnreadableImage: the file gives no image.
             DataError: it has another size than the annotations say.
         """
-        image = decode_image(self.path, channels=channels, scale=self.scale)
-        check_size(self.path, (image.shape[-2], image.shape[-1]), self.size, self.header)
+        image = read_image(self.source, self.position, channels=channels, scale=self.scale)
+        check_size(self.name, (image.shape[-2], image.shape[-1]), self.size, self.header)
         return image
 
 
-def check_size(path: Path, found: tuple[int, int], stated: tuple[int, int], header: Header | None) -> None:
+def check_size(name: str, found: tuple[int, int], stated: tuple[int, int], header: Header | None) -> None:
     """Refuse an image of another size (H, W), upright, than its annotations are for.
 
     Raises:
@@ -87,14 +94,14 @@ def check_size(path: Path, found: tuple[int, int], stated: tuple[int, int], head
     if header is not None and header.orientation != 1:
         turn = f"; EXIF orientation {header.orientation} turns the stored {header.stored[0]}x{header.stored[1]}"
     raise DataError(
-        f"{path}: the image is {found[0]}x{found[1]}, its annotations say {stated[0]}x{stated[1]} (H x W){turn}"
+        f"{name}: the image is {found[0]}x{found[1]}, its annotations say {stated[0]}x{stated[1]} (H x W){turn}"
     )
 
 
-def header_of(path: Path) -> Header | None:
-    """Return what a file says of itself, or None where Pillow finds no header."""
+def header_of(file: Path | bytearray) -> Header | None:
+    """Return what a file, or its content, says of itself, or None where Pillow finds no header."""
     try:
-        return image_header(path)
+        return image_header(file)
     except Exception:  # whatever damaged bytes raise: the decoder says what is wrong
         return None
 
@@ -113,9 +120,9 @@ def check_images(images: Sequence[CocoImage], *, channels: int, decoded: int = R
     """
     chosen = set(even_positions(len(images), decoded).tolist())
     for position, image in enumerate(images):
-        header = image.header or header_of(image.path)
+        header = image.header or _header(image)
         if header is not None:
-            check_size(image.path, header.upright, image.size, header)
+            check_size(image.name, header.upright, image.size, header)
         if header is not None and position not in chosen:
             continue
         try:
@@ -124,3 +131,10 @@ def check_images(images: Sequence[CocoImage], *, channels: int, decoded: int = R
             raise DataError(f"{problem} by the backbone") from problem
         except UnreadableImage as problem:
             raise DataError(f"an annotated image cannot be read: {problem}") from problem
+
+
+def _header(image: CocoImage) -> Header | None:
+    try:
+        return header_of(image.source.read_bytes(image.position))
+    except OSError:
+        return None

@@ -10,10 +10,14 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import count
+from itertools import count, groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from mst.data.sources import ImageIndex, ImageSource
+from mst.data.sources.mixed import MixedImages
 from mst.data.value_range import Scale
 from mst.errors import DataError
 from mst.evaluate.coco.files import MOST_LEFT_OUT, ImageRecords, read_images
@@ -21,9 +25,8 @@ from mst.evaluate.coco.image import CocoImage, CocoObject, check_images
 from mst.evaluate.coco.masks import PolygonMask, Segmentation, short
 from mst.evaluate.coco.places import Places, find_coco
 from mst.evaluate.coco.records import AnnotationReader, BadRecord, Tally, whole
-from mst.evaluate.common.content import identity_of_files
 from mst.evaluate.common.orientation import Frame
-from mst.runtime.identity import DataIdentity
+from mst.runtime.identity import DataIdentity, annotated
 from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
@@ -67,18 +70,32 @@ class CocoSet:
         """Return the number of images."""
         return len(self.images)
 
+    @property
+    def source(self) -> ImageSource:
+        """The images, in the order of the file."""
+        return images_of(self.images)
+
     def with_scale(self, scale: Scale) -> CocoSet:
         """Return the same set, whose values that are not stored in 8 bits become such by `scale`."""
         return replace(self, images=tuple(replace(image, scale=scale) for image in self.images))
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of the annotations' bytes, and of names and content of the images."""
-        files = [image.path for image in self.images]
-        return identity_of_files([str(file) for file in files], files=files, annotations=self.described())
+        return annotated(self.source.fingerprint(), self.described())
 
     def described(self) -> list[Path | bytes]:
         """Return what says what is in the images: the file, and which way up it was said to be."""
         return [self.file] if self.frame is None else [self.file, self.frame.encode()]
+
+
+def images_of(images: Sequence[CocoImage]) -> ImageSource:
+    """Return the source of images of annotation files, in their order."""
+    if not images:
+        return ImageIndex.of([])
+    groups = groupby(images, key=lambda image: id(image.source))
+    listed = [[*group] for _, group in groups]
+    positions = (np.asarray([image.position for image in group], dtype=np.int64) for group in listed)
+    return MixedImages.of([group[0].source.only(chosen) for group, chosen in zip(listed, positions, strict=True)])
 
 
 def read_coco(file: Path, images: Path | Places, *, strict: bool = False, annotations: Frame | None = None) -> CocoSet:
@@ -114,9 +131,10 @@ def read_coco(file: Path, images: Path | Places, *, strict: bool = False, annota
     if str(tally):
         warn(f"{file}: {tally}")
     entries = []
-    for number, record in found.usable.items():
+    source = ImageIndex.of(record.path for record in found.usable.values())
+    for position, (number, record) in enumerate(found.usable.items()):
         size = record.size if record.turned is None else record.turned.upright
-        entries.append(CocoImage(number, record.path, size, tuple(objects[number]), found.headers[number]))
+        entries.append(CocoImage(number, source, position, size, tuple(objects[number]), found.headers[number]))
     return CocoSet(file, classes, ids, tuple(entries), tally.counts(), masks, annotations, found.frames)
 
 

@@ -50,8 +50,7 @@ class ImageSet:
     def from_tensors(images: Sequence[Tensor], labels: Tensor | Sequence[int]) -> ImageSet:
         """Return a set over uint8 images [C, H, W] in memory."""
         channels = images[0].shape[0] if len(images) else 3
-        source = MemoryImages.of([image.permute(1, 2, 0) for image in images])  # [H, W, C]: read in one way only
-        return ImageSet(source, torch.as_tensor(labels, dtype=torch.int64), channels)
+        return ImageSet(MemoryImages.of_tensors(images), torch.as_tensor(labels, dtype=torch.int64), channels)
 
     def name(self, index: int) -> str:
         """Return what messages call an image."""

@@ -136,7 +136,7 @@ def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
     """
     if min(image.size) * shape.long_side < max(image.size):
         raise DataError(
-            f"{image.path}: {image.size[0]}x{image.size[1]} (H x W) is too narrow for --long-side {shape.long_side}"
+            f"{image.name}: {image.size[0]}x{image.size[1]} (H x W) is too narrow for --long-side {shape.long_side}"
         )
 
 

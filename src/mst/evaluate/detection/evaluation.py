@@ -21,7 +21,7 @@ from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
 from mst.errors import DataError
 from mst.evaluate.coco.masks import coco_mask_library
-from mst.evaluate.coco.reading import CocoImage, CocoSet, check_images, with_classes_of
+from mst.evaluate.coco.reading import CocoImage, CocoSet, check_images, images_of, with_classes_of
 from mst.evaluate.common.content import tell_shared
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.common.model_files import ranges_to_keep
@@ -222,7 +222,7 @@ def _check(
     if bare is not None:
         warn(f"{bare}: objects have no masks, so that boxes only are learnt and scored: there is no AP of masks")
     if data.val.file != data.train.file:
-        tell_shared([image.path for image in images], [image.path for image in data.val.images])
+        tell_shared(*([*images_of(part).files()] for part in (images, data.val.images)))
 
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -56,7 +57,7 @@ def detection_writer(
             ]
             picture = side_by_side(overlay(pixels, truth), picture)
         try:
-            outputs.write(f"{written:04d}-{image.path.stem}.png", png(picture), flush=False)
+            outputs.write(f"{written:04d}-{Path(image.name).stem}.png", png(picture), flush=False)
         except RunFailure as error:  # numbers are worth more than pictures
             warn(f"{error}; going on without pictures")
             refused = True

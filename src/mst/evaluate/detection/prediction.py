@@ -5,14 +5,14 @@ Letters: C channels, H W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torchvision.models.detection import MaskRCNN
 
-from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.sources import ImageSource
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.masks import mask_of, read_segmentation
@@ -42,7 +42,7 @@ class Prediction:
 def predict_objects(
     detector: MaskRCNN,
     description: DetectorDescription,
-    paths: Iterable[Path],
+    source: ImageSource,
     *,
     min_score: float = 0.05,
     progress: bool = True,
@@ -54,22 +54,22 @@ def predict_objects(
     Args:
         detector: from `load_detector`, on its device.
         description: of the detector.
-        paths: images; an id is a place among them.
+        source: images; an id is a place among them.
         min_score: what scores less is left out.
         progress: show a bar.
         watch: called with each image.
         scale: see `mst.data.decoding.decode_image`.
     """
-    device, files = device_of(detector), list(paths)
+    device = device_of(detector)
     images: list[CocoImage] = []
     detections: list[Detection] = []
     unreadable: list[str] = []
-    with frozen(detector), progress_bar("detecting", len(files), shown=progress) as advance:
-        for number, path in enumerate(files, start=1):
+    with frozen(detector), progress_bar("detecting", len(source), shown=progress) as advance:
+        for position in range(len(source)):
             advance(1)
             try:
-                pixels = decode_image(path, channels=description.spec.channels, scale=scale)
-                image = CocoImage(number, path, (pixels.shape[-2], pixels.shape[-1]), ())
+                pixels = read_image(source, position, channels=description.spec.channels, scale=scale)
+                image = CocoImage(position + 1, source, position, (pixels.shape[-2], pixels.shape[-1]), ())
                 check_proportions(image, description.shape)
             except (UnreadableImage, DataError) as problem:
                 unreadable.append(str(problem))
@@ -92,7 +92,12 @@ def prediction_json(prediction: Prediction, description: DetectorDescription, ro
     sizes = {image.id: image.size for image in prediction.images}
     return {
         "images": [
-            {"id": image.id, "file_name": _name(image.path, root), "height": image.size[0], "width": image.size[1]}
+            {
+                "id": image.id,
+                "file_name": _name(image.name, root),
+                "height": image.size[0],
+                "width": image.size[1],
+            }
             for image in prediction.images
         ],
         "categories": [{"id": n, "name": name} for n, name in zip(ids, description.classes, strict=True)],
@@ -120,5 +125,6 @@ def _record(number: int, found: Detection, ids: tuple[int, ...], size: tuple[int
     }
 
 
-def _name(path: Path, root: Path) -> str:
+def _name(name: str, root: Path) -> str:
+    path = Path(name)
     return str(path.relative_to(root)) if path.is_relative_to(root) else str(path)

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -122,8 +121,8 @@ def detector_training(
         losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch.examples], targets)
         return torch.stack(list(losses.values())).sum()
 
-    def image(index: int) -> Path:
-        return images[index].path
+    def image(index: int) -> str:
+        return images[index].name
 
     training = Training("detector", detector, optimizer, batches, loss, image=image)
     return PreparedTraining(training, plan, context)

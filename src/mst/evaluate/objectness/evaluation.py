@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -20,18 +19,20 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mst.data.decoding import UnreadableImage
-from mst.data.sources import even_positions
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.sources import ImageSource, even_positions
+from mst.data.sources.arrays import MemoryImages
 from mst.data.synthetic.scenes import SceneSet
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError, UsageError
+from mst.evaluate.coco.image import check_size
 from mst.evaluate.coco.masks import mask_of
-from mst.evaluate.coco.reading import CocoImage, CocoSet
+from mst.evaluate.coco.reading import CocoImage, CocoSet, images_of
 from mst.evaluate.common.boxes import Box, box_iou, largest_component_box, to_pixel_box
-from mst.evaluate.common.content import identity_of_files, identity_of_values
 from mst.evaluate.common.features import FeatureSettings, forward_batch, frozen, progress_bar, used_precision
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
-from mst.runtime.identity import DataIdentity
+from mst.runtime.identity import DataIdentity, annotated
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.storage.results import Result
@@ -74,49 +75,64 @@ class ObjectImage(NamedTuple):
     ignored: NDArray[np.bool_]
 
 
+Truth = tuple[NDArray[np.bool_] | None, NDArray[np.float64], NDArray[np.bool_]]
+"""Masks, boxes and ignored pixels, as of `ObjectImage`."""
+
+
 @dataclass(frozen=True)
 class ObjectSet:
-    """Images with objects, read one at a time; `read` may raise `UnreadableImage`.
+    """Images of any source, and the objects in each.
 
     Attributes:
         title: what the set is called.
-        names: of the images.
-        read: index -> image and objects.
+        images: where their bytes are.
+        truth: (index, (H, W) of the image) -> its objects.
+        channels: C.
+        scale: how values that are not stored in 8 bits become such.
         without_objects: images that were left out because nothing is annotated in them.
-        files: the images, where they are files.
         annotations: what the objects come from, or None.
     """
 
     title: str
-    names: tuple[str, ...]
-    read: Callable[[int], ObjectImage]
+    images: ImageSource
+    truth: Callable[[int, tuple[int, int]], Truth]
+    channels: int = 3
+    scale: Scale = BY_TYPE
     without_objects: int = 0
-    files: tuple[Path, ...] = ()
     annotations: CocoSet | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
-        return len(self.names)
+        return len(self.images)
+
+    def name(self, index: int) -> str:
+        """Return what messages call an image."""
+        return self.images.name(index)
+
+    def read(self, index: int) -> ObjectImage:
+        """Return an image and its objects.
+
+        Raises:
+            UnreadableImage: its bytes give no image.
+            DataError: it has another size than its annotations say.
+        """
+        image = read_image(self.images, index, channels=self.channels, scale=self.scale)
+        return ObjectImage(image, *self.truth(index, (image.shape[1], image.shape[2])))
 
     def evenly(self, limit: int | None) -> ObjectSet:
         """Return at most `limit` of the images, spread evenly over the set; None = all."""
         if limit is None or limit >= len(self):
             return self
-        chosen = [index * len(self) // limit for index in range(limit)]
-        return replace(
-            self,
-            names=tuple(self.names[i] for i in chosen),
-            read=lambda i: self.read(chosen[i]),
-            files=tuple(self.files[i] for i in chosen if self.files),
-        )
+        chosen = even_positions(len(self), limit)
+        return replace(self, images=self.images.only(chosen), truth=lambda i, size: self.truth(int(chosen[i]), size))
 
     def fingerprint(self) -> DataIdentity:
-        """Return the identity of names and content; of sets in memory 8 images are read."""
+        """Return the identity of names and content; of sets without a file of annotations 8 images' truth is read."""
         if self.annotations is not None:
-            return identity_of_files(self.names, files=self.files, annotations=self.annotations.described())
-        chosen = even_positions(len(self), 8).tolist()
-        parts = (part for index in chosen for part in self.read(index))
-        return identity_of_values(self.names, parts, title=self.title)
+            return annotated(self.images.fingerprint(), self.annotations.described())
+        read = (self.read(index) for index in even_positions(len(self), 8).tolist())
+        told = (part.tobytes() for item in read for part in item[1:] if part is not None)
+        return annotated(self.images.fingerprint(self.title), told)
 
 
 class ImageScore(NamedTuple):
@@ -153,18 +169,17 @@ def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
     if not kept:
         raise DataError(f"{coco.file}: no image has an object")
 
-    def read(index: int) -> ObjectImage:
-        image = kept[index]
-        return ObjectImage(image.read(channels=channels), *_truth(image, masks=coco.masks))
+    def truth(index: int, size: tuple[int, int]) -> Truth:
+        check_size(kept[index].name, size, kept[index].size, kept[index].header)
+        return _truth(kept[index], masks=coco.masks)
 
-    names = tuple(str(image.path) for image in kept)
-    files = tuple(image.path for image in kept)
     if not coco.masks:
         warn(f"{coco.file}: objects have no masks, so that CorLoc is measured, which needs boxes, and no Jaccard")
-    return ObjectSet(coco.file.name, names, read, len(coco.images) - len(kept), files, coco)
+    left_out = len(coco.images) - len(kept)
+    return ObjectSet(coco.file.name, images_of(kept), truth, channels, kept[0].scale, left_out, coco)
 
 
-def _truth(image: CocoImage, *, masks: bool) -> tuple[NDArray[np.bool_] | None, NDArray[np.float64], NDArray[np.bool_]]:
+def _truth(image: CocoImage, *, masks: bool) -> Truth:
     boxes = np.asarray([found.box for found in image.objects if not found.crowd], dtype=np.float64)
     ignored = np.zeros(image.size, dtype=np.bool_)
     if not masks:
@@ -176,15 +191,16 @@ def _truth(image: CocoImage, *, masks: bool) -> tuple[NDArray[np.bool_] | None, 
 
 
 def scene_objects(scenes: SceneSet) -> ObjectSet:
-    """Return synthetic scenes with all their objects, small ones included."""
+    """Return synthetic scenes, drawn once into memory, with all their objects, small ones included."""
+    drawn = list(scenes)
 
-    def read(index: int) -> ObjectImage:
-        scene = scenes[index]
-        ignored = np.zeros(scene.image.shape[1:], dtype=np.bool_)
-        return ObjectImage(torch.from_numpy(scene.image), scene.instance_masks, scene.boxes.astype(np.float64), ignored)
+    def truth(index: int, size: tuple[int, int]) -> Truth:
+        return drawn[index].instance_masks, drawn[index].boxes.astype(np.float64), np.zeros(size, dtype=np.bool_)
 
     title = f"scenes of seed {scenes.seed}, {scenes.start}..{scenes.start + len(scenes) - 1}, {scenes.size} px"
-    return ObjectSet(title, tuple(f"scene {scenes.start + i}" for i in range(len(scenes))), read)
+    names = [f"scene {scenes.start + number}" for number in range(len(scenes))]
+    images = MemoryImages([scene.image.transpose(1, 2, 0) for scene in drawn], names)
+    return ObjectSet(title, images, truth)
 
 
 def evaluate_objectness(
@@ -252,7 +268,8 @@ def _score_all(
     everything: list[float] = []
     unreadable: list[str] = []
     with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
-        for index, name in enumerate(objects.names):
+        for index in range(len(objects)):
+            name = objects.name(index)
             try:
                 item = objects.read(index)
             except UnreadableImage as problem:

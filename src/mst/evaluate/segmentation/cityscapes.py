@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mst.data.decoding import decode_image
+from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet
@@ -70,16 +70,14 @@ def _split(root: Path, split: str, channels: int, scale: Scale) -> SegmentationS
     if not images:
         raise DataError(f"{folder} has no CITY/*_{IMAGES}.png: unpack {IMAGES}_trainvaltest.zip into {root}")
     masks = [_mask_of(root, split, image) for image in images]
-    for image, mask in zip(images, masks, strict=True):
-        if not mask.is_file():
-            raise DataError(f"{image} has no mask {mask}: unpack {MASKS}_trainvaltest.zip into {root}")
+    for image, path in zip(images, masks, strict=True):
+        if not path.is_file():
+            raise DataError(f"{image} has no mask {path}: unpack {MASKS}_trainvaltest.zip into {root}")
 
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        image = decode_image(images[index], channels=channels, scale=scale)
-        ids = read_values(masks[index], (image.shape[1], image.shape[2]))
-        return image, train_ids(ids, masks[index])
+    def mask(index: int, size: tuple[int, int]) -> Tensor:
+        return train_ids(read_values(masks[index], size), masks[index])
 
-    return SegmentationSet(tuple(map(str, images)), read, tuple(zip(images, masks, strict=True)))
+    return SegmentationSet(ImageIndex.of(images), mask, channels, scale, tuple(masks))
 
 
 def _mask_of(root: Path, split: str, image: Path) -> Path:

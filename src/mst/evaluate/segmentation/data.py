@@ -10,15 +10,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from mst.data.sources import even_positions
+from mst.data.decoding import read_image
+from mst.data.sources import ImageSource, even_positions
+from mst.data.sources.arrays import MemoryImages
 from mst.data.synthetic.scenes import CLASSES, SceneSet
+from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
-from mst.evaluate.common.content import identity_of_files, identity_of_values
+from mst.evaluate.common.content import identity_of_files
 from mst.evaluate.segmentation.mask_files import check_mask
-from mst.runtime.identity import DataIdentity, identify, together
+from mst.runtime.identity import DataIdentity, annotated, identify, together
 from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
@@ -29,29 +33,51 @@ NO_CLASS = -1
 
 @dataclass(frozen=True)
 class SegmentationSet:
-    """Image and mask pairs that are read one at a time.
+    """Images of any source, and a mask for each.
 
     Attributes:
-        names: a path or another name for each pair.
-        read: index -> (uint8 image [C, H, W], int64 mask [H, W]).
-        files: image and mask of each pair, where they are files.
+        images: where their bytes are.
+        mask: (index, (H, W) of its image) -> classes of its pixels, int64 [H, W].
+        channels: C.
+        scale: how values that are not stored in 8 bits become such.
+        mask_files: of the images, where they are files.
         missing: a line for each pair that is listed and not there.
     """
 
-    names: tuple[str, ...]
-    read: Callable[[int], tuple[Tensor, Tensor]]
-    files: tuple[tuple[Path, Path], ...] = ()
+    images: ImageSource
+    mask: Callable[[int, tuple[int, int]], Tensor]
+    channels: int = 3
+    scale: Scale = BY_TYPE
+    mask_files: tuple[Path, ...] = ()
     missing: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         """Return the number of pairs."""
-        return len(self.names)
+        return len(self.images)
 
     @staticmethod
     def from_tensors(images: Sequence[Tensor], masks: Sequence[Tensor]) -> SegmentationSet:
         """Return a set over uint8 images [C, H, W] and integer masks [H, W] in memory."""
-        names = tuple(f"image {index}" for index in range(len(images)))
-        return SegmentationSet(names, lambda index: (images[index], masks[index].long()))
+        channels = images[0].shape[0] if len(images) else 3
+        return SegmentationSet(MemoryImages.of_tensors(images), lambda index, size: masks[index].long(), channels)
+
+    @property
+    def files(self) -> tuple[tuple[Path, Path], ...]:
+        """Image and mask of each pair, where they are files."""
+        return tuple(zip(self.images.files(), self.mask_files, strict=True)) if self.mask_files else ()
+
+    def name(self, index: int) -> str:
+        """Return what messages call a pair."""
+        return self.images.name(index)
+
+    def read(self, index: int) -> tuple[Tensor, Tensor]:
+        """Return an image, uint8 [C, H, W], and its mask, int64 [H, W].
+
+        Raises:
+            DataError: one of them cannot be read.
+        """
+        image = read_image(self.images, index, channels=self.channels, scale=self.scale)
+        return image, self.mask(index, (image.shape[1], image.shape[2]))
 
     def evenly(self, limit: int | None) -> SegmentationSet:
         """Return at most `limit` of the pairs, at even distances, order kept; None = all."""
@@ -61,20 +87,20 @@ class SegmentationSet:
 
     def only(self, chosen: Sequence[int]) -> SegmentationSet:
         """Return the pairs at these positions."""
-        return SegmentationSet(
-            tuple(self.names[i] for i in chosen),
-            lambda index: self.read(chosen[index]),
-            tuple(self.files[i] for i in chosen if self.files),
-            self.missing,
+        return replace(
+            self,
+            images=self.images.only(np.asarray(chosen, dtype=np.int64)),
+            mask=lambda index, size: self.mask(chosen[index], size),
+            mask_files=tuple(self.mask_files[i] for i in chosen if self.mask_files),
         )
 
     def fingerprint(self) -> DataIdentity:
-        """Return the identity of names and content; of sets in memory 64 pairs are read."""
-        if self.files:
-            images, masks = zip(*self.files, strict=True)
-            return identity_of_files(self.names, files=[*images, *masks])
+        """Return the identity of names and content; where masks are no files, 64 of them are read."""
+        if self.mask_files:
+            names = [self.name(index) for index in range(len(self))]
+            return identity_of_files(names, files=[*self.images.files(), *self.mask_files])
         chosen = even_positions(len(self), 64).tolist()
-        return identity_of_values(self.names, (part for index in chosen for part in self.read(index)))
+        return annotated(self.images.fingerprint(), (self.read(index)[1].numpy().tobytes() for index in chosen))
 
 
 @dataclass(frozen=True)
@@ -112,7 +138,7 @@ class SegmentationData:
             DataError: the mask has another size than its image, or a value that is no class.
         """
         image, mask = pairs.read(index)
-        name = pairs.names[index]
+        name = pairs.name(index)
         if mask.shape != image.shape[-2:]:
             raise DataError(f"{name}: mask {tuple(mask.shape)} and image {tuple(image.shape[-2:])} differ")
         check_mask(mask, len(self.classes), self.ignore_index, name)

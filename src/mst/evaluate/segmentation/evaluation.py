@@ -307,7 +307,7 @@ def _training(
         "seed": work.seed,
         "classes": work.segmenter.classes,
         "train_images": len(work.data.train),
-        FIRST_IMAGE: work.data.train.names[0],
+        FIRST_IMAGE: work.data.train.name(0),
         "weights": fingerprint(work.segmenter.backbone),
         "precision": str(compute),
         CONTENTS: work.data.fingerprint().digest,
@@ -334,7 +334,8 @@ def score(
 
     pairs = read_pairs(data, data.val, settings.workers)
     with frozen(segmenter), progress_bar("scoring", len(data.val), shown=settings.progress) as advance:
-        for name, (image, mask) in zip(data.val.names, pairs, strict=True):
+        for index, (image, mask) in enumerate(pairs):
+            name = data.val.name(index)
             prediction = predict_mask(segmenter, image, view, settings.precision, name)  # [H,W]
             confusion += confusion_matrix(prediction, mask, len(data.classes), ignore_index=NO_CLASS)
             if watch is not None:

@@ -10,14 +10,13 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import Tensor
 
-from mst.data.decoding import decode_image
 from mst.data.files.kinds import COMMON, RARE
+from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.records import whole
@@ -74,34 +73,32 @@ def segmentation_folder(
     listed = [read_pairs_of(root, root / f"{split}.txt", images, masks) for split in ("train", "val")]
     pairs = [even_pairs(found, limit) for (found, _), limit in zip(listed, limits, strict=True)]
     headers, frames = _frames(list(dict.fromkeys(pair for part in pairs for pair in part)), annotations, tell=tell)
-    decode = partial(decode_image, channels=channels, scale=scale)
     train, val = (
-        _set(part, missing, labels, decode, headers=headers, frames=frames)
-        for part, missing in zip(pairs, [missing for _, missing in listed], strict=True)
+        SegmentationSet(
+            ImageIndex.of(pair.image for pair in part),
+            _masks(part, labels, headers, frames),
+            channels,
+            scale,
+            tuple(pair.mask for pair in part),
+            tuple(missing),
+        )
+        for part, (_, missing) in zip(pairs, listed, strict=True)
     )
     meaning: tuple[str, ...] = (repr(sorted(labels.colours.items())),) if labels.colours else ()
     meaning += (f"annotations {annotations}",) if annotations is not None and headers else ()
     return SegmentationData(labels.names, train, val, labels.ignore_index, meaning)
 
 
-def _set(
-    pairs: Sequence[Pair],
-    missing: Sequence[str],
-    labels: Labels,
-    decode: Callable[[Path], Tensor],
-    *,
-    headers: Mapping[Pair, Header],
-    frames: Mapping[Pair, Frame],
-) -> SegmentationSet:
-    def read(index: int) -> tuple[Tensor, Tensor]:
-        pair = pairs[index]
-        image = decode(pair.image)
-        size = image.shape[1], image.shape[2]
-        header, frame = headers.get(pair), frames.get(pair, "displayed")
-        return image, read_mask(pair.mask, size, labels, image=header, frame=frame)
+def _masks(
+    pairs: Sequence[Pair], labels: Labels, headers: Mapping[Pair, Header], frames: Mapping[Pair, Frame]
+) -> Callable[[int, tuple[int, int]], Tensor]:
+    """Return what reads the mask of a pair."""
 
-    files = tuple((pair.image, pair.mask) for pair in pairs)
-    return SegmentationSet(tuple(str(pair.image) for pair in pairs), read, files, tuple(missing))
+    def mask(index: int, size: tuple[int, int]) -> Tensor:
+        pair = pairs[index]
+        return read_mask(pair.mask, size, labels, image=headers.get(pair), frame=frames.get(pair, "displayed"))
+
+    return mask
 
 
 def _frames(pairs: Sequence[Pair], said: Frame | None, *, tell: bool) -> tuple[dict[Pair, Header], dict[Pair, Frame]]:

@@ -118,7 +118,7 @@ class _TrainingImages:
         return len(self.data.train)
 
     def name(self, index: int) -> str:
-        return self.data.train.names[index]
+        return self.data.train.name(index)
 
     def read(self, index: int) -> Tensor:
         try:

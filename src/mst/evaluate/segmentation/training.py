@@ -140,7 +140,7 @@ def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) 
         segmenter_optimizer(segmenter, task),
         batches,
         loss,
-        image=task.data.train.names.__getitem__,
+        image=task.data.train.name,
     )
     return PreparedTraining(training, task.loop, context)
 
@@ -232,7 +232,7 @@ def check_fits(segmenter: Segmenter, task: Task, dtype: torch.dtype) -> None:
     """
     loop, device = task.loop, device_of(segmenter)
     asked = Pass(
-        loop.batch_size // loop.accumulate,
+        -(-loop.batch_size // loop.accumulate),
         loop.batch_size,
         loop.accumulate,
         device,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mst.data.sources import ImageIndex
+from mst.data.sources.mixed import MixedImages
 from mst.data.value_range import check_range
 from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import PreparedTraining
@@ -187,8 +187,7 @@ def _read(data: Path, options: DetectionOptions) -> DetectionData:
 
 
 def _scaled(sets: DetectionData, subject: Subject, options: DetectionOptions) -> DetectionData:
-    paths = ImageIndex.of(image.path for part in (sets.train, sets.val) for image in part.images)
-    scale = subject.scale(paths, options.value_range)
+    scale = subject.scale(MixedImages([sets.train.source, sets.val.source]), options.value_range)
     return DetectionData(sets.train.with_scale(scale), sets.val.with_scale(scale))
 
 

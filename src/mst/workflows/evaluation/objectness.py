@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from mst.data.sources import ImageIndex
 from mst.data.synthetic.scenes import SceneSet
 from mst.data.value_range import check_range
 from mst.errors import UsageError
@@ -112,7 +111,7 @@ def evaluate_objectness(
 def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> ObjectSet:
     if not data.startswith(SCENES):
         coco = read_coco(*find_coco(data, options.split), strict=options.strict, annotations=options.annotations)
-        scale = subject.scale(ImageIndex.of(image.path for image in coco.images), options.value_range)
+        scale = subject.scale(coco.source, options.value_range)
         return coco_objects(coco.with_scale(scale), channels=subject.channels)
     count = data.removeprefix(SCENES)
     if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:

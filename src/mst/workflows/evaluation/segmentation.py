@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mst.data.sources import ImageIndex
+from mst.data.sources.mixed import MixedImages
 from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
 from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import PreparedTraining
@@ -169,8 +169,7 @@ def _pairs(asked: Asked, subject: Subject) -> tuple[SegmentationData, Scale]:
 def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
     """Return the sets of a folder, and how their values become 8 bits."""
     data = read_segmentation(folder, subject.channels, options)
-    paths = ImageIndex.of(name for part in (data.train, data.val) for name in part.names)
-    scale = subject.scale(paths, options.value_range)
+    scale = subject.scale(MixedImages([data.train.images, data.val.images]), options.value_range)
     plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
     return (data if plain else read_segmentation(folder, subject.channels, options, scale=scale, tell=False)), scale
 

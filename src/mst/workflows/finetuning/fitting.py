@@ -35,7 +35,7 @@ def pass_of(config: FinetuneConfig) -> Pass:
     """Return what a pass is."""
     protocol = config.protocol
     return Pass(
-        protocol.batch_size // protocol.accumulate,
+        min(protocol.batch_size, -(-protocol.images // protocol.accumulate) * protocol.repeats),
         protocol.batch_size,
         protocol.accumulate,
         select_device(config.device, flag="--device"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mst.data.sources import ImageIndex, index_images
+from mst.data.sources import ImageSource, open_images
 from mst.data.value_range import Scale, check_range
 from mst.paths import PathText, user_path
 from mst.runtime.device import Precision
@@ -46,15 +46,15 @@ class PredictionInput:
         check_numbers(self, "limit", least=1)
         check_range(self.value_range)
 
-    def images(self, channels: int) -> ImageIndex:
+    def images(self, channels: int) -> ImageSource:
         """Return the images to predict on.
 
         Raises:
             UsageError: there are none.
         """
-        return index_images(user_path(self.data), limit=self.limit, channels=channels)
+        return open_images(user_path(self.data), limit=self.limit, channels=channels)
 
-    def scale(self, images: ImageIndex, channels: int, kept: object) -> Scale:
+    def scale(self, images: ImageSource, channels: int, kept: object) -> Scale:
         """Return how their values become 8 bits for a network that keeps these value ranges.
 
         Raises:
@@ -62,6 +62,6 @@ class PredictionInput:
         """
         return prediction_scale(images, channels, kept, self.value_range)
 
-    def pictures(self, images: ImageIndex) -> int:
+    def pictures(self, images: ImageSource) -> int:
         """Return how many pictures to write."""
         return len(images) if self.picture_limit is None else self.picture_limit

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from mst.data.background import read_in_threads
-from mst.data.decoding import UnreadableImage, decode_image
-from mst.data.sources import ImageIndex
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.sources import ImageSource
 from mst.data.value_range import Scale
 from mst.evaluate.common.features import progress_bar
 from mst.evaluate.detection.pictures import png
@@ -88,16 +88,16 @@ def segment(given: PredictionInput) -> SegmentedImages:
     outputs = Outputs(user_path(given.out), "predict segmentation", "--out")
     saved = load_segmenter(user_path(given.model), select_device(given.device, flag="--device"))
     classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
-    paths = given.images(channels)
-    names, drawn = target_names(paths, user_path(given.data)), given.pictures(paths)
+    source = given.images(channels)
+    names, drawn = target_names(source, user_path(given.data)), given.pictures(source)
     outputs.check(Path(part, name) for name in names for part in ([MASKS, PICTURES] if drawn else [MASKS]))
     written: list[Path] = []
     unreadable: list[str] = []
     pixels = Counter[int]()
 
-    read = partial(_read, channels, given.scale(paths, channels, saved.value_ranges))
-    with torch.inference_mode(), progress_bar("segmenting", len(paths), shown=given.progress) as advance:
-        for name, image in zip(names, read_in_threads(read, paths, READERS), strict=True):
+    read = partial(_read, channels, source, given.scale(source, channels, saved.value_ranges))
+    with torch.inference_mode(), progress_bar("segmenting", len(source), shown=given.progress) as advance:
+        for name, image in zip(names, read_in_threads(read, range(len(source)), READERS), strict=True):
             advance(1)
             if isinstance(image, UnreadableImage):
                 unreadable.append(str(image))
@@ -108,19 +108,19 @@ def segment(given: PredictionInput) -> SegmentedImages:
                 outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
             written.append(outputs.folder / MASKS / name)
             pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
-    tell_left_out(unreadable, len(paths))
+    tell_left_out(unreadable, len(source))
     shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
     return SegmentedImages(tuple(written), shares, tuple(unreadable))
 
 
-def _read(channels: int, scale: Scale, path: Path) -> Tensor | UnreadableImage:
+def _read(channels: int, source: ImageSource, scale: Scale, position: int) -> Tensor | UnreadableImage:
     try:
-        return decode_image(path, channels=channels, scale=scale)
+        return read_image(source, position, channels=channels, scale=scale)
     except UnreadableImage as problem:
         return problem
 
 
-def target_names(paths: ImageIndex, data: Path) -> list[Path]:
+def target_names(source: ImageSource, data: Path) -> list[Path]:
     """Return a name relative to `--out` for each image, `.png` in place of its suffix, all different.
 
     Images of a folder keep their place below it; of images that differ in their suffix only, or come from a list, the
@@ -129,12 +129,13 @@ def target_names(paths: ImageIndex, data: Path) -> list[Path]:
     root = data.absolute()
     names: list[Path] = []
     taken: set[Path] = set()
-    for path in paths:
+    numbers: Counter[Path] = Counter()
+    for path in map(Path, map(source.name, range(len(source)))):
         place = path.relative_to(root) if root.is_dir() and path.is_relative_to(root) else Path(path.name)
-        name, number = place.with_suffix(".png"), 1
+        name = first = place.with_suffix(".png")
         while name in taken:
-            number += 1
-            name = place.with_name(f"{place.stem}-{number}.png")
+            numbers[first] += 1
+            name = place.with_name(f"{place.stem}-{numbers[first] + 1}.png")
         taken.add(name)
         names.append(name)
     return names

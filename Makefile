@@ -10,7 +10,7 @@ export PYTHONPATH := $(CURDIR)/src
 export PIP_FIND_LINKS :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test test-slow check lint types layers docs format bench clean
+.PHONY: help install quickstart test test-slow check lint types layers docs format bench cuda clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -55,6 +55,9 @@ bench: install  ## measured comparisons, each printing a ratio
 	$(PY) benchmarks/train_step.py
 	$(PY) benchmarks/views.py
 	$(PY) benchmarks/attention.py
+
+cuda: install  ## for whoever has a CUDA card: tests, speed, all cards, a short training; 25 minutes, docs/cuda.md
+	$(PY) benchmarks/cuda.py
 
 clean:  ## remove caches (not the environment, not runs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

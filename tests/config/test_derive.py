@@ -91,7 +91,7 @@ def test_batch_is_shared() -> None:
     config = override(RunConfig(), {"train.batch_size": 48, "train.accumulate": 3})
     assert derive(config, 1000, world_size=4).batch_size_per_pass == 4
     assert derive(config, 1000, world_size=5).batch_size_per_pass == 4  # the largest of 15 parts
-    with pytest.raises(ConfigError, match=r"too small for 3 accumulation passes on 17 processes: use at least 51"):
+    with pytest.raises(ConfigError, match=r"too small for 3 microbatches on 17 processes: use at least 51"):
         derive(config, 1000, world_size=17)
 
 
@@ -122,7 +122,7 @@ def test_statistics_are_measured_where_imagenets_do_not_fit() -> None:
     ("settings", "part"),
     [
         ({"train.batch_size": 200}, "larger than the data set of 100 images: use --train.batch-size 100 or less"),
-        ({"train.batch_size": 3, "train.accumulate": 4}, "too small for 4 accumulation passes: use at least 4"),
+        ({"train.batch_size": 3, "train.accumulate": 4}, "too small for 4 microbatches: use at least 4"),
         ({"train.batch_size": 200, "train.accumulate": 200}, "lower --train.accumulate"),
         ({"views.global_scale": (0.9, 0.4)}, "--views.global-scale 0.9 0.4"),
         ({"views.local_scale": (0.0, 0.4)}, "--views.local-scale 0 0.4"),

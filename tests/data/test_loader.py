@@ -210,9 +210,9 @@ def test_nothing_readable_ends_the_run_at_once(tmp_path: Path, workers: int) -> 
 def test_settings_that_cannot_be(images: ImageIndex) -> None:
     with pytest.raises(DataError, match=r"larger than the data set"):
         run(images, batch_size=22)
-    with pytest.raises(UsageError, match=r"batch of 5 has not even an image for each of 6 passes$"):
+    with pytest.raises(UsageError, match=r"batch of 5 has not even an image for each of 6 microbatches$"):
         run(images, accumulate=6)
-    with pytest.raises(UsageError, match=r"each of 2 passes on 3 processes$"):
+    with pytest.raises(UsageError, match=r"each of 2 microbatches on 3 processes$"):
         run(images, accumulate=2, share=Share(2, 3))
     with pytest.raises(UsageError, match=r"-1 loader workers"):
         run(images, workers=-1)

@@ -25,8 +25,8 @@ def loss(model: nn.Module, images: int) -> Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("passes", [1, 3])
-def test_it_is_what_a_real_training_takes(dtype: torch.dtype, passes: int) -> None:
+@pytest.mark.parametrize("microbatches", [1, 3])
+def test_it_is_what_a_real_training_takes(dtype: torch.dtype, microbatches: int) -> None:
     model = network()
     before = {name: value.clone() for name, value in model.state_dict().items()}
 
@@ -37,7 +37,7 @@ def test_it_is_what_a_real_training_takes(dtype: torch.dtype, passes: int) -> No
             lambda like: loss(like, images),
             device=CPU,
             dtype=dtype,
-            passes=passes,
+            microbatches=microbatches,
         )
 
     few, many = counted(16), counted(256)
@@ -47,7 +47,7 @@ def test_it_is_what_a_real_training_takes(dtype: torch.dtype, passes: int) -> No
             real = network()
             optimizer = build_optimizer(parameter_groups(real, weight_decay=0.0))
             for _ in range(2):
-                for _ in range(min(passes, 2)):
+                for _ in range(min(microbatches, 2)):
                     with torch.autocast("cpu", dtype, enabled=dtype != torch.float32):
                         value = loss(real, images)
                     value.backward()  # type: ignore[no-untyped-call]

@@ -71,7 +71,7 @@ def test_the_batch_that_is_said_to_fit_does_and_no_much_larger_one(memory: Any) 
     with pytest.raises(UsageError) as refused:
         check_fits(run)
     parts = next(n for n in range(1, 4097) if 4096 % n == 0 and 4096 // n <= found.images)
-    for said in ("a pass of 4096 images needs", "0.5 GiB are available on cpu: it does not fit"):
+    for said in ("a microbatch of 4096 images needs", "0.5 GiB are available on cpu: it does not fit"):
         assert said in str(refused.value)
     assert f"at most {found.images} do: --train.accumulate {parts} keeps the batch of 4096" in str(refused.value)
 

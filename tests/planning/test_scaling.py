@@ -68,7 +68,7 @@ def test_bytes_sent() -> None:
 
 def test_more_devices_than_images_are_refused() -> None:
     run = setup("debug", train__batch_size=64, train__accumulate=2)
-    with pytest.raises(ConfigError, match=r"--devices 33: must be from 1 to 32: --train.batch-size 64 in 2 passes"):
+    with pytest.raises(ConfigError, match=r"must be from 1 to 32: --train.batch-size 64 in 2 microbatches"):
         device_plans(run, (8, 33))
 
 

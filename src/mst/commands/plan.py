@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     require_data(config)
 
     from mst.engine.fitting import statement
-    from mst.planning.fitting import check_fits, fit, pass_of
+    from mst.planning.fitting import check_fits, fit, microbatch_of
     from mst.planning.setup import describe_setup, prepare
 
     setup = prepare(config)
@@ -67,7 +67,7 @@ def run(argv: Sequence[str]) -> int:
         check_fits(setup)
         probed = estimate(setup)
     elif (found := fit(setup)) is not None:
-        logging.warn(statement(found, pass_of(setup)))
+        logging.warn(statement(found, microbatch_of(setup)))
     if options.json:
         emit_json(
             {

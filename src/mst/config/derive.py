@@ -104,7 +104,7 @@ def check_batch(batch: int, accumulate: int, world_size: int, dataset_size: int)
     """
     parts = accumulate * world_size
     if batch < parts:
-        what = f"{accumulate} accumulation passes" + (f" on {world_size} processes" if world_size > 1 else "")
+        what = f"{accumulate} microbatches" + (f" on {world_size} processes" if world_size > 1 else "")
         raise ConfigError(f"--train.batch-size {batch} is too small for {what}: use at least {parts}")
     if batch > dataset_size:
         fits = dataset_size >= parts

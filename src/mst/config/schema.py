@@ -198,11 +198,11 @@ class TrainConfig(Section):
     """Batch and length."""
 
     batch_size: Annotated[int, Field(ge=1, le=2**20)] = 1024
-    """Global batch: images per optimizer step, over all processes and accumulation passes."""
+    """Global batch: images per optimizer step, over all processes and microbatches."""
     epochs: Annotated[float, Field(gt=0.0, le=1e6)] = 100.0
     """Passes over the data; a fraction is allowed."""
     accumulate: Annotated[int, Field(ge=1, le=2**20)] = 1
-    """Forward-backward passes per optimizer step."""
+    """Microbatches per optimizer step: forward and backward passes that add up their gradients."""
     max_bad_steps: Natural = 10
     """Consecutive steps with a non-finite loss or gradient that are skipped before the run stops."""
 

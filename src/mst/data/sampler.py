@@ -48,7 +48,7 @@ class Share:
         if batch < max(self.size, self.lanes) * accumulate:
             among = f" on {self.size} processes" if self.size > 1 else ""
             among = f" in {self.lanes} lanes" if self.lanes else among
-            raise UsageError(f"a batch of {batch} has not even an image for each of {accumulate} passes{among}")
+            raise UsageError(f"a batch of {batch} has not even an image for each of {accumulate} microbatches{among}")
         if self.lanes:
             own = divided(range(self.lanes), self.size)[self.rank]
             lanes = divided(range(batch), self.lanes)[own.start : own.stop]

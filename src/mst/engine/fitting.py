@@ -21,13 +21,13 @@ TIGHT, REFUSED = 0.9, 1.25
 
 
 @dataclass(frozen=True)
-class Pass:
+class MicrobatchSize:
     """What goes through the networks at a time, and the options that make it smaller.
 
     Attributes:
-        images: of a pass.
+        images: of a microbatch.
         batch_size: images of a step.
-        passes: that make a step.
+        microbatches: that make a step.
         device: where.
         smaller: how its images are made smaller, with the options' names.
         network: how the network is made smaller, likewise.
@@ -36,7 +36,7 @@ class Pass:
 
     images: int
     batch_size: int
-    passes: int
+    microbatches: int
     device: torch.device
     smaller: str
     network: str
@@ -48,9 +48,9 @@ class Fit:
     """What the first step of a training takes, where it does not clearly fit.
 
     Attributes:
-        needed: bytes of one pass with networks and optimizer, estimated; the least where it is far too much.
+        needed: bytes of one microbatch with networks and optimizer, estimated; the least where it is far too much.
         available: bytes there are.
-        images: of a pass that fit, about and at most; 0 = not even one does.
+        images: of a microbatch that fit, about and at most; 0 = not even one does.
     """
 
     needed: int
@@ -58,12 +58,12 @@ class Fit:
     images: int
 
 
-def check_counted(asked: Pass, count: Callable[[int, int], int], *, most: float) -> None:
+def check_counted(asked: MicrobatchSize, count: Callable[[int, int], int], *, most: float) -> None:
     """Refuse a step of a training that cannot fit into memory; warn where it is tight.
 
     Args:
-        asked: its passes.
-        count: returns the memory of a pass from a number of images and the bytes of interest (`training_bytes`).
+        asked: its microbatches.
+        count: returns the memory of a microbatch from a number of images and the bytes of interest (`training_bytes`).
         most: bytes that the step takes at most; it is not counted where half of the available memory holds them.
 
     Raises:
@@ -82,13 +82,13 @@ def of_interest(available: int) -> int:
     return round(max(FAR * available, 2**30))
 
 
-def counted_fit(asked: Pass, available: int, counted: Counted, *, least: int = 0) -> Fit | None:
-    """Return what a pass takes, or None where it fits.
+def counted_fit(asked: MicrobatchSize, available: int, counted: Counted, *, least: int = 0) -> Fit | None:
+    """Return what a microbatch takes, or None where it fits.
 
     Args:
-        asked: the pass.
+        asked: the microbatch.
         available: bytes there are.
-        counted: the memory of passes.
+        counted: the memory of microbatches.
         least: bytes that it takes at least; it is not counted where they are far too many.
     """
     needed = least if least > FAR * available else counted.of(asked.images)
@@ -97,8 +97,8 @@ def counted_fit(asked: Pass, available: int, counted: Counted, *, least: int = 0
     return Fit(needed, available, counted.most_images(TIGHT * available))
 
 
-def heed(found: Fit | None, asked: Pass) -> None:
-    """Refuse a pass that cannot fit; warn where it is tight.
+def heed(found: Fit | None, asked: MicrobatchSize) -> None:
+    """Refuse a microbatch that cannot fit; warn where it is tight.
 
     Raises:
         UsageError: it cannot; says what is needed and available, and which setting to change to what.
@@ -111,23 +111,23 @@ def heed(found: Fit | None, asked: Pass) -> None:
     logging.warn(said)
 
 
-def statement(found: Fit, asked: Pass) -> str:
+def statement(found: Fit, asked: MicrobatchSize) -> str:
     """Return one line: what is needed and available, and what to change to what."""
     images, batch, section = asked.images, asked.batch_size, asked.section
     about = "at least" if found.needed > 2 * found.available else "about"
     verdict = "may not fit" if found.needed <= REFUSED * found.available else "does not fit"
     beginning = (
-        f"a pass of {images} image{'s' * (images != 1)} needs {about} {_gib(found.needed)} of memory, "
+        f"a microbatch of {images} image{'s' * (images != 1)} needs {about} {_gib(found.needed)} of memory, "
         f"and {_gib(found.available)} are available on {asked.device}: it {verdict}"
     )
     if not found.images:
         return f"{beginning}, and not even one image does: use {asked.smaller} or {asked.network}"
     if found.images >= images:
         return f"{beginning}: raise {section}accumulate, or use {asked.smaller}"
-    parts = next(n for n in range(asked.passes, batch + 1) if batch % n == 0 and batch // n <= found.images)
+    parts = next(n for n in range(asked.microbatches, batch + 1) if batch % n == 0 and batch // n <= found.images)
     return (
         f"{beginning}; at most {found.images} do: {section}accumulate {parts} keeps the batch of {batch}, or use "
-        f"{section}batch-size {found.images * asked.passes}, {asked.smaller} or {asked.network}"
+        f"{section}batch-size {found.images * asked.microbatches}, {asked.smaller} or {asked.network}"
     )
 
 

@@ -134,7 +134,7 @@ def training_bytes(
     *,
     device: torch.device,
     dtype: torch.dtype,
-    passes: int = 1,
+    microbatches: int = 1,
     most: int | None = None,
 ) -> int:
     """Return the memory of a model, its gradients, its optimizer and one step, with what allocators and libraries add.
@@ -142,10 +142,10 @@ def training_bytes(
     Args:
         model: of any device; it is left as it is, and no memory is taken.
         optimizer: makes the optimizer of a model like it.
-        loss: makes the images of a pass on `device` and returns the model's mean loss of them.
+        loss: makes the images of a microbatch on `device` and returns the model's mean loss of them.
         device: where it would be trained.
         dtype: compute type (autocast).
-        passes: of a step; all after the second are like it.
+        microbatches: of a step; all after the second are like it.
         most: stop counting beyond so many bytes of tensors.
 
     Raises:
@@ -158,7 +158,7 @@ def training_bytes(
         for parameter in (parameter for parameter in like.parameters() if parameter.requires_grad):
             parameter.grad = torch.zeros_like(parameter)
         learnt.step()  # makes its averages, which the first step does not have yet
-        for _ in range(min(passes, 2)):
+        for _ in range(min(microbatches, 2)):
             with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
                 value = loss(like)
             value.backward()  # type: ignore[no-untyped-call]
@@ -178,10 +178,10 @@ def without_values(model: nn.Module) -> nn.Module:
 
 
 class Counted:
-    """The memory of passes of any number of images: counted up to a size, beyond it a line goes on.
+    """The memory of microbatches of any number of images: counted up to a size, beyond it a line goes on.
 
     Args:
-        count: returns the bytes of a pass of so many images.
+        count: returns the bytes of a microbatch of so many images.
         largest: number of images that is counted at most.
         most: bytes beyond which it does not matter how many more they are.
     """
@@ -191,7 +191,7 @@ class Counted:
         self._known: dict[int, int] = {}
 
     def of(self, images: int) -> int:
-        """Return the bytes that a pass of so many images takes; `most` where it is more than that."""
+        """Return the bytes that a microbatch of so many images takes; `most` where it is more than that."""
         if images > self._largest:
             half = max(1, self._largest // 2)
             at_half, at_largest = self.of(half), self.of(self._largest)
@@ -205,7 +205,7 @@ class Counted:
         return self._known[images]
 
     def most_images(self, room: float) -> int:
-        """Return how many images fit into so many bytes, by the line through two passes, one of which does; 0: none."""
+        """Return how many images fit into so many bytes, by the line through two counts, one of which does; 0: none."""
         few = max((images for images, size in self._known.items() if size <= room), default=1)
         if self.of(few) > room:
             return 0

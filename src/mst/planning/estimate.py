@@ -48,7 +48,7 @@ class Estimate:
 
 
 def estimate(setup: Setup) -> Estimate:
-    """Run steps of growing size, up to one pass of the run, and draw the line through the last two to its batch.
+    """Run steps of growing size, up to one microbatch of the run, and draw the line through the last two to its batch.
 
     Raises:
         RunFailure: not even the probe fits into memory.
@@ -81,7 +81,7 @@ def _points(setup: Setup) -> Iterator[tuple[int, float]]:
             size = min(GROWTH * size, limit)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunFailure(
-            f"a pass of {size} images does not fit into memory: raise --train.accumulate, or use smaller crops"
+            f"a microbatch of {size} images does not fit into memory: raise --train.accumulate, or use smaller crops"
         ) from error
 
 
@@ -99,7 +99,7 @@ def _measure(setup: Setup, state: TrainState, images: int) -> float:
 
 
 def networks_memory(setup: Setup, *, most: int | None = None) -> int:
-    """Return the most bytes that networks, optimizer and one pass take, with what allocators and libraries add.
+    """Return the most bytes that networks, optimizer and one microbatch take, with what allocators and libraries add.
 
     Raises:
         TooManyBytes: more than `most`; None = whatever it is.

@@ -15,7 +15,7 @@ from mst.engine.fitting import (
     COMFORT,
     REFUSED,
     Fit,
-    Pass,
+    MicrobatchSize,
     counted_fit,
     heed,
     of_interest,
@@ -43,12 +43,12 @@ def check_fits(setup: Setup) -> None:
     Raises:
         UsageError: it cannot; says what is needed and available, and which setting to change to what.
     """
-    heed(fit(setup), pass_of(setup))
+    heed(fit(setup), microbatch_of(setup))
 
 
-def pass_of(setup: Setup) -> Pass:
-    """Return what a pass of a run is."""
-    return Pass(
+def microbatch_of(setup: Setup) -> MicrobatchSize:
+    """Return what a microbatch of a run is."""
+    return MicrobatchSize(
         setup.plan.batch_size_per_pass,
         setup.plan.batch_size,
         setup.config.train.accumulate,
@@ -69,11 +69,11 @@ def fit(setup: Setup) -> Fit | None:
         return Fit(least, available, 0)
     interest = of_interest(available)
     counted = Counted(partial(counted_bytes, setup, interest), largest=_largest(setup), most=interest)
-    return counted_fit(pass_of(setup), available, counted, least=least)
+    return counted_fit(microbatch_of(setup), available, counted, least=least)
 
 
 def with_images(setup: Setup, images: int) -> Setup:
-    """Return a run with so many images in a pass."""
+    """Return a run with so many images in a microbatch."""
     return replace(setup, plan=setup.plan.model_copy(update={"batch_size_per_pass": images}))
 
 
@@ -110,7 +110,7 @@ def bounds(setup: Setup) -> tuple[int, int]:
 
 
 def counted_bytes(setup: Setup, most: int, images: int) -> int:
-    """Return the memory of a pass of so many images; of a deep network by some of its blocks.
+    """Return the memory of a microbatch of so many images; of a deep network by some of its blocks.
 
     Raises:
         TooManyBytes: more than `most`.
@@ -128,7 +128,7 @@ def _simulated(setup: Setup, most: int, images: int, model: dict[str, int]) -> i
 
 
 def _largest(setup: Setup) -> int:
-    """Return how many images of a pass are counted at most."""
+    """Return how many images of a microbatch are counted at most."""
     views, plan = setup.config.views, setup.plan
     tokens = views.global_crops * (prod(plan.global_size) // setup.spec.patch_size**2 + 1)
     logits = (views.global_crops + views.local_crops) * plan.prototypes

@@ -46,8 +46,8 @@ class Speed:
     """What was measured; None where there are no images.
 
     Attributes:
-        images_per_pass: images of a measured step (one pass).
-        recipe_images_per_pass: images of one pass of the recipe.
+        images_per_pass: images of a measured step (one microbatch).
+        recipe_images_per_pass: images of one microbatch of the recipe.
         step_seconds: median of a step on crops of noise.
         step_images_per_second: of the step alone.
         loader_images_per_second: of the loader alone, the first batch left out.
@@ -100,7 +100,7 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
 
     Raises:
         UsageError: not even a few images fit into memory.
-        RunFailure: a pass does not fit into memory.
+        RunFailure: a microbatch does not fit into memory.
         DataError: too many images cannot be read.
     """
     asked = setup.plan.batch_size_per_pass
@@ -122,7 +122,9 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
             ):
                 rate, wait = both_speed(part, state, loader, steps=steps, seconds=seconds)
     except (torch.OutOfMemoryError, MemoryError) as error:
-        raise RunFailure(f"a pass of {asked} images does not fit into memory: raise --train.accumulate") from error
+        raise RunFailure(
+            f"a microbatch of {asked} images does not fit into memory: raise --train.accumulate"
+        ) from error
     memory = torch.cuda.max_memory_allocated(setup.device) if on_gpu(setup) else process_memory(largest=True)
     flops, step_seconds, ceiling = step_operations(part), statistics.median(times), matrix_product_speed(setup)
     images = part.plan.batch_size
@@ -143,7 +145,7 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
 
 
 def with_images(setup: Setup, images: int) -> Setup:
-    """Return the run with steps of one pass of so many images, enough of them for any measurement."""
+    """Return the run with steps of one microbatch of so many images, enough of them for any measurement."""
     train = setup.config.train.model_copy(update={"batch_size": images, "accumulate": 1})
     plan = setup.plan.model_copy(
         update={"batch_size": images, "batch_size_per_pass": images, "total_steps": max(setup.plan.total_steps, 10**6)}
@@ -152,7 +154,7 @@ def with_images(setup: Setup, images: int) -> Setup:
 
 
 def images_that_fit(setup: Setup, state: TrainState, seconds: float) -> int:
-    """Return the recipe's images per pass, or fewer where `FEWEST_STEPS` of them would take too long."""
+    """Return the recipe's images per microbatch, or fewer where `FEWEST_STEPS` of them would take too long."""
     limit = setup.plan.batch_size_per_pass
     few = with_images(setup, min(FIRST_IMAGES, limit))
     each = timed(partial(noise_step, few, state), few, steps=1, seconds=seconds)[0] / few.plan.batch_size

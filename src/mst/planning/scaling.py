@@ -4,7 +4,7 @@ Sizes of parameters and what follows from them are formulas, each beside its con
 for the backward pass is counted: the program's own forward pass runs on torch's fake CUDA tensors, which need neither
 memory nor a device. Left out are the CUDA context, NCCL's buffers and what an allocator loses (`ALLOCATOR_SHARE`).
 
-Letters: W devices, b images of a pass on one device, G global crops, K prototypes, P parameters.
+Letters: W devices, b images of a microbatch on one device, G global crops, K prototypes, P parameters.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class DevicePlan:
         devices: W.
         sharding: the engine.
         activation_checkpointing: whether the student's blocks are computed again in the backward pass.
-        images: of a pass on one device.
+        images: of a microbatch on one device.
         parameters: student and decoder, float32.
         gradients: float32; with FSDP2 the whole ones until the step's last part, where a step has several.
         moments: AdamW's.
@@ -113,14 +113,14 @@ def device_plans(setup: Setup, devices: tuple[int, ...], device: str = "cuda") -
     """Return plans for so many devices of a kind, for each engine without and with activation checkpointing.
 
     Raises:
-        ConfigError: more devices than images in a pass.
+        ConfigError: more devices than images in a microbatch.
     """
-    batch, passes = setup.plan.batch_size, setup.config.train.accumulate
+    batch, microbatches = setup.plan.batch_size, setup.config.train.accumulate
     for count in devices:
-        if not 1 <= count <= batch // passes:
-            parts = f" in {passes} passes" if passes > 1 else ""
+        if not 1 <= count <= batch // microbatches:
+            parts = f" in {microbatches} microbatches" if microbatches > 1 else ""
             raise ConfigError(
-                f"--devices {count}: must be from 1 to {batch // passes}: --train.batch-size {batch}{parts}"
+                f"--devices {count}: must be from 1 to {batch // microbatches}: --train.batch-size {batch}{parts}"
             )
     counts = ParameterCounts.of(meta_pair(setup))
     plain, again = (student_keeps(_with(setup, activation_checkpointing=again), device) for again in (False, True))

@@ -35,7 +35,7 @@ def step_operations(setup: Setup) -> int:
 def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, dropping: bool = False) -> None:
     """Let `watch` see the networks, the optimizer's state and one optimizer step with all that is alive in it.
 
-    With accumulation two passes are made: the second one meets the gradients of the first, all others are like it.
+    With accumulation there are two microbatches: the second meets the gradients of the first, all others are like it.
     What is watched is watched in one thread, so one replica does all the work; of the others there are the gradients.
 
     Args:
@@ -43,8 +43,8 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, d
         watch: sees every operation, as `LiveBytes` or torch's `FlopCounterMode`.
         dropping: whether stochastic depth leaves out samples, as many as on average.
     """
-    images, passes = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
-    plan = setup.plan.model_copy(update={"batch_size": images * passes})
+    images, microbatches = setup.plan.batch_size_per_pass, min(setup.config.train.accumulate, 2)
+    plan = setup.plan.model_copy(update={"batch_size": images * microbatches})
     config = override(setup.config, {"runtime.replicas": 1})
     pair = meta_pair(setup)
     answers = Answers(dropping=dropping)
@@ -55,7 +55,7 @@ def simulate_step(setup: Setup, watch: TorchDispatchMode | FlopCounterMode, *, d
         others = replica_count(setup.config, setup.plan, setup.device) - 1
         kept = [torch.zeros_like(parameter) for parameter in state.parameters for _ in range(others)]
         state.optimizer.step()  # makes its averages, which the first steps of a run do not have yet
-        views = (random_views(setup, images) for _ in range(passes))
+        views = (random_views(setup, images) for _ in range(microbatches))
         train_step(state, views, step_values(plan, config, 0), config, plan, dtype=setup.precision)
         del kept
 

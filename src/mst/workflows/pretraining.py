@@ -210,7 +210,7 @@ def train(setup: Setup, trainer: Trainer[Views]) -> None:
         trainer.fit()
     except torch.OutOfMemoryError as error:
         raise RunFailure(
-            f"{setup.plan.batch_size_per_pass} images per pass do not fit into the memory of {setup.device}: "
+            f"{setup.plan.batch_size_per_pass} images per microbatch do not fit into the memory of {setup.device}: "
             f"go on with --train.accumulate {2 * setup.config.train.accumulate}"
         ) from error
 

@@ -58,6 +58,6 @@ def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engine_fitting, "free_memory", lambda device: int(0.3 * 2**30))
     protocol: Any = SegmentationProtocol(steps=2, batch_size=256, shape=HeadShape("setr-pup", 64))
     with pytest.raises(
-        UsageError, match=r"a pass of 256 images needs .* it does not fit; at most \d+ do: --accumulate"
+        UsageError, match=r"a microbatch of 256 images needs .* it does not fit; at most \d+ do: --accumulate"
     ):
         evaluate_segmentation(backbone(), pairs(), protocol)

@@ -245,7 +245,7 @@ def test_bad_pairs_stop_the_training_with_their_name() -> None:
 def test_settings_that_cannot_be() -> None:
     with pytest.raises(UsageError, match="--class-weights has 3 numbers: give one for each of the 2 classes"):
         class_weights((1, 1, 1), 2)
-    with pytest.raises(UsageError, match="--head upernet with 1 image a pass has no statistics for batch norm"):
+    with pytest.raises(UsageError, match="--head upernet: a microbatch of 1 image has no statistics for batch norm"):
         SegmentationProtocol(batch_size=2, shape=HeadShape("upernet"), training=HeadTraining(accumulate=2))
     with pytest.raises(UsageError, match=r"--lr 0\.0: must be above 0"):
         SegmentationProtocol(lr=0.0)

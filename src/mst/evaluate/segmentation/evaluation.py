@@ -82,7 +82,7 @@ class SegmentationProtocol:
         together = self.batch_size // self.training.accumulate
         if together < 2 and self.shape.norm == "batch" and self.shape.head == "upernet":
             raise UsageError(
-                f"--head upernet with {together} image a pass has no statistics for batch norm: use --norm group"
+                f"--head upernet: a microbatch of {together} image has no statistics for batch norm: use --norm group"
             )
 
     @property

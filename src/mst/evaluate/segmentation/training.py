@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 
 from mst.data.examples import Place, example_batches
 from mst.data.sampler import WHOLE, EpochOrder, Share
-from mst.engine.fitting import Pass, check_counted
+from mst.engine.fitting import MicrobatchSize, check_counted
 from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings, Schedule
@@ -231,7 +231,7 @@ def check_fits(segmenter: Segmenter, task: Task, dtype: torch.dtype) -> None:
         UsageError: it cannot; says what is needed and available, and which option to change to what.
     """
     loop, device = task.loop, device_of(segmenter)
-    asked = Pass(
+    asked = MicrobatchSize(
         -(-loop.batch_size // loop.accumulate),
         loop.batch_size,
         loop.accumulate,
@@ -254,7 +254,7 @@ def most_bytes(segmenter: Segmenter, task: Task, images: int) -> int:
 
 
 def counted_bytes(segmenter: Segmenter, task: Task, dtype: torch.dtype, images: int, most: int) -> int:
-    """Return the memory of a step whose passes have so many images.
+    """Return the memory of a step whose microbatches have so many images.
 
     Raises:
         TooManyBytes: more than `most`.
@@ -272,6 +272,6 @@ def counted_bytes(segmenter: Segmenter, task: Task, dtype: torch.dtype, images: 
         loss,
         device=device,
         dtype=dtype,
-        passes=task.loop.accumulate,
+        microbatches=task.loop.accumulate,
         most=most,
     )

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mst.engine.fitting import Pass, check_counted
+from mst.engine.fitting import MicrobatchSize, check_counted
 from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.classifier import Classifier
@@ -26,15 +26,15 @@ def check_fits(config: FinetuneConfig, network: Network, model: Classifier) -> N
     Raises:
         UsageError: it cannot; says what is needed and available, and which option to change to what.
     """
-    asked = pass_of(config)
+    asked = microbatch_of(config)
     count = partial(counted_bytes, config, network, model)
     check_counted(asked, count, most=most_bytes(network, model, asked.images))
 
 
-def pass_of(config: FinetuneConfig) -> Pass:
-    """Return what a pass is."""
+def microbatch_of(config: FinetuneConfig) -> MicrobatchSize:
+    """Return what a microbatch is."""
     protocol = config.protocol
-    return Pass(
+    return MicrobatchSize(
         min(protocol.batch_size, -(-protocol.images // protocol.accumulate) * protocol.repeats),
         protocol.batch_size,
         protocol.accumulate,
@@ -54,7 +54,7 @@ def most_bytes(network: Network, model: Classifier, images: int) -> int:
 
 
 def counted_bytes(config: FinetuneConfig, network: Network, model: Classifier, images: int, most: int) -> int:
-    """Return the memory of a step whose passes have so many images.
+    """Return the memory of a step whose microbatches have so many images.
 
     Raises:
         TooManyBytes: more than `most`.
@@ -76,6 +76,6 @@ def counted_bytes(config: FinetuneConfig, network: Network, model: Classifier, i
         loss,
         device=device,
         dtype=dtype,
-        passes=protocol.accumulate,
+        microbatches=protocol.accumulate,
         most=most,
     )

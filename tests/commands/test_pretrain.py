@@ -147,6 +147,21 @@ def test_resume_with_the_whole_command_again(finished: Path, images: Path, capsy
     assert "--runtime.precision" in call(capsys, *words).line  # what changes the run must be said, not left away
 
 
+def test_continue_starts_and_goes_on_with_one_command(
+    finished: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    words = ("pretrain", "debug", "--data.train", images, "--out", run, "--continue", *QUICK)
+    for _ in range(2):
+        assert call(capsys, *words).status == 0
+        assert [row["step"] for row in read_jsonl(run / "metrics.jsonl")][-1] == 4
+    assert (run / "backbone.safetensors").read_bytes() == (finished / "backbone.safetensors").read_bytes()
+    assert "cannot change --objective.strategy" in call(capsys, *words, "--objective.strategy", "random").line
+    for wrong in ("--overwrite", "--resume"):
+        extra = (wrong, run) if wrong == "--resume" else (wrong,)
+        assert "--continue goes with --out RUN" in call(capsys, *words, *extra).line
+
+
 def test_resume_takes_another_rate_and_notes_it(
     finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

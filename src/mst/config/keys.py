@@ -27,8 +27,11 @@ def setting_fields() -> dict[str, FieldInfo]:
 
 
 def flag(key: str) -> str:
-    """Return a dotted key as it is written on the command line: `train.batch_size` -> `--train.batch-size`."""
-    return "--" + key.replace("_", "-")
+    """Return a dotted key as it is written on the command line: `train.batch_size` -> `--train.batch-size`.
+
+    The name of a field that would be a word of Python ends in `_`: `continue_` -> `--continue`.
+    """
+    return "--" + key.rstrip("_").replace("_", "-")
 
 
 def nearest(word: str, names: Iterable[str]) -> str | None:

@@ -16,6 +16,8 @@ SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 """What srun gives each task of a step; a batch script has the numbers of its job, but no step."""
 MINUTES = 60.0
 """That a process waits for another: the first one evaluates and saves meanwhile. A dead one is noticed at once."""
+MEETING = 600.0
+"""Seconds that processes wait for each other at the start."""
 PORTS = range(15000, 31000)
 """Ports that a SLURM job may meet on, by its number; below those that systems give to clients."""
 
@@ -124,25 +126,41 @@ def joined(launch: Launch, *, minutes: float = MINUTES) -> Iterator[None]:
 
     import torch
     import torch.distributed as dist
+    from torch.distributed.distributed_c10d import PrefixStore, Store
+    from torch.distributed.rendezvous import rendezvous
 
+    from mst.parallel.heartbeat import Heartbeat
+    from mst.parallel.meeting import meet
     from mst.parallel.world import World, enter, leave
 
-    limit = timedelta(minutes=minutes)
+    limit, rank, size = timedelta(minutes=minutes), launch.rank, launch.size
     backend = "gloo"
     if torch.cuda.is_available():
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(launch.local_rank % torch.cuda.device_count())
     os.environ |= {"MASTER_ADDR": launch.address, "MASTER_PORT": str(launch.port)}
+
+    def found() -> Store:
+        """Return a connection to where all meet; the first process holds it, unless torchrun does."""
+        store: Store = next(rendezvous("env://", rank, size, timeout=timedelta(seconds=MEETING)))[0]
+        return store
+
     try:
-        dist.init_process_group(backend, init_method="env://", rank=launch.rank, world_size=launch.size, timeout=limit)
+        store = found()
+        attempt = meet(store, rank, size, seconds=MEETING)
+        dist.init_process_group(backend, store=PrefixStore(attempt, store), rank=rank, world_size=size, timeout=limit)
         control = dist.new_group(backend="gloo", timeout=limit)
     except (RuntimeError, ValueError, OSError) as error:
         raise RunFailure(_unmet(launch, error)) from error
-    enter(World(launch.rank, launch.size, launch.local_rank, launch.local_size, control))
+    world = World(rank, size, launch.local_rank, launch.local_size, control)
+    names = world.collect(world.name)
+    beat = Heartbeat(lambda: PrefixStore(attempt, found()), names, rank)
+    enter(world)
     try:
         yield
     finally:
         leave()
+        beat.close()
     dist.destroy_process_group()
 
 

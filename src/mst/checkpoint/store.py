@@ -26,8 +26,8 @@ PROVISIONAL = "provisional"
 class CheckpointStore:
     """Folders `step_N` under `folder`.
 
-    A crash at any moment leaves every finished checkpoint as it was: a new one is written in a folder aside, flushed
-    to disk and renamed; only then are older ones deleted.
+    A crash at any moment leaves every finished checkpoint as it was. A new one is written into a folder of another
+    name, flushed to disk and renamed; only then are older ones deleted.
     """
 
     def __init__(self, folder: Path, *, keep: int) -> None:
@@ -51,8 +51,8 @@ class CheckpointStore:
     ) -> Path:
         """Save state dictionaries by name, and JSON-ready `info`; then delete what is no longer kept.
 
-        A provisional checkpoint may be of a training that has gone wrong: it is kept beside the others until the next
-        one, and takes the place of none but the provisional one before it.
+        A provisional checkpoint is written while steps are being skipped, so the training may have gone wrong. It is
+        kept beside the others until the next checkpoint, and replaces only an earlier provisional one.
 
         Raises:
             RunFailure: the disk refused (full, read-only); the checkpoints before are intact, the new one is gone.
@@ -61,7 +61,7 @@ class CheckpointStore:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
-            if self._is_sound(step) and not self.is_provisional(step):  # nothing to win, something to lose
+            if self._is_sound(step) and not self.is_provisional(step):  # it holds the same
                 return target
             aside.mkdir()
             write_folder(aside, step, parts, {**info, PROVISIONAL: True} if provisional else info)
@@ -78,11 +78,11 @@ class CheckpointStore:
     def load_latest(
         self, wanted: Callable[[Checkpoint], bool] = lambda checkpoint: True, *, most: int | None = None
     ) -> Checkpoint:
-        """Return the newest checkpoint that is sound; each damaged one on the way costs one line of warning.
+        """Return the newest sound checkpoint; warn, in a line each, of newer ones that are damaged.
 
         Args:
-            wanted: which to take; others are passed over without a word.
-            most: look only at those of this step and before; None = at all.
+            wanted: whether to take a checkpoint; others are passed over silently.
+            most: only checkpoints up to this step; None = all.
 
         Raises:
             CheckpointError: there is none; the message says what is wrong with the newest.
@@ -109,7 +109,7 @@ class CheckpointStore:
         )
 
     def is_provisional(self, step: int) -> bool:
-        """Whether the checkpoint of `step` was saved as one."""
+        """Whether the checkpoint of `step` is provisional (see `save`)."""
         try:
             return bool(json.loads((self.path(step) / INFO).read_bytes())["info"].get(PROVISIONAL))
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -123,7 +123,7 @@ class CheckpointStore:
         return True
 
     def _retain(self, saved: int) -> None:
-        """Delete all but the newest up to `saved`, and what lies beyond it: damaged ones the run fell back from."""
+        """Delete all but the newest `keep` up to step `saved`, and those of later steps, which were damaged."""
         steps = self.steps()
         sound = [step for step in steps if step <= saved and not self.is_provisional(step)]
         kept = {*sound[-self._keep :], saved}
@@ -134,7 +134,7 @@ class CheckpointStore:
                 logging.warn(f"cannot delete the old checkpoint {self.path(step)}: {error.strerror or error}")
 
     def _remove(self, path: Path) -> None:
-        """Delete a checkpoint; renamed first, so that a half-deleted one is never taken for a checkpoint."""
+        """Rename a checkpoint, then delete it, so that a half-deleted folder is never taken for a checkpoint."""
         aside = self._folder / f"{_ASIDE}{os.getpid()}-old-{path.name}"
         path.rename(aside)
         shutil.rmtree(aside, ignore_errors=True)

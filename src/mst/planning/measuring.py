@@ -1,4 +1,4 @@
-"""Measuring a training step, the loader, and both together, for the time a user wants to spend on it."""
+"""Speed of a training step alone, of the loader alone, and of both together, each measured for a given time."""
 
 from __future__ import annotations
 
@@ -32,32 +32,32 @@ from mst.views.normalise import normalise
 from mst.views.record import Views
 
 WITHOUT_IMAGES = 100
-"""Batches of the data set that stands in where none is given."""
+"""Batches of an epoch where no data set is given."""
 FEWEST_STEPS = 4
-"""Steps, the one that warms up included, that should fit into the time for one measurement."""
+"""Steps, the first included, which only warms up, that should fit into the time of a measurement."""
 FIRST_IMAGES = 4
 SIDES = {"cpu": 2048, "cuda": 8192}
-"""Of the square matrices whose product is the ceiling."""
+"""Sides of the square matrices whose product tells how many FLOP/s the device can reach."""
 PRODUCTS = 5
 
 
 @dataclass(frozen=True)
 class Speed:
-    """What was measured; None where there are no images.
+    """What was measured; fields of the loader are None where there are no images.
 
     Attributes:
         images_per_pass: images of a measured step (one microbatch).
         recipe_images_per_pass: images of one microbatch of the recipe.
         step_seconds: median of a step on crops of noise.
-        step_images_per_second: of the step alone.
-        loader_images_per_second: of the loader alone, the first batch left out.
-        images_per_second: of both together.
-        data_wait: share of the time that both together wait for the loader.
-        step_flops: floating point operations of the products and convolutions of a step.
-        step_flops_per_second: the same per second of the step alone.
-        ceiling_flops_per_second: the best of a few large matrix products in the compute type.
-        ceiling_share: the last but one over the last.
-        memory_bytes: largest memory: of the process on the CPU, of the device on CUDA.
+        step_images_per_second: speed of the step alone.
+        loader_images_per_second: speed of the loader alone, without its first batch.
+        images_per_second: speed of step and loader together.
+        data_wait: share of that time spent waiting for the loader.
+        step_flops: floating point operations of a step's matrix products and convolutions.
+        step_flops_per_second: `step_flops` over `step_seconds`.
+        ceiling_flops_per_second: FLOP/s of the fastest of a few large matrix products in the compute type.
+        ceiling_share: `step_flops_per_second` over `ceiling_flops_per_second`.
+        memory_bytes: most memory in use: of the process on a CPU, of the device on CUDA.
     """
 
     images_per_pass: int
@@ -75,7 +75,7 @@ class Speed:
 
 
 def prepare_without_images(config: RunConfig) -> Setup:
-    """Return a checked run over a data set that is not there.
+    """Return a checked run without images, as if its data set had `WITHOUT_IMAGES` batches.
 
     Raises:
         UsageError: something is wrong with the settings.
@@ -95,8 +95,8 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
 
     Args:
         setup: the run.
-        steps: most steps of each measurement.
-        seconds: about how long each may take.
+        steps: of each measurement, at most.
+        seconds: that each measurement may take, about.
 
     Raises:
         UsageError: not even a few images fit into memory.
@@ -145,7 +145,7 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
 
 
 def with_images(setup: Setup, images: int) -> Setup:
-    """Return the run with steps of one microbatch of so many images, enough of them for any measurement."""
+    """Return the run with one microbatch of so many images a step, and more steps than any measurement takes."""
     train = setup.config.train.model_copy(update={"batch_size": images, "accumulate": 1})
     plan = setup.plan.model_copy(
         update={"batch_size": images, "batch_size_per_pass": images, "total_steps": max(setup.plan.total_steps, 10**6)}
@@ -162,7 +162,7 @@ def images_that_fit(setup: Setup, state: TrainState, seconds: float) -> int:
 
 
 def noise_step(setup: Setup, state: TrainState) -> Callable[[], object]:
-    """Return a step on crops of noise, which are made now."""
+    """Make crops of noise, and return a step on them."""
     return partial(step_on, setup, state, random_views(setup, setup.plan.batch_size))
 
 
@@ -173,7 +173,7 @@ def step_on(setup: Setup, state: TrainState, views: Views) -> None:
 
 
 def timed(make: Callable[[], Callable[[], object]], setup: Setup, *, steps: int, seconds: float) -> list[float]:
-    """Return the seconds of each of some steps, after one that warms up."""
+    """Return the seconds that each step took, without the first, which warms up."""
     call = make()
     times: list[float] = []
     began = time.perf_counter()
@@ -186,7 +186,7 @@ def timed(make: Callable[[], Callable[[], object]], setup: Setup, *, steps: int,
 
 
 def finish_work(setup: Setup) -> None:
-    """Wait until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if on_gpu(setup):
         torch.cuda.synchronize(setup.device)
 
@@ -197,9 +197,9 @@ def on_gpu(setup: Setup) -> bool:
 
 
 def loader_speed(setup: Setup, loader: BatchLoader, *, steps: int, seconds: float) -> float:
-    """Return images per second that the loader gives when nothing else runs.
+    """Return the images per second that the loader gives while nothing else runs.
 
-    As many batches as are read ahead are left out: they are ready when the clock starts.
+    The first batches do not count: they were read ahead before the clock started.
     """
     ahead = FEWEST_STEPS
     next(loader)
@@ -215,7 +215,7 @@ def loader_speed(setup: Setup, loader: BatchLoader, *, steps: int, seconds: floa
 def both_speed(
     setup: Setup, state: TrainState, loader: BatchLoader, *, steps: int, seconds: float
 ) -> tuple[float, float]:
-    """Return images per second of steps on loaded crops, and the share of the time spent waiting for these."""
+    """Return the images per second of steps on loaded crops, and the share of the time spent waiting for the loader."""
     batches = normalised(setup, loader)
     step_on(setup, state, next(batches))
     finish_work(setup)
@@ -240,7 +240,7 @@ def normalised(setup: Setup, loader: BatchLoader) -> Iterator[Views]:
 
 
 def matrix_product_speed(setup: Setup) -> float:
-    """Return the FLOP/s of the best of a few products of large square matrices of noise in the compute type."""
+    """Return the FLOP/s of the fastest of a few products of large square matrices in the compute type."""
     side, draw = SIDES["cuda" if on_gpu(setup) else "cpu"], generator("bench")
     left, right = (torch.randn(side, side, generator=draw).to(setup.device, setup.precision) for _ in range(2))
     times = timed(lambda: partial(torch.mm, left, right), setup, steps=PRODUCTS, seconds=float("inf"))

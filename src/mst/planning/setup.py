@@ -1,4 +1,4 @@
-"""Everything about a run that can be known, and everything about its input that can be wrong, before it starts."""
+"""Before a run starts: what can be known about it, and checks of what can be wrong with its input."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ from mst.views.parameters import least_image
 
 MOST_WORKERS = 16
 THREADS, THREADS_A_CORE = 32, 4
-"""Compute threads that any machine can be asked for, and more of them where there are more cores."""
+"""Compute threads that any machine accepts; and how many for each core, where that is more."""
 FEW_CORES = 8
 SAMPLE = 32
 """Images that are opened before a run starts."""
 LABELLED_SAMPLE = 4
-"""The same of each of the labelled sets."""
+"""Images of each labelled set that are opened before a run starts."""
 READ_BEFORE = 256
-"""Images of a set that are read before a training that reads them when much has been learnt."""
+"""Images of a set that are tried before a training, where it would otherwise meet them hours later."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Setup:
         """Return student, teacher and decoder on the device, initialised from the seed or from trained weights.
 
         Args:
-            resumed: a checkpoint will replace all weights, so those of `model.init_from` are not looked for.
+            resumed: a checkpoint is going to replace all weights, so `model.init_from` is not read.
 
         Raises:
             CheckpointError: `model.init_from` holds no weights of this backbone.
@@ -110,10 +110,10 @@ class Setup:
 
 
 def prepare_process(config: RunConfig) -> None:
-    """Set the number of compute threads, and let the process keep the memory that a step gives back.
+    """Set the number of compute threads, and keep memory that a step frees for the next step.
 
     Raises:
-        UsageError: far more threads than cores: they wait for each other, and a step takes minutes.
+        UsageError: far more threads than cores; they would wait for each other, and a step would take minutes.
     """
     threads, cores = config.runtime.threads, os.cpu_count() or 1
     if threads > max(THREADS, THREADS_A_CORE * cores):
@@ -127,7 +127,7 @@ def prepare_process(config: RunConfig) -> None:
 
 
 def prepare(config: RunConfig) -> Setup:
-    """Check settings, device and images, and derive the plan; nothing is written. Prepares the process.
+    """Check settings, device and images, derive the plan, and prepare the process (`prepare_process`); write nothing.
 
     Raises:
         UsageError: the first thing that is wrong, with what to do.
@@ -161,10 +161,10 @@ def prepare(config: RunConfig) -> Setup:
 
 
 def value_ranges(config: RunConfig, images: ImageSource) -> ValueRanges:
-    """Return the range of values that are not stored in 8 bits: as given, or as measured on a sample.
+    """Return which stored values are black and white, for images not of 8 bits: as given, or measured on a sample.
 
     Raises:
-        DataError: no usual range can be seen in the values.
+        DataError: the values of the sample have no usual range.
     """
     given = config.data.value_range
     if given != "auto":
@@ -173,7 +173,7 @@ def value_ranges(config: RunConfig, images: ImageSource) -> ValueRanges:
 
 
 def with_ranges(plan: RunPlan, ranges: ValueRanges, images: int) -> RunPlan:
-    """Return the plan with value ranges, and where there are some with what they come from."""
+    """Return the plan with value ranges and, where there are some, the reason for them."""
     measured = f"measured on up to {min(MEASURED_IMAGES, images)} of the images; --data.value-range LO HI sets another"
     reason = "set by --data.value-range" if ranges.is_given else measured
     reasons = {**plan.reasons, **({"value_ranges": reason} if ranges.ranges else {})}
@@ -181,7 +181,7 @@ def with_ranges(plan: RunPlan, ranges: ValueRanges, images: int) -> RunPlan:
 
 
 def scale_of(plan: RunPlan) -> Scale:
-    """Return how a run's stored values become 8 bits; those of older versions decide for each image."""
+    """Return how a run's stored values become 8 bits; in a plan of an older version, each image decides for itself."""
     return BY_TYPE if plan.value_ranges is None else ValueRanges(plan.value_ranges)
 
 
@@ -208,11 +208,14 @@ def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
 
 
 def check_labelled(sets: LabelledSets, option: str) -> None:
-    """Open a few labelled images: those of another kind are to be noticed before a run, not after.
+    """Open a few labelled images, so that images of another kind are noticed before a run and not after it.
+
+    Args:
+        sets: the images.
+        option: which option named them, for the message.
 
     Raises:
-        DataError: none of them can be decoded as `--data.channels` asks, or all training images are of one class;
-            `option` says where they come from.
+        DataError: none of them can be decoded as `--data.channels` asks, or all training images are of one class.
     """
     for images in (sets.train, sets.val):
         problem: UnreadableImage | None = None
@@ -232,17 +235,17 @@ def check_labelled(sets: LabelledSets, option: str) -> None:
 
 
 def check_readable(count: int, read: Callable[[int], object], *, most: float, named: str, advice: str) -> None:
-    """Read up to `READ_BEFORE` images of a set, evenly spaced: what would end an evaluation is to end it before.
+    """Try up to `READ_BEFORE` images of a set, evenly spaced: too many unreadable ones would end an evaluation later.
 
     Args:
         count: images in the set.
         read: reads one.
         most: share that may be unreadable.
         named: what the set is, for the message.
-        advice: besides mending them, what to do.
+        advice: what to do besides mending or removing them, for the message.
 
     Raises:
-        DataError: more than `most` of those that were read cannot be.
+        DataError: more than `most` of the images that were tried cannot be read.
     """
     positions = even_positions(count, READ_BEFORE).tolist()
     problems = []
@@ -272,7 +275,7 @@ def checked_spec(config: RunConfig, plan: RunPlan) -> BackboneSpec:
 
 
 def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
-    """Return the backbone's description for one huge square that any patch tiles."""
+    """Return the backbone's description at a side that is a multiple of every usual patch: no image has that size."""
     side = 2**6 * 3**2 * 5 * 7 * (config.model.patch_size or 1)
     return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
 
@@ -283,8 +286,8 @@ def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin:
     Args:
         images: all of them.
         channels: C.
-        patch_size: the least that their sides may be.
-        origin: what asks for so many channels, for the message.
+        patch_size: of the backbone; at least one image must be as large.
+        origin: the option that asks for so many channels, for the message.
         scale: see `mst.data.decoding.decode_image`.
 
     Raises:
@@ -311,12 +314,12 @@ def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin:
 
 
 def _explained(problem: UnreadableImage | None, origin: str) -> str:
-    """Return a problem; where the number of channels is what does not fit, with what asks for it."""
+    """Return a problem as text; where the channels do not fit, with the option that asks for them."""
     return f"{problem} by {origin}" if isinstance(problem, OtherChannels) else str(problem)
 
 
 def loader_workers(config: RunConfig, device: torch.device) -> int:
-    """Return the number of loader processes: as asked, or to keep a GPU fed, or to leave a CPU to the networks."""
+    """Return the number of loader processes: as asked; else many beside a GPU, few beside networks on the CPU."""
     if config.runtime.workers >= 0:
         return config.runtime.workers
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -327,13 +330,13 @@ def loader_workers(config: RunConfig, device: torch.device) -> int:
 
 
 def colour_on_device(config: RunConfig, device: torch.device) -> bool:
-    """Return whether the networks' device changes the colours of the crops, and not the loader."""
+    """Return whether colours of crops are changed on the networks' device; if not, the loader does it."""
     asked = config.runtime.colour
     return device.type != "cpu" if asked == "auto" else asked == "device"
 
 
 def enough_detail(config: RunConfig) -> Detail | None:
-    """Return what images have to keep when they are decoded at a part of their size; None = they keep everything."""
+    """Return how much detail must remain when images are decoded at a reduced size; None = decode at full size."""
     return Detail(*least_image(config.views)) if config.data.reduced_decode else None
 
 
@@ -361,7 +364,7 @@ def _counted(number: int, word: str) -> str:
 
 
 def format_value(value: object) -> str:
-    """Write a number shortly, or value ranges."""
+    """Write a number, numbers or value ranges in short."""
     if isinstance(value, dict):
         return str(ValueRanges(value))
     if isinstance(value, tuple):

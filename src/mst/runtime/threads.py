@@ -1,7 +1,7 @@
-"""Work shared out to threads that compute with few threads each.
+"""Several operations at once, each on few threads, in place of one after the other on all threads.
 
-On a CPU the threads of one operation wait for each other at its end, and small operations use one thread only; so
-operations of moderate size are faster side by side.
+The threads of one CPU operation wait for each other when it ends, and a small operation uses a single thread anyway. So
+operations of moderate size finish sooner when they run side by side.
 """
 
 from __future__ import annotations
@@ -17,25 +17,29 @@ T = TypeVar("T")
 
 
 def compute_threads(count: int, threads: int, name: str) -> ThreadPoolExecutor:
-    """Return as many threads, all started, with as many threads of torch each; the caller keeps its own."""
+    """Return a pool of `count` started threads, each of which computes with `threads` threads of torch.
+
+    The calling thread keeps the number that it had.
+    """
     own, all_there = torch.get_num_threads(), threading.Barrier(count)
 
     def begin() -> None:
         torch.set_num_threads(threads)
-        torch.get_num_threads()  # torch sets up a thread once, at its first question: from the number just set
+        torch.get_num_threads()  # torch fixes a thread's number at its first use: here, to the one just set
         all_there.wait()
 
     pool = ThreadPoolExecutor(count, thread_name_prefix=name)
     for future in [pool.submit(begin) for _ in range(count)]:
         future.result()
-    torch.set_num_threads(own)  # the number for threads to come, too
+    torch.set_num_threads(own)  # also the default of threads that start later
     return pool
 
 
 def side_by_side(function: Callable[..., T], *arguments: Sequence[Any]) -> list[T]:
-    """Return list(map(function, *arguments)), called in as many threads as torch computes with, one thread each.
+    """Return list(map(function, *arguments)), the calls shared out to as many threads as torch computes with.
 
-    For work on tensors of a CPU that needs no gradient; the modes of the calling thread do not hold in the others.
+    Each call computes on one thread. For CPU tensors without gradients: modes such as `no_grad` or autocast, set in the
+    calling thread, do not hold in the others.
     """
     count = min(torch.get_num_threads(), *(len(column) for column in arguments))
     if count <= 1:

@@ -1,7 +1,7 @@
 """Multi-crop augmentation: G large and L small random crops of an image, each with its own colour changes.
 
-Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs in computing on tensors, many crops at once; the
-crops of a sample depend on its image and its generator only, never on the batch around it.
+Source: DINO (Caron et al. 2021, after SwAV's multi-crop). Differs: it works on tensors, many crops at once. The crops
+of an image depend on that image and its generator only, not on the other images of the batch.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from mst.views.finish import finish
 from mst.views.parameters import CropParameters, draw_parameters, draw_uniforms, height_width
 
 CUT_VALUES = 1 << 22
-"""Values of crops cut before their colours change: what stays in the last cache, and takes the same memory again."""
+"""Values of crops that are cut before their colours change: they still lie in the last cache then, and the next ones
+reuse their memory."""
 
 
 class ImageCrops(NamedTuple):
@@ -37,12 +38,13 @@ class ImageCrops(NamedTuple):
 
 
 class CutCrops(NamedTuple):
-    """Crops of B images whose colours are still those of the images.
+    """Crops of B images before their colours are changed.
 
     Attributes:
         global_crops: uint8 [G, B, C, H, W].
         local_crops: uint8 [L, B, C, h, w].
-        parameters: of the G * B global crops, then of the L * B local ones; crop `v * B + b` is view v of image b.
+        parameters: a row a crop, the G * B global ones first, then the L * B local ones; row `v * B + b` is view v of
+            image b.
     """
 
     global_crops: Tensor
@@ -63,16 +65,16 @@ class MultiCrop:
         self.channels = channels
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> ImageCrops:
-        """Return the crops of one uint8 image [C, H, W]; see `batch`, which is quicker per image."""
+        """Return the crops of one uint8 image [C, H, W]; `batch` takes less time for each of many images."""
         global_crops, local_crops = self.batch([image], [generator])
         return ImageCrops(global_crops[:, 0], local_crops[:, 0])
 
     def batch(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> ImageCrops:
-        """Return the crops of B images, stacked by view; bit for bit those of one call per image.
+        """Return the crops of B images, stacked by view: bit for bit those that a call for each image gives.
 
         Args:
-            images: B uint8 tensors [C, H, W]; sizes may differ.
-            generators: one per image; each is advanced by the same number of draws.
+            images: B uint8 tensors [C, H, W]; their sizes may differ.
+            generators: one for each image; the same number of values is drawn from each.
 
         Raises:
             DataError: an image is not uint8 or has another number of channels.
@@ -103,7 +105,9 @@ class MultiCrop:
         return (config.global_crops, C, *large), (config.local_crops, C, *small)
 
     def cut(self, images: Sequence[Tensor], generators: Sequence[torch.Generator]) -> CutCrops:
-        """Do the geometric half of `batch`; `mst.views.finish` does the other half, here or on another device.
+        """Cut, resize and flip, which is the first half of `batch`. `mst.views.finish` does the second half, colours.
+
+        It may do that on another device.
 
         Raises:
             DataError: as `batch`.
@@ -113,7 +117,10 @@ class MultiCrop:
     def _cut(
         self, images: Sequence[Tensor], generators: Sequence[torch.Generator], layout: torch.memory_format
     ) -> CutCrops:
-        """Do `cut`, the crops in a memory layout: the resize writes, and `finish` may read, channels last."""
+        """Do what `cut` says, with the crops in the given memory layout.
+
+        The resize writes channels last, and `finish` may read them so; another layout costs a copy.
+        """
         for image in images:
             if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != self.channels:
                 raise DataError(

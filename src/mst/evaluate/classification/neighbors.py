@@ -1,9 +1,14 @@
-"""Exact nearest neighbours by cosine similarity, in tiles, without sorting what cannot be among them.
+"""Exact nearest neighbours by cosine similarity, tile by tile, without sorting similarities that are too small.
 
-Every value that a tile must beat is known before it is searched: the worst neighbour so far, or at first the k-th
-largest of the maxima of small blocks, which k different values reach. Only blocks whose maximum reaches it are read.
-Where bfloat16 products are fast they choose candidates, a proven error apart; only these are compared in float32.
-Equal similarities are ordered by training index, whatever the tiles: value and index are one integer.
+Before a tile is searched, a bound is known that a similarity must reach to matter: the smallest of the k best so far.
+For the first tile it is the k-th largest of the maxima of small blocks, since at least k similarities are as large.
+Only blocks whose maximum reaches the bound are read.
+
+Where the CPU multiplies bfloat16 quickly, products in bfloat16 choose candidates: all training samples that may be
+neighbours within a proven error. Only the candidates are compared in float32.
+
+Equal similarities are ordered by training index, however the tiles are cut: a similarity and its index are packed into
+one integer, the key, and keys are compared.
 Letters: m training samples, n queries, D features, k neighbours, T training samples of a tile.
 """
 
@@ -25,25 +30,26 @@ from mst.runtime.threads import side_by_side
 T = TypeVar("T")
 
 BLOCK = 8
-"""Similarities that share one maximum: the columns c, c + b, c + 2 b, ... of b blocks, as adjacent maxima are fast."""
+"""Similarities that share one maximum. Block c of b has the columns c, c + b, c + 2 b, ...: so the maxima of all blocks
+are computed along rows of memory, which is fast."""
 TILE = 8192
 """Training samples compared at a time."""
 PRODUCT = 2**22
-"""Similarities computed at a time: 16 MB, which the allocator keeps; larger ones are new memory every time."""
+"""Similarities computed at a time: 16 MB. The allocator keeps memory of this size; larger is fetched anew each time."""
 BUDGET = 2**27
-"""Numbers that the rows of one search may hold together."""
+"""Numbers that the queries of one search may hold in memory together."""
 GATHERED = 2**20
-"""Numbers of training samples to compare again at a time: 4 MB."""
+"""Numbers of the candidates that are compared in float32 at a time: 4 MB."""
 INDICES = 2**32
-"""Training samples that a key can tell apart."""
+"""Most training samples: a key has 32 bits for the index."""
 LOWEST = torch.iinfo(torch.int64).min
-"""The key of nothing."""
+"""A key below all others: no neighbour."""
 _BF16 = ONEDNN_BF16 and cpu_has_bfloat16()
 """Whether this CPU multiplies bfloat16 itself, at twice the speed of float32."""
 
 
 def query_rows(k: int, tile: int = TILE) -> int:
-    """Return how many queries to search at once, so that memory stays bounded whatever k is."""
+    """Return how many queries to search at once so that memory stays bounded for any k."""
     return max(1, min(4096, BUDGET // (tile + 8 * k)))
 
 
@@ -51,9 +57,9 @@ def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, tile: int = TIL
     """Return similarities [n, k] in descending order and the training indices [n, k] they belong to.
 
     Args:
-        train: [m, D], any length, on any device; may be mapped from a file.
-        queries: [n, D]; the products run on their device. `query_rows(k)` of them at a time bound the memory.
-        k: neighbours; all training samples where there are fewer.
+        train: [m, D], vectors of any length, on any device; may be mapped from a file.
+        queries: [n, D]; the products run on their device. Give `query_rows(k)` of them at a time to bound the memory.
+        k: neighbours; where there are fewer training samples, all of them.
         tile: training samples compared at a time.
 
     Raises:
@@ -68,7 +74,7 @@ def nearest_neighbors(train: Tensor, queries: Tensor, k: int, *, tile: int = TIL
 
 
 def from_all(train: Tensor, queries: Tensor, k: int, *, tile: int) -> tuple[Tensor, Tensor]:
-    """Return `nearest_neighbors`' result for queries [n, D] of length 1 from the float32 products of all pairs."""
+    """Return what `nearest_neighbors` returns for unit queries [n, D], from float32 products of all pairs."""
     parts = torch.split(queries, max(1, PRODUCT // tile))
     best = [Best(len(part), k, part.device) for part in parts]
     for start, samples in _samples(train, tile, queries.device):
@@ -83,7 +89,7 @@ def kept_for(k: int) -> int:
 
 
 def candidates_pay(train: Tensor, queries: Tensor, k: int, tile: int) -> bool:
-    """Return whether `from_candidates` is likely to be faster: tried for a few queries and every eighth sample."""
+    """Return whether `from_candidates` is likely to be faster, judged by a few queries and every eighth sample."""
     kept, few = kept_for(k), 8
     cpu = train.device.type == queries.device.type == "cpu"
     if not (_BF16 and cpu and train.shape[1] >= 128 and len(train) >= 128 * kept and len(queries)):
@@ -94,9 +100,9 @@ def candidates_pay(train: Tensor, queries: Tensor, k: int, tile: int) -> bool:
 
 
 def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) -> tuple[Tensor, Tensor]:
-    """Return `nearest_neighbors`' result for queries [n, D] of length 1; float32 products only for the candidates.
+    """Return what `nearest_neighbors` returns for unit queries [n, D], with float32 products of candidates only.
 
-    Queries with `kept` candidates or more are compared with all training samples.
+    A query with `kept` candidates or more may have lost some: it is compared with all training samples.
     """
     index, counts = zip(*candidates(train, queries, k, kept=kept, tile=tile), strict=True)
     parts = torch.split(queries, len(counts[0]))
@@ -111,9 +117,15 @@ def from_candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: 
 def _compare_again(
     train: Tensor, queries: Tensor, index: Tensor, counts: Tensor, *, k: int, kept: int
 ) -> tuple[Tensor, Tensor]:
-    """Return similarities and indices [n, k] of queries [n, D] from candidates index [n, c] of each row counts [n].
+    """Return similarities and training indices [n, k] of queries [n, D], found among their candidates.
 
-    Rows of queries with `kept` candidates or more are not filled.
+    Args:
+        train: [m, D].
+        queries: [n, D], of length 1.
+        index: training indices of the candidates [n, c].
+        counts: how many of each row are candidates [n].
+        k: neighbours.
+        kept: rows with as many candidates or more are left unfilled.
     """
     values, order = queries.new_empty(len(queries), k), queries.new_empty(len(queries), k, dtype=torch.int64)
     rows = (counts < kept).nonzero().squeeze(1)
@@ -125,7 +137,7 @@ def _compare_again(
 
 
 def _keys(train: Tensor, queries: Tensor, index: Tensor, counts: Tensor) -> Tensor:
-    """Return the keys [n, c] of queries [n, D] and the training samples index [n, >=c], of each row counts [n]."""
+    """Return the keys [n, c] of queries [n, D] and, of each row of `index` [n, >=c], the first `counts` [n] samples."""
     width = int(counts.max())
     near = index[:, :width].clamp(max=len(train) - 1)  # [n,c]
     samples = F.normalize(train.index_select(0, near.flatten()).float(), dim=1)  # [n*c,D]; train[near] is slow
@@ -135,18 +147,19 @@ def _keys(train: Tensor, queries: Tensor, index: Tensor, counts: Tensor) -> Tens
 
 
 def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) -> list[tuple[Tensor, Tensor]]:
-    """Return for groups of queries training indices [B, c] by bfloat16 similarity, and how many [B] may be neighbours.
+    """Return, for each group of queries, training indices [B, c] and how many [B] of a row may be among its neighbours.
 
-    The k neighbours, k < `kept`, are among that many first indices, where these are fewer than `kept`.
+    The indices are ordered by bfloat16 similarity, largest first. If that number is below `kept` (k < `kept`), the k
+    neighbours are certain to be among so many first indices of the row.
 
-    A product of rows q and s of length 1 differs from that of their roundings q' and s' by at most
-    |q - q'| |s| + |q'| |s - s'|, which is computed; rounding the result adds 2^-8 of it, and adding up D products in
-    float32, here and for the similarity itself, less than (D + 8) 2^-22.
+    The error: for unit rows q and s with roundings q' and s', the products q s and q' s' differ by at most
+    |q - q'| |s| + |q'| |s - s'|, which is computed. Rounding the result adds at most 2^-8 of it. Adding up D products
+    in float32, once here and once for the similarity itself, adds less than (D + 8) 2^-22.
     """
     narrow, lost = _narrowed(queries)
     lengths = narrow.float().norm(dim=1)
     furthest = 0.0
-    parts = torch.split(narrow, max(1, 2 * PRODUCT // tile))  # of half the bytes
+    parts = torch.split(narrow, max(1, 2 * PRODUCT // tile))  # twice as many: a bfloat16 has half the bytes
     best = [Best(len(part), k, part.device, kept) for part in parts]
     for start, samples in _samples(train, tile, queries.device):
         short, missing = _narrowed(samples)
@@ -158,7 +171,10 @@ def candidates(train: Tensor, queries: Tensor, k: int, *, kept: int, tile: int) 
 
 
 def _compare(queries: Tensor, found: Best, error: Tensor | None = None, *, samples: Tensor, start: int) -> None:
-    """Let the best of queries [n, D] take in the samples [T, D] from `start` on, their products off by `error` [n]."""
+    """Take the samples [T, D], whose first training index is `start`, into the best of queries [n, D].
+
+    `error` [n] bounds how far their products are off.
+    """
     found.error = error
     found.add(products(queries, samples), start)
 
@@ -169,7 +185,7 @@ def _each(device: torch.device, function: Callable[..., T], *arguments: Sequence
 
 
 def _narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return rows [n, D] in bfloat16 and the length [n] of what the rounding took from each."""
+    """Return rows [n, D] in bfloat16, and the length [n] of the difference that the rounding made to each."""
     narrow = rows.bfloat16()
     lost = [
         (a - b.float()).norm(dim=1) for a, b in zip(torch.split(rows, 1024), torch.split(narrow, 1024), strict=True)
@@ -178,7 +194,7 @@ def _narrowed(rows: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tiles(train: Tensor, queries: Tensor, tile: int) -> Iterator[tuple[int, Tensor]]:
-    """Yield the first training index and the similarities [n, T] of each tile; the queries [n, D] have length 1."""
+    """Yield for each tile its first training index and its similarities [n, T] to unit queries [n, D]."""
     for start, samples in _samples(train, tile, queries.device):
         yield start, products(queries, samples)
 
@@ -189,10 +205,10 @@ def _samples(train: Tensor, tile: int, device: torch.device) -> Iterator[tuple[i
 
 
 def products(queries: Tensor, samples: Tensor) -> Tensor:
-    """Return the products [n, T] of rows [n, D] and [T, D], in their type; they are added up in float32.
+    """Return the products [n, T] of rows [n, D] and [T, D] in their own type, summed in float32.
 
-    On a CPU oneDNN computes them, where torch has it: unlike MKL it gave equal rows equal products wherever they stood
-    in every shape tried, and on an AMD EPYC it takes less time.
+    On a CPU they are computed by oneDNN where torch has it. In every shape tried it gave equal rows equal products,
+    wherever the rows stood; MKL did not. On an AMD EPYC it also takes less time.
     """
     if ONEDNN and queries.device.type == "cpu":
         out: Tensor = torch.ops.mkldnn._linear_pointwise(queries, samples, None, "none", [], "")
@@ -213,9 +229,10 @@ def unit(features: Tensor) -> Tensor:
 
 
 class Best:
-    """The k largest values of each row so far, earlier ones first among equals.
+    """The k largest similarities of each row so far; among equal ones, those of lower training index.
 
-    Where values are rounded, `error` [n] besides 2^-8 of the value, all that may be among the k largest, up to `kept`.
+    Where the similarities are rounded, `error` [n] bounds how far they are off, besides 2^-8 of the value. Then all
+    that may be among the k largest are held, at most `kept` of them.
     """
 
     def __init__(self, rows: int, k: int, device: torch.device, kept: int | None = None) -> None:
@@ -224,7 +241,7 @@ class Best:
         self.keys = torch.empty(rows, 0, dtype=torch.int64, device=device)
 
     def add(self, scores: Tensor, start: int) -> None:
-        """Take in the similarities [n, T] of the training samples start, start + 1, ..., which follow all before."""
+        """Take in the similarities [n, T] to the training samples start, start + 1, ...; tiles come in this order."""
         width = scores.shape[1] // BLOCK * BLOCK
         full = self.keys.shape[1] >= self.k
         if not full and width < BLOCK * self.k:
@@ -243,34 +260,38 @@ class Best:
         return _decoded(self.keys.sort(dim=1, descending=True).values)
 
     def within_error(self) -> tuple[Tensor, Tensor]:
-        """Return indices [n, c], largest value first, and how many [n] of each row may be among the k largest."""
+        """Return indices [n, c], largest similarity first, and how many [n] of a row may be among its k largest."""
         values, index = self.sorted()
         return index, (values > self._below(values[:, self.k - 1])[:, None]).sum(1)
 
     def _bound(self) -> Tensor:
-        """Return what later values must exceed, [n]."""
+        """Return the values [n] that later similarities must exceed to matter."""
         if self.error is None:
             return _decoded(self.keys.amin(1))[0]
         return self._below(_decoded(self.keys.topk(self.k, dim=1, sorted=False).values.amin(1))[0])
 
     def _first_bound(self, highest: Tensor) -> Tensor:
-        """Return what values must exceed to be among the k largest of blocks with these maxima [n, b], b >= k."""
+        """Return the values [n] to exceed in the first tile, from the maxima of its blocks [n, b], b >= k."""
         return self._below(highest.topk(self.k, dim=1, sorted=False).values.amin(1))
 
     def _enough(self, highest: Tensor, bound: Tensor) -> tuple[Tensor, Tensor]:
-        """Return which blocks [n, b] to read and their bound [n], raised where more would exceed it than are kept."""
+        """Return which blocks to read [n, b], and the bound [n].
+
+        The bound is raised where more blocks exceed it than similarities are kept.
+        """
         read = highest > bound[:, None]
         many = (read.sum(1) > self.kept).nonzero().squeeze(1)
         if len(many):
             least = highest[many].topk(self.kept, dim=1, sorted=False).values.amin(1)
-            bound[many] = torch.nextafter(least, least.new_tensor(-torch.inf))  # others may be equal: they are read
+            bound[many] = torch.nextafter(least, least.new_tensor(-torch.inf))  # equal maxima are read
             read[many] = highest[many] > bound[many, None]
         return read, bound
 
     def _below(self, kth: Tensor) -> Tensor:
-        """Return what values must exceed, [n], where the k-th largest so far is `kth` [n].
+        """Return the values [n] that similarities must exceed, given the k-th largest so far, `kth` [n].
 
-        Rounded, both may be off, a value d below it by no more than error + (|kth| + d) / 256.
+        Where they are rounded, both sides may be off: `kth` and a value that is d smaller each by at most
+        error + (|kth| + d) / 256.
         """
         if self.error is None:
             return torch.nextafter(kth, kth.new_tensor(-torch.inf))
@@ -283,13 +304,13 @@ class Best:
 
 
 def _reaching(blocks: Tensor, read: Tensor, bound: Tensor, start: int) -> Tensor:
-    """Return the keys [n, h] of the values that exceed the bound; the lowest key fills short rows.
+    """Return the keys [n, h] of the similarities that exceed the bound; shorter rows are filled with the lowest key.
 
     Args:
         blocks: similarities [n, 8, b].
-        read: those with such values [n, b].
+        read: which blocks hold such similarities [n, b].
         bound: [n].
-        start: training index of the first.
+        start: training index of the first column.
     """
     row, block = read.nonzero().unbind(1)  # [r]
     values = blocks[row, :, block].float()  # [r,8]
@@ -303,8 +324,8 @@ def _reaching(blocks: Tensor, read: Tensor, bound: Tensor, start: int) -> Tensor
 
 
 def _encoded(values: Tensor, index: Tensor) -> Tensor:
-    """Return int64 keys that order as float32 values do, and among equal ones against the index."""
-    bits = (values + 0.0).view(torch.int32).long()  # + 0.0: no negative zero
+    """Return int64 keys: larger for larger float32 values, and among equal values for lower indices."""
+    bits = (values + 0.0).view(torch.int32).long()  # + 0.0 makes -0.0 a 0.0
     return (bits ^ (bits >> 31 & 0x7FFFFFFF)) * INDICES + (INDICES - 1 - index)
 
 

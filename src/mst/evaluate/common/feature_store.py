@@ -1,9 +1,9 @@
-"""Features for the evaluators: from the backbone, or from a folder that keeps them for the next evaluation.
+"""Features for the evaluators: computed by the backbone, or read from a folder where an evaluation before kept them.
 
-A kept file holds the global features of the last blocks, block after block, so that k-NN and retrieval map only the
-final ones and a linear probe finds the others in the same file. It counts only for the same weights, image files,
-transform and precision, and if its bytes are those that were written; anything else is computed anew, with a word about
-what is different.
+A file holds the global features of the last blocks, one block after the other: k-NN and retrieval map the last one into
+memory, a linear probe finds the others in the same file. It is used only if weights, image files, transform and
+precision are the same and its bytes are those that were written. Otherwise features are computed anew, and a warning
+says what is different.
 Letters: n images, D features of a block, b blocks.
 """
 
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from mst.model.backbone import Backbone
 
 KEPT_BLOCKS = 4
-"""Blocks that a kept file holds at least: as many as the linear probe takes."""
+"""A file holds at least so many blocks: those that the linear probe takes."""
 FORMAT = 2
 DIFFERENT = {
     "format": "another version of mst",
@@ -50,7 +50,7 @@ DIFFERENT = {
     "described": "another description of the backbone's images",
     "precision": "another precision or device",
 }
-"""Parts of a file's key, and what it means that one differs."""
+"""Parts of a file's key -> what differs if the part does, for the warning."""
 
 
 class LastBlocks:
@@ -60,7 +60,7 @@ class LastBlocks:
         self.blocks = blocks
 
     def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the features, shallow first; a shallower backbone gives all its blocks."""
+        """Return the features, shallowest block first; of a backbone with fewer blocks, those of all."""
         return torch.stack([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
 
 
@@ -88,10 +88,10 @@ class FeatureSource:
         """Return the features [n, b*D] of a set's readable images, in its order.
 
         Args:
-            part: training or validation; also the name of the kept file.
-            images: all of the part.
-            chosen: only these of them, ascending; None = all.
-            blocks: last blocks side by side, shallow first.
+            part: "training" or "validation"; also the stem of the kept files.
+            images: the whole set.
+            chosen: positions of the images that are wanted, ascending; None = all.
+            blocks: how many last blocks, their features side by side, shallowest first.
 
         Raises:
             DataError: too many images cannot be read.
@@ -118,7 +118,7 @@ class FeatureSource:
         )
 
     def _key(self, images: ImageSet) -> dict[str, Any] | None:
-        """Return what the features depend on; None for images that are no files."""
+        """Return what the features depend on; None where the images are no files."""
         listed, files = hashlib.sha256(), 0
         try:
             for path in images.images.files():
@@ -144,7 +144,7 @@ class FeatureSource:
     def _kept(
         self, part: str, images: ImageSet, key: Mapping[str, Any], blocks: int
     ) -> tuple[Tensor, dict[int, str]] | None:
-        """Return kept features [b, n, D] and what was unreadable; None, with a word, where they do not fit."""
+        """Return kept features [b, n, D] and what was unreadable; None, after a warning, if they cannot be used."""
         assert self.folder is not None
         note = self.folder / f"{part}.json"
         if not note.exists():
@@ -162,14 +162,14 @@ class FeatureSource:
                 for block in range(-blocks, 0) if blocks < len(stored) else range(-len(stored), 0):
                     if _digest(stored[block]) != known["sha256"][block]:
                         raise ValueError(f"{known['file']} is not what was written")
-        except Exception as error:  # whatever damaged bytes raise: they are made anew
+        except Exception as error:  # damaged bytes may raise anything: compute anew
             warn(f"{note} cannot be used ({' '.join(str(error).split())}): its features are computed anew")
             return None
         if changed:
             warn(f"{note} was made with {' and '.join(changed)}: its features are computed anew")
             return None
         if len(missing) > self.settings.max_unreadable_share * len(images):
-            return None  # computing them says what is wrong
+            return None  # computing them anew reports it
         info(f"{part} features are read from {self.folder / known['file']}")
         return stored, missing
 
@@ -196,7 +196,7 @@ class FeatureSource:
 
 @contextmanager
 def _claimed(aside: Path) -> Iterator[None]:
-    """Hold a new file's lock, by which others see that it is being written; delete it unless it was renamed."""
+    """Create a file and hold its lock, so that other processes leave it alone; delete it unless it was renamed."""
     file = os.open(aside, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o666)
     try:
         fcntl.flock(file, fcntl.LOCK_EX)
@@ -207,11 +207,11 @@ def _claimed(aside: Path) -> Iterator[None]:
 
 
 KEY = 16 * "[0-9a-f]"
-"""Pattern of what the names of kept features have after the part; files of other names are the user's."""
+"""Pattern of the end of a kept file's name; files of other names belong to the user."""
 
 
 def _clear(folder: Path, part: str, *, keep: str | None) -> None:
-    """Delete what a kill left behind, and features that no note names; not what another process is writing."""
+    """Delete half-written files of killed processes and features that no note names; spare what is being written."""
     for path in [*folder.glob(f".{part}-{KEY}.npy.*.tmp"), *folder.glob(f"{part}-{KEY}.npy")]:
         if path.name == keep:
             continue
@@ -267,7 +267,14 @@ def _mapped(file: Path, shape: tuple[int, ...]) -> Tensor:
 
 
 def _select(stored: Tensor, missing: Mapping[int, str], images: ImageSet, chosen: Sequence[int] | None) -> Features:
-    """Return the chosen readable images' features [n, b*D] from those of all blocks [b, n', D], readable ones first."""
+    """Return the features [n, b*D] of the chosen images that are readable.
+
+    Args:
+        stored: features by block [b, n', D]: a row for each readable image of the set, then unused rows.
+        missing: position in the set -> why the image is unreadable.
+        images: the set.
+        chosen: positions in the set; None = all.
+    """
     wanted = range(len(images)) if chosen is None else chosen
     row = {place: index for index, place in enumerate(p for p in range(len(images)) if p not in missing)}
     positions = [position for position, place in enumerate(wanted) if place in row]

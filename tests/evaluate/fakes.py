@@ -16,6 +16,10 @@ from mst.model.tokens import Tokens
 class FakeSpec:
     image_size: tuple[int, int] = (8, 8)
     channels: int = 3
+    name: str = "vit_tiny_patch16_224"
+    patch_size: int = 4
+    embed_dim: int = 3
+    num_heads: int = 1
     depth: int = 2
     metadata: dict[str, Any] = field(default_factory=dict)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from mst.data.sources import ImageIndex
 from mst.data.survey import image_facts
@@ -130,3 +130,18 @@ def test_libraries_write_nothing_about_damaged_files(tmp_path: Path, capfd: pyte
         path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
         image_facts(ImageIndex.of([path]), 0)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(("orientation", "loads"), [(1, False), (6, True)])
+def test_the_header_of_a_png_costs_no_pixels(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, orientation: int, loads: bool
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path, loaded = tmp_path / "x.png", []
+    Image.new("RGB", (8, 4)).save(path, **({"exif": exif} if orientation > 1 else {}))
+    load = PngImagePlugin.PngImageFile.load
+    monkeypatch.setattr(PngImagePlugin.PngImageFile, "load", lambda image: loaded.append(1) or load(image))
+    header = image_header(path)
+    assert (header.stored, header.orientation) == ((4, 8), orientation)
+    assert loads or not loaded

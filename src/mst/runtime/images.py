@@ -56,6 +56,7 @@ _TURNS = MappingProxyType(
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
+_TURNING = {b"eXIf", b"zTXt", b"tEXt", b"iTXt"}
 _ORIENTING_TEXT = re.compile(rb"XML:com\.adobe\.xmp\0|Raw profile type (exif|APP1|xmp)\0")
 _LONGEST_TEXT = 1 << 20
 _PIECE = 1 << 20
@@ -172,8 +173,9 @@ def image_header(path: str | Path | bytearray) -> Header:
     Raises:
         OSError, ValueError: as `open_image`.
     """
-    with open_image(path) as image:
-        turn = orientation(image)
+    data = path if isinstance(path, bytearray) else read_regular(path)
+    with open_image(data) as image:
+        turn = orientation(image) if _may_turn(data) else 1
         width, height = image.size
         if image.format == "TIFF":  # Pillow turns the size of some, by version
             tags = getattr(image, "tag_v2", {})
@@ -183,6 +185,13 @@ def image_header(path: str | Path | bytearray) -> Header:
                 raise ValueError("damaged: its width or height is not a number") from error
         stored = height, width
         return Header(stored, stored[::-1] if turn >= 5 else stored, turn, image.mode, image.format or "")
+
+
+def _may_turn(data: bytearray) -> bool:
+    """Whether something in a file may say an orientation; of PNGs without it Pillow would decode all pixels to see."""
+    if not data.startswith(PNG_MAGIC):
+        return True
+    return any(keep and bytes(data[start + 4 : start + 8]) in _TURNING for start, _, keep in _chunks(data))
 
 
 def orientation(image: Image.Image) -> int:

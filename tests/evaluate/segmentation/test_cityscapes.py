@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,6 +21,7 @@ from mst.evaluate.segmentation.cityscapes import (
     is_cityscapes,
     train_ids,
 )
+from mst.runtime.images import turned
 from reference.cityscapes_scores import label_scores, mean_score
 
 
@@ -86,6 +88,41 @@ def test_wrong_folders_are_named(cities: Path, tmp_path: Path) -> None:
     assert is_cityscapes(other)
     with pytest.raises(DataError, match=r"other has no leftImg8bit/"):
         cityscapes_folder(other)
+
+
+@pytest.mark.parametrize("displayed", [True, False])
+def test_masks_of_turned_images(cities: Path, displayed: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    """Orientation 6 tells by its size what its mask is of, 3 does not and follows it."""
+    ids = np.zeros((16, 24), np.uint8)
+    ids[:, :12] = 24
+    for name, orientation in (("000000", 6), ("000001", 3)):
+        stem = f"train/aachen/aachen_{name}_000019"
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        Image.fromarray(ids * 9).save(cities / f"leftImg8bit/{stem}_leftImg8bit.png", exif=exif)
+        mask = turned(ids, orientation) if displayed else ids
+        Image.fromarray(mask).save(cities / f"gtFine/{stem}_gtFine_labelIds.png")
+
+    def agrees(**said: Any) -> list[bool]:
+        pairs = [cityscapes_folder(cities, **said).train.read(index) for index in range(2)]
+        return [((image[0] > 0) == (mask == 11)).all().item() for image, mask in pairs]
+
+    assert agrees() == [True, True]
+    said = " ".join(capsys.readouterr().err.split())
+    frame = "displayed" if displayed else "stored"
+    assert f"EXIF turns 2 of 5 images, the first: {cities}" in said
+    assert f"2 as {frame} (of 1 the size does not tell, they are taken as {frame})" in said
+    assert agrees(tell=False) == [True, True]
+    assert agrees(annotations=frame) == [True, True]
+    assert not capsys.readouterr().err
+    with pytest.raises(DataError, match=r"mask is .* EXIF turns the image \(orientation 6\)"):
+        agrees(annotations="stored" if displayed else "displayed")
+    assert cityscapes_folder(cities, annotations=frame).fingerprint() != cityscapes_folder(cities).fingerprint()
+
+
+def test_limits_spare_the_other_files(cities: Path) -> None:
+    data = cityscapes_folder(cities, limits=(2, 1))
+    assert (len(data.train), len(data.val)) == (2, 1)
 
 
 @pytest.mark.parametrize("seed", range(6))

@@ -8,12 +8,19 @@ not (2 to 4, and squares) nothing in the file does. Source of the numbers: Exif 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Literal
 
 from mst.evaluate.common.boxes import Box
-from mst.runtime.images import Header
+from mst.runtime.images import Header, image_header
+from mst.runtime.logging import warn
+from mst.runtime.names import shown
 
+THREADS = 4
+"""Threads that read headers."""
 Frame = Literal["displayed", "stored"]
 """What annotations are of: the image as a viewer shows it, or its pixels as they lie in the file."""
 
@@ -37,6 +44,54 @@ def frame_of(header: Header, size: tuple[int, int]) -> Frame | Literal["either"]
 def agreed_frame(told: Sequence[Frame | Literal["either"] | None]) -> Frame:
     """Return the frame of those images that do not tell: that of most of the others; displayed where no image does."""
     return "stored" if told.count("stored") > told.count("displayed") else "displayed"
+
+
+def mask_frames(
+    pairs: Sequence[tuple[Path, Path]], size_of: Callable[[Path], tuple[int, int]], said: Frame | None, *, tell: bool
+) -> tuple[dict[Path, Header], dict[tuple[Path, Path], Frame]]:
+    """Return the headers of images that EXIF turns, and what the masks of these are of.
+
+    Args:
+        pairs: images and their masks.
+        size_of: returns (H, W) of a mask.
+        said: what all masks are of; None = as their sizes say.
+        tell: warn, once, of what is assumed.
+    """
+    pairs = list(dict.fromkeys(pairs))
+    images = list(dict.fromkeys(image for image, _ in pairs))
+    with ThreadPoolExecutor(THREADS) as pool:
+        found = zip(images, pool.map(_turned_header, images), strict=True)
+        headers = {image: header for image, header in found if header is not None}
+    told: dict[tuple[Path, Path], Frame | Literal["either"] | None] = {}
+    for image, mask in pairs:
+        if image not in headers:
+            continue
+        try:
+            told[image, mask] = frame_of(headers[image], size_of(mask))
+        except (OSError, ValueError, SyntaxError):  # the reader says what is wrong with it
+            told[image, mask] = None
+    agreed = said or agreed_frame(list(told.values()))
+    frames: dict[tuple[Path, Path], Frame] = {}
+    for pair, frame in told.items():
+        if frame is not None:
+            frames[pair] = said or agreed if frame == "either" or said else frame
+    if tell and frames and said is None:
+        counts = " and ".join(f"{count} as {frame}" for frame, count in sorted(Counter(frames.values()).items()))
+        unsure = list(told.values()).count("either")
+        guess = f" (of {unsure} the size does not tell, they are taken as {agreed})" if unsure else ""
+        warn(
+            f"EXIF turns {len(headers)} of {len(images)} images, the first: {shown(next(iter(frames))[0])}; their "
+            f"masks are taken as of the image {counts}{guess}: --annotations displayed or stored if that is wrong"
+        )
+    return headers, frames
+
+
+def _turned_header(image: Path) -> Header | None:
+    try:
+        header = image_header(image)
+    except (OSError, ValueError, SyntaxError):  # an array, or a file that the decoder will judge
+        return None
+    return None if header.orientation == 1 else header
 
 
 def upright_point(x: float, y: float, header: Header) -> tuple[float, float]:

@@ -6,6 +6,7 @@ Source: Cordts et al. 2016; names, label ids and train ids from cityscapesScript
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from torch import Tensor
 from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
-from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet
-from mst.evaluate.segmentation.mask_files import read_values
+from mst.evaluate.common.orientation import Frame, mask_frames
+from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, even_pairs
+from mst.evaluate.segmentation.mask_files import mask_size, read_values
+from mst.runtime.images import Header
 
 VOID = 255
 """Train id of everything that is not scored."""
@@ -51,8 +54,18 @@ def is_cityscapes(root: Path) -> bool:
     return (root / IMAGES).is_dir() or (root / MASKS).is_dir()
 
 
-def cityscapes_folder(root: Path, *, channels: int = 3, scale: Scale = BY_TYPE) -> SegmentationData:
+def cityscapes_folder(
+    root: Path,
+    *,
+    channels: int = 3,
+    scale: Scale = BY_TYPE,
+    annotations: Frame | None = None,
+    limits: tuple[int | None, int | None] = (None, None),
+    tell: bool = True,
+) -> SegmentationData:
     """Return training and validation set of a folder with `leftImg8bit/` and `gtFine/`; `test` has no public masks.
+
+    The arguments are those of `segmentation_folder`.
 
     Raises:
         DataError: a part or a mask is missing, or a split is empty.
@@ -60,24 +73,46 @@ def cityscapes_folder(root: Path, *, channels: int = 3, scale: Scale = BY_TYPE) 
     for part in (IMAGES, MASKS):
         if not (root / part).is_dir():
             raise DataError(f"{root} has no {part}/: Cityscapes needs {IMAGES}/ and {MASKS}/ side by side")
-    train, val = (_split(root, split, channels, scale) for split in ("train", "val"))
-    return SegmentationData(tuple(TRAIN_CLASSES.values()), train, val, VOID)
+    pairs = [even_pairs(_split(root, split), limit) for split, limit in zip(("train", "val"), limits, strict=True)]
+    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations, tell=tell)
+    train, val = (
+        SegmentationSet(
+            ImageIndex.of(image for image, _ in part),
+            _masks(part, headers, frames),
+            channels,
+            scale,
+            tuple(mask for _, mask in part),
+        )
+        for part in pairs
+    )
+    meaning = (f"annotations {annotations}",) if annotations is not None and headers else ()
+    return SegmentationData(tuple(TRAIN_CLASSES.values()), train, val, VOID, meaning)
 
 
-def _split(root: Path, split: str, channels: int, scale: Scale) -> SegmentationSet:
+def _masks(
+    pairs: Sequence[tuple[Path, Path]], headers: Mapping[Path, Header], frames: Mapping[tuple[Path, Path], Frame]
+) -> Callable[[int, tuple[int, int]], Tensor]:
+    """Return what reads the mask of a pair."""
+
+    def mask(index: int, size: tuple[int, int]) -> Tensor:
+        image, path = pairs[index]
+        frame = frames.get(pairs[index], "displayed")
+        return train_ids(read_values(path, size, image=headers.get(image), frame=frame), path)
+
+    return mask
+
+
+def _split(root: Path, split: str) -> list[tuple[Path, Path]]:
+    """Return the images of a split with their masks."""
     folder = root / IMAGES / split
     images = sorted(folder.glob(f"*/*_{IMAGES}.png"))
     if not images:
         raise DataError(f"{folder} has no CITY/*_{IMAGES}.png: unpack {IMAGES}_trainvaltest.zip into {root}")
-    masks = [_mask_of(root, split, image) for image in images]
-    for image, path in zip(images, masks, strict=True):
-        if not path.is_file():
-            raise DataError(f"{image} has no mask {path}: unpack {MASKS}_trainvaltest.zip into {root}")
-
-    def mask(index: int, size: tuple[int, int]) -> Tensor:
-        return train_ids(read_values(masks[index], size), masks[index])
-
-    return SegmentationSet(ImageIndex.of(images), mask, channels, scale, tuple(masks))
+    pairs = [(image, _mask_of(root, split, image)) for image in images]
+    for image, mask in pairs:
+        if not mask.is_file():
+            raise DataError(f"{image} has no mask {mask}: unpack {MASKS}_trainvaltest.zip into {root}")
+    return pairs
 
 
 def _mask_of(root: Path, split: str, image: Path) -> Path:

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor
 
@@ -20,17 +18,14 @@ from mst.data.sources import ImageIndex
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.records import whole
-from mst.evaluate.common.orientation import Frame, agreed_frame, frame_of
+from mst.evaluate.common.orientation import Frame, mask_frames
 from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, even_pairs
 from mst.evaluate.segmentation.mask_files import Labels, mask_size, read_mask
 from mst.evaluate.segmentation.names import MASK_EXTENSIONS, FileIndex, Pair, read_pairs_of
-from mst.runtime.images import Header, image_header
-from mst.runtime.logging import warn
+from mst.runtime.images import Header
 from mst.runtime.names import shown
 
 COLOUR_KEYS = ("colors", "colours", "palette", "color", "colour")
-THREADS = 4
-"""Threads that read headers."""
 FARTHEST = 2**31 - 1
 """What a value of a mask can be, and more."""
 
@@ -72,7 +67,7 @@ def segmentation_folder(
     masks = FileIndex(root / "masks", (*MASK_EXTENSIONS, "jpg", "jpeg"))
     listed = [read_pairs_of(root, root / f"{split}.txt", images, masks) for split in ("train", "val")]
     pairs = [even_pairs(found, limit) for (found, _), limit in zip(listed, limits, strict=True)]
-    headers, frames = _frames(list(dict.fromkeys(pair for part in pairs for pair in part)), annotations, tell=tell)
+    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations, tell=tell)
     train, val = (
         SegmentationSet(
             ImageIndex.of(pair.image for pair in part),
@@ -90,50 +85,19 @@ def segmentation_folder(
 
 
 def _masks(
-    pairs: Sequence[Pair], labels: Labels, headers: Mapping[Pair, Header], frames: Mapping[Pair, Frame]
+    pairs: Sequence[Pair],
+    labels: Labels,
+    headers: Mapping[Path, Header],
+    frames: Mapping[tuple[Path, Path], Frame],
 ) -> Callable[[int, tuple[int, int]], Tensor]:
     """Return what reads the mask of a pair."""
 
     def mask(index: int, size: tuple[int, int]) -> Tensor:
         pair = pairs[index]
-        return read_mask(pair.mask, size, labels, image=headers.get(pair), frame=frames.get(pair, "displayed"))
+        header, frame = headers.get(pair.image), frames.get(pair, "displayed")
+        return read_mask(pair.mask, size, labels, image=header, frame=frame)
 
     return mask
-
-
-def _frames(pairs: Sequence[Pair], said: Frame | None, *, tell: bool) -> tuple[dict[Pair, Header], dict[Pair, Frame]]:
-    """Return the headers of images that EXIF turns, and what their masks are of; one warning says what was assumed."""
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(pairs, pool.map(_turned_header, pairs), strict=True)
-        headers = {pair: header for pair, header in found if header is not None}
-    told: dict[Pair, Frame | Literal["either"] | None] = {}
-    for pair, header in headers.items():
-        try:
-            told[pair] = frame_of(header, mask_size(pair.mask))
-        except (OSError, ValueError, SyntaxError):  # the reader says what is wrong with it
-            told[pair] = None
-    agreed = said or agreed_frame(list(told.values()))
-    frames: dict[Pair, Frame] = {}
-    for pair, frame in told.items():
-        if frame is not None:
-            frames[pair] = said or agreed if frame == "either" or said else frame
-    if tell and frames and said is None:
-        counts = " and ".join(f"{count} as {frame}" for frame, count in sorted(Counter(frames.values()).items()))
-        unsure = list(told.values()).count("either")
-        guess = f" (of {unsure} the size does not tell, they are taken as {agreed})" if unsure else ""
-        warn(
-            f"EXIF turns {len(headers)} of {len(pairs)} images, the first: {shown(next(iter(frames)).image)}; their "
-            f"masks are taken as of the image {counts}{guess}: --annotations displayed or stored if that is wrong"
-        )
-    return headers, frames
-
-
-def _turned_header(pair: Pair) -> Header | None:
-    try:
-        header = image_header(pair.image)
-    except (OSError, ValueError, SyntaxError):  # an array, or a file that the decoder will judge
-        return None
-    return None if header.orientation == 1 else header
 
 
 def read_classes(root: Path) -> Labels:

@@ -178,9 +178,8 @@ def read_segmentation(
     folder: Path, channels: int, options: SegmentationOptions, *, scale: Scale = BY_TYPE, tell: bool = True
 ) -> SegmentationData:
     """Return the sets of a folder in either layout."""
-    if is_cityscapes(folder):
-        return cityscapes_folder(folder, channels=channels, scale=scale)
-    return segmentation_folder(
+    read = cityscapes_folder if is_cityscapes(folder) else segmentation_folder
+    return read(
         folder,
         channels=channels,
         scale=scale,

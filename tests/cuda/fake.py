@@ -37,6 +37,8 @@ class HostWaits(TorchDispatchMode):
         super().__init__()
         self.found: Counter[str] = Counter()
 
+    _should_skip_dynamo = classmethod(lambda cls: False)  # as `mst.engine.footprint` has it: quicker
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -88,6 +90,8 @@ def _copy(source: str, target: str, non_blocking: Any) -> str | None:
 class Answers(TorchDispatchMode):
     """Answers where the program asks for values that are not there: one half, and all rows of a count."""
 
+    _should_skip_dynamo = classmethod(lambda cls: False)  # as `mst.engine.footprint` has it: quicker
+
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -107,6 +111,7 @@ def fake_cuda() -> Iterator[HostWaits]:
         for name, value in (
             ("torch.cuda.amp.common.amp_definitely_not_available", lambda: False),
             ("torch.cuda.is_bf16_supported", lambda *_, **__: True),
+            ("torch.Tensor.pin_memory", lambda tensor: tensor),
             ("torch.cuda.get_rng_state", lambda *_: torch.zeros(16, dtype=torch.uint8)),
             ("torch.cuda.set_rng_state", lambda *_: None),
             ("torch.cuda.device", lambda *_: nullcontext()),

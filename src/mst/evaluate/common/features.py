@@ -21,7 +21,7 @@ from mst.data.background import read_in_threads
 from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.errors import DataError
 from mst.evaluate.common.finite import check_finite
-from mst.runtime.device import Precision, select_precision
+from mst.runtime.device import Precision, select_precision, to_device
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import console, warn
 
@@ -127,7 +127,7 @@ def forward_batch(backbone: Backbone, images: Tensor, function: FeatureFunction,
     device = device_of(backbone)
     compute, _ = select_precision(precision, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
-        features = function(backbone, images.to(device, non_blocking=True))
+        features = function(backbone, to_device(images, device))
     return features.float()
 
 

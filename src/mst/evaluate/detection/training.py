@@ -23,6 +23,7 @@ from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.evaluate.detection.detector import flipped, training_target
+from mst.runtime.device import to_device
 from mst.runtime.limits import check_accumulate, check_numbers
 from mst.runtime.seeding import generator
 
@@ -117,8 +118,8 @@ def detector_training(
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         device = context.device
-        targets = [{key: value.to(device) for key, value in target.items()} for _, target in batch.examples]
-        losses: dict[str, Tensor] = model([image.to(device) for image, _ in batch.examples], targets)
+        targets = [{key: to_device(value, device) for key, value in target.items()} for _, target in batch.examples]
+        losses: dict[str, Tensor] = model([to_device(image, device) for image, _ in batch.examples], targets)
         return torch.stack(list(losses.values())).sum()
 
     def image(index: int) -> str:

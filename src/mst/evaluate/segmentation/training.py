@@ -34,6 +34,7 @@ from mst.evaluate.segmentation.heads import enlarge
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
 from mst.model.bounds import most_of_scores, most_of_tokens
+from mst.runtime.device import to_device
 from mst.runtime.seeding import generator
 
 AUXILIARY_WEIGHT = 0.4
@@ -174,8 +175,11 @@ def segmentation_loss(
     segmenter: Any, batch: Batch, stride: int, weights: Tensor | None, device: torch.device
 ) -> Tensor:
     """Return the loss of the head plus 0.4 times that of each auxiliary head."""
-    target = coarse(batch.masks.to(device), [-(-side // stride) for side in batch.masks.shape[1:]])  # [B,H/s,W/s]
-    main, *auxiliary = (pixel_loss(logits, target, weights) for logits in segmenter.all_logits(batch.images.to(device)))
+    target = coarse(
+        to_device(batch.masks, device), [-(-side // stride) for side in batch.masks.shape[1:]]
+    )  # [B,H/s,W/s]
+    found = segmenter.all_logits(to_device(batch.images, device))
+    main, *auxiliary = (pixel_loss(logits, target, weights) for logits in found)
     return torch.stack([main, *(AUXILIARY_WEIGHT * loss for loss in auxiliary)]).sum()
 
 

@@ -23,7 +23,7 @@ from mst.evaluate.common.protocol import random_resized_crop
 from mst.finetune.augment import RGB, RandAugment, erased, mixed
 from mst.finetune.classifier import FinetuneProtocol
 from mst.planning.setup import loader_workers
-from mst.runtime.device import select_device
+from mst.runtime.device import select_device, to_device
 from mst.runtime.seeding import derive_seed
 from mst.runtime.storage.rundir import RunDir
 from mst.views.normalise import normalise
@@ -178,9 +178,9 @@ def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
     protocol, network = work.config.protocol, work.network
     draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
     device = next(model.parameters()).device
-    images = normalise(batch.images.to(device, non_blocking=True), network.mean, network.std)  # [B, C, H, W]
+    images = normalise(to_device(batch.images, device), network.mean, network.std)  # [B, C, H, W]
     images = erased(images, protocol.erasing, draw)
-    labels, classes = batch.labels.to(device), len(work.folder.classes)
+    labels, classes = to_device(batch.labels, device), len(work.folder.classes)
     return mixed_loss(model, images, labels, protocol=protocol, classes=classes, draw=draw)
 
 

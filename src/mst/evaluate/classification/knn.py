@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 LARGEST_EXPONENT = 80.0
-"""Sums of a few thousand exp() of it are still float32."""
+"""The largest exponent of a vote: a sum of thousands of such votes still fits into float32."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class KnnProtocol:
     """Settings of the k-NN evaluation that change its numbers.
 
     Attributes:
-        neighbors: each k that is reported; more than the training images are cut to their number.
+        neighbors: each k that is reported; a k above the number of training images becomes that number.
         headline: the k whose accuracy is `top1` and `top5`: fixed beforehand, not the best on the validation set.
         temperature: of the vote exp(similarity / temperature).
         labels: how many training labels are used.
@@ -71,7 +71,7 @@ def knn_predict(
 ) -> Tensor:
     """Return class scores [n, C], float32: each of the k nearest training samples votes exp(similarity / temperature).
 
-    A class that got no vote has -inf: it is not among the best five, however few others there are.
+    A class without a vote has -inf, so it never counts as one of the best five, even if fewer than five have votes.
 
     Args:
         train_features: [m, D], any length (they are normalised here).
@@ -100,7 +100,7 @@ def knn_predict(
 def vote(similarity: Tensor, labels: Tensor, temperature: float, num_classes: int) -> Tensor:
     """Return class scores [n, C] from the neighbours' similarities [n, k] and labels [n, k]; -inf without a vote.
 
-    Where exp(1 / temperature) is beyond float32, the votes are relative to that of the nearest neighbour.
+    If exp(1 / temperature) does not fit into float32, votes are taken relative to that of the nearest neighbour.
     """
     if temperature * LARGEST_EXPONENT < 1:
         similarity = similarity - similarity[:, :1]
@@ -120,7 +120,7 @@ def knn_accuracy(
     device: torch.device,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Return `top1_k{k}` and `top5_k{k}` in percent for every k; neighbours are searched once, for the largest.
+    """Return `top1_k{k}` and `top5_k{k}` in percent for every k. Neighbours are searched once, for the largest k.
 
     The products run on `device`, which holds one tile of each side at a time.
     """

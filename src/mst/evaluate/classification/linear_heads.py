@@ -53,11 +53,11 @@ class LinearHeads:
         self.bias -= factor * self.rates * self.bias_step
 
     def finite(self) -> Tensor:
-        """Return which classifiers are made of numbers [R], bool; the others diverged."""
+        """Return which classifiers have finite weights [R], bool; the others diverged."""
         return self.weight.isfinite().all(2).all(0) & self.bias.isfinite().all(1)
 
     def ranks(self, x: Tensor, y: Tensor, *, chunk: int = 4096) -> Tensor:
-        """Return how many classes each classifier places before the true one [R, n] for features [n, D]."""
+        """Return how many classes each classifier ranks before the true one [R, n], for features [n, D]."""
         device = self.weight.device
         ranks = torch.empty(len(self.rates), len(x), dtype=torch.int64)
         for start in range(0, len(x), chunk):

@@ -50,11 +50,11 @@ class LinearProtocol:
     """Settings of the linear probe that change its numbers.
 
     Attributes:
-        lrs: learning rates per 256 images of batch, all tried; the one that is best on the held-out part counts.
+        lrs: learning rates to try, each for a batch of 256 images; the best on the held-out part is reported.
         epochs: passes over the training features.
         batch_size: samples per step (DINO's 1024); at most the training images.
         momentum: of SGD.
-        blocks: CLS tokens of this many last blocks side by side (fewer if the backbone is shallower).
+        blocks: how many last blocks give their CLS tokens, side by side (fewer if the backbone has fewer).
         mode: `cached` computes the features of the centre crops once; `augmented` (DINO's) draws a random resized
             crop and a flip of each image in every epoch: one pass of the backbone per epoch.
         held_out_share: share of each class's training images on which the learning rate is chosen.
@@ -85,7 +85,7 @@ EpochBatches = Callable[[int], Iterator[tuple[Tensor, Tensor]]]
 def held_out_mask(labels: Tensor, share: float, *, seed: int) -> Tensor:
     """Return which training samples the learning rate is chosen on [n], bool.
 
-    From each class `share` of its samples, at least one where it has two or more, none where it has one.
+    These are `share` of each class: at least one sample of a class that has two or more, none of a class with one.
     """
     mask = torch.zeros(len(labels), dtype=torch.bool)
     for label in torch.unique(labels).tolist():
@@ -108,12 +108,12 @@ def train_heads(
     seed: int,
     progress: bool = True,
 ) -> tuple[LinearHeads, LinearHeads]:
-    """Train all learning rates in one pass per epoch, twice side by side.
+    """Train a classifier for each learning rate, all in one pass per epoch; and a second set without held-out samples.
 
     Args:
         batches: gives the features of each epoch.
         labels: [n], int64.
-        held_out: samples that only the first set of classifiers may learn from [n], bool.
+        held_out: samples that the second set does not learn from [n], bool.
         protocol: learning rates, epochs, batch size, momentum.
         num_classes: C.
         num_features: D.
@@ -165,7 +165,7 @@ def cached_batches(train: Features, *, batch_size: int, seed: int) -> EpochBatch
 
 @dataclass(frozen=True)
 class _Crops:
-    """A random crop of each image of a set, in an order of its own, as one epoch has them."""
+    """A random crop of each image of a set, in the order of one epoch."""
 
     images: ImageSet
     order: Sequence[int]
@@ -194,7 +194,7 @@ def augmented_batches(
     batch_size: int,
     seed: int,
 ) -> EpochBatches:
-    """Return batches of features of a fresh random resized crop and flip of each image in every epoch."""
+    """Return batches of features of random resized crops and flips, drawn anew for each image in every epoch."""
 
     def batches(epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         order = sample_order(seed, epoch, len(images), purpose="linear-order")
@@ -281,9 +281,9 @@ def evaluate_linear(
 def summarise(
     lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor, finite: Tensor | None = None
 ) -> tuple[dict[str, float], list[dict[str, float]], float]:
-    """Return the metrics, one row per learning rate and the chosen rate from the ranks [R, n] of the true classes.
+    """Return the metrics, a row for each learning rate, and the chosen rate, from ranks [R, n] of the true classes.
 
-    The lower learning rate is chosen among equals; those whose classifier diverged (not `finite` [R]) are no choice.
+    Of equally good learning rates the lowest is chosen. A rate whose classifier diverged (not `finite` [R]) never is.
 
     Raises:
         RunFailure: all of them diverged.

@@ -1,4 +1,4 @@
-"""Logistic regression on frozen features: convex, solved to the end, one penalty chosen on a held-out part of train.
+"""Logistic regression on frozen features, solved to convergence; the penalty is chosen on a held-out part of train.
 
 Source: the logistic probes of CLIP (Radford et al. 2021, appendix A.3: L-BFGS, the L2 strength swept on held-out data)
 and of MSN (Assran et al. 2022, section 4: low-shot classification with few labels). Differs: features are centred and
@@ -39,11 +39,11 @@ class LogisticProtocol:
     """Settings of the logistic probe that change its numbers.
 
     Attributes:
-        penalties: weights of half the squared length of the classifier beside the mean cross-entropy; the one that is
-            best on the held-out part counts, the larger among equals.
-        iterations: most steps of L-BFGS for each penalty.
-        tolerance: solved when no element of the gradient is larger.
-        blocks: CLS tokens of this many last blocks side by side (fewer if the backbone is shallower).
+        penalties: factors to try for half the squared L2 norm of the weights, which is added to the mean cross-entropy;
+            the best on the held-out part is reported, the larger of equally good ones.
+        iterations: steps of L-BFGS for each penalty, at most.
+        tolerance: the solver stops when no element of the gradient is larger.
+        blocks: how many last blocks give their CLS tokens, side by side (fewer if the backbone has fewer).
         held_out_share: share of each class's training images on which the penalty is chosen.
         labels: how many training labels are used.
     """
@@ -64,14 +64,14 @@ class LogisticProtocol:
 
 @dataclass(frozen=True)
 class Solution:
-    """A classifier: weight [D, C], bias [C], float64, and whether its gradient came below the tolerance."""
+    """A classifier: weight [D, C] and bias [C], float64, and whether the solver reached the tolerance."""
 
     weight: Tensor
     bias: Tensor
     converged: bool
 
     def ranks(self, x: Tensor, y: Tensor) -> Tensor:
-        """Return how many classes stand before the true one [n]; features [n, D], labels [n]."""
+        """Return how many classes rank before the true one [n], for features [n, D] and labels [n]."""
         parts = [
             rank_of_label(x[start : start + CHUNK].to(self.weight) @ self.weight + self.bias, y[start : start + CHUNK])
             for start in range(0, len(x), CHUNK)
@@ -125,7 +125,8 @@ def loss_and_gradient(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the loss [] and its gradients [D, C] and [C], a chunk of samples at a time, in the weight's type.
 
-    In float32 the line search stops at a gradient of about 1e-4: the loss no longer shows which of two points is lower.
+    In float32 the line search would stop at a gradient of about 1e-4, where the loss of two points is no longer exact
+    enough to tell which is lower.
     """
     loss = penalty / 2 * weight.square().sum()
     by_weight, by_bias = penalty * weight, torch.zeros_like(bias)
@@ -141,7 +142,7 @@ def loss_and_gradient(
 def solve_path(
     x: Tensor, y: Tensor, protocol: LogisticProtocol, *, num_classes: int, progress: bool
 ) -> dict[float, Solution]:
-    """Return the solution of every penalty, the largest first; each begins where the one before ended."""
+    """Return the solution for every penalty, the largest first; each starts from the solution before."""
     found: dict[float, Solution] = {}
     last: Solution | None = None
     with progress_bar("logistic regression", len(protocol.penalties), shown=progress) as advance:
@@ -215,8 +216,8 @@ def check_scale(scale: float) -> None:
     """Refuse features that cannot be standardised.
 
     Raises:
-        UsageError: they are all alike.
-        RunFailure: they are beyond float32.
+        UsageError: they are the same for all images.
+        RunFailure: they do not fit into float32.
     """
     if not scale > 0:
         raise UsageError("all training images have the same features: there is nothing to learn from")

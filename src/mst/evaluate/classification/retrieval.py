@@ -1,4 +1,4 @@
-"""Image retrieval: every validation image ranks a database by cosine similarity; images of its class are right.
+"""Image retrieval: a database is ranked by cosine similarity to each validation image; images of its class are right.
 
 Source: mean average precision over the whole ranking as in instance retrieval (Philbin et al. 2007) and recall@k, the
 share of queries with a right image among the first k (Jegou et al. 2011; Oh Song et al. 2016). Exact: the whole
@@ -36,7 +36,7 @@ class RetrievalProtocol:
     """Settings of the retrieval evaluation that change its numbers.
 
     Attributes:
-        database: what the validation images are looked up in: the training images, or all other validation images.
+        database: where the validation images are looked up: in the training images, or in all other validation images.
         ranks: each k of recall@k.
         labels: how many training images the database has.
     """
@@ -52,12 +52,12 @@ class RetrievalProtocol:
 
 @dataclass(frozen=True)
 class Retrieved:
-    """What queries with a right image found.
+    """What was found for those queries that have a right image in the database.
 
     Attributes:
         precision: average precision of each [q].
         first: rank of its first right image [q], 0 = best.
-        alone: queries without any right image; they count for nothing.
+        alone: number of queries without a right image, which are left out.
     """
 
     precision: Tensor

@@ -22,7 +22,7 @@ from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
 MOST_LEFT_OUT = 0.05
-"""A file of which a larger share of the images cannot be used is refused."""
+"""Share of a file's images that may be left out as unusable; above it the file is refused."""
 READERS = 8
 """Threads that read headers: they wait for the disk, not for each other."""
 
@@ -31,10 +31,10 @@ class ImageRecords(NamedTuple):
     """The images of a file.
 
     Attributes:
-        usable: by id.
-        headers: of those that have one.
-        left_out: ids of the others.
-        frames: number of images that EXIF turns, by what their annotations are of.
+        usable: images by id.
+        headers: by id, of those that have one.
+        left_out: ids of images that cannot be used.
+        frames: how many of the images that EXIF turns have annotations of which frame.
     """
 
     usable: dict[int, ImageRecord]
@@ -50,8 +50,8 @@ def read_images(file: Path, records: Sequence[Any], places: Places, frame: Frame
         file: the annotation file.
         records: its `images`.
         places: folders where they may lie.
-        frame: what the annotations of images are of that EXIF turns; None = it is found out, and said.
-        tally: gets what is left out.
+        frame: to which frame the annotations of images that EXIF turns belong; None = it is found out, and said.
+        tally: counts what is left out.
 
     Raises:
         DataError: more than `MOST_LEFT_OUT` of the images cannot be used.
@@ -119,7 +119,7 @@ def _paths(folder: Path, records: Sequence[Any], tally: Tally) -> tuple[dict[int
 
 
 def _stated_size(record: Any) -> list[tuple[int, tuple[int, int]]]:
-    """Return id and (H, W) of a record that states both sides; an unknown one may be null, 0 or absent."""
+    """Return id and (H, W) of a record that states both sides; unknown sides may be null, 0 or absent."""
     if not isinstance(record, dict):
         return []
     number, height, width = (whole(record.get(key)) for key in ("id", "height", "width"))
@@ -135,7 +135,7 @@ def _upright(
     frame: Frame | None,
     tally: Tally,
 ) -> tuple[dict[int, ImageRecord], dict[str, int]]:
-    """Return the images of which the size fits, and how many of those that EXIF turns are of which frame."""
+    """Return the images whose size fits, and how many of those that EXIF turns have annotations of which frame."""
     told: dict[int, Frame | Literal["either"]] = {}
     found: dict[int, ImageRecord] = {}
     for number, path in paths.items():

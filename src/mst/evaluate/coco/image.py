@@ -19,7 +19,7 @@ from mst.evaluate.coco.masks import Segmentation
 from mst.runtime.images import Header, image_header
 
 READ_BEFORE = 256
-"""So many images of a validation set are decoded before a training whose result they decide."""
+"""Images of a validation set that are decoded before a training that is going to be scored on them."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class CocoObject:
     """One annotation.
 
     Attributes:
-        id: of the annotation in its file; its place there where it has none.
+        id: of the annotation in its file; if it has none, its place there.
         label: position of its category in `CocoSet.classes`.
         box: (x0, y0, x1, y1) in pixels of the upright image, ends exclusive.
-        area: pixels, as the file has it, else of the mask or box; decides small, medium and large.
-        crowd: a region of many objects; never an object to be found, and never a false alarm.
+        area: in pixels, from the file or else of the mask or box; decides whether an object is small, medium or large.
+        crowd: a region of many objects: it need not be found, and finding it is no mistake.
         segmentation: its mask, checked; None = the file has none.
     """
 
@@ -53,7 +53,7 @@ class CocoImage:
         position: in the source.
         size: (H, W), upright.
         objects: in the order of the file.
-        header: what the file says of itself; None = it was not asked, or has no header that Pillow knows.
+        header: size and orientation as the file states them; None = not read, or not known to Pillow.
         scale: how values that are not stored in 8 bits become such.
     """
 
@@ -67,7 +67,7 @@ class CocoImage:
 
     @property
     def name(self) -> str:
-        """What messages call it: its path, or where it lies in a larger file."""
+        """Its name in messages: its path, or its place in a larger file."""
         return self.source.name(self.position)
 
     def read(self, *, channels: int = 3) -> Tensor:
@@ -83,10 +83,10 @@ class CocoImage:
 
 
 def check_size(name: str, found: tuple[int, int], stated: tuple[int, int], header: Header | None) -> None:
-    """Refuse an image of another size (H, W), upright, than its annotations are for.
+    """Refuse an image whose upright size (H, W) is not the one that its annotations state.
 
     Raises:
-        DataError: naming it, and the EXIF orientation where it has one.
+        DataError: names it, and its EXIF orientation if it has one.
     """
     if found == stated:
         return
@@ -99,7 +99,7 @@ def check_size(name: str, found: tuple[int, int], stated: tuple[int, int], heade
 
 
 def header_of(file: Path | bytearray) -> Header | None:
-    """Return what a file, or its content, says of itself, or None where Pillow finds no header."""
+    """Return size and orientation as a file, or its content, states them; None if Pillow finds no header."""
     try:
         return image_header(file)
     except Exception:  # whatever damaged bytes raise: the decoder says what is wrong
@@ -107,16 +107,16 @@ def header_of(file: Path | bytearray) -> Header | None:
 
 
 def check_images(images: Sequence[CocoImage], *, channels: int, decoded: int = READ_BEFORE) -> None:
-    """Look at all images before hours of training, not in their midst: headers of all, the pixels of some.
+    """Check all images before a training of hours: the headers of all, the pixels of some.
 
     Args:
         images: with the headers that `read_coco` has read.
         channels: of the backbone.
-        decoded: so many are decoded, at even distances, and those without a header that Pillow knows.
+        decoded: how many to decode, at even distances; those whose header Pillow does not know are decoded as well.
 
     Raises:
-        DataError: an image has another size than its annotations say; or one that is decoded cannot be, or has not
-            the channels of the backbone.
+        DataError: an image has another size than its annotations state, cannot be decoded, or has not the backbone's
+            channels.
     """
     chosen = set(even_positions(len(images), decoded).tolist())
     for position, image in enumerate(images):

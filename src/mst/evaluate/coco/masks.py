@@ -22,19 +22,19 @@ from mst.evaluate.common.orientation import upright_point
 from mst.runtime.images import Header, turned
 
 OUTSIDE = 2.0
-"""Pixels by which a box or polygon may reach out of its image: rounding of resized annotations, not mistakes."""
+"""Pixels by which a box or polygon may reach out of its image: rounding in resized annotations, no mistake."""
 
 Polygons = Sequence[Sequence[float]]
 
 
 LEAST_INSIDE = 0.5
-"""A box or polygon of which a smaller share lies inside its image is left out; others are clipped."""
+"""Share of a box or polygon that must lie inside its image: with less it is left out, with more it is clipped."""
 Note = Callable[[str, str], None]
-"""Told of a polygon beside good ones that is left out ("bad polygon") or clipped ("polygon"), and why."""
+"""Called for a polygon beside good ones: with "bad polygon" if it is left out, "polygon" if clipped, and the reason."""
 
 
 class BadMask(ValueError):
-    """A segmentation that gives no mask; the message says why, without file and record, the kind in two words."""
+    """A segmentation that gives no mask. The message says why but names no file and record; `kind` has two words."""
 
     def __init__(self, message: str, kind: str = "bad mask") -> None:
         super().__init__(message)
@@ -74,7 +74,7 @@ def read_segmentation(value: Any, size: tuple[int, int], *, note: Note | None = 
     Args:
         value: of JSON: polygons, a single one without the outer list, or run lengths.
         size: of the image.
-        note: where it is given, bad polygons beside good ones are left out, and it is told of each.
+        note: called for each polygon that is left out or clipped; None = a bad polygon spoils the whole mask.
 
     Raises:
         BadMask: neither polygons nor run lengths, of another size, or damaged.
@@ -92,7 +92,7 @@ def read_segmentation(value: Any, size: tuple[int, int], *, note: Note | None = 
 
 
 def _usable(polygons: Sequence[Any], size: tuple[int, int], note: Note) -> Polygons:
-    """Return the good polygons, and tell of the others."""
+    """Return the good polygons; call `note` for the others."""
     kept: list[Sequence[float]] = []
     problems: list[BadMask] = []
     for polygon in polygons:
@@ -112,7 +112,7 @@ def _usable(polygons: Sequence[Any], size: tuple[int, int], note: Note) -> Polyg
 
 
 def mask_box(segmentation: Segmentation) -> Box:
-    """Return the box (x0, y0, x1, y1) around a mask, inside its image; without area where the mask is empty."""
+    """Return the box (x0, y0, x1, y1) around a mask, inside its image; an empty mask has a box without area."""
     height, width = segmentation.size
     if isinstance(segmentation, PolygonMask):
         xs, ys = ([n for p in segmentation.polygons for n in p[axis::2]] for axis in (0, 1))
@@ -127,7 +127,7 @@ def mask_box(segmentation: Segmentation) -> Box:
 
 
 def mask_area(segmentation: Segmentation) -> float:
-    """Return the area of a mask in pixels; of polygons the sum of what each encloses."""
+    """Return the area of a mask in pixels; for polygons, the sum of their areas."""
     if isinstance(segmentation, RunLengths):
         return float(segmentation.counts[1::2].sum())
     total = 0.0
@@ -138,7 +138,7 @@ def mask_area(segmentation: Segmentation) -> float:
 
 
 def turned_mask(segmentation: Segmentation, header: Header) -> Segmentation:
-    """Return a mask of the stored image for the upright one."""
+    """Return a mask of the stored image turned as the upright image is."""
     if isinstance(segmentation, RunLengths):
         return run_lengths_of(turned(mask_of(segmentation), header.orientation))
     points = (

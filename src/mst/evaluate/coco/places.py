@@ -24,11 +24,11 @@ SPLITS = (
     ("val", "val2017", "val2014", "valid", "validation"),
     ("test", "test2017", "test2014", "testing"),
 )
-"""Names that mean the same part of a data set."""
+"""Names that mean the same part of a data set, a row a part."""
 SAMPLE = 256
-"""So many names of a file, evenly spread, decide which folder holds its images."""
+"""Names of a file, evenly spread, by which the folder of its images is chosen."""
 DEEPEST = 16
-"""At most so many last parts of a path are looked for."""
+"""Last parts of a path that are tried, at most."""
 NOWHERE = 1 << 30
 """The rank of a folder that holds fewer than half of the names."""
 
@@ -37,8 +37,8 @@ class Places(NamedTuple):
     """Folders where the images of an annotation file may lie.
 
     Attributes:
-        near: beside the file, or called as the file's part is; the nearest first.
-        guessed: of other parts. Where two of them hold files of the same names, none is taken.
+        near: beside the file, or with the name of its part of the data set; the nearest first.
+        guessed: with names of other parts. If two of them hold files of the same names, none is taken.
     """
 
     near: tuple[Path, ...]
@@ -85,11 +85,11 @@ def places_of(file: Path, split: str) -> Places:
 def image_folder(file: Path, names: Sequence[str], places: Places) -> Path:
     """Return the folder that holds the images of an annotation file.
 
-    It is the one in which at least half of the names exist with the fewest leading folders left off; of equals the
-    nearest.
+    At least half of the names must exist in it. Of several such folders, the one counts for which the fewest leading
+    folders of the names have to be left off; of equally good ones, the nearest.
 
     Raises:
-        DataError: two guessed folders hold them equally well, so that either may be the wrong one.
+        DataError: two guessed folders are equally good, so either may be the wrong one.
     """
     if len(places.near) == 1 and not places.guessed:
         return places.near[0]

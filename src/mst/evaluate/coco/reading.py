@@ -1,7 +1,7 @@
 """Objects with boxes and masks from COCO JSON: every record is checked before anything is computed.
 
-Source: the COCO data format (cocodataset.org). Differs: nothing is believed. A record that does not fit costs itself:
-it is left out and counted, by kind; `strict` refuses the file. Letters: H W pixels.
+Source: the COCO data format (cocodataset.org). Differs: nothing is taken on trust. A record that does not fit is left
+out and counted by kind; with `strict`, the file is refused. Letters: H W pixels.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class CocoSet:
         images: in the order of the file.
         left_out: number of records that were left out or clipped, by kind.
         masks: every object has a mask.
-        frame: what annotations of images that EXIF turns were said to be of; None = it was found out.
-        frames: number of images that EXIF turns, by what their annotations are of.
+        frame: to which frame the user said that annotations of images that EXIF turns belong; None = it was found out.
+        frames: how many of the images that EXIF turns have annotations of which frame.
     """
 
     file: Path
@@ -76,7 +76,7 @@ class CocoSet:
         return images_of(self.images)
 
     def with_scale(self, scale: Scale) -> CocoSet:
-        """Return the same set, whose values that are not stored in 8 bits become such by `scale`."""
+        """Return the same set with `scale`, which turns values that are not stored in 8 bits into such."""
         return replace(self, images=tuple(replace(image, scale=scale) for image in self.images))
 
     def fingerprint(self) -> DataIdentity:
@@ -84,7 +84,7 @@ class CocoSet:
         return annotated(self.source.fingerprint(), self.described())
 
     def described(self) -> list[Path | bytes]:
-        """Return what says what is in the images: the file, and which way up it was said to be."""
+        """Return all that decides about the objects: the file, and the frame if it was given."""
         return [self.file] if self.frame is None else [self.file, self.frame.encode()]
 
 
@@ -106,15 +106,15 @@ def read_coco(file: Path, images: Path | Places, *, strict: bool = False, annota
 
     Args:
         file: COCO JSON with `images`, `annotations` and `categories`.
-        images: the folder that `file_name` is relative to, or those that `find_coco` proposes: the one that holds the
-            files is taken.
+        images: the folder that `file_name` is relative to, or the folders that `find_coco` proposes, of which the one
+            that holds the files is taken.
         strict: refuse a file with such records; objects without area are left out all the same.
-        annotations: whether boxes and masks of images with an EXIF orientation are of the image as it is displayed or
-            as it is stored; None = what the sizes in the file say, displayed where they do not.
+        annotations: whether boxes and masks of images with an EXIF orientation belong to the image as it is displayed
+            or as it is stored; None = what the sizes in the file tell, and displayed if they tell nothing.
 
     Raises:
-        DataError: not COCO JSON; two folders hold files of these names; more than 5 % of the images cannot be used (not
-            there, of another size than stated, without id); or, if `strict`, a record that does not fit.
+        DataError: it is no COCO JSON; two folders hold files of these names; more than 5 % of the images cannot be used
+            (missing, of another size than stated, without id); or, with `strict`, a record does not fit.
     """
     content = _parse(file)
     tally = Tally()
@@ -170,10 +170,10 @@ def _categories(file: Path, records: list[Any]) -> dict[int, str]:
 def _classes(
     names: Mapping[int, str], annotations: Sequence[Any]
 ) -> tuple[tuple[str, ...], tuple[int, ...], dict[int, int]]:
-    """Return class names, an id for each, and the class of each id; ids of one name are one class.
+    """Return class names, an id for each, and the class of each id. Ids with the same name are one class.
 
-    Roboflow writes a group as a category of its own, which may be called as a class is. A class keeps the id that most
-    annotations have.
+    Roboflow writes groups as categories too, and a group may have the name of a class. A class keeps the id that most
+    of its annotations have.
     """
     classes = list(dict.fromkeys(names.values()))
     labels = {number: classes.index(name) for number, name in names.items()}
@@ -201,7 +201,7 @@ def _objects(
 
 
 def _same_kind(objects: dict[int, list[CocoObject]], images: ImageRecords, tally: Tally) -> bool:
-    """Return whether all objects have masks; a few that have none, among many that do, are left out."""
+    """Return whether all objects have masks; a few without one, among many with one, are left out first."""
     bare = [(number, item) for number, items in objects.items() for item in items if item.segmentation is None]
     if not bare or len(bare) > MOST_LEFT_OUT * sum(map(len, objects.values())):
         return not bare
@@ -214,12 +214,12 @@ def _same_kind(objects: dict[int, list[CocoObject]], images: ImageRecords, tally
 
 
 def with_classes_of(known: CocoSet, coco: CocoSet) -> CocoSet:
-    """Return a set with the classes of another one, found by their names, whatever their ids and their order.
+    """Return a set with the classes of another one, matched by name; ids and order may differ.
 
-    Ids stay those of the set's own file; a class that it lacks gets the other set's id, or a free one.
+    Ids stay those of the set's own file. A class that this file lacks gets the other set's id, or a free one.
 
     Raises:
-        DataError: the set has objects of a class that the other one lacks.
+        DataError: the set has objects of a class that the other set lacks.
     """
     used = Counter(item.label for image in coco.images for item in image.objects)
     labels = {name: label for label, name in enumerate(known.classes)}

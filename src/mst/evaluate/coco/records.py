@@ -1,7 +1,7 @@
 """One record of COCO JSON at a time, as annotation tools write them: read, or left out and counted.
 
 Source: the COCO data format (cocodataset.org), and the exports of CVAT, Label Studio, Roboflow, labelme, FiftyOne,
-VGG VIA and Supervision: ids as text or with `.0`, null for what is unknown, boxes without masks and the reverse.
+VGG VIA and Supervision: ids as text or with `.0`, null for unknown values, boxes without masks and masks without boxes.
 Letters: H W pixels.
 """
 
@@ -36,11 +36,11 @@ from mst.runtime.names import shown
 
 WITHOUT_AREA = "without area"
 EXACT = 2**53
-"""From here on a JSON number with a point may stand for several whole numbers."""
+"""From here on a float no longer tells neighbouring whole numbers apart."""
 
 
 class _Name(NamedTuple):
-    """What to call an annotation; put together only where it is said."""
+    """The name of an annotation in messages; put together only when a message needs it."""
 
     annotation: str
     image: Path
@@ -50,7 +50,7 @@ class _Name(NamedTuple):
 
 
 class BadRecord(ValueError):
-    """What is wrong with one record: in two or three words, and which record it is."""
+    """A record that is left out: the kind of mistake in two or three words, and a message that names the record."""
 
     def __init__(self, kind: str, message: str) -> None:
         super().__init__(message)
@@ -63,8 +63,8 @@ class Tally:
     Attributes:
         left_out: records by what is wrong with them.
         clipped: boxes and polygons that were cut at the border of their image.
-        remarks: records that are used although something is odd about them.
-        messages: the first record of each kind, and what is wrong with it.
+        remarks: records that are used although something about them is odd.
+        messages: for each kind, the first record and what is wrong with it.
     """
 
     def __init__(self) -> None:
@@ -90,13 +90,13 @@ class Tally:
 
     @property
     def refused(self) -> int:
-        """How many records strict reading refuses: all but objects without area, which it leaves out as well."""
+        """Number of records for which strict reading refuses a file; objects without area are none of them."""
         counted = self.left_out.total() + self.clipped.total() + self.remarks.total()
         return counted - self.left_out[WITHOUT_AREA]
 
     @property
     def first(self) -> str:
-        """What is wrong with the first record that strict reading refuses, or with the first at all; or nothing."""
+        """What is wrong with the first record that strict reading refuses; else with the first of any kind; else ""."""
         kinds = sorted(self.messages, key=lambda kind: kind == WITHOUT_AREA)
         return self.messages[kinds[0]] if kinds else ""
 
@@ -106,7 +106,7 @@ class Tally:
         return {kind: count for kind, count in {**self.left_out, **clipped, **self.remarks}.items() if count}
 
     def __str__(self) -> str:
-        """Return what happened in one line, empty where nothing did."""
+        """Return what was left out, clipped and remarked on in one line; "" if nothing was."""
         parts = []
         for counter, word in (
             (self.left_out, "left out"),
@@ -124,8 +124,8 @@ class ImageRecord(NamedTuple):
 
     Attributes:
         path: of the image.
-        size: (H, W) that its annotations are of.
-        turned: the header of an image that is turned, where its annotations are not; None = they lie as it is read.
+        size: (H, W) of the frame that its annotations belong to.
+        turned: the header of an image that is turned while its annotations are not; None = both agree.
     """
 
     path: Path
@@ -152,8 +152,8 @@ class AnnotationReader:
         images: by id.
         left_out: ids of images that are left out.
         labels: by category id.
-        tally: gets what is clipped, and polygons that are left out beside good ones.
-        seen: ids of the annotations so far.
+        tally: counts what is clipped, and polygons that are left out beside good ones.
+        seen: ids of the annotations read so far.
     """
 
     images: Mapping[int, ImageRecord]
@@ -194,7 +194,7 @@ class AnnotationReader:
 
 
 def _identify(record: Mapping[str, Any], position: int, seen: set[int]) -> tuple[str, int]:
-    """Return what to call an annotation, and its id; its position where it has none."""
+    """Return the name of an annotation in messages, and its id; without an id, its position."""
     stated = record.get("id")
     if stated is None:
         return f"annotation record {position}", position
@@ -210,7 +210,7 @@ def _identify(record: Mapping[str, Any], position: int, seen: set[int]) -> tuple
 def _shape(
     record: Mapping[str, Any], size: tuple[int, int], name: _Name, tally: Tally
 ) -> tuple[Box, float, Segmentation | None]:
-    """Return box, area and mask of an annotation, each from the others where the file has it not."""
+    """Return box, area and mask of an annotation; what the file lacks is computed from the others."""
     stated, drawn = record.get("bbox"), record.get("segmentation")
     masked, boxed = not no_mask(drawn), not (stated is None or stated == [])
     if boxed and masked and isinstance(stated, list) and not any(stated):

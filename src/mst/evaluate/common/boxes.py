@@ -15,9 +15,9 @@ Box = tuple[float, float, float, float]
 
 
 def largest_component_box(patches: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Return (x0, y0, x1, y1) in patches around the largest 4-connected component; of equals the topmost, then left.
+    """Return the box (x0, y0, x1, y1), in patches, around the largest 4-connected component.
 
-    At least one patch must be chosen.
+    Of several of that size, the one that begins highest counts, then the leftmost. At least one patch must be chosen.
     """
     height, width = patches.shape
     unseen = patches.copy()

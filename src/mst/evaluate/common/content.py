@@ -1,4 +1,4 @@
-"""What a labelled set holds, cheaply: two sets of the same names are told apart by what their files hold."""
+"""The identity of a labelled set: from its names and a sample of its files, so that other contents are noticed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from mst.runtime.logging import warn
 from mst.runtime.names import shown
 
 PIECE = 1 << 12
-"""Bytes at the beginning and at the end that tell most files of one size apart."""
+"""Bytes at the beginning and at the end of a file: enough to tell most files of equal size apart."""
 
 
 def identity_of_files(
@@ -24,7 +24,7 @@ def identity_of_files(
     Args:
         names: of the images; where they are paths, without the folder that they share.
         files: images and masks.
-        annotations: files that count with every byte (annotations, lists), and bytes such as labels.
+        annotations: files of which every byte counts (annotations, lists), and bytes such as labels.
         title: what the set is called.
     """
     encoded = [os.fsencode(name) for name in names]
@@ -44,7 +44,7 @@ def identity_of_values(
 
 
 def tell_shared(train: Sequence[Path], val: Sequence[Path]) -> None:
-    """Warn of images that are in both sets, under whatever names: their score says nothing of new images."""
+    """Warn of images that are in both sets, even under other names: scores on them say nothing about new images."""
     shared = shared_files(train, val)
     if shared:
         first, second = shared[0]
@@ -56,9 +56,9 @@ def tell_shared(train: Sequence[Path], val: Sequence[Path]) -> None:
 
 
 def shared_files(first: Sequence[Path], second: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Return pairs of the same content, one of each set, in the order of the second.
+    """Return pairs of files of the same content, one from each set, in the order of the second.
 
-    Files of one size are told apart by their beginning and end, those of one beginning and end by all their bytes.
+    Files of equal size are compared by beginning and end; where these are equal, by all their bytes.
     """
     same = [[*second], [*first]]
     for key in (_size, _ends, _whole):

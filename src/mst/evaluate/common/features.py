@@ -1,4 +1,4 @@
-"""Features of a frozen backbone: batched, in evaluation mode, read ahead by threads, with unreadable files counted.
+"""Features of a frozen backbone, computed in batches that threads read ahead; unreadable files are counted.
 
 Letters: B images, n images of a set, D features.
 """
@@ -37,7 +37,7 @@ FeatureFunction = Callable[["Backbone", Tensor], Tensor]
 
 @dataclass(frozen=True)
 class FeatureSettings:
-    """How features are computed; only `precision` can change a number (in the last digits).
+    """How features are computed. Only `precision` changes numbers, and only their last digits.
 
     Attributes:
         forward_batch: images per forward pass.
@@ -60,13 +60,13 @@ class FeatureSettings:
 
 @dataclass(frozen=True)
 class Features:
-    """What a backbone makes of a set of images, on the CPU; unreadable images have no row.
+    """The features of a set of images, on the CPU; unreadable images have no row.
 
     Attributes:
         features: [n, D], float32.
         labels: [n], int64.
         names: a path or name for each row.
-        positions: where each row stands in the set it came from.
+        positions: of each row's image in the set.
         unreadable: "name: reason" for each image left out.
     """
 
@@ -91,7 +91,7 @@ def patch_map(backbone: Backbone, images: Tensor) -> Tensor:
 
 @contextmanager
 def frozen(backbone: nn.Module) -> Iterator[None]:
-    """Put a backbone in evaluation mode without gradients; every submodule's own mode comes back afterwards."""
+    """Inside: evaluation mode and no gradients. Afterwards every submodule has the mode that it had."""
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
     try:
@@ -109,13 +109,13 @@ def device_of(backbone: nn.Module) -> torch.device:
 
 
 def used_precision(settings: FeatureSettings, network: nn.Module) -> str:
-    """Return the compute type that the settings mean on a network's device, as rows name it: fp32 or bf16."""
+    """Return the compute type that the settings lead to on a network's device, as results name it: fp32 or bf16."""
     compute, _ = select_precision(settings.precision, device_of(network))
     return "bf16" if compute == torch.bfloat16 else "fp32"
 
 
 def fingerprint(network: nn.Module) -> str:
-    """Return a hash of the weights, so that a training that began with others is not resumed."""
+    """Return a hash of the weights: a training that began with other weights is not resumed."""
     digest = hashlib.sha256()
     for name, value in network.state_dict().items():
         digest.update(name.encode() + value.detach().cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -123,7 +123,7 @@ def fingerprint(network: nn.Module) -> str:
 
 
 def forward_batch(backbone: Backbone, images: Tensor, function: FeatureFunction, precision: Precision) -> Tensor:
-    """Return `function(backbone, images)` as float32, computed in the asked type on the backbone's device."""
+    """Return `function(backbone, images)` as float32, computed in the given precision on the backbone's device."""
     device = device_of(backbone)
     compute, _ = select_precision(precision, device)
     with torch.autocast(device.type, dtype=torch.bfloat16, enabled=compute == torch.bfloat16):
@@ -195,7 +195,7 @@ def _load(images: Readable, transform: Callable[[Tensor], Tensor], index: int) -
 
 @contextmanager
 def progress_bar(title: str, total: int, *, shown: bool) -> Iterator[Callable[[int], None]]:
-    """Show a bar on a terminal that vanishes at its end; yields the function that advances it."""
+    """Show a progress bar on a terminal until the block ends; yield the function that advances it."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     shown = shown and console.is_terminal
     with Progress(*columns, console=console, transient=True, disable=not shown) as bar:
@@ -223,8 +223,8 @@ def extract_features(
         function: (backbone, images [B,C,h,w]) -> [B, D].
         settings: batch size, threads and compute type.
         title: words beside the progress bar.
-        place: shape -> the float32 tensor that the features are written into; may be mapped from a file.
-        tell: warn of the images left out.
+        place: shape -> the float32 tensor to write the features into; it may be mapped from a file.
+        tell: warn if images are left out.
 
     Raises:
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.

@@ -1,4 +1,4 @@
-"""What is no number is no result: features, scores and importance are checked where they are made."""
+"""NaN and infinity are refused where they arise: in features, scores and importance."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ def check_finite(values: Tensor, network: nn.Module, names: Sequence[str], what:
 
     Args:
         values: one row for each image [B, ...].
-        network: what made them.
+        network: that computed them.
         names: of the images [B].
-        what: the values are, in the plural.
+        what: the name of the values, in the plural, for the message.
 
     Raises:
-        RunFailure: names the first layer whose weights are no numbers, or else the first image.
+        RunFailure: names the first layer whose weights are not finite; if all are, the first image.
     """
     good = values.flatten(1).isfinite().all(1)  # [B]
     if bool(good.all()):

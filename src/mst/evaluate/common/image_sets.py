@@ -95,7 +95,7 @@ class LabelledSets:
         return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
     def check_classes(self, part: Literal["train", "val"] = "train") -> None:
-        """Refuse a part whose images are all of one class: whatever is found in it would be right.
+        """Refuse a part whose images are all of one class: every answer would be right.
 
         Raises:
             DataError: there is one class only.
@@ -123,10 +123,11 @@ class LabelledSets:
         Args:
             root: the folder.
             channels: of the images.
-            ranges: value ranges that are known; others are measured on them. None = each image decides.
+            ranges: value ranges that are known; those of other types of numbers are measured on these images.
+                None = each image decides for itself.
             train_limit: at most this many training images, drawn evenly over the classes; None = all.
             val_limit: at most this many validation images.
-            strict: accept nothing in the folder that cannot be used.
+            strict: refuse a folder that holds anything that cannot be used.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.

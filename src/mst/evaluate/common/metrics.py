@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 ABSENT = 1 << 62
-"""Place of a class that is no candidate."""
+"""Rank of a class that no neighbour voted for: beyond any number of classes."""
 
 
 def rank_of_label(scores: Tensor, labels: Tensor) -> Tensor:
-    """Return how many classes are placed before the true one [n], 0 = best; equal scores: lower class number first.
+    """Return how many classes rank before the true one [n], 0 = best. Of equal scores the lower class number is first.
 
-    A score that is not a number (a classifier that diverged) is placed last. A true class with the score -inf (one that
-    no neighbour voted for) was not found at all: its place is `ABSENT`, beyond any number of best classes.
+    NaN (a classifier that diverged) ranks last. A true class with the score -inf, for which no neighbour voted, was not
+    found at all: its rank is `ABSENT`.
 
     Args:
         scores: class scores [n, K].
@@ -38,7 +38,7 @@ def accuracy(ranks: Tensor, k: int) -> float:
 
 
 def percent(share: float) -> float:
-    """Return a share as a percentage, without the dust of binary fractions."""
+    """Return a share as a percentage with six decimals, which hides the rounding of binary fractions."""
     return round(100.0 * share, 6)
 
 
@@ -60,7 +60,7 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, *, ig
 
 @dataclass(frozen=True)
 class SegmentationScores:
-    """Scores of a confusion matrix, in percent; nan where a class has no value."""
+    """Scores of a confusion matrix, in percent; nan for a class that has none."""
 
     miou: float
     macc: float

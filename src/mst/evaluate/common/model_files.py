@@ -1,4 +1,4 @@
-"""A trained network on disk: weights in safetensors, and beside them a JSON file with all that rebuilds it."""
+"""A trained network on disk: its weights in safetensors, and a JSON file from which it can be built again."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Network = TypeVar("Network", bound=nn.Module)
 Rest = TypeVar("Rest")
 
 REASON = 200
-"""Most characters that a message takes from a library."""
+"""Characters of a library's message that are shown, at most."""
 
 
 def kept_ranges(values: Mapping[str, Any]) -> dict[str, list[float]] | None:
@@ -47,7 +47,7 @@ class ModelFiles:
     Attributes:
         kind: what the network is called; the stem of its files as well.
         command: what writes them, for the messages.
-        version: of what the JSON file says; another one is refused.
+        version: of the JSON file's format; files of another version are refused.
     """
 
     kind: str
@@ -65,12 +65,12 @@ class ModelFiles:
         return f"{self.kind}.json"
 
     def save(self, folder: Path, network: nn.Module, values: Mapping[str, Any]) -> None:
-        """Write both files; those that are there are replaced only when the new ones are complete.
+        """Write both files. Each is complete before it replaces the one that is there.
 
         Args:
             folder: made if it is not there.
             network: its weights are written, from any device.
-            values: all else that rebuilds it, as JSON types.
+            values: what is needed to build it again, as JSON types.
 
         Raises:
             RunFailure: the folder cannot be made, or the disk refused.
@@ -85,15 +85,15 @@ class ModelFiles:
         write_atomic(folder / self.description, json.dumps({"format": self.version, **values}, indent=2))
 
     def load(self, folder: Path, build: Callable[[dict[str, Any]], tuple[Network, Rest]]) -> tuple[Network, Rest]:
-        """Return the network on the CPU, in evaluation mode, and what else `build` returns.
+        """Return the network on the CPU in evaluation mode, and whatever else `build` returns.
 
         Args:
             folder: from `save`.
-            build: returns the network with any weights, and more, from the values that were saved; called twice.
+            build: takes the saved values; returns the network with arbitrary weights, and more. Called twice.
 
         Raises:
-            CheckpointError: a file is missing or damaged, or the weights are not exactly those of the described
-                network, finite and of a floating type. Said before memory is taken.
+            CheckpointError: a file is missing or damaged, or the weights do not fit the described network exactly, are
+                not finite, or not of a floating type. This is found before the network takes memory.
         """
         for name in (self.description, self.weights):
             if not (folder / name).is_file():

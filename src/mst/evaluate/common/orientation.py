@@ -1,9 +1,9 @@
 """Which way up annotations are: images are turned by their EXIF orientation, their annotations may not have been.
 
-Tools that show an image as it was stored write annotations of the stored pixels, tools that turn it first write those
-of the displayed ones. Where the sides change places (5 to 8) the size beside the annotations tells which; where they do
-not (2 to 4, and squares) nothing in the file does. Source of the numbers: Exif 2.32, tag 0x0112. Masks turn by
-`mst.runtime.images.turned`. Letters: H W pixels.
+A tool that shows an image as it is stored writes annotations of the stored pixels; a tool that turns it first writes
+annotations of the displayed ones. If the orientation swaps height and width (5 to 8), the size beside the annotations
+tells which it was. Otherwise (2 to 4, and squares) nothing in the file tells. Source of the numbers: Exif 2.32, tag
+0x0112. Masks are turned by `mst.runtime.images.turned`. Letters: H W pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,9 @@ Frame = Literal["displayed", "stored"]
 
 
 def frame_of(header: Header, size: tuple[int, int]) -> Frame | Literal["either"] | None:
-    """Return what annotations are of, by the size that they name; either = it does not tell; None = neither fits.
+    """Return which image annotations belong to, judged by the size that they state.
+
+    "either" = the size fits both; None = it fits neither.
 
     Args:
         header: of the image.
@@ -42,7 +44,7 @@ def frame_of(header: Header, size: tuple[int, int]) -> Frame | Literal["either"]
 
 
 def agreed_frame(told: Sequence[Frame | Literal["either"] | None]) -> Frame:
-    """Return the frame of those images that do not tell: that of most of the others; displayed where no image does."""
+    """Return the frame for images whose size does not tell: that of most other images; "displayed" if none tells."""
     return "stored" if told.count("stored") > told.count("displayed") else "displayed"
 
 

@@ -29,7 +29,7 @@ class ImageTransform:
         size: (H, W) of the result; normally the size the backbone was trained at.
         mean: per-channel mean in [0, 1].
         std: per-channel standard deviation in [0, 1].
-        resize_ratio: 256/224 as in DINO; 1.0 keeps the longest possible part of the image.
+        resize_ratio: 256/224 as in DINO; 1.0 keeps as much of the image as the aspect ratio allows.
         whole_if_exact: an image that already is `size` is taken as it is: neither enlarged nor cut. False treats it
             like every other image (32 px CIFAR images would be enlarged to 37 px and cut back to 32).
     """

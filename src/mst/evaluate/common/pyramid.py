@@ -24,7 +24,7 @@ from mst.model.backbone import Backbone
 from mst.model.families.swin import SwinBackbone
 
 STRIDES = (4, 8, 16, 32)
-"""Pixels per cell of the levels "0" to "3"; "pool" has twice the last."""
+"""Pixels per cell of the levels "0" to "3"; the level "pool" has 64."""
 
 
 class Pyramid(nn.Module):
@@ -114,7 +114,10 @@ class StageLevels(nn.Module):
 
 
 def _level(width: int, doublings: int, channels: int) -> nn.Sequential:
-    """Return the layers from the last map [B, D, h, w] to a level 2**doublings as fine (ViTDet, section 3)."""
+    """Return the layers that make a level of the last map [B, D, h, w], its grid 2**doublings times as fine.
+
+    Source: ViTDet, section 3.
+    """
     layers: list[nn.Module] = []
     for index in range(doublings):
         layers.append(nn.ConvTranspose2d(width, width // 2, kernel_size=2, stride=2))

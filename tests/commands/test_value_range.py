@@ -17,9 +17,12 @@ from commands.calls import call
 from mst.data.sources import ImageIndex, index_images
 from mst.data.value_range import BY_TYPE, ValueRanges
 from mst.errors import CheckpointError, UsageError
+from mst.evaluate.classification.knn import KnnProtocol
 from mst.evaluate.coco.reading import CocoImage, CocoSet
+from mst.evaluate.common.features import FeatureSettings
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import load_backbone, save_backbone
+from mst.runtime.storage.results import Result
 from mst.workflows.evaluation.segmentation import SegmentationOptions, _read
 from mst.workflows.subject import ImageOptions, load_subject, prediction_scale
 
@@ -129,14 +132,69 @@ def test_segmentation_and_objects_read_by_it(trained: Path, tmp_path: Path) -> N
         (tmp_path / f"{part}.txt").write_text("0\n1\n2\n")
     (tmp_path / "classes.json").write_text('["a", "b"]')
     subject = load_subject(trained)
-    data, scale = _read(tmp_path, subject, SegmentationOptions())
+    data = _read(tmp_path, subject, SegmentationOptions())
+    scale = data.val.scale
     assert scale == ValueRanges({"uint16": (0, 4095)})
     assert int(data.train.read(0)[0].max()) == 62
-    given, _ = _read(tmp_path, subject, SegmentationOptions(value_range=(0, 1000)))
+    given = _read(tmp_path, subject, SegmentationOptions(value_range=(0, 1000)))
     assert int(given.val.read(1)[0].max()) == 255
     image = CocoImage(1, ImageIndex.of([tmp_path / "images" / "0.png"]), 0, (40, 40), ())
     coco = CocoSet(tmp_path / "a.json", (), (), (image,), ()).with_scale(scale)
     assert int(coco.images[0].read(channels=1).max()) == 62
+
+
+def in_row(result: Result) -> Any:
+    return result.protocol.get("value_ranges")
+
+
+def test_rows_name_the_ranges_of_their_images_and_no_others(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A backbone of 12 bits on images of 12 and of 8 bits: other ranges are another measurement, 8 bits have none."""
+    quick = FeatureSettings(progress=False, workers=1, precision="fp32")
+    protocol = KnnProtocol(neighbors=(2,), headline=2)
+    for bits, top, dtype in (("deep", 4000, np.uint16), ("plain", 250, np.uint8)):
+        for number, place in enumerate(("train/a", "train/b", "val/a", "val/b")):
+            write(tmp_path / bits / place, 4 + number, top, dtype)
+
+    def measured(bits: str, out: str, **options: Any) -> Result:
+        image, place = ImageOptions(**options), tmp_path / out
+        return mst.evaluate_knn(trained, tmp_path / bits, protocol=protocol, image=image, settings=quick, out=place)
+
+    assert in_row(measured("deep", "one")) == {"uint16": [0, 4095]}
+    assert in_row(measured("plain", "one")) is None
+    assert in_row(measured("deep", "two", value_range=(0, 8000))) == {"given": [0, 8000]}
+    assert in_row(measured("plain", "two")) is None
+    table = call(capsys, "compare", tmp_path / "one", tmp_path / "two", "--json")
+    lines = json.loads(table.out)["lines"]
+    both = [line for line in lines if None not in line["values"]]
+    assert [line["settings"]["data"] for line in both] == ["plain"]
+    assert len(lines) == 3
+    words = ("finetune", "--data", tmp_path / "deep", "--epochs", 1, "--batch-size", 4, "--workers", 0)
+    assert call(capsys, *words, "--backbone", trained, "--out", tmp_path / "tuned").status == 0
+    row = json.loads((tmp_path / "tuned" / "results.jsonl").read_text())
+    assert row["protocol"]["value_ranges"] == {"uint16": [0, 4095]}
+
+
+def test_a_segmentation_is_resumed_with_its_range_only(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write(tmp_path / "images", 6, 1000)
+    write(tmp_path / "masks", 6, 1, np.uint8)
+    (tmp_path / "train.txt").write_text("0\n1\n2\n3\n")
+    (tmp_path / "val.txt").write_text("4\n5\n")
+    (tmp_path / "classes.json").write_text('["a", "b"]')
+    words = ("evaluate", "segmentation", "--backbone", trained, "--data", tmp_path, "--steps", 2, "--batch-size", 2)
+    words += ("--train-backbone", "--checkpoints", tmp_path / "ck", "--no-progress", "--picture-limit", 0, "--json")
+    first = call(capsys, *words, "--out", tmp_path / "out")
+    assert first.status == 0, first.err
+    assert json.loads(first.out)["protocol"]["value_ranges"] == {"uint16": [0, 4095]}
+    kept = json.loads((tmp_path / "out" / "segmenter.json").read_text())["value_ranges"]
+    assert kept == {"uint16": [0, 4095]}
+    other = call(capsys, *words, "--value-range", 0, 1000)
+    assert other.status == 2
+    assert "holds a training with other value_ranges" in other.line
+    assert call(capsys, *words).status == 0
 
 
 def test_prediction_takes_the_range_of_training(tmp_path: Path) -> None:

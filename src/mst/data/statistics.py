@@ -126,7 +126,7 @@ def measured_ranges(images: ImageSource, *, channels: int, known: ValueRanges) -
                 f"among them is not known: give it with {known.option} LO HI"
             )
         found[kind] = likely
-    return ValueRanges(found, known.option)
+    return ValueRanges(found, known.option, frozenset(meter.found))
 
 
 def measured_scale(images: ImageSource, *, channels: int, known: ValueRanges | None) -> Scale:

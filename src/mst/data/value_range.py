@@ -77,10 +77,12 @@ class ValueRanges:
         ranges: kind -> (black, white): NumPy's name of a type of whole numbers, `FLOAT`, or `GIVEN` alone for all
             that is not stored in 8 bits.
         option: how another range is given, for messages.
+        seen: kinds that the sample of the data set has; a backbone may bring ranges of other kinds.
     """
 
     ranges: Mapping[str, Range] = field(default_factory=dict)
     option: str = field(default="--data.value-range", compare=False)
+    seen: frozenset[str] = field(default=frozenset(), compare=False)
 
     @staticmethod
     def given(range_: Range, option: str = "--data.value-range") -> ValueRanges:
@@ -91,6 +93,11 @@ class ValueRanges:
     def is_given(self) -> bool:
         """Whether the range was given for everything."""
         return GIVEN in self.ranges
+
+    @property
+    def in_use(self) -> dict[str, list[float]]:
+        """What a row of results says: the ranges that count for the images of this data set, as JSON types."""
+        return {kind: list(found) for kind, found in self.ranges.items() if kind in self.seen or kind == GIVEN}
 
     def pixels(self, values: Stored, white: int | None) -> Pixels:
         """Return the pixels over their range; a range that was given counts before what a file says of itself."""

@@ -13,8 +13,9 @@ from safetensors.torch import save
 from mst.config.schema import ModelConfig
 from mst.data.sources import ImageSource
 from mst.data.statistics import measured_scale
-from mst.data.value_range import Range, Scale, ValueRanges, check_range
+from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges, check_range
 from mst.errors import CheckpointError, UsageError
+from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
 from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
@@ -151,14 +152,16 @@ class Subject:
         folder = RunDir(self.folder).pictures_of(task, untrained=self.name.startswith(RANDOM))
         return Outputs(folder, command, "--pictures", earlier=ANY)
 
-    def record(self, result: Result, data: object, identity: DataIdentity) -> Result:
+    def record(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of its folder.
 
         Args:
             result: of the evaluation.
             data: what was given as data: a path, a text such as `scenes:200`, or sets in memory.
             identity: what the data hold.
+            scale: how their values become 8 bits; not needed where the result says it already.
         """
+        result = replace(result, protocol={**result.protocol, **ranges_in_use(scale)})
         named = replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
         if self.folder is not None:
             results = RunDir(self.folder).results

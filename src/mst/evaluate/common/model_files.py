@@ -40,6 +40,12 @@ def ranges_to_keep(scale: Scale) -> dict[str, list[float]] | None:
     return scale.to_json() if isinstance(scale, ValueRanges) else None
 
 
+def ranges_in_use(scale: Scale) -> dict[str, Any]:
+    """Return what a row says of the value ranges of its data: `value_ranges`, or nothing where all is in 8 bits."""
+    used = scale.in_use if isinstance(scale, ValueRanges) else {}
+    return {"value_ranges": used} if used else {}
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """The two files of one kind of network.

@@ -49,15 +49,14 @@ def agreed_frame(told: Sequence[Frame | Literal["either"] | None]) -> Frame:
 
 
 def mask_frames(
-    pairs: Sequence[tuple[Path, Path]], size_of: Callable[[Path], tuple[int, int]], said: Frame | None, *, tell: bool
+    pairs: Sequence[tuple[Path, Path]], size_of: Callable[[Path], tuple[int, int]], said: Frame | None
 ) -> tuple[dict[Path, Header], dict[tuple[Path, Path], Frame]]:
-    """Return the headers of images that EXIF turns, and what the masks of these are of.
+    """Return the headers of images that EXIF turns, and what their masks are of; one warning says what is assumed.
 
     Args:
         pairs: images and their masks.
         size_of: returns (H, W) of a mask.
         said: what all masks are of; None = as their sizes say.
-        tell: warn, once, of what is assumed.
     """
     pairs = list(dict.fromkeys(pairs))
     images = list(dict.fromkeys(image for image, _ in pairs))
@@ -77,7 +76,7 @@ def mask_frames(
     for pair, frame in told.items():
         if frame is not None:
             frames[pair] = said or agreed if frame == "either" or said else frame
-    if tell and frames and said is None:
+    if frames and said is None:
         counts = " and ".join(f"{count} as {frame}" for frame, count in sorted(Counter(frames.values()).items()))
         unsure = list(told.values()).count("either")
         guess = f" (of {unsure} the size does not tell, they are taken as {agreed})" if unsure else ""

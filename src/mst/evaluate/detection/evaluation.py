@@ -24,7 +24,7 @@ from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.coco.reading import CocoImage, CocoSet, check_images, images_of, with_classes_of
 from mst.evaluate.common.content import tell_shared
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
-from mst.evaluate.common.model_files import ranges_to_keep
+from mst.evaluate.common.model_files import ranges_in_use, ranges_to_keep
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.common.pyramid import Pyramid
 from mst.evaluate.detection.detector import DetectorShape, build_detector, check_proportions, find_objects
@@ -227,9 +227,8 @@ def _check(
 
 def _described(protocol: DetectionProtocol, data: DetectionData) -> dict[str, Any]:
     files = [data.train.file.name, data.val.file.name]
-    ranges = _ranges(data)
     described = {**asdict(protocol.training), **asdict(protocol.shape), "data": files}
-    return {**described, "value_ranges": ranges} if ranges else described
+    return {**described, **ranges_in_use(data.train.images[0].scale)}
 
 
 def _ranges(data: DetectionData) -> dict[str, list[float]] | None:

@@ -61,7 +61,6 @@ def cityscapes_folder(
     scale: Scale = BY_TYPE,
     annotations: Frame | None = None,
     limits: tuple[int | None, int | None] = (None, None),
-    tell: bool = True,
 ) -> SegmentationData:
     """Return training and validation set of a folder with `leftImg8bit/` and `gtFine/`; `test` has no public masks.
 
@@ -74,7 +73,7 @@ def cityscapes_folder(
         if not (root / part).is_dir():
             raise DataError(f"{root} has no {part}/: Cityscapes needs {IMAGES}/ and {MASKS}/ side by side")
     pairs = [even_pairs(_split(root, split), limit) for split, limit in zip(("train", "val"), limits, strict=True)]
-    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations, tell=tell)
+    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations)
     train, val = (
         SegmentationSet(
             ImageIndex.of(image for image, _ in part),

@@ -127,6 +127,10 @@ class SegmentationData:
         classes = identify("", [], count=0, annotations=[text.encode("utf-8", "surrogatepass") for text in said])
         return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
 
+    def with_scale(self, scale: Scale) -> SegmentationData:
+        """Return the same sets, read by another scale."""
+        return replace(self, train=replace(self.train, scale=scale), val=replace(self.val, scale=scale))
+
     def evenly(self, train: int | None, val: int | None) -> SegmentationData:
         """Return parts of both sets, see `SegmentationSet.evenly`."""
         return replace(self, train=self.train.evenly(train), val=self.val.evenly(val))

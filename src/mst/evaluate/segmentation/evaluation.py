@@ -21,6 +21,7 @@ from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
 from mst.evaluate.common.metrics import SegmentationScores, confusion_matrix
+from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
 from mst.evaluate.segmentation.augment import Augmentation
 from mst.evaluate.segmentation.checks import compare_sets, read_pairs, usable_pairs
@@ -211,6 +212,7 @@ def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> R
         "mean": view.mean,
         "std": view.std,
         "precision": used_precision(work.settings, work.segmenter),
+        **ranges_in_use(data.train.scale),
     }
     return Result(
         task="patch_segmentation" if protocol.cached else "segmentation",
@@ -304,6 +306,7 @@ def _training(
     identity = {
         **protocol.row(),
         **asdict(work.view),
+        **ranges_in_use(work.data.train.scale),
         "seed": work.seed,
         "classes": work.segmenter.classes,
         "train_images": len(work.data.train),

@@ -37,7 +37,6 @@ def segmentation_folder(
     scale: Scale = BY_TYPE,
     annotations: Frame | None = None,
     limits: tuple[int | None, int | None] = (None, None),
-    tell: bool = True,
 ) -> SegmentationData:
     """Return the sets of a folder with `images/`, `masks/`, `train.txt`, `val.txt` and `classes.json`.
 
@@ -52,7 +51,6 @@ def segmentation_folder(
         annotations: what the masks of images with an EXIF orientation are of: the image as it is displayed, or its
             stored pixels; None = as their sizes say.
         limits: at most this many training and validation pairs, at even distances; None = all.
-        tell: warn of what is assumed of turned images.
 
     Raises:
         DataError: a part is missing or of another kind, a list is empty or names nothing that exists, or a name has
@@ -67,7 +65,7 @@ def segmentation_folder(
     masks = FileIndex(root / "masks", (*MASK_EXTENSIONS, "jpg", "jpeg"))
     listed = [read_pairs_of(root, root / f"{split}.txt", images, masks) for split in ("train", "val")]
     pairs = [even_pairs(found, limit) for (found, _), limit in zip(listed, limits, strict=True)]
-    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations, tell=tell)
+    headers, frames = mask_frames([*pairs[0], *pairs[1]], mask_size, annotations)
     train, val = (
         SegmentationSet(
             ImageIndex.of(pair.image for pair in part),

@@ -99,7 +99,7 @@ class LabelledEvaluation(Generic[Numbers]):
             features=user_path(features) if features else None,
             seed=seed,
         )
-        return subject.record(result, data, identity)
+        return subject.record(result, data, identity, sets.train.scale)
 
 
 evaluate_knn = LabelledEvaluation[KnnProtocol](knn.evaluate_knn)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.data.synthetic.scenes import SceneSet
-from mst.data.value_range import check_range
+from mst.data.value_range import BY_TYPE, Scale, check_range
 from mst.errors import UsageError
 from mst.evaluate.coco.reading import find_coco, read_coco
 from mst.evaluate.common.features import FeatureSettings
@@ -91,7 +91,7 @@ def evaluate_objectness(
     """
     given = EvaluationInput[ObjectSet](backbone, data, settings, out, device, seed)
     subject, options = given.load(), objects or ObjectOptions()
-    images = data if isinstance(data, ObjectSet) else _objects(str(data), subject, options, seed)
+    images, scale = (data, BY_TYPE) if isinstance(data, ObjectSet) else _objects(str(data), subject, options, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
     pictures = subject.pictures("objectness", options.pictures)
@@ -105,17 +105,18 @@ def evaluate_objectness(
         settings=settings,
         watch=picture_writer(pictures, options.picture_limit) if pictures else None,
     )
-    return subject.record(result, data, identity)
+    return subject.record(result, data, identity, scale)
 
 
-def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> ObjectSet:
+def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> tuple[ObjectSet, Scale]:
+    """Return the images with their objects, and how their values become 8 bits."""
     if not data.startswith(SCENES):
         coco = read_coco(*find_coco(data, options.split), strict=options.strict, annotations=options.annotations)
         scale = subject.scale(coco.source, options.value_range)
-        return coco_objects(coco.with_scale(scale), channels=subject.channels)
+        return coco_objects(coco.with_scale(scale), channels=subject.channels), scale
     count = data.removeprefix(SCENES)
     if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:
         raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {SCENES}200")
     if subject.channels != 3:
         raise UsageError(f"--data {data}: scenes have 3 channels, this backbone takes {subject.channels}")
-    return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size))
+    return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size)), BY_TYPE

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.data.sources.mixed import MixedImages
-from mst.data.value_range import BY_TYPE, ByType, Scale, ValueRanges, check_range
+from mst.data.value_range import Scale, check_range
 from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import PreparedTraining
 from mst.evaluate.common.features import FeatureSettings
@@ -108,7 +108,7 @@ def evaluate_segmentation(
     given = EvaluationInput[SegmentationData](backbone, data, settings, out, device, seed)
     protocol, options = protocol or SegmentationProtocol(), options or SegmentationOptions()
     subject, asked = given.load(), AskedTraining(given, protocol, options, saving or Checkpointing())
-    pairs, scale = _pairs(asked, subject)
+    pairs = _pairs(asked, subject)
     identity = pairs.fingerprint()
     mean, std = subject.mean_std
     model = given.model_folder(options.save_model)
@@ -125,7 +125,7 @@ def evaluate_segmentation(
         seed=seed,
         run=run,
         begun=None if protocol.cached else asked.note("segmentation", run),
-        trained=_saved_in(model, scale),
+        trained=_saved_in(model, pairs.train.scale),
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
     return subject.record(result, data, identity)
@@ -149,7 +149,7 @@ def training_of(asked: Asked) -> PreparedTraining[Any]:
     mean, std = subject.mean_std
     return segmentation.prepared_segmentation(
         subject.backbone,
-        _pairs(asked, subject)[0],
+        _pairs(asked, subject),
         asked.protocol,
         mean=mean,
         std=std,
@@ -159,31 +159,20 @@ def training_of(asked: Asked) -> PreparedTraining[Any]:
     )
 
 
-def _pairs(asked: Asked, subject: Subject) -> tuple[SegmentationData, Scale]:
-    """Return the pairs that are learnt from and scored, and how their values become 8 bits."""
+def _pairs(asked: Asked, subject: Subject) -> SegmentationData:
+    """Return the pairs that are learnt from and scored."""
     data, options = asked.given.data, asked.options
-    sets, scale = (data, BY_TYPE) if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
-    return sets.evenly(options.train_limit, options.val_limit), scale
+    sets = data if isinstance(data, SegmentationData) else _read(user_path(data), subject, options)
+    return sets.evenly(options.train_limit, options.val_limit)
 
 
-def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> tuple[SegmentationData, Scale]:
-    """Return the sets of a folder, and how their values become 8 bits."""
-    data = read_segmentation(folder, subject.channels, options)
-    scale = subject.scale(MixedImages([data.train.images, data.val.images]), options.value_range)
-    plain = isinstance(scale, ByType) or (isinstance(scale, ValueRanges) and not scale.ranges)
-    return (data if plain else read_segmentation(folder, subject.channels, options, scale=scale, tell=False)), scale
-
-
-def read_segmentation(
-    folder: Path, channels: int, options: SegmentationOptions, *, scale: Scale = BY_TYPE, tell: bool = True
-) -> SegmentationData:
-    """Return the sets of a folder in either layout."""
+def _read(folder: Path, subject: Subject, options: SegmentationOptions) -> SegmentationData:
+    """Return the sets of a folder in either layout, with how their values become 8 bits."""
     read = cityscapes_folder if is_cityscapes(folder) else segmentation_folder
-    return read(
+    data = read(
         folder,
-        channels=channels,
-        scale=scale,
+        channels=subject.channels,
         annotations=options.annotations,
         limits=(options.train_limit, options.val_limit),
-        tell=tell,
     )
+    return data.with_scale(subject.scale(MixedImages([data.train.images, data.val.images]), options.value_range))

@@ -13,11 +13,13 @@ from safetensors.torch import save
 
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
+from mst.data.statistics import measured_scale
 from mst.engine.supervised import Outcome, fit
 from mst.errors import UsageError
 from mst.evaluate.classification.scores import Scores, score_classifier
 from mst.evaluate.common.features import FeatureSettings, used_precision
 from mst.evaluate.common.image_sets import ImageSet
+from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.model.backbone_file import save_backbone
@@ -195,7 +197,7 @@ def _carry_out(work: Work, model: Classifier) -> Result:
 
     outcome = fit(prepared.training, prepared.settings, replace(prepared.context, run=run, begun=note))
     _save(work, model, outcome)
-    result = _result(work, model, outcome, scorer.latest or scorer(), contents)
+    result = _result(work, model, outcome, scorer, contents)
     append_jsonl(run.results, result.row())
     logging.info(f"done: {run.backbone}")
     return result
@@ -207,7 +209,8 @@ class _Scorer:
     def __init__(self, work: Work, model: Classifier) -> None:
         running, val, network = work.config.running, work.folder.val, work.network
         self.model = model
-        self.images = ImageSet(val.paths, val.labels, network.spec.channels, network.scale)
+        scale = measured_scale(val.paths, channels=network.spec.channels, known=network.ranges)
+        self.images = ImageSet(val.paths, val.labels, network.spec.channels, scale)
         self.transform = ImageTransform(network.spec.image_size, network.mean, network.std)
         self.settings = FeatureSettings(
             precision=running.precision,
@@ -236,8 +239,9 @@ def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
     write_atomic(run.root / "classes.json", json.dumps(list(work.folder.classes), indent=2) + "\n")
 
 
-def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, contents: DataIdentity) -> Result:
+def _result(work: Work, model: Classifier, outcome: Outcome, scorer: _Scorer, contents: DataIdentity) -> Result:
     """Return the row of results.jsonl."""
+    scores = scorer.latest or scorer()
     config, network, folder = work.config, work.network, work.folder
     protocol: dict[str, Any] = {
         **asdict(config.protocol),
@@ -246,6 +250,7 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scores: Scores, con
         "size": list(network.spec.image_size),
         "recipe": config.recipe,
         "precision": used_precision(FeatureSettings(precision=config.running.precision), model),
+        **ranges_in_use(scorer.images.scale),
     }
     extra = {
         "train_images": len(folder.train.paths),

@@ -41,6 +41,24 @@ def saved(folder: Path, spec: BackboneSpec) -> Path:
     return folder / "backbone.safetensors"
 
 
+def test_continue_starts_and_goes_on_with_one_command(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    words = ["finetune", "--backbone", backbone, "--data", data, "--out", out, "--json", "--continue", *FAST]
+    first = call(capsys, *words)
+    assert first.status == 0, first.err
+    again = call(capsys, *words, "--workers", "1", "--device", "auto")
+    assert (again.status, again.out) == (0, first.out)
+    assert "is finished" in again.err
+    said = call(capsys, *words, "--base-lr", "0.5", "--seed", "3").line
+    assert "was started with other settings: base_lr (was 0.02, now 0.5), seed (was 0, now 3): name a new" in said
+    assert "use one of them" in call(capsys, *words, "--overwrite").line
+    (out / "results.jsonl").unlink()  # as if it had been killed before the end
+    assert call(capsys, *words).status == 0
+    assert len(read_jsonl(out / "results.jsonl")) == 1
+
+
 def test_a_row_and_what_other_commands_take(
     data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Annotated
 
+import tyro
+
+from mst.errors import UsageError
 from mst.finetune.classifier import FinetuneProtocol
 from mst.paths import PathText, SourceText
 from mst.terminal.evaluation import show
@@ -28,6 +32,7 @@ class FinetuneArguments(RecipeOption):
         device: auto, cpu, cuda or cuda:N.
         seed: of every random draw and of fresh weights.
         overwrite: delete the run that --out already holds.
+        continue_: go on with the run that --out holds, or start it: one command for every start of a job.
         json: one JSON object on stdout instead of a table.
     """
 
@@ -37,6 +42,7 @@ class FinetuneArguments(RecipeOption):
     device: str = "auto"
     seed: int = 0
     overwrite: bool = False
+    continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
     json: bool = False
     protocol: FinetuneProtocol = field(default_factory=FinetuneProtocol)
     image: InputOptions = field(default_factory=InputOptions)
@@ -70,6 +76,8 @@ def run(argv: Sequence[str]) -> int:
     a = parse_words(FinetuneArguments, words, prog=PROG)
     if a is None:
         return 0
+    if a.continue_ and a.overwrite:
+        raise UsageError("--continue goes on with the run that --overwrite deletes: use one of them")
     result = finetune_backbone(
         a.backbone,
         a.data,
@@ -82,5 +90,6 @@ def run(argv: Sequence[str]) -> int:
         seed=a.seed,
         recipe=a.recipe or "",
         overwrite=a.overwrite,
+        resume=a.continue_,
     )
     return show(result, json=a.json)

@@ -44,7 +44,7 @@ from mst.workflows.finetuning.start import (
     labelled_folder,
     started_backbone,
 )
-from mst.workflows.finetuning.stored import TASK, stored_config, stored_network
+from mst.workflows.finetuning.stored import TASK, stored_config, stored_network, unchanged_config
 from mst.workflows.finetuning.training import identity_of, prepared_finetuning
 from mst.workflows.subject import described_data
 
@@ -62,6 +62,7 @@ def finetune_backbone(
     seed: int = 0,
     recipe: str = "",
     overwrite: bool = False,
+    resume: bool = False,
 ) -> Result:
     """Train a backbone and a linear classifier on labelled images; `out` gets both, rows and checkpoints.
 
@@ -79,6 +80,7 @@ def finetune_backbone(
         seed: of all draws and of fresh weights.
         recipe: a name to keep with the settings.
         overwrite: replace the run that `out` holds.
+        resume: go on with the run that `out` holds, if it holds one.
 
     Returns:
         `Result` with `top1` and `top5` on the validation images in percent.
@@ -99,7 +101,10 @@ def finetune_backbone(
         seed,
         recipe,
     )
-    return _start(config, user_path(out), overwrite=overwrite)
+    run = RunDir(user_path(out))
+    if resume and run.exists():
+        return _go_on(run, unchanged_config(run, config), f"--out {run.root}")
+    return _start(config, run.root, overwrite=overwrite)
 
 
 def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
@@ -135,8 +140,11 @@ def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
     run = RunDir(user_path(out))
     named = f"--resume {run.root}"
     config = stored_config(run, named)
-    if device is not None:
-        config = replace(config, device=device)
+    return _go_on(run, config if device is None else replace(config, device=device), named)
+
+
+def _go_on(run: RunDir, config: FinetuneConfig, named: str) -> Result:
+    """Carry on in a folder, which messages call `named`; of a finished run, return the result."""
     done = [result for result in map(Result.from_row, read_jsonl(run.results)) if result and result.task == TASK]
     if done:
         with suppress(OSError, UsageError), only_process_in(run.root):  # takes away what a kill at the very end left

@@ -58,6 +58,11 @@ def running(recipe: Path, folder: Path, nodes: str, restarts: int) -> Iterator[l
             agent.wait()
 
 
+def ranks(folder: Path) -> list[str]:
+    """Return the ranks that are still there. (The agent of the host that was cut off waits for TCP to give up.)"""
+    return [rank for rank in processes(str(folder)).values() if rank]
+
+
 def logs(folder: Path) -> str:
     return "\n".join(f"--- {name}\n{(folder / name).read_text()}" for name in (A, B))
 
@@ -67,10 +72,9 @@ def test_a_host_that_is_cut_off_ends_the_run_by_name(recipe: Path, tmp_path: Pat
         wait_for_step(tmp_path / "run", 30, agents[0], tmp_path / A)
         hosts.cut()
         since = time.monotonic()
-        for agent in agents:
-            assert agent.wait(END_WITHIN) != 0
+        assert agents[0].wait(END_WITHIN) != 0
+        wait_for(lambda: ranks(tmp_path) == [], lambda: logs(tmp_path), within=END_WITHIN)
         print(f"the run had ended {time.monotonic() - since:.0f} s after the cut")
-        wait_for(lambda: processes(str(tmp_path)) == {}, lambda: logs(tmp_path), within=10)
     assert f"rank 1 on {B} has not been heard of for" in (tmp_path / A).read_text(), logs(tmp_path)
     assert f"rank 0 on {A} has not been heard of for" in (tmp_path / B).read_text(), logs(tmp_path)
     assert steps_done(tmp_path / "run") < STEPS
@@ -85,7 +89,6 @@ def test_the_other_host_goes_on_alone(recipe: Path, tmp_path: Path) -> None:
         wait_for(lambda: steps_done(tmp_path / "run") > at + 1, lambda: logs(tmp_path), within=2 * END_WITHIN)
         print(f"the next step came {time.monotonic() - since:.0f} s after the cut")
         assert agents[0].wait(300) == 0, logs(tmp_path)
-        assert agents[1].wait(END_WITHIN) != 0, logs(tmp_path)
-        wait_for(lambda: processes(str(tmp_path)) == {}, lambda: logs(tmp_path), within=10)
+        wait_for(lambda: ranks(tmp_path) == [], lambda: logs(tmp_path), within=END_WITHIN)
     _, _, rows = outcome(tmp_path / "run")
     assert [row["step"] for row in rows] == list(range(1, STEPS + 1))

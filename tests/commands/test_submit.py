@@ -128,6 +128,8 @@ def test_the_command_gets_its_words_as_they_were(
         (137, True, "RUNNING", True),
         (139, True, "RUNNING", True),
         (129, True, "RUNNING", True),
+        (75, True, "RUNNING", True),
+        (75, False, "RUNNING", False),
     ],
 )
 def test_goes_back_into_the_queue(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from datetime import timedelta
 import pytest
 import torch.distributed as dist
 
-from mst.parallel.heartbeat import Heartbeat
+from mst.parallel.heartbeat import TRY_AGAIN, Heartbeat
 
 NAMES = [f"rank {rank} on host{rank}" for rank in range(3)]
 EVERY, PATIENCE = 0.05, 1.0
@@ -96,6 +97,24 @@ def test_silence_ends_the_process_at_once() -> None:
         "time.sleep(60)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
-    assert done.returncode == 1
+    assert done.returncode == TRY_AGAIN
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.startswith("mst: error: rank 1 on b has not been heard of for 0 seconds")
+
+
+def test_who_was_stopped_itself_blames_nobody(server: dist.TCPStore) -> None:
+    code = (
+        "import sys, time, torch.distributed as d; from mst.parallel.heartbeat import Heartbeat;"
+        f"connect = lambda: d.TCPStore('127.0.0.1', {server.port}, is_master=False);"
+        "connect().set('ready', '1');"
+        "Heartbeat(connect, ['rank 0 on a', 'rank 1 on b'], 1, every=0.05, patience=2.0); time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code]) as listener:
+        server.get("ready")
+        for count in range(120):
+            server.set("beat/0", str(count))
+            if count in {20, 80}:
+                listener.send_signal(signal.SIGSTOP if count == 20 else signal.SIGCONT)
+            time.sleep(0.05)
+        assert listener.poll() is None
+        listener.kill()

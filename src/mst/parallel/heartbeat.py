@@ -22,13 +22,15 @@ EVERY = 5.0
 PATIENCE = 60.0
 """Seconds of silence after which a process counts as lost: far more than one is busy without a break."""
 DONE = "done"
+TRY_AGAIN = 75
+"""Exit status of a process that has lost another: sysexits' EX_TEMPFAIL."""
 
 
 def end_at_once(message: str) -> None:
     """Say why, and end this process as it is: its main thread waits in a sum."""
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.__stderr__.fileno(), f"mst: error: {message}\n".encode())  # type: ignore[union-attr]
-    os._exit(1)
+    os._exit(TRY_AGAIN)
 
 
 class Heartbeat:
@@ -90,11 +92,19 @@ class Heartbeat:
                 self._ended.wait(self._every)
 
     def _watch(self) -> None:
-        """Look for silence; not in the thread that talks, which waits for ever for a host that is cut off."""
-        while not self._ended.wait(min(self._every, 1.0)):
+        """Look for silence; not in the thread that talks, which waits for ever for a host that is cut off.
+
+        Who was itself stopped, or starved on a machine without memory, has heard nothing and blames nobody.
+        """
+        glance = min(self._every, 1.0)
+        looked = awake = time.monotonic()
+        while not self._ended.wait(glance):
             now = time.monotonic()
+            if now - looked > 2 * glance + self._patience / 10:
+                awake = now
+            looked = now
             for rank, heard in list(self._heard.items()):
-                if now - heard > self._patience:
+                if now - max(heard, awake) > self._patience:
                     self._lost(
                         f"{self._names[rank]} has not been heard of for {self._patience:.0f} seconds: its host is cut "
                         "off, or the process hangs; the run ends here and goes on from the newest checkpoint"

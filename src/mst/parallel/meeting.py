@@ -1,7 +1,7 @@
 """The processes of a run find each other in a store, and agree that they are of one attempt.
 
 torchrun keeps its store from one attempt to the next, with all that killed processes wrote there (addresses that nobody
-listens on any more; seen with torch 2.9), and counts only restarts, not changes of membership. So every attempt gets
+listens on any more; seen with torch 2.14), and counts only restarts, not changes of membership. So every attempt gets
 a name that nobody has used, and all talk in a part of the store of that name.
 """
 

@@ -49,11 +49,11 @@ srun --kill-on-bad-exit=1{srun} \\
   {command}
 status=$?
 
-# USR1, USR2 or TERM stopped it, and it has saved; or it was killed, but came on: it goes on when there is room again.
-# Not so after an error, Ctrl-C or scancel.
+# USR1, USR2 or TERM stopped it, and it has saved; or a process was killed or lost (75), but it came on: it goes on when
+# there is room again. Not so after an error, Ctrl-C or scancel.
 case $status in
   138|140|143) again=yes ;;
-  129|13[1-9]|14[0-9]|15[0-9]) [ "$(checkpoints)" = "$before" ] && again=no || again=yes ;;
+  75|129|13[1-9]|14[0-9]|15[0-9]) [ "$(checkpoints)" = "$before" ] && again=no || again=yes ;;
   *) again=no ;;
 esac
 if [ $again = yes ] && [ "$(squeue --noheader --jobs="$SLURM_JOB_ID" --format=%T)" = RUNNING ]; then

@@ -1,4 +1,4 @@
-"""The table and the plot of an ablation: mean and spread over seeds of what each variant's runs have written."""
+"""The table and the plot of an ablation: for each variant, mean and spread over seeds of its runs' metrics."""
 
 from __future__ import annotations
 
@@ -58,9 +58,9 @@ def read_ablation(runs: Mapping[str, Sequence[Path]]) -> list[AblationRow]:
 
 
 def own_result(run: RunDir) -> Mapping[str, Any] | None:
-    """Return the k-NN row that the ablation has written for a run, None where there is no complete one.
+    """Return the k-NN row that the ablation wrote for a run; None if there is no complete one.
 
-    The rows of results.jsonl may be of other weights, images or settings: anybody can add to them.
+    Rows of results.jsonl do not count: any evaluation, with other weights, images or settings, may have added them.
     """
     row = parse_json(read_bytes(run.ablation))
     metrics = row.get("metrics") if isinstance(row, dict) else None

@@ -1,4 +1,4 @@
-"""Results of several runs side by side: a task, a data set and a protocol on a line, never two of them on one."""
+"""Results of several runs side by side; each line is one task on one data set under one protocol."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
 
 COUNTS = ("train_images", "val_images", "classes")
-"""What a result's extra says of its data: rows that differ here are not the same measurement."""
+"""Numbers in a result's extra that describe its data: rows that differ in one are different measurements."""
 PLOTS = (".png", ".svg", ".pdf")
 
 
@@ -30,7 +30,7 @@ class Line:
     Attributes:
         task: knn, linear, ...
         metric: top1, ...
-        settings: the data set, and what tells this protocol from the task's others in the comparison.
+        settings: the data set, and the settings in which this protocol differs from the task's other ones.
         values: one per column; None = not measured.
     """
 
@@ -54,7 +54,7 @@ class Line:
 
 @dataclass(frozen=True)
 class ComparisonTable:
-    """All lines; the columns are runs, and their untrained networks where these were measured."""
+    """All lines; the columns are the runs, and their untrained networks if these were measured."""
 
     columns: tuple[str, ...]
     lines: tuple[Line, ...]
@@ -107,7 +107,7 @@ def compare_results(runs: Sequence[Path], *, every_metric: bool = False) -> Comp
 
 
 def _named(line: Line, names: Mapping[str, str]) -> Line:
-    """Return a line whose data have the name that tells them from the others."""
+    """Return a line with the name of its data that tells them from the other data."""
     key = line.settings.get("data")
     return line if key is None else replace(line, settings={**line.settings, "data": names[key]})
 

@@ -1,4 +1,4 @@
-"""Which data a row of results is of: told by content, named by the shortest end of the path that is not another's."""
+"""The data set of a row of results: recognised by its digest, named by the shortest end of its path that is unique."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from mst.report.reading import Row, visible
 from mst.runtime.identity import DataIdentity
 
 SHOWN_LETTERS = 6
-"""Of a digest, where two data sets have lain in the same place."""
+"""Letters of a digest that are shown, where two data sets had the same path."""
 OLDER = " (an older row, content unknown)"
 LABELS = {"train_share": 1.0, "train_per_class": None}
-"""Part of a protocol that says how many labels were used, and what it says where all were."""
+"""Settings of a protocol that say how many labels were used -> their value for all labels."""
 
 
 def data_key(row: Row) -> str:
-    """Return what rows of the same data share: the digest, or the name in rows of older versions; "" for neither."""
+    """Return the key of a row's data: the digest, or in rows of older versions the name, or ""."""
     identity = DataIdentity.from_row(row.get("data_identity"))
     if identity is not None:
         return f"digest {identity.digest}"
@@ -24,7 +24,7 @@ def data_key(row: Row) -> str:
 
 
 def data_names(rows: Iterable[Row]) -> dict[str, str]:
-    """Return a name for each key of the rows' data: `data`, or `one/data` and `two/data` where two are called so."""
+    """Return a name for each key of the rows' data: `data`; or `one/data` and `two/data` if both are called `data`."""
     paths: dict[str, list[str]] = {}
     for row in rows:
         identity = DataIdentity.from_row(row.get("data_identity"))
@@ -34,7 +34,7 @@ def data_names(rows: Iterable[Row]) -> dict[str, str]:
 
 
 def drawn_labels(row: Row) -> dict[str, Any]:
-    """Return the seed of a row that used drawn labels: with another seed it is another measurement."""
+    """Return the seed of a row that used a part of the labels; with another seed it is another measurement."""
     protocol = row.get("protocol")
     labels = protocol.get("labels") if isinstance(protocol, dict) else None
     if not isinstance(labels, dict) or all(labels.get(key, usual) == usual for key, usual in LABELS.items()):
@@ -43,7 +43,7 @@ def drawn_labels(row: Row) -> dict[str, Any]:
 
 
 def _name(key: str, paths: dict[str, list[str]]) -> str:
-    """Return the shortest end of a key's path that is no other key's; the digest where the whole paths are alike."""
+    """Return the shortest end of a key's path that no other key has; if whole paths are equal, with the digest."""
     own, others = paths[key], [path for other, path in paths.items() if other not in {key, ""}]
     for count in range(1, len(own) + 1):
         tail = own[-count:]

@@ -1,4 +1,4 @@
-"""What a reader should worry about: each check of a run is one sentence, good or bad."""
+"""Checks of a run's numbers: each gives one sentence, a warning or an assurance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Check:
 
 
 def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
-    """Return what can be said about the run, warnings first."""
+    """Return the findings about a run, warnings first."""
     found = [
         *_length(records, tell(records)),
         *_collapse(records),

@@ -1,4 +1,4 @@
-"""Text in Markdown: names may hold what Markdown, or the HTML in it, takes for its own."""
+"""Text in Markdown: names may hold characters with a meaning in Markdown or HTML, which are escaped."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def short(value: object) -> str:
-    """Write any value shortly: four digits of a float, thousands apart, lists side by side."""
+    """Write any value in short: a float with four digits, thousands set apart, lists side by side."""
     if value is None:
         return NONE
     if isinstance(value, bool):
@@ -39,5 +39,5 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def signed(value: float | None, digits: int = 1) -> str:
-    """Write a difference with its sign; minus as a minus."""
+    """Write a difference with its sign; a negative one with a minus, not a hyphen."""
     return NONE if value is None else f"{value:+.{digits}f}".replace("-", MINUS)

@@ -27,7 +27,7 @@ from mst.runtime.storage.rundir import RunDir
 TEMPLATES = Path(__file__).parent
 CARD = "model_card.md"
 EARLIER = re.compile(rb'content="mst report"|backbone = mst\.load_backbone\(')
-"""How they look that versions without notes wrote."""
+"""Pattern in the pages and cards of versions that kept no notes."""
 FACTS_FROM_PLAN = (
     *("total_steps", "steps_per_epoch", "batch_size", "batch_size_per_pass", "lr", "warmup_steps", "prototypes"),
     *("teacher_temp_start", "teacher_temp", "teacher_temp_warmup_steps", "teacher_momentum"),
@@ -38,7 +38,7 @@ FACTS_FROM_PLAN = (
 
 @dataclass(frozen=True)
 class Fact:
-    """A name, a value, and what else there is to say."""
+    """A name, a value, and a remark."""
 
     name: str
     value: str

@@ -1,4 +1,4 @@
-"""What a run folder holds, read once and forgivingly: a part that is missing or broken is simply absent."""
+"""The files of a run folder, read once; parts that are missing or damaged are treated as absent."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mst.runtime.storage.rundir import RunDir
 
 Row = Mapping[str, Any]
 LARGEST = 1 << 26
-"""Bytes of a description or a list that are read; those of real runs have some thousand."""
+"""Largest file that is read, in bytes; those of real runs have some thousand."""
 DEEPEST = 24
-"""Lists and objects inside one another that are kept; real ones have four."""
+"""Deepest nesting of lists and objects that is kept; real files have four levels."""
 LARGEST_NUMBER = 1e300
-"""Above it a number is a damage, and arithmetic with it is infinite."""
+"""A larger number is damage; arithmetic with it would be infinite."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def read_run(run: RunDir) -> RunRecords:
 
 
 def printable(text: str) -> str:
-    """Return a text that can be written as UTF-8: a byte that is no character, as in a file's name, becomes `\\xff`."""
+    """Return a text that can be written as UTF-8; a byte of a file's name that is no character becomes `\\xff`."""
     try:
         return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     except UnicodeEncodeError:  # half of a pair, from JSON
@@ -125,9 +125,9 @@ def visible(text: str) -> str:
 
 
 def clean(value: Any, depth: int = 0) -> Any:
-    """Return a JSON value without what nothing can be done with.
+    """Return a JSON value that can be worked with.
 
-    Numbers beyond measure and what lies too deep become None, texts become printable.
+    Numbers that are too large and values that are nested too deeply become None; texts become printable.
     """
     if isinstance(value, str):
         return printable(value)
@@ -143,7 +143,7 @@ def clean(value: Any, depth: int = 0) -> Any:
 
 
 def read_bytes(path: Path) -> bytes:
-    """Return what a file holds; nothing for one that is missing, too large, or no file (a pipe would never end)."""
+    """Return the content of a file; b"" if it is missing, too large, or no regular file (a pipe would never end)."""
     try:
         found = os.stat(path)
         return path.read_bytes() if stat.S_ISREG(found.st_mode) and found.st_size <= LARGEST else b""

@@ -62,7 +62,7 @@ class Comparison:
         headline: whether it is among the task's main numbers.
         images: validation images, where known.
         data: name of the data set, where the results are of several.
-        alone: whether the task is a training, which has no untrained network to compare with.
+        alone: whether the task trains the network, so that there is no untrained one to compare with.
         frozen: whether the backbone stayed as it was.
     """
 

@@ -1,4 +1,4 @@
-"""What a run is, in words that are true of it: pre-training or fine-tuning, from where, with labels or not, how far."""
+"""A run in words: pre-training or fine-tuning, where its weights started, whether labels were used, how far it came."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Story:
 
     Attributes:
         kind: what was done.
-        subtitle: the same as a sentence, without its full stop.
+        subtitle: the same as a sentence without a full stop.
         labels: a sentence on what labels were used for.
         start: where the weights began, for a fact; "" where nothing is known.
         step: optimizer steps done; None = no row yet.

@@ -20,9 +20,10 @@ Made = TypeVar("Made")
 
 
 def select_device(name: str, *, flag: str = "--runtime.device") -> torch.device:
-    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is how the user gave it.
+    """Return the device for `auto`, `cpu`, `cuda` or `cuda:N`; `flag` is the option that named it, for the message.
 
-    A CUDA device has its number: without one, torch takes this thread's, and a thread begins with device 0.
+    A CUDA device always has a number. Without one, torch would use the current device of each thread, which is 0 in a
+    new thread.
 
     Raises:
         UsageError: the name is unknown or the device is not there.
@@ -53,7 +54,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def select_precision(asked: Precision, device: torch.device) -> tuple[torch.dtype, str]:
-    """Return the compute type and one line saying why; parameters stay float32 either way."""
+    """Return the compute type and the reason in one line; parameters are float32 in any case."""
     if asked == "fp32":
         return torch.float32, "float32: asked for"
     if asked == "bf16":
@@ -71,10 +72,10 @@ def select_precision(asked: Precision, device: torch.device) -> tuple[torch.dtyp
 
 
 def set_float32_products(device: torch.device, dtype: torch.dtype) -> str:
-    """Let CUDA round the float32 factors of a training's products to TF32 where its compute type is shorter anyway.
+    """Let CUDA round float32 factors to TF32 in a training whose compute type has fewer digits anyway.
 
     Returns:
-        what was set, to be said after the compute type; empty on a CPU, where nothing is.
+        What was set, as an addition to the reason of the compute type; "" on a CPU, where nothing is set.
     """
     if device.type != "cuda":
         return ""
@@ -90,17 +91,17 @@ def cpu_has_bfloat16() -> bool:
 
 
 def to_device(tensor: Tensor, device: torch.device) -> Tensor:
-    """Return a tensor on a device; what goes from the CPU to CUDA goes from pinned memory, and nobody waits for it."""
+    """Return a tensor on a device; from the CPU to CUDA it is copied from pinned memory, and nobody waits for that."""
     if device.type == "cuda" and tensor.device.type == "cpu":
         tensor = tensor.pin_memory()
     return tensor.to(device, non_blocking=True)
 
 
 def staged(prepare: Callable[[Raw], Made], device: torch.device) -> Callable[[Raw], Made]:
-    """Return `prepare` such that it does not queue behind the steps on a CUDA device; on a CPU, `prepare` itself.
+    """Return a function that does the work of `prepare` on a CUDA stream of its own; on a CPU, `prepare` itself.
 
-    Its work goes to a stream of its own, and it is done when the call returns: call it in another thread than the
-    steps', one batch ahead (`mst.engine.feeder`), and copying and colouring are hidden behind a step.
+    So the work does not queue behind the steps. It is finished when the call returns. Called in another thread than the
+    steps, one batch ahead (`mst.engine.feeder`), copying and colouring take place during a step.
 
     Args:
         prepare: brings a batch to the device (with `to_device`); returns tensors in tuples, lists or dictionaries.

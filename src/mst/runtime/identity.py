@@ -1,8 +1,7 @@
-"""Whose data it is: a record of what a data set holds, cheap for a million files, that tells two data sets apart.
+"""The identity of a data set: a record of what it holds that tells data sets apart and is cheap for a million files.
 
-A path says where data lies, and a count how much there is; neither notices that every file was replaced. This record
-has a digest of all names, of the sizes and contents of an even sample of the files, and of every byte that says what
-is in the images (annotations, masks' classes, labels).
+A path and a number of images do not change when every file is replaced. This record does: it has a digest of all names,
+of the sizes and contents of an even sample of the files, and of every byte of annotations (labels, masks' classes).
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 MOST_SIZES, MOST_READ = 1024, 128
-"""Files of a set, at even distances, whose sizes are looked at, and whose contents are."""
+"""Files of a set, at even distances, of which the sizes count; and of which the contents count."""
 PIECE = 1 << 15
-"""Bytes read at the beginning and at the end of a file whose contents are looked at."""
+"""Bytes that are read at the beginning and at the end of a file for its contents."""
 CONTENTS = "contents of the data"
-"""Key of a data set's digest in what a checkpoint must have been trained with; in messages: `other contents of ...`."""
+"""Key of the data's digest in a training's identity; also its name in messages: `other contents of the data`."""
 GROUP = 4096
 """Names that are hashed in one call."""
 LETTERS = 32
@@ -31,7 +30,7 @@ WORDS = {
     "files": "other files under the same names",
     "annotations": "other annotations or labels",
 }
-"""Part of an identity, and what it means that the part differs."""
+"""Part of an identity -> what has changed if the part differs."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +38,10 @@ class DataIdentity:
     """What a data set holds.
 
     Attributes:
-        name: where it lies, as an absolute path, or another name for data in memory; two copies are equal all the same.
+        name: its absolute path, or another name for data in memory; not compared, so two copies are equal.
         count: images.
-        digest: over count and parts: equal for two copies of the same data, wherever they lie.
-        parts: digests by what they cover: `names`, `files`, `annotations`; a part that a set does not have is absent.
+        digest: of count and parts: equal for two copies of the same data.
+        parts: digests of `names`, `files` and `annotations`; parts that a set lacks are absent.
     """
 
     name: str = field(compare=False)
@@ -84,8 +83,8 @@ def identify(
             elsewhere is the same data.
         count: images.
         files: paths of all files, images and masks, or of an even sample (see `sample_positions`); of these the sizes
-            of at most 1024 and the contents of at most 128 count. A file that cannot be read counts as such.
-        contents: in place of files, bytes of an even sample of images that are no files of their own.
+            of at most 1024 and the contents of at most 128 count. A file that cannot be read counts as unreadable.
+        contents: for images that are no files, in place of `files`: the bytes of an even sample of them.
         annotations: files of annotations, read whole; and bytes, such as labels and the names of classes.
     """
     parts = {"names": _names_digest(names)}
@@ -110,12 +109,12 @@ def together(name: str, *identities: DataIdentity) -> DataIdentity:
 
 
 def annotated(identity: DataIdentity, annotations: Iterable[bytes | Path]) -> DataIdentity:
-    """Return the identity of images together with what is said of them; arguments as of `identify`."""
+    """Return the identity of images together with their annotations, which are given as to `identify`."""
     return _identity(identity.name, identity.count, {**identity.parts, "annotations": _described(annotations)})
 
 
 def difference(before: DataIdentity, now: DataIdentity) -> str:
-    """Return in words what differs, empty where nothing does: "17 images, not 16", "other file names"."""
+    """Return in words what differs: "17 images, not 16", "other file names"; "" if nothing does."""
     if before.digest == now.digest:
         return ""
     if before.count != now.count:
@@ -147,7 +146,7 @@ def _identity(name: str, count: int, parts: Mapping[str, str]) -> DataIdentity:
 
 
 def _digest(parts: Iterable[bytes]) -> str:
-    """Return a digest that tells ["ab", "c"] from ["a", "bc"]."""
+    """Return a digest of the parts and of where each ends: ["ab", "c"] and ["a", "bc"] differ."""
     found = hashlib.sha256()
     for part in parts:
         found.update(b"%d:" % len(part))
@@ -160,7 +159,7 @@ def _described(annotations: Iterable[bytes | Path]) -> str:
 
 
 def _names_digest(names: Iterable[bytes]) -> str:
-    """Return a digest of names, which hold no zero byte; a few thousand at a time, so that they need no memory."""
+    """Return a digest of names, which hold no zero byte; they are hashed `GROUP` at a time, which bounds the memory."""
     found, rest = hashlib.sha256(), iter(names)
     while group := list(islice(rest, GROUP)):
         found.update(b"\0".join(group) + b"\0")
@@ -177,7 +176,7 @@ def _files_digest(files: Sequence[str | Path | bytes]) -> str:
 
 
 def _size_and_content(path: str | Path | bytes, *, read: bool) -> tuple[bytes, bytes]:
-    """Return a file's size and, if asked for, its beginning and end; of anything else but a file only that it is so."""
+    """Return a file's size and, if `read`, its beginning and end; for what is no file, only that it is none."""
     try:
         found = os.stat(path)
         if not stat.S_ISREG(found.st_mode):
@@ -195,7 +194,7 @@ def _ends(path: str | Path | bytes, size: int) -> bytes:
 
 
 def _content(path: Path) -> bytes:
-    """Return a digest of a file's bytes; of one that cannot be read only that it is so."""
+    """Return a digest of a file's bytes; for an unreadable file, only that it is unreadable."""
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").digest()

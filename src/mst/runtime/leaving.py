@@ -10,7 +10,7 @@ _hanging = False
 
 
 def leave_behind() -> None:
-    """Note that a thread hangs for good; the interpreter's own end would wait for it, or for what it waits for."""
+    """Note that a thread hangs for good: at a normal exit the interpreter would wait for it."""
     global _hanging  # noqa: PLW0603  (it is the process's)
     _hanging = True
 

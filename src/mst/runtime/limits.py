@@ -9,7 +9,7 @@ from mst.errors import UsageError
 MOST = 10**9
 """Largest whole number of an option that has no limit of its own."""
 SMALLEST, LARGEST = 1e-30, 1e30
-"""Of the size of a number other than zero: float32 holds them."""
+"""Limits of the absolute value of a number other than 0; float32 holds both."""
 SEEDS = 2**63 - 1
 SIDE, BATCH, WIDTH = 4096, 2**20, 2**16
 MOST_OF = {
@@ -23,16 +23,16 @@ MOST_OF = {
     "blocks": 512,
     "workers": 256,
 }
-"""The largest number of an option of this name, in every command: beyond every use."""
+"""Largest number of the options of these names, in every command: more than anybody needs."""
 SIDES = ("size", "stride")
 
 
 def check_magnitude(name: str, number: object) -> None:
-    """Refuse a number of an option that is beyond every use; anything else than a number passes.
+    """Refuse a number that is larger than anybody needs; what is no number passes.
 
     Args:
-        name: the field of a record of options: `batch_size` for `--batch-size`.
-        number: its value, or one of them.
+        name: the option as the field of a record: `batch_size` for `--batch-size`.
+        number: its value, or one of its values.
 
     Raises:
         UsageError: naming the option, the number and what is allowed.
@@ -62,7 +62,7 @@ def check_numbers(
     """Refuse fields of a record of options that lie outside their limits.
 
     Args:
-        record: its fields are numbers, lists of numbers (each counts, and there must be one), or None, which passes.
+        record: its fields are numbers, tuples of numbers (not empty; each is checked), or None, which passes.
         names: the fields; the option `--batch-size` is the field `batch_size`.
         least: each number must be at least this.
         above: each number must be above this.
@@ -83,7 +83,7 @@ def check_numbers(
 
 
 def check_accumulate(batch_size: int, accumulate: int) -> None:
-    """Refuse more passes than images of a step.
+    """Refuse more microbatches than images of a step.
 
     Raises:
         UsageError: naming the option.

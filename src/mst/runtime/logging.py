@@ -1,6 +1,6 @@
 """What a person reads while a command runs: one rich console on stderr, so that stdout stays free for results.
 
-No remark can end a run: where nobody reads any more (a closed pipe, a terminal that is gone, a full disk), it is lost.
+A remark that cannot be written (a closed pipe, a terminal that is gone, a full disk) is lost; it never ends a run.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def _unheard() -> Iterator[None]:
 
 
 class Remarks(io.TextIOBase):
-    """stderr, whatever it is at the time, whose failures nobody hears of."""
+    """A stream to what `sys.stderr` is at the moment; failures to write are ignored."""
 
     @property
     def encoding(self) -> str:  # type: ignore[override]

@@ -1,7 +1,7 @@
-"""How much memory there is, and what the C library does with what a step gives back: keep it for the next step.
+"""How much memory there is; and a setting by which the C library keeps freed memory for the next step.
 
-By default it returns large blocks to the system at once, and the next step's blocks come as new pages that the system
-fills with zeros when they are first touched. Source: mallopt(3) of the GNU C library; torch's own part is the variable
+By default it returns large blocks to the system at once. The next step then gets new pages, which the system fills with
+zeros at the first touch. Source: mallopt(3) of the GNU C library; torch's own part is the variable
 `THP_MEM_ALLOC_ENABLE` (large pages for large tensors), which `mst/__init__.py` sets.
 """
 
@@ -20,14 +20,14 @@ OPTIONS = {
     "MALLOC_MMAP_THRESHOLD_": (-3, 2**25),
     "MALLOC_ARENA_MAX": (-8, 1),
 }
-"""Environment variable: (number of the option, value): bytes, and how many stores of freed memory there are, so that
-what one thread frees serves another. Blocks above the mapping threshold are always returned."""
+"""Environment variable: (number of the option, value). The values are bytes, and the number of arenas: with few of
+them, memory that one thread frees serves another. Blocks above the mapping threshold are always returned."""
 
 
 def keep_freed_memory() -> bool:
-    """Let this process keep what it frees; return whether its C library can be told so.
+    """Let this process keep the memory that it frees; return whether its C library has such a setting.
 
-    An option that the user has set in the environment stays as it is.
+    Options that the user has set in the environment are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
@@ -40,9 +40,8 @@ def keep_freed_memory() -> bool:
 def available_memory() -> int:
     """Return the bytes of memory that this process can still have.
 
-    The least of what the system has available with its swap (proc(5)), what the control groups of the process leave of
-    their limits (cgroups(7), versions 1 and 2; a file cache that is not in use counts as free), and what
-    `ulimit -v` leaves.
+    The least of: what the system has available, swap included (proc(5)); what is left of the limits of the process's
+    control groups (cgroups(7), versions 1 and 2; inactive file cache counts as free); what is left of `ulimit -v`.
     """
     return max(0, min([_of_system(), *_of_groups(), *_of_limits()]))
 

@@ -1,4 +1,4 @@
-"""Names of files as they can be printed anywhere: what cannot be seen, or is not UTF-8, is escaped."""
+"""Names of files that can be printed anywhere: invisible characters and bytes that are not UTF-8 are escaped."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import unicodedata
 
 
 def shown(name: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
-    r"""Return a name in one line that shows every character of it.
+    r"""Return a name on one line with every character of it visible.
 
-    Bytes that are not UTF-8, control characters, line ends, marks of direction and other invisible characters appear
-    as `\xff`, `\n` or `\u202e`; spaces other than the common one too, and the common one at either end as `\x20`.
+    Bytes that are not UTF-8, control characters, line ends, marks of direction, unusual spaces and other invisible
+    characters appear as `\xff`, `\n` or `\u202e`; an ordinary space at the beginning or the end appears as `\x20`.
     """
     try:
         text = os.fsencode(name).decode("utf-8", "surrogateescape")

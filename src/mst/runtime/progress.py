@@ -1,4 +1,4 @@
-"""What a person sees of a running training: a bar on a terminal, a plain line every so often elsewhere."""
+"""Progress of a running training: a bar on a terminal, elsewhere a plain line from time to time."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SECONDS_BETWEEN_LINES = 20.0
 
 
 class Throughput:
-    """Images per second and the share of the time that was spent waiting for them, since the last reset."""
+    """Images per second, and the share of the time spent waiting for batches, since the last reset."""
 
     def __init__(self) -> None:
         self.reset()
@@ -59,7 +59,7 @@ class TrainingProgress:
         total_steps: int,
         shown: bool = True,
     ) -> None:
-        """Start at `step`; `describe` puts the numbers of a row of metrics into a few words."""
+        """Start at `step`; `describe` turns a row of metrics into a few words."""
         self._describe, self._shown, self._total = describe, shown, total_steps
         self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
         self._bar = _TwoLines(

@@ -1,6 +1,6 @@
-"""Random numbers from names, never from global state: a seed is a hash of what it is for.
+"""Random numbers without global state: each seed is a hash of the run's seed and of what the draw is for.
 
-The same (seed, epoch, sample position) gives the same draw on any machine, with any number of workers.
+The same (seed, epoch, sample position) gives the same draw on every machine, with any number of workers.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def derive_seed(*parts: int | str) -> int:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse what no seed of a command may be.
+    """Refuse a seed that is out of range.
 
     Raises:
         UsageError: a negative number.
@@ -72,8 +72,9 @@ def uniforms(seed: int, counters: npt.NDArray[np.int64]) -> torch.Tensor:
 
 @contextmanager
 def drawn_from(device: torch.device, *parts: int | str) -> Iterator[None]:
-    """Seed torch's global generators from `parts` inside, for what takes no generator (stochastic depth, torchvision's
-    detectors); afterwards they are as they were.
+    """Inside, torch's global generators are seeded from `parts`; afterwards they have their former state.
+
+    For functions that take no generator: stochastic depth, torchvision's detectors.
     """
     import torch
 

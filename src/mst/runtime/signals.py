@@ -1,4 +1,4 @@
-"""Stopping on a signal at a moment of the program's own choosing."""
+"""Stopping on a signal, but at a moment that the program chooses."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ SIGNALS = tuple(
     for name in ("INT", "TERM", "HUP", "QUIT", "USR1", "USR2", "XCPU", "ALRM")
     if hasattr(signal, f"SIG{name}")
 )
-"""What terminals, schedulers and people send to end a program; those that ended it without a word before too."""
+"""Signals by which terminals, schedulers and people end a program, those whose default ends it silently included."""
 
 
 class GracefulStop:
-    """Inside the block, the first of `SIGNALS` is only noted; a later SIGINT raises KeyboardInterrupt at once.
+    """Inside the block, the first of `SIGNALS` is only noted; a SIGINT after it raises KeyboardInterrupt.
 
-    A signal that was ignored when the block began (`nohup`) stays so. Handlers can be set in the main thread only: in
-    another thread the block changes nothing. Child processes that are forked inside ignore SIGINT (their parent
-    decides) and die of the others.
+    A signal that was ignored when the block began (`nohup`) is still ignored. Handlers can only be set in the main
+    thread; in another thread the block does nothing. Child processes forked inside ignore SIGINT, because their parent
+    decides, and are ended by the others.
 
     Attributes:
         signum: the signal that was noted, or None.
@@ -71,7 +71,7 @@ class GracefulStop:
 
 
 class Signalled(BaseException):
-    """A signal ends a command that has nothing to save; not an `Exception`, so that no handler keeps it."""
+    """A signal ends a command that has nothing to save; no `Exception`, so that `except Exception` lets it pass."""
 
     def __init__(self, signum: int) -> None:
         super().__init__(f"stopped by {signal.Signals(signum).name}")
@@ -80,9 +80,9 @@ class Signalled(BaseException):
 
 @contextmanager
 def ended_by_signals() -> Iterator[None]:
-    """Inside, in the main thread, `SIGNALS` but SIGINT raise `Signalled`: what is open is closed and cleaned up.
+    """Inside, in the main thread, all of `SIGNALS` but SIGINT raise `Signalled`, so that open things are cleaned up.
 
-    Child processes that are forked inside die of them.
+    Child processes forked inside are ended by these signals.
     """
     owner, before = os.getpid(), {}
 
@@ -103,13 +103,13 @@ def ended_by_signals() -> Iterator[None]:
 
 
 def default_signals() -> None:
-    """Let `SIGNALS` end this process, for a child whose parent handles them otherwise."""
+    """Restore the default, by which `SIGNALS` end this process: for the child of a parent that handles them."""
     for signum in SIGNALS:
         if signal.getsignal(signum) is not signal.SIG_IGN:
             signal.signal(signum, signal.SIG_DFL)
 
 
 def _tell(text: str) -> None:
-    """Write to stderr past its buffer (the console may be in the middle of a line), if anybody is there to read."""
+    """Write to stderr's file, past its buffer, since the console may be in the middle of a line; ignore failures."""
     with suppress(OSError, ValueError, AttributeError):
         os.write(sys.__stderr__.fileno(), text.encode())  # type: ignore[union-attr]

@@ -1,1 +1,1 @@
-"""Weights as files hold them: what is an ordinary tensor, and how to read files of other people safely."""
+"""Weights in files: what an ordinary tensor is, and how to read other people's files safely."""

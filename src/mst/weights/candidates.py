@@ -1,4 +1,4 @@
-"""Where in a checkpoint weights may lie: each group of tensors by name, and each place in it where a network starts."""
+"""Where in a checkpoint the weights of a network may lie: every group of named tensors, and every prefix in it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from mst.weights.unpickling import OddTensor, StandIn
 DEEPEST = 6
 MOST_GROUPS, LISTED = 1000, 10
 STEM = re.compile(r"(.*?)(?:embeddings\.patch_embeddings(?:\.projection)?|patch_embed\.proj(?:ection)?|conv1)\.weight")
-"""Every family's first convolution, after whatever its training script put before the names."""
+"""Matches the first convolution of each family; what stands before it is the prefix that a training script added."""
 AVERAGED = {"ema", "teacher", "target"}
 BESIDE = {"student", "momentum", "online"}
-"""Words of keys that say which of two networks of one training it is; the average is what papers evaluate."""
+"""Words in keys that tell the two networks of a training apart; papers evaluate the averaged one."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Candidate:
     Attributes:
         wrapper: keys that lead to the group, joined by dots; "" for the file itself.
         prefix: what is cut off the names.
-        tensors: by the names that remain; `OddTensor` for what is no dense one.
+        tensors: by the names that remain; `OddTensor` in the place of a tensor that is not dense.
         beside: names in the group without that prefix.
     """
 
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def rank(self) -> int:
-        """0 for an averaged network, 2 for the one it is the average of, 1 for any other: the lowest is taken."""
+        """0 for an averaged network, 2 for the network that it averages, 1 for any other; the lowest is taken."""
         words = set(re.split(r"[^a-z]+", f"{self.wrapper}.{self.prefix}".lower()))
         return 0 if words & AVERAGED else 2 if words & BESIDE else 1
 
@@ -49,7 +49,7 @@ class Candidate:
 
 
 def candidates(content: object) -> Iterator[Candidate]:
-    """Yield every group of tensors in what `read_weights` returned, once for each prefix a first convolution has."""
+    """Yield every group of tensors in what `read_weights` returned, once for each prefix of a first convolution."""
     for wrapper, group in _groups(content):
         prefixes = {match.group(1) for name in group if (match := STEM.fullmatch(name))}
         for prefix in sorted(prefixes, key=lambda text: (len(text), text)):
@@ -85,7 +85,7 @@ def _groups(content: object) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _items(value: object) -> dict[str, Any]:
-    """Return the values by name that a mapping or a whole pickled network holds, or the first of a list by number."""
+    """Return the named values of a mapping or a pickled network; of a list, its first items by number."""
     if isinstance(value, list | tuple):
         return {str(number): item for number, item in enumerate(value[:LISTED]) if isinstance(item, Mapping)}
     if isinstance(value, StandIn) and isinstance(value.state, Mapping):
@@ -101,7 +101,7 @@ def _by_name(values: object) -> dict[str, Any]:
 
 
 def _of_network(network: object, prefix: str, depth: int) -> dict[str, Any]:
-    """Return the state dictionary of a pickled `nn.Module`, of which only the attributes were read."""
+    """Return the state dictionary of a pickled `nn.Module`, from its attributes: its class was not imported."""
     state = network.state if isinstance(network, StandIn) else None
     if not isinstance(state, Mapping) or depth > 4 * DEEPEST:
         return {}

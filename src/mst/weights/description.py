@@ -1,4 +1,4 @@
-"""The JSON file beside weights: read with a limit, each value taken only if it is of the kind and size it must be."""
+"""The JSON file beside weights: read up to a limit of size; a value is used only if its type and size are right."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ SHOWN = 40
 
 
 class BadDescription(ValueError):
-    """A description says what cannot be; the message names the key, its value and the limit."""
+    """A description has an impossible value; the message names the key, the value and the limit."""
 
 
 def read_description(path: Path) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def whole(values: Mapping[str, Any], key: str, *, least: int = 1, most: int) -> 
 
 
 def wholes(values: Mapping[str, Any], key: str, *, most: int, least: int = 1, count: int = 0) -> tuple[int, ...]:
-    """Return the list of whole numbers at `key`: `count` of them, or any number but none."""
+    """Return the list of whole numbers at `key`: `count` of them, or at least one."""
     return tuple(_whole(item, key, least, most) for item in _list(values, key, count))
 
 

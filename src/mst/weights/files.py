@@ -24,13 +24,13 @@ Built = TypeVar("Built")
 SAFETENSORS = ".safetensors"
 INDEX = "model.safetensors.index.json"
 FOLDER_FILES = ("model.safetensors", INDEX, "pytorch_model.bin")
-"""What a folder of Hugging Face or timm holds weights in, the first one found counts."""
+"""Files of weights in a folder of Hugging Face or timm; the first that is there is read."""
 SCRIPT = "constants.pkl"
-"""Only TorchScript archives have it, and torch runs those."""
+"""A member that only TorchScript archives have; torch would run such an archive."""
 ARCHIVE = b"PK\x03\x04"
-"""How torch.load knows an archive."""
+"""First bytes by which torch.load recognises an archive."""
 REASON = 150
-"""Most characters that a message takes from a library."""
+"""Characters of a library's message that are shown, at most."""
 
 
 def read_weights(path: Path) -> Any:
@@ -63,7 +63,7 @@ def read_weights(path: Path) -> Any:
 def load_exactly(path: Path, build: Callable[[], Built], module_of: Callable[[Built], nn.Module], remedy: str) -> Built:
     """Return what `build` makes, with the weights of a `.safetensors` file that fits it exactly.
 
-    The network is built without memory first and compared with the file's header, so that a small file never makes a
+    The network is first built without memory and compared with the file's header, so that a small file cannot claim a
     large network.
 
     Args:
@@ -98,7 +98,7 @@ def load_exactly(path: Path, build: Callable[[], Built], module_of: Callable[[Bu
 
 @contextmanager
 def _utf8_name(path: Path) -> Iterator[Path]:
-    """Give a name that safetensors can open: the file's own, or where it is not UTF-8, one of the open file."""
+    """Yield a name that safetensors can open: the file's own; if that is not UTF-8, one by its file descriptor."""
     try:
         str(path).encode()
     except UnicodeEncodeError:
@@ -164,7 +164,7 @@ def _read_torch(path: Path) -> Any:
 
 
 def _check_archive(path: Path) -> None:
-    """Refuse archives that torch would run, and such as grow when they are read.
+    """Refuse archives that torch would run, and archives that grow when they are unpacked.
 
     Raises:
         CheckpointError: it is one.

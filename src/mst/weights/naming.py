@@ -58,7 +58,7 @@ MMPRETRAIN = (
 
 
 def as_timm(tensors: Tensors) -> dict[str, Any]:
-    """Return timm's own names, DINOv2's blocks out of their chunks, MoCo's and DINO's as they are."""
+    """Return the names of timm, MoCo and DINO as they are, and those of DINOv2 without the chunks of its blocks."""
     return {re.sub(r"^blocks\.\d+\.(\d+)\.", r"blocks.\1.", name): value for name, value in _needed(tensors).items()}
 
 
@@ -68,7 +68,7 @@ def from_hugging_face(tensors: Tensors) -> dict[str, Any]:
 
 
 def from_mmpretrain(tensors: Tensors) -> dict[str, Any]:
-    """Return the names of MMPretrain as timm's; its merging of patches takes them in another order."""
+    """Return the names of MMPretrain as timm's; its patch merging orders the four patches in another way."""
     renamed = _later_merging(_renamed(_needed(tensors), MMPRETRAIN))
     return {
         name: _reordered(value) if re.search(r"downsample\.(norm|reduction)\.", name) else value
@@ -98,7 +98,7 @@ def with_rotation(tensors: Tensors) -> dict[str, Any]:
     changes = ((r"storage_tokens|register_tokens", "reg_token"), (r"\.ls(\d)\.gamma", r".gamma_\1"))
     found = _renamed(plain, changes)
     for name in [name for name in found if name.endswith(".attn.qkv.bias")]:
-        bias = found.pop(name)  # the key's part is masked to zero in the original
+        bias = found.pop(name)  # the original masks the part of the key to zero
         if isinstance(bias, Tensor) and bias.ndim == 1:
             found[name.replace("qkv.bias", "q_bias")], _, found[name.replace("qkv.bias", "v_bias")] = bias.chunk(3)
     return found
@@ -112,7 +112,7 @@ NAMINGS: tuple[Callable[[Tensors], dict[str, Any]], ...] = (
     with_registers,
     with_rotation,
 )
-"""In the order in which they are tried; of equal ones the first counts."""
+"""In the order in which they are tried; of equally good ones, the first is taken."""
 
 
 def _needed(tensors: Tensors) -> dict[str, Any]:
@@ -130,7 +130,7 @@ def _renamed(tensors: Tensors, changes: tuple[tuple[str, str], ...]) -> dict[str
 
 
 def _joined(tensors: Tensors) -> dict[str, Any]:
-    """Return query, key and value of each block as one tensor; Swin V2 has no bias of the key and keeps the two."""
+    """Return query, key and value of each block as one tensor; Swin V2, whose keys have no bias, keeps two biases."""
     found = {name: value for name, value in tensors.items() if "_part." not in name}
     for name in (name for name in tensors if ".attn.q_part." in name):
         three = [tensors.get(name.replace("q_part", part)) for part in ("q_part", "k_part", "v_part")]
@@ -143,7 +143,7 @@ def _joined(tensors: Tensors) -> dict[str, Any]:
 
 
 def _later_merging(tensors: Tensors) -> dict[str, Any]:
-    """Return a Swin's merging layers one stage later, if they are at the end of stages."""
+    """Return a Swin whose merging layers end a stage with these at the start of the next stage."""
     if "layers.0.downsample.reduction.weight" not in tensors:
         return dict(tensors)
     return {

@@ -14,7 +14,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def oddity(value: object) -> str | None:
-    """Return why something is no dense tensor that holds its data, as the rest of a sentence; None if it is one."""
+    """Return why a value is no dense tensor with data, as the rest of a sentence; None if it is one."""
     if isinstance(value, OddTensor):
         return f"is a {value.kind}"
     if not isinstance(value, Tensor):
@@ -42,7 +42,7 @@ def strange_number(value: Tensor) -> str | None:
 def unusable(value: object, like: Tensor) -> str | None:
     """Return why a tensor cannot be a weight like `like`, as the rest of a sentence; None if it can.
 
-    Any floating type of 16, 32 or 64 bits will do for a weight; it is converted.
+    A weight may have any floating type of 16, 32 or 64 bits: it is converted.
     """
     if (odd := oddity(value)) is not None:
         return odd

@@ -1,9 +1,9 @@
-"""What `torch.save` wrote, whoever wrote it: tensors and plain values, without running code from the file.
+"""Reads what anybody's `torch.save` wrote, tensors and plain values, without running code from the file.
 
-torch's own `weights_only` reader refuses a file as soon as it names any class of its author (an argparse.Namespace, a
-path, a numpy number), and most training scripts write such beside the weights. Here each of them becomes a `StandIn`:
-its name is never looked up, imported or called. The interpreter is Python's own unpickler; the instructions that call
-or change something are replaced, so that only the functions in `KNOWN` are ever called.
+torch's own `weights_only` reader refuses a file as soon as it names another class (an argparse.Namespace, a path, a
+numpy number), and most training scripts save such objects beside the weights. Here each of them becomes a `StandIn`:
+its name is never looked up, imported or called. Python's own unpickler does the work; its instructions that call or
+change something are replaced, so that only the functions in `KNOWN` are ever called.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ _Base: Any = pickle._Unpickler  # the one written in Python: its steps can be re
 
 
 class StandIn(dict[Any, Any]):
-    """In the place of an object of a class that is not read: holds the items it was given, and its state.
+    """Stands in the place of an object whose class is not imported; holds the items it was given, and its state.
 
     Attributes:
-        kind: the name the file gives to its class or function.
-        state: what would have become its attributes.
+        kind: the name of its class or function in the file.
+        state: its attributes.
     """
 
     kind: ClassVar[str] = "an object"
@@ -53,7 +53,7 @@ class StandIn(dict[Any, Any]):
 
 
 class OddTensor(StandIn):
-    """In the place of a tensor that is no dense one; `kind` says which."""
+    """Stands in the place of a tensor that is not dense; `kind` says what it is."""
 
 
 def _rebuild_tensor(storage: Any, offset: Any, size: Any, stride: Any, *rest: Any) -> Tensor | OddTensor:
@@ -124,13 +124,13 @@ KNOWN: dict[str, Callable[..., object]] = {
         for kind in (set, frozenset, dict, list, tuple)
     },
 }
-"""All that a file can have called, by the name it uses."""
+"""All functions that a file can have called, by the name that it uses."""
 _CALLABLE = frozenset(map(id, KNOWN.values()))
 STORAGE = "torch.storage.UntypedStorage"
 
 
 def _call(function: object, args: object) -> object:
-    """Call a function of `KNOWN`, or make a stand-in; anything else is refused."""
+    """Call a function of `KNOWN`, or make a stand-in; refuse anything else."""
     if not isinstance(args, tuple):
         raise pickle.UnpicklingError("arguments that are no tuple")
     if id(function) in _CALLABLE:
@@ -145,7 +145,7 @@ def _stand_in(name: str) -> type[StandIn]:
 
 
 class SafeUnpickler(_Base):  # type: ignore[misc]
-    """Python's unpickler, which can call nothing but `KNOWN` and change nothing but what it has made itself."""
+    """Python's unpickler, limited to calling functions of `KNOWN` and changing objects that it made itself."""
 
     dispatch: ClassVar[dict[int, Any]] = dict(_Base.dispatch)
 
@@ -184,7 +184,7 @@ class SafeUnpickler(_Base):  # type: ignore[misc]
             raise pickle.UnpicklingError(f"a state for {type(self.stack[-1]).__name__}")
 
     def get_extension(self, _: int) -> None:
-        """Refuse a number in place of a name."""
+        """Refuse a number in the place of a name."""
         raise pickle.UnpicklingError("a class by number")
 
     dispatch[pickle.REDUCE[0]] = load_reduce

@@ -1,4 +1,4 @@
-"""Mask R-CNN on a pyramid, and what it is trained on and what it finds in COCO's terms.
+"""Mask R-CNN on a feature pyramid: its targets from COCO annotations, and what it finds as detections.
 
 Source: He et al. 2017 as torchvision implements it, with its defaults; only widths, image sizes and the smallest anchor
 can be chosen. Letters: B images, C channels, H W pixels, M objects of an image.
@@ -30,7 +30,7 @@ LEVELS = 5
 POOLED = 7
 """Cells per side that torchvision's box head sees of an object."""
 THINNEST = 0.01
-"""Pixels: thinner boxes would vanish in rounding when they are mirrored and resized, and are no targets."""
+"""Thinnest box in pixels that is a target: thinner ones may vanish by rounding when they are mirrored and resized."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class DetectorShape:
     """Sizes of the detector and its images.
 
     Attributes:
-        short_sides: the short side is resized to one of these, drawn anew for each training image; the last in tests.
-        long_side: at most this; wins over the short side.
+        short_sides: lengths for the short side of an image: drawn for each training image, the last for validation.
+        long_side: limit of the long side; an image that would exceed it gets a shorter short side.
         channels: of the pyramid and the mask head.
         head_dim: width of the box head.
         anchor_size: pixels of the smallest anchor, doubled from level to level.
@@ -68,9 +68,9 @@ def build_detector(
 ) -> MaskRCNN:
     """Return torchvision's Mask R-CNN over a pyramid with `out_channels` and levels "0" to "3" and "pool".
 
-    It takes images in [0, 1] and normalises, resizes and pads them (to multiples of 32) itself. Label 0 is the
-    background. Weights are torchvision's own initialisation from the process's random state. Without `masks` the mask
-    head is left away, which makes it Faster R-CNN.
+    It takes images in [0, 1], and normalises, resizes and pads them (to multiples of 32) itself. Label 0 is the
+    background. Weights are initialised by torchvision from the process's random state. Without `masks` there is no mask
+    head, which makes it Faster R-CNN.
     """
     channels = shape.channels
     hidden = 256 if channels >= 256 else channels
@@ -97,7 +97,7 @@ def build_detector(
 def training_target(image: CocoImage) -> dict[str, Tensor]:
     """Return boxes [M, 4] inside the image, labels [M] from 1 on, and masks uint8 [M, H, W] if all have one; no crowds.
 
-    What a box has outside its image (up to 2 px) is cut off; nothing is left of it: no target.
+    The part of a box outside its image (up to 2 px) is cut off. A box of which nothing is left is no target.
     """
     height, width = image.size
     limits = torch.tensor([width, height, width, height], dtype=torch.float32)
@@ -129,7 +129,7 @@ def flipped(image: Tensor, target: dict[str, Tensor]) -> tuple[Tensor, dict[str,
 
 
 def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
-    """Refuse an image whose short side would vanish when the long one is brought to its limit.
+    """Refuse an image so narrow that its short side would vanish when the long side is reduced to its limit.
 
     Raises:
         DataError: naming it.
@@ -141,10 +141,10 @@ def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
 
 
 def find_objects(detector: MaskRCNN, image: CocoImage, pixels: Tensor) -> list[Detection]:
-    """Return what a detector in evaluation mode finds in one image; a mask is where its probability is above one half.
+    """Return what a detector in evaluation mode finds in one image; masks hold pixels of probability above one half.
 
-    The numbers are those of `detector([pixels])`. Differs: masks are laid over the image one by one, where torchvision
-    holds a hundred float images at once.
+    The numbers are those of `detector([pixels])`. Differs: masks are enlarged to the image one at a time; torchvision
+    holds all of them, up to a hundred float images, at once.
 
     Args:
         detector: from `build_detector`.

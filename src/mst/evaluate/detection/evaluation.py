@@ -210,7 +210,7 @@ def _result(
 def _check(
     images: Sequence[CocoImage], data: DetectionData, channels: int, shape: DetectorShape, save_to: Path | None
 ) -> None:
-    """Refuse whatever would end in an error later, before hours of training; tell of what makes a result doubtful."""
+    """Refuse, before a training of hours, what would be an error after it; warn of what makes a result doubtful."""
     coco_mask_library()
     if save_to is not None:
         check_folder(save_to, "--save-model")
@@ -267,7 +267,7 @@ def _detector(
 
 
 def _copy(backbone: Backbone, drop_path: float) -> Backbone:
-    """Return a copy; with stochastic depth it is built anew, because timm decides on it when it builds a network."""
+    """Return a copy; with stochastic depth it is built anew, because timm sets that when it builds a network."""
     if not drop_path:
         return copy.deepcopy(backbone)
     built = build_backbone(backbone.spec, drop_path=drop_path)

@@ -1,4 +1,4 @@
-"""A trained detector on disk: weights in safetensors, and beside them a JSON file with all that rebuilds it."""
+"""A trained detector on disk: its weights in safetensors, and a JSON file from which it can be built again."""
 
 from __future__ import annotations
 

@@ -69,12 +69,12 @@ def detection_records(detections: Sequence[Detection], coco: CocoSet, *, kind: s
 
 
 def coco_metrics(coco: CocoSet, detections: Sequence[Detection], *, masks: bool = True) -> dict[str, float]:
-    """Return `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; what has no object of its size is left out.
+    """Return `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; metrics of sizes without any object are left out.
 
     Args:
         coco: the truth.
         detections: at most 100 of an image count.
-        masks: whether truth and detections have them; without, nothing of masks is returned.
+        masks: whether truth and detections have masks; if not, only metrics of boxes are returned.
 
     Raises:
         MissingExtra: faster-coco-eval is not installed.
@@ -88,7 +88,7 @@ def coco_metrics(coco: CocoSet, detections: Sequence[Detection], *, masks: bool 
 
 
 def coco_statistics(coco: CocoSet, detections: Sequence[Detection], *, kind: str) -> list[float]:
-    """Return COCO's twelve numbers, shares, -1 where there is nothing to be found.
+    """Return COCO's twelve numbers as shares; -1 for sizes without any object.
 
     Args:
         coco: the truth.

@@ -136,7 +136,7 @@ class ObjectSet:
 
 
 class ImageScore(NamedTuple):
-    """What one image's importance is worth.
+    """How well one image's importance finds its objects.
 
     Attributes:
         name: of the image.
@@ -263,7 +263,7 @@ def _score_all(
     std: tuple[float, ...],
     watch: Watcher | None,
 ) -> tuple[list[ImageScore], list[float], list[str]]:
-    """Return every image's score, what choosing the whole image would score, and the unreadable images."""
+    """Return the score of every image, the Jaccard of choosing the whole image, and the unreadable images."""
     scores: list[ImageScore] = []
     everything: list[float] = []
     unreadable: list[str] = []
@@ -333,7 +333,7 @@ def importance_map(backbone: Backbone, image: Tensor, precision: str) -> Tensor:
 
 
 def score_image(name: str, importance: Tensor, item: ObjectImage, mass: float) -> tuple[NDArray[np.bool_], ImageScore]:
-    """Return the chosen pixels [H, W] and what they are worth."""
+    """Return the chosen pixels [H, W] and their score."""
     height, width = item.image.shape[-2:]
     patches = heaviest(importance, mass)  # [h, w]
     chosen = to_pixels(patches, (height, width))
@@ -352,7 +352,7 @@ def score_image(name: str, importance: Tensor, item: ObjectImage, mass: float) -
 
 
 def heaviest(importance: Tensor, mass: float) -> NDArray[np.bool_]:
-    """Return the fewest patches that hold at least `mass` of the importance [h, w]; of equals the earlier ones."""
+    """Return the fewest patches that hold at least `mass` of the importance [h, w]; of equal ones, the earlier."""
     flat = importance.flatten().double()
     order = torch.argsort(flat, descending=True, stable=True)
     total = flat[order].cumsum(0)  # [N]

@@ -22,7 +22,7 @@ from mst.evaluate.segmentation.data import NO_CLASS
 from mst.evaluate.segmentation.inference import View
 
 TRIES = 10
-"""Crops that are drawn before one full of a single class is taken after all."""
+"""Crops that are drawn, at most, to find one that is not almost of a single class."""
 BRIGHTNESS, CONTRAST, SATURATION, HUE = (0.875, 1.125), (0.5, 1.5), (0.5, 1.5), (-0.05, 0.05)
 """torchvision's defaults; the hue in turns of the colour circle."""
 
@@ -58,9 +58,9 @@ def augmented(
     Args:
         image: uint8 [C, H, W].
         mask: int64 [H, W], NO_CLASS where there is none.
-        view: what validation images are brought to before scaling; size of the crop; normalisation.
+        view: the size that images are resized to before scaling, the size of the crop, the normalisation.
         settings: ranges.
-        draw: of all choices; every call takes the same number of draws.
+        draw: of all choices; every call draws the same number of values.
     """
     choice = torch.rand(7, generator=draw).tolist()
     corners = torch.rand(TRIES, 2, generator=draw).tolist()
@@ -98,8 +98,9 @@ def distorted(image: Tensor, choice: list[float], strengths: list[float]) -> Ten
 
     Args:
         image: grey or RGB.
-        choice: five numbers in [0, 1): whether brightness, contrast, saturation, hue; contrast first or last.
-        strengths: four numbers in [0, 1): where in its range each change lies.
+        choice: five numbers in [0, 1): whether to change brightness, contrast, saturation and hue, and whether
+            contrast comes before or after saturation and hue.
+        strengths: four numbers in [0, 1): the place of each change in its range.
     """
     amounts = [
         low + (high - low) * share

@@ -1,4 +1,4 @@
-"""What is looked at before a segmentation is trained: every pair that will be read, and what can be learnt from it.
+"""Checks before a segmentation is trained: whether every pair can be read, and whether the masks teach anything.
 
 Letters: C channels, H W pixels.
 """
@@ -50,11 +50,11 @@ def usable_pairs(
 ) -> tuple[SegmentationSet, list[str]]:
     """Read every image and mask once; return the pairs that can be used, and a line for each of the others.
 
-    So a wrong one does not end a training that has run for hours; one warning counts those that are left out.
+    So a bad pair does not end a training that has run for hours. One warning counts the pairs that are left out.
 
     Raises:
-        DataError: more than `max_unreadable_share` of the listed pairs, or all, are missing or cannot be used, or what
-            the masks hold is nothing to learn from or to score.
+        DataError: more than `max_unreadable_share` of the listed pairs, or all, are missing or cannot be used; or the
+            masks hold nothing to learn from or to score.
     """
     title = "training" if pairs is data.train else "validation"
     found: set[int] = set()

@@ -28,7 +28,7 @@ from mst.runtime.names import shown
 
 Item = TypeVar("Item")
 NO_CLASS = -1
-"""Mask value of pixels without a class, once a mask was checked."""
+"""Value of pixels without a class in a checked mask."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class SegmentationSet:
         channels: C.
         scale: how values that are not stored in 8 bits become such.
         mask_files: of the images, where they are files.
-        missing: a line for each pair that is listed and not there.
+        missing: a line for each listed pair that does not exist.
     """
 
     images: ImageSource
@@ -112,7 +112,7 @@ class SegmentationData:
         train: pairs to learn from.
         val: pairs to score.
         ignore_index: mask value without a class, or None.
-        meaning: what else decides about the classes of pixels: colours, which way up masks are.
+        meaning: what else decides about the classes of pixels: colours, and which way up masks are.
     """
 
     classes: tuple[str, ...]
@@ -157,7 +157,7 @@ def even_pairs(pairs: Sequence[Item], limit: int | None) -> Sequence[Item]:
 
 
 def check_found(data: SegmentationData, found: set[int], title: str) -> None:
-    """Refuse masks from which nothing can be learnt, or by which nothing can be scored; warn of one class only.
+    """Refuse masks that hold nothing to learn from or to score; warn if only one class occurs.
 
     Args:
         data: the classes.

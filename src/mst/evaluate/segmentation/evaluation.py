@@ -92,7 +92,7 @@ class SegmentationProtocol:
         return self.shape.head == "linear" and self.stride is None and not self.training.train_backbone
 
     def row(self) -> dict[str, Any]:
-        """Return what a result says about the settings; those that do not count are left out."""
+        """Return the settings as a result states them, without those that have no effect."""
         values = asdict(self)
         groups = {name: values.pop(name) for name in ("shape", "training", "augmentation")}
         values["lr"] = self.lr or (TOKEN_LR if self.cached else HEAD_LR)
@@ -184,7 +184,7 @@ def prepared_segmentation(
 
 
 def _counts(data: SegmentationData, train: list[str], val: list[str]) -> dict[str, Any]:
-    """Return the numbers of pairs that were learnt from and scored, and those left out, with a line for each."""
+    """Return how many pairs were learnt from, scored and left out, and a line for each that was left out."""
     listed = [len(pairs) + len(pairs.missing) for pairs in (data.train, data.val)]
     counts: dict[str, Any] = {"train_images": listed[0] - len(train), "val_images": listed[1] - len(val)}
     if train or val:
@@ -233,7 +233,7 @@ def _work(
     std: tuple[float, ...],
     seed: int,
 ) -> _Work:
-    """Put a new head on the backbone, or on a copy that may be trained; refuse what does not go together."""
+    """Put a new head on the backbone, or on a copy of it to train; refuse settings that do not fit together."""
     if min(len(data.train), len(data.val)) == 0:
         raise UsageError("segmentation needs at least one training and one validation image")
     size = protocol.size or fitting_size(first_image(data.train), backbone.patch_size)

@@ -1,4 +1,4 @@
-"""A trained segmenter on disk: weights in `segmenter.safetensors`, all else that prediction needs in a JSON beside it.
+"""A trained segmenter on disk: weights in `segmenter.safetensors`, all else that prediction needs in a JSON file.
 
 Letters: H W pixels.
 """

@@ -27,7 +27,7 @@ from mst.runtime.names import shown
 
 COLOUR_KEYS = ("colors", "colours", "palette", "color", "colour")
 FARTHEST = 2**31 - 1
-"""What a value of a mask can be, and more."""
+"""Largest number that is accepted as a value of masks."""
 
 
 def segmentation_folder(
@@ -48,8 +48,8 @@ def segmentation_folder(
         root: the folder.
         channels: of the images.
         scale: turns values of images that are not stored in 8 bits into such.
-        annotations: what the masks of images with an EXIF orientation are of: the image as it is displayed, or its
-            stored pixels; None = as their sizes say.
+        annotations: whether the masks of images with an EXIF orientation belong to the image as it is displayed or as
+            it is stored; None = as their sizes tell.
         limits: at most this many training and validation pairs, at even distances; None = all.
 
     Raises:
@@ -88,7 +88,7 @@ def _masks(
     headers: Mapping[Path, Header],
     frames: Mapping[tuple[Path, Path], Frame],
 ) -> Callable[[int, tuple[int, int]], Tensor]:
-    """Return what reads the mask of a pair."""
+    """Return the function that reads the mask of a pair."""
 
     def mask(index: int, size: tuple[int, int]) -> Tensor:
         pair = pairs[index]
@@ -140,7 +140,7 @@ def _void(given: Any) -> int | None:
 
 
 def _colours(names: Sequence[str], given: Any) -> dict[int, int]:
-    """Return packed colour -> class of a list in the classes' order, or of an object name -> colour."""
+    """Return packed colour -> class number, from a list in the order of the classes or an object name -> colour."""
     if given is None:
         return {}
     if isinstance(given, dict):

@@ -1,4 +1,4 @@
-"""Segmentation heads: linear, SETR-naive, SETR-PUP and UPerNet, each with what its auxiliary loss needs.
+"""Segmentation heads, with their auxiliary heads: linear, SETR-naive, SETR-PUP and UPerNet.
 
 Source: SETR (Zheng et al. 2021, section 3.2; widths and auxiliary heads as in mmsegmentation's
 `setr_vit-l_naive|pup` configurations); UPerNet (Xiao et al. 2018: pyramid pooling of bins 1, 2, 3 and 6 on the last
@@ -28,7 +28,8 @@ NormName = Literal["batch", "group"]
 BINS = (1, 2, 3, 6)
 """Cells per side of the pooled maps of UPerNet."""
 GROUPS, GROUP_SIZE = 32, 4
-"""Most groups of a group norm, and fewest channels in one: a pooled map has a single cell to take statistics of."""
+"""Most groups of a group norm, and fewest channels of a group: in a pooled map of one cell, a group's statistics are
+taken over its channels alone."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class HeadShape:
     Attributes:
         head: linear, setr-naive or setr-pup for flat transformers; upernet for all.
         channels: of the head's layers; the published ones have 256 (SETR) and 512 (UPerNet).
-        norm: group is for steps of very few images, whose statistics batch norm cannot use.
+        norm: batch, or group for microbatches of so few images that batch statistics are useless.
     """
 
     head: HeadName = "linear"
@@ -90,8 +91,8 @@ class LinearHead(nn.Module):
 class SetrHead(nn.Module):
     """Convolutions with bilinear upsampling between them, and a 1x1 convolution to the classes.
 
-    The published heads enlarge once more before the last convolution; it commutes with that, so whoever enlarges the
-    logits to the image's size gets the same, with K instead of F channels to enlarge.
+    The published heads enlarge once more before the last convolution. A 1x1 convolution commutes with enlarging, so
+    enlarging its logits gives the same result with K channels to enlarge in place of F.
     """
 
     def __init__(self, width: int, num_classes: int, shape: HeadShape, *, kernel: int, ups: Sequence[int]) -> None:
@@ -112,7 +113,10 @@ class SetrHead(nn.Module):
 
 
 def setr_ups(name: HeadName, patch_size: int, *, auxiliary: bool) -> tuple[int, tuple[int, ...]]:
-    """Return the kernel and the factors before each block: mmsegmentation's at 16 px, fewer below, more above."""
+    """Return the kernel size and the factor before each block: for patches of 16 px those of mmsegmentation.
+
+    Smaller patches need fewer doublings, larger ones more.
+    """
     doublings = round(math.log2(patch_size))
     if name == "setr-naive" or doublings < 2:
         return (1 if name == "setr-naive" else 3), (1,)
@@ -159,7 +163,7 @@ class PyramidPooling(nn.Module):
 
 
 class UperHead(nn.Module):
-    """UPerNet over levels of decreasing size, and the FCN on the last but one that helps to train it."""
+    """UPerNet over levels of decreasing size, and its auxiliary head: an FCN on the last level but one."""
 
     def __init__(self, widths: Sequence[int], num_classes: int, shape: HeadShape) -> None:
         super().__init__()

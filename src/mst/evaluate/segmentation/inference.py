@@ -1,4 +1,4 @@
-"""What a segmenter says about whole images: the image resized as one, or windows of it with averaged logits.
+"""Classes of whole images: the image is resized to the network's size, or seen in windows whose logits are averaged.
 
 Source: sliding windows as SETR and mmsegmentation test on Cityscapes (Zheng et al. 2021, section 4.1): every window
 has the training size, the last one of a row or column ends at the border, logits are averaged where windows overlap.
@@ -46,7 +46,7 @@ class View:
     std: tuple[float, ...]
 
     def check(self, patch_size: int) -> None:
-        """Refuse what the backbone cannot take.
+        """Refuse a size or windows that do not go with the backbone.
 
         Raises:
             UsageError: the size is no multiple of the patch, or windows would leave gaps.
@@ -65,7 +65,7 @@ class View:
         return ImageTransform(self.size, self.mean, self.std).normalise(image)
 
     def base_size(self, image: Tensor) -> tuple[int, int]:
-        """Return the (H, W) at which this image is looked at, before any cropping."""
+        """Return the (H, W) that this image is resized to before crops or windows are taken."""
         return self.size if self.stride is None else (image.shape[-2], image.shape[-1])
 
 

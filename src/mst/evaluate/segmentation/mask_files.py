@@ -1,4 +1,4 @@
-"""One mask file to class numbers: grey values, palettes, colours, bits and arrays, the way up that it says itself.
+"""One mask file to class numbers: grey values, palettes, colours, bits, arrays; turned by its own EXIF orientation.
 
 Letters: H W pixels.
 """
@@ -55,7 +55,7 @@ class Labels:
 
 
 def mask_size(path: Path) -> tuple[int, int]:
-    """Return (H, W) of a mask file, the way up that it says itself.
+    """Return (H, W) of a mask file, turned by its own orientation.
 
     Raises:
         OSError, ValueError: unreadable.
@@ -68,14 +68,14 @@ def mask_size(path: Path) -> tuple[int, int]:
 def read_mask(
     path: Path, size: tuple[int, int], labels: Labels, *, image: Header | None = None, frame: Frame = "displayed"
 ) -> Tensor:
-    """Return a mask file as class numbers, int64 [H, W], the way up that its image is displayed.
+    """Return a mask file as class numbers, int64 [H, W], turned as its image is displayed.
 
     Args:
         path: the mask.
-        size: (H, W) of the image, displayed.
-        labels: classes, the value without one, colours.
+        size: (H, W) of the image as it is displayed.
+        labels: classes, the value of pixels without one, colours.
         image: header of an image that EXIF turns; None = it is not turned.
-        frame: what the mask is of: of the image as it is displayed, or of its stored pixels.
+        frame: whether the mask belongs to the image as it is displayed or as it is stored.
 
     Raises:
         DataError: unreadable, of another size than its image, or with a value or colour that is no class.
@@ -207,7 +207,7 @@ def _one_band(path: Path, values: Values, labels: Labels) -> Values:
 
 
 def _indexed(path: Path, image: Image.Image, labels: Labels) -> Values:
-    """Return the numbers of a palette image, or the classes of its colours where colours are given and it has them."""
+    """Return the classes of a palette image: those of its colours if `labels` knows these, else its indices."""
     if image.mode == "PA":
         image = image.getchannel("P") if "P" in image.getbands() else image.convert("P")
     numbers = np.asarray(image)

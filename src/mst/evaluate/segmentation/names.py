@@ -1,4 +1,4 @@
-"""Which image and which mask an entry of a split list means, as people and their programs name them."""
+"""Which image and which mask an entry of a split list means, in the ways that people and tools name them."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from mst.errors import DataError, UsageError
 from mst.runtime.names import shown
 
 MASK_EXTENSIONS = ("png", "tif", "tiff", "bmp", "gif", "npy")
-"""What masks are searched for as; JPEGs are found too, so that they can be refused by name."""
+"""Extensions of masks. JPEGs are searched for as well, so that they can be refused by name."""
 MASK_WORDS = re.compile(
     r"[-_. ](masks?|gt|gtfine_labelids|labels?|labelids|labeltrainids|trainids|l|seg|segmentation|annotation)$", re.I
 )
-"""What tools put behind an image's name in that of its mask (`_L`: CamVid; `_labelIds`: Cityscapes)."""
+"""What tools append to an image's name to name its mask (`_L`: CamVid; `_labelIds`: Cityscapes)."""
 
 
 class Pair(NamedTuple):
@@ -53,7 +53,7 @@ class FileIndex:
 
     @cached_property
     def by_image(self) -> dict[str, list[Path]]:
-        """Image's name -> masks that are called so with a word of tools behind it."""
+        """Name of an image -> masks named like it with a tool's word appended."""
         found: dict[str, list[Path]] = defaultdict(list)
         for stem, paths in self.by_stem.items():
             plain = MASK_WORDS.sub("", stem)
@@ -62,7 +62,7 @@ class FileIndex:
         return found
 
     def named(self, name: str) -> list[Path]:
-        """Return the files that a name means: with or without suffix and folders before it."""
+        """Return the files that a name may mean; it may lack its suffix and leading folders."""
         for reading in (name, _without_suffix(name)):
             parts = [part for part in reading.split("/") if part not in {"", "."}]
             for start in range(len(parts)):
@@ -79,7 +79,7 @@ def read_pairs_of(root: Path, listing: Path, images: FileIndex, masks: FileIndex
     A line is a name with or without suffix or folders, quoted or not, or an image and its mask side by side.
 
     Raises:
-        DataError: no text, empty, nothing of it is found, or an entry with two candidates.
+        DataError: the list is no text or empty, none of its entries is found, or one has two candidates.
     """
     try:
         lines = [os.fsdecode(line).strip() for line in text_lines(listing)]
@@ -124,7 +124,7 @@ def _pair(root: Path, listing: Path, line: str, images: FileIndex, masks: FileIn
 
 
 def _readings(line: str) -> Iterator[tuple[str, ...]]:
-    """Yield what a line may mean, the most literal first: one name, or two."""
+    """Yield the names in a line, one or two, in each way that it may be read; the most literal way first."""
     texts = [line] + ([line[1:-1]] if len(line) > 1 and line[0] == line[-1] and line[0] in "\"'" else [])
     for text in texts:
         yield (text,)
@@ -137,7 +137,7 @@ def _readings(line: str) -> Iterator[tuple[str, ...]]:
 
 
 def _files(root: Path, name: str, index: FileIndex) -> list[Path]:
-    """Return the files of a name: as it stands there, or by search."""
+    """Return the files that a name means: the path itself, else those found by search."""
     for base in (index.folder, root):
         if (base / name).is_file():
             return [base / name]
@@ -145,7 +145,7 @@ def _files(root: Path, name: str, index: FileIndex) -> list[Path]:
 
 
 def _masks_of(image: Path, name: str, images: FileIndex, masks: FileIndex) -> list[Path]:
-    """Return the masks of an image: of the same place, else of the same name, else with a word of tools behind it."""
+    """Return the masks of an image: at the same place, else of the same name, else with a tool's word appended."""
     places = [_without_suffix(name)]
     if image.is_relative_to(images.folder):
         places.insert(0, str(image.relative_to(images.folder).with_suffix("")))
@@ -160,7 +160,7 @@ def _masks_of(image: Path, name: str, images: FileIndex, masks: FileIndex) -> li
 
 
 def _worded(stem: str, masks: FileIndex, images: FileIndex, place: str | None) -> list[Path]:
-    """Return masks called as an image and a word behind it, but for those that are other images' own."""
+    """Return masks named like an image with a word appended, without those that belong to other images."""
     found = []
     for candidate in masks.by_image.get(stem, []):
         own = str(candidate.relative_to(masks.folder).with_suffix(""))
@@ -185,13 +185,13 @@ def _without_suffix(name: str) -> str:
 
 
 def _of_suffix(found: list[Path], name: str) -> list[Path]:
-    """Return of several files those whose suffix is the name's, in any case of letters; else all."""
+    """Return those files whose suffix is the name's, ignoring case; if there are none, all."""
     suffix = extension(os.fsencode(name))
     return [path for path in found if extension(os.fsencode(path.name)) == suffix] or found
 
 
 def _check_shared(pairs: Sequence[Pair]) -> None:
-    """Refuse one mask for two images."""
+    """Refuse a list in which two images share a mask."""
     owner: dict[Path, Path] = {}
     for image, mask in pairs:
         first = owner.setdefault(mask, image)

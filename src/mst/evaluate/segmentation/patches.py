@@ -2,7 +2,7 @@
 
 Source: the linear protocol of DINOv2 (Oquab et al. 2023), section 7.4: standardised patch tokens, one linear layer,
 bilinear upsampling, cross-entropy. Differs: the tokens are computed once (no augmentation), they are standardised with
-the training set's own statistics, and the loss is taken at a quarter of the resolution; scores always at the full one.
+the training set's own statistics, and the loss is taken at a quarter of the resolution; scores at full resolution.
 Letters: B images, D features, K classes, H W pixels, h w patches.
 """
 
@@ -73,7 +73,7 @@ def train_on_tokens(
         A line for each pair that is missing or cannot be used, and was left out.
 
     Raises:
-        DataError: they are more than `max_unreadable_share`, or what the masks hold is nothing to learn from.
+        DataError: they are more than `max_unreadable_share`, or the masks hold nothing to learn from.
     """
     maps, left_out = training_maps(segmenter, data, view, training.loss_stride, settings)
     check_found(data, set(torch.unique(maps.masks).tolist()), "training")
@@ -104,7 +104,7 @@ def training_maps(
 
 @dataclass(frozen=True)
 class _TrainingImages:
-    """Normalised training images; each one that is read leaves its mask."""
+    """Normalised training images; reading one also stores its mask."""
 
     data: SegmentationData
     view: View
@@ -149,7 +149,7 @@ def prepare_head(head: LinearHead, tokens: Tensor, seed: int) -> None:
 
 
 def fit_head(head: LinearHead, train: PatchMaps, training: TokenTraining, *, progress: bool) -> None:
-    """Train the linear layer; pixels without a class count for nothing."""
+    """Train the linear layer; pixels without a class are ignored."""
     device, draw = device_of(head), generator(training.seed, "segmentation-order")
     weights = None if training.class_weights is None else training.class_weights.to(device)
     optimizer = torch.optim.AdamW(head.parameters(), lr=training.lr, weight_decay=training.weight_decay)

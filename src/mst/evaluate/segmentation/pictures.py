@@ -21,7 +21,7 @@ GAP, LINE = 4, 16
 """Pixels between entries of the legend, and height of its lines."""
 OPACITY = 0.6
 TURN, VALUES = 0.618034, (1.0, 0.75, 0.5)
-"""Neighbouring classes are a golden section of the colour circle apart, and of changing brightness."""
+"""Step of the hue from class to class (the golden section of the colour circle), and the brightnesses in turn."""
 
 Watch = Callable[[str, Tensor, Tensor, Tensor], None]
 """(name, image uint8 [C, H, W], truth [H, W], prediction [H, W])."""
@@ -102,7 +102,7 @@ def sheet_writer(outputs: Outputs, limit: int, classes: Sequence[str]) -> Watch:
 
 
 def index_picture(mask: Tensor, num_classes: int) -> Image.Image:
-    """Return class numbers [H, W] as a picture of them: 8 bits with a palette, 16 bits above 256 classes."""
+    """Return class numbers [H, W] as a picture: 8 bits with a palette, or 16 bits if there are over 256 classes."""
     if num_classes > 256:
         return Image.fromarray(mask.numpy().astype(np.uint16))
     picture = Image.fromarray(mask.numpy().astype(np.uint8), mode="P")

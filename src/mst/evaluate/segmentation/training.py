@@ -1,4 +1,4 @@
-"""Training a segmenter: cross-entropy of the head and the auxiliary heads, batches that depend on their step alone.
+"""Training a segmenter: cross-entropy of the head and the auxiliary heads; batches are functions of their step.
 
 Source: SETR's settings in mmsegmentation (SGD or AdamW, poly schedule of power 0.9, the head's rate ten times the
 backbone's, auxiliary losses weighted 0.4); layer-wise decay of the rate as in BEiT (Bao et al. 2022). Differs: the
@@ -162,7 +162,7 @@ def class_weights(weights: tuple[float, ...], num_classes: int) -> Tensor | None
 
 
 def segmenter_optimizer(segmenter: Segmenter, task: Task) -> Optimizer:
-    """Return the optimizer: the head at the full rate, the backbone at its share, less with depth."""
+    """Return the optimizer: the head at the full rate, the backbone at its share, lower for blocks nearer the input."""
     training = task.training
     groups = parameter_groups(nn.ModuleList([segmenter.maps, segmenter.head]), weight_decay=task.weight_decay)
     if not segmenter.frozen:
@@ -198,7 +198,7 @@ def pixel_loss(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor
 
 
 def coarse(masks: Tensor, size: Sequence[int]) -> Tensor:
-    """Return masks [B, H, W] at another size, the nearest pixel each."""
+    """Return masks [B, H, W] at another size, each pixel that of the nearest one."""
     if tuple(masks.shape[1:]) == tuple(size):
         return masks
     return F.interpolate(masks[:, None].float(), (size[0], size[1]), mode="nearest-exact")[:, 0].long()
@@ -248,7 +248,7 @@ def check_fits(segmenter: Segmenter, task: Task, dtype: torch.dtype) -> None:
 
 
 def most_bytes(segmenter: Segmenter, task: Task, images: int) -> int:
-    """Return bytes that a step takes at most, from the sizes of network, head and crops alone."""
+    """Return an upper bound of the bytes of a step, from the sizes of network, head and crops alone."""
     spec, pixels = segmenter.backbone.spec, prod(task.view.size)
     tokens = pixels // spec.patch_size**2 + 1
     fixed = 24 * sum(parameter.numel() for parameter in segmenter.parameters()) + 2**28

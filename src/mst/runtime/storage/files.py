@@ -16,7 +16,7 @@ _TAIL = ".tmp"
 
 
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write aside, flush to disk, rename over `path`.
+    """Write a file of another name, flush it to disk, and rename it to `path`.
 
     Raises:
         RunFailure: the disk refused (full, read-only); the old file is untouched.
@@ -38,16 +38,16 @@ def write_atomic(path: Path, content: bytes | str) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Return where to write before a rename to `path`: beside it, under a name of this process."""
+    """Return where to write before the rename to `path`: beside it, under a name that only this process uses."""
     return path.with_name(f".{_short(path.name)}.{_HOST}-{os.getpid()}{_TAIL}")
 
 
 def remove_asides(folder: Path, name: str | None = None) -> None:
-    """Delete what killed processes of this machine left half written in a folder.
+    """Delete half-written files that killed processes of this machine left in a folder.
 
     Args:
         folder: of the files.
-        name: of the file that was to be written; None = of any.
+        name: of the file that should have been written; None = of any.
     """
     pattern = re.compile(rf"\.(.+)\.{_HOST}-(\d+){re.escape(_TAIL)}")
     wanted = None if name is None else _short(name)
@@ -60,12 +60,12 @@ def remove_asides(folder: Path, name: str | None = None) -> None:
 
 
 def is_aside(name: str) -> bool:
-    """Whether a name is one of `aside_of`, of whatever machine."""
+    """Whether a name is one that `aside_of` gives, on any machine."""
     return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}-\d+{re.escape(_TAIL)}", name) is not None
 
 
 def _short(name: str) -> str:
-    """Return as much of a name as leaves room for the rest: file systems end names at 255 bytes."""
+    """Return a name cut so that the rest still fits: file systems allow 255 bytes."""
     return os.fsdecode(os.fsencode(name)[:200])
 
 
@@ -82,7 +82,7 @@ def _is_alive(process: int) -> bool:
 
 
 def check_folder(folder: Path, flag: str) -> None:
-    """Refuse a place where no folder can be made, or nothing be written: before hours of work.
+    """Refuse, before hours of work, a place where no folder can be made or nothing can be written.
 
     Args:
         folder: existing or not.

@@ -1,4 +1,4 @@
-"""One process at a time in a folder: a lock file that names its holder and that the system frees when it dies."""
+"""One process at a time in a folder: a lock file that names its holder; the system frees it when the holder dies."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EINVAL, errno.ENOSYS}
 def only_process_in(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder inside the block; the lock file is deleted at its end.
 
-    The lock is a POSIX record lock: a killed process leaves a file, which locks nothing, and forked workers do not
-    hold it. It does not keep two threads of one process apart. A file system without locks is used without one.
+    The lock is a POSIX record lock. The file that a killed process leaves locks nothing, and forked workers do not hold
+    the lock. Two threads of one process are not kept apart. On a file system without locks there is none.
 
     Raises:
         UsageError: another process is at work there.
@@ -43,8 +43,8 @@ def only_process_in(folder: Path) -> Iterator[None]:
 def _locked(path: Path) -> IO[str]:
     """Return the lock file, open and locked.
 
-    A file whose lock was waited for may have been deleted by its holder meanwhile: then a lock on it keeps nobody out,
-    and the file that lies there now is tried.
+    While this process waits for the lock, its holder may delete the file. A lock on a deleted file keeps nobody out, so
+    the file that is there now is locked instead.
     """
     while True:
         file = path.open("a+", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Files that a command writes beside those of the user: its own are replaced when it is repeated, all others stay."""
+"""Files that a command writes into a user's folder: when it is repeated it replaces its own files and no others."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ from mst.runtime.storage.results import append_jsonl, read_jsonl
 NOTES = ".mst-written.jsonl"
 """File in the folder: a line for each file that a command wrote there."""
 ANY = re.compile(b"")
-"""For `earlier`: in a folder of its own, a command takes every file without a note for its own."""
+"""For `earlier`: every file without a note is the command's own, in a folder that is only for it."""
 
 
 class Outputs:
     """The files that a command writes into one folder.
 
-    A file is the command's own as long as it is what the command noted when it wrote it: of the same size and time, or
-    of the same content (a copy). A file that was changed since belongs to the user, and so does every other file.
+    The command notes each file that it writes. A file is its own as long as it is as noted: of the same size and time,
+    or of the same content (a copy). A file that was changed since, and every other file, belongs to the user.
 
     Args:
         folder: made with the first file.
         command: whose files these are, such as `predict segmentation`.
         flag: the option that named the folder or file, for the messages.
-        earlier: how files look that older versions wrote, without notes; None = such files are not taken for own ones.
+        earlier: pattern in files that older versions wrote without notes: they count as own files; None = none do.
 
     Raises:
-        UsageError: no folder can be made there, or nothing be written.
+        UsageError: no folder can be made there, or nothing can be written.
     """
 
     def __init__(self, folder: Path, command: str, flag: str, *, earlier: re.Pattern[bytes] | None = None) -> None:
@@ -48,7 +48,7 @@ class Outputs:
         self._tidied: set[Path] = set()
 
     def check(self, names: Iterable[str | Path]) -> None:
-        """Refuse names of files that are there and not the command's own: before the work.
+        """Refuse, before the work, names of existing files that are not the command's own.
 
         Args:
             names: relative to the folder.
@@ -61,7 +61,7 @@ class Outputs:
                 raise UsageError(f"{self._flag}: {self._foreign(name)}: move it away, or name another place")
 
     def check_numbered(self, pattern: str, limit: int) -> None:
-        """Refuse files that may get in the way of numbered ones, whose full names are not known yet.
+        """Refuse existing files that may have the names of numbered ones, whose full names are not known yet.
 
         Args:
             pattern: regular expression of a whole name, its first group the number.
@@ -74,13 +74,13 @@ class Outputs:
         self.check(sorted(name for match, name in found if match and int(match[1]) < limit))
 
     def write(self, name: str | Path, content: bytes, *, flush: bool = True, grows: bool = False) -> None:
-        """Write a file, aside first, so that a kill leaves the old one or the new one.
+        """Write a file under another name, then rename it, so that a kill leaves the old file or the new one.
 
         Args:
             name: relative to the folder; sub-folders are made.
             content: of the file.
             flush: to disk, before the next one is written.
-            grows: rows will be appended to it, which leave it the command's own.
+            grows: rows will be appended to it; it stays the command's own.
 
         Raises:
             RunFailure: the disk refused, or a file of this name that is not the command's own appeared meanwhile.
@@ -108,7 +108,7 @@ class Outputs:
                 aside.unlink(missing_ok=True)
 
     def _note(self, name: str, content: bytes, time: int, grows: bool) -> None:
-        """Note a file before it has its name: a kill in between leaves a note that fits nothing, and the one before."""
+        """Note a file before it is renamed: a kill in between leaves the note before, and one that fits no file."""
         note: dict[str, Any] = {"name": name, "command": self._command, "size": len(content), "time": time}
         note |= {"digest": _digest(content), "grows": grows}
         append_jsonl(self.folder / NOTES, note)
@@ -142,7 +142,7 @@ class Outputs:
 
 
 def _is_as_noted(path: Path, status: os.stat_result, note: dict[str, Any]) -> bool:
-    """Whether a file is what was written: by size and time, else by its content."""
+    """Whether a file is the one that was noted: by size and time, else by its content."""
     size, grows = note.get("size"), note.get("grows") is True
     if status.st_size == size and status.st_mtime_ns == note.get("time"):
         return True

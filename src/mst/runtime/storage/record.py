@@ -39,7 +39,7 @@ class RunRecord:
         row = plain_json(row)
         append_jsonl(self._metrics, row)
         if self._writer is not None:
-            self._events.stat()  # else a thread of the writer meets that it is gone, and says so by itself
+            self._events.stat()  # raises here if it is gone; else a thread of the writer would
             for key, value in row.items():
                 if key != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(key, value, row["step"])
@@ -64,7 +64,7 @@ class RunRecord:
 
 
 def _told_elsewhere(trace: threading.ExceptHookArgs) -> None:
-    """Print no trace of a thread that writes events: whoever writes the next row gets its error."""
+    """Print no traceback of the thread that writes events: its error is raised where the next row is written."""
     if not type(trace.thread).__module__.startswith("tensorboard."):
         threading.__excepthook__(trace)
 

@@ -14,7 +14,7 @@ from typing import Any
 from mst.errors import RunFailure
 
 LARGEST = 1e300
-"""What a metric can be, and far more."""
+"""Largest size of a metric that is accepted; real ones are far smaller."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def plain_json(value: Any) -> Any:
 
 
 def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
-    """Append one row; a row is one line, written in one call. Half a row that a killed process left ends before it.
+    """Append a row as one line, written in one call; half a row that a killed process left is ended by a line break.
 
     Raises:
         OSError: the disk refused, or there is something at `path` that is no file.

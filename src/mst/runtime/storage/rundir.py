@@ -1,4 +1,4 @@
-"""The run folder: who lies where in it, and the rules for creating one."""
+"""The run folder: where everything lies in it, and the rules for creating one."""
 
 from __future__ import annotations
 
@@ -123,12 +123,12 @@ def check_new_run_dir(path: Path, *, overwrite: bool) -> None:
 
 
 def _is_first_moment(name: str) -> bool:
-    """Whether a file is what a run writes before config.json makes its folder a run: a killed one left it."""
+    """Whether a file is one that a run writes before config.json: a killed run may have left nothing else."""
     return name in {LOCK_NAME, "plan.json", "environment.json", "logs"} or is_aside(name)
 
 
 def _was_written_here(run: RunDir) -> bool:
-    """Whether config.json is a run's: other programs have files of that name, and `--overwrite` deletes the folder."""
+    """Whether config.json is of a run. Other programs have files of that name, and `--overwrite` deletes the folder."""
     try:
         values = json.loads(run.config.read_text(encoding="utf-8"))
     except FileNotFoundError:

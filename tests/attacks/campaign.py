@@ -47,7 +47,9 @@ def campaign(file: Path, module: str, first: int, end: int, part: int = 250) -> 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("file", type=Path)
-    parser.add_argument("module", choices=[f"attacks.{name}" for name in ("images", "annotations", "calls", "runs")])
+    parser.add_argument(
+        "module", choices=[f"attacks.{name}" for name in ("images", "annotations", "calls", "runs", "settings")]
+    )
     parser.add_argument("first", type=int)
     parser.add_argument("end", type=int)
     parser.add_argument("--part", type=int, default=250)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from safetensors.torch import load_file, save_file
 
 import mst
 from commands.calls import call
@@ -57,6 +58,15 @@ def test_no_number_is_no_agreement(difference: float, tmp_path: Path, monkeypatc
     monkeypatch.setattr(timm_folder, "relative_difference", lambda *_: difference)
     with pytest.raises(RunFailure, match="gives other features"):
         mst.export_backbone(backbone_file(tmp_path), tmp_path / "timm")
+
+
+def test_a_backbone_without_numbers_is_not_exported(tmp_path: Path) -> None:
+    path = backbone_file(tmp_path)
+    weights = load_file(path)
+    save_file({**weights, "norm.weight": weights["norm.weight"] * 3e38}, path)
+    with pytest.raises(RunFailure, match="the features are not finite numbers, although the weights are"):
+        mst.export_backbone(path, tmp_path / "timm")
+    assert not (tmp_path / "timm").exists()
 
 
 @pytest.mark.parametrize("name", ["swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"])

@@ -40,7 +40,7 @@ TASKS = {
     ),
     "segmentation": (TUNED % ("segmentation", "segmented") + " --train-backbone --steps 120 --batch-size 2", ""),
     "detection": (
-        TUNED % ("detection", "coco") + " --epochs 30 --batch-size 2 --short-sides 48 --long-side 64 --channels 8"
+        TUNED % ("detection", "coco") + " --epochs 150 --batch-size 2 --short-sides 48 --long-side 64 --channels 8"
         " --head-dim 16 --anchor-size 8",
         "",
     ),
@@ -91,6 +91,8 @@ def command(words: str) -> list[str]:
 def left(folder: Path) -> dict[str, Any]:
     """Return what a run leaves, but for the times in rows of results and for checkpoints (read by the resumed run)."""
     found = {name: content for name, content in contents(folder / "run").items() if "checkpoints/" not in name}
+    for row in [row for name in found if name.endswith(".mst-written.jsonl") for row in found[name]]:
+        row.pop("time", None)
     for row in found.get("results.jsonl", ()):
         row["extra"] = {key: value for key, value in row.get("extra", {}).items() if "second" not in key}
     return found
@@ -202,5 +204,5 @@ def test_small_shared_memory(size: str, anew: Trained) -> None:
     words = [*command(TASKS[anew.kind][0]), WORKERS[anew.kind], "2"]
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *words], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("warning: ") <= 1
+    assert done.stderr.count("--shm-size") == (size == "64k")
     assert different(anew).keys() <= {"config.json", "plan.json"}  # which name the workers

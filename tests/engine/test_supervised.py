@@ -249,6 +249,10 @@ def test_bad_steps_change_nothing_and_too_many_end_it(tmp_path: Path) -> None:
         train(
             HERE, replace(SETTINGS, max_bad_steps=3), loss=lambda model, batch: cross_entropy(model, batch) * math.nan
         )
+    with pytest.raises(RunFailure, match="all steps had a loss or gradient that is not finite: start anew"):
+        train(
+            HERE, replace(SETTINGS, max_bad_steps=99), loss=lambda model, batch: cross_entropy(model, batch) * math.nan
+        )
 
 
 def test_bad_data_saves_what_was_learnt(tmp_path: Path) -> None:

@@ -205,16 +205,16 @@ class Trainer(Generic[Batch]):
         """Warn of a step that changed nothing.
 
         Raises:
-            RunFailure: more than `max_bad_steps` in succession.
+            RunFailure: more than `max_bad_steps` in succession, or all steps of the training.
         """
         state, limit, run = self.state, self.intervals.max_bad_steps, self.outputs.run
         listing = bad_steps_file(run) if run is not None else None
-        if state.bad_streak > limit:
+        none_good = state.bad_streak == self.intervals.steps
+        if state.bad_streak > limit or none_good:
+            which = "all steps" if none_good else f"{state.bad_streak} steps in succession"
+            most = "" if none_good else f" (at most {limit})"
             images = f"; their images are listed in {listing}" if listing else ""
-            raise RunFailure(
-                f"{state.bad_streak} steps in succession had a loss or gradient that is not finite "
-                f"(at most {limit}): {self.task.too_many}{images}"
-            )
+            raise RunFailure(f"{which} had a loss or gradient that is not finite{most}: {self.task.too_many}{images}")
         numbers = report.scalars()
         see = f"; see {listing}" if listing else ""
         logging.warn(

@@ -12,6 +12,7 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from mst.errors import RunFailure
 from mst.model.backbone import Backbone
@@ -34,8 +35,10 @@ def export_timm(backbone: Backbone, folder: Path) -> float:
         The largest difference between features of the backbone and of what timm loads, relative to the largest.
 
     Raises:
-        RunFailure: the disk refused, or timm's network gives other features.
+        RunFailure: the disk refused, the backbone gives no numbers, or timm's network gives other features.
     """
+    if not bool(backbone(_images(backbone)).isfinite().all()):
+        raise RunFailure("the features are not finite numbers, although the weights are: the training diverged")
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -72,8 +75,13 @@ def timm_config(backbone: Backbone) -> dict[str, Any]:
 @torch.no_grad()
 def relative_difference(backbone: Backbone, folder: Path) -> float:
     """Load the folder with timm and compare the features of random images."""
-    spec = backbone.spec
     loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    images = torch.randn(2, spec.channels, *spec.image_size, generator=generator("export", spec.name))  # [2, C, H, W]
+    images = _images(backbone)
     expected, found = backbone(images), loaded(images)  # [2, D]
     return float((expected - found).abs().max() / expected.abs().max())
+
+
+def _images(backbone: Backbone) -> Tensor:
+    """Return random images [2, C, H, W]."""
+    spec = backbone.spec
+    return torch.randn(2, spec.channels, *spec.image_size, generator=generator("export", spec.name))

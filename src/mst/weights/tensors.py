@@ -52,7 +52,7 @@ def unusable(value: object, like: Tensor) -> str | None:
         return f"is of type {type_name(value.dtype)}: weights are of type {names}"
     if not like.is_floating_point() and value.dtype != like.dtype:
         return f"is of type {type_name(value.dtype)} instead of {type_name(like.dtype)}"
-    found = strange_number(value)
+    found = strange_number(value.to(like.dtype))  # float64 may be beyond what is finite in float32
     return None if found is None else f"holds {found}: the network it is from was broken in its training"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
 from mst.errors import RunFailure
@@ -25,11 +25,18 @@ def check_finite(values: Tensor, network: nn.Module, names: Sequence[str], what:
     good = values.flatten(1).isfinite().all(1)  # [B]
     if bool(good.all()):
         return
+    largest, of = 0.0, ""
     for layer, weight in network.state_dict().items():
-        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+        if not weight.is_floating_point() or not weight.numel():
+            continue
+        if not math.isfinite(size := weight.abs().max().item()):  # NaN goes through the maximum
             raise RunFailure(
                 f"the {what} are not finite numbers, because the weights {layer} are not: the file is damaged or its "
                 "training diverged"
             )
+        largest, of = max((largest, of), (size, layer))
     first = names[int((~good).nonzero()[0])]
-    raise RunFailure(f"the {what} of {first} are not finite numbers, although the weights are: try --precision fp32")
+    raise RunFailure(
+        f"the {what} of {first} are not finite numbers, although the weights are (the largest is {largest:.3g}, in "
+        f"{of}): the training diverged, or where the compute type is bf16, try --precision fp32"
+    )

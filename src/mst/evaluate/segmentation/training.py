@@ -156,7 +156,8 @@ def class_weights(weights: tuple[float, ...], num_classes: int) -> Tensor | None
         return None
     if len(weights) != num_classes or min(weights) < 0 or max(weights) <= 0:
         raise UsageError(
-            f"--class-weights has {len(weights)} numbers: give one for each of the {num_classes} classes, none negative"
+            f"--class-weights has {len(weights)} numbers: give one for each of the {num_classes} classes, none "
+            "negative, not all 0"
         )
     return torch.tensor(weights)
 

@@ -46,18 +46,18 @@ CASES: dict[str, dict[str, dict[str, Any]]] = {
 }
 
 
-def trained(sections: dict[str, dict[str, Any]]) -> dict[str, Tensor]:
+def trained(sections: dict[str, dict[str, Any]], steps: int = STEPS) -> dict[str, Tensor]:
     """Train a tiny run on this process's share of each batch; return weights, center, features and losses."""
     world = World.current()
     sections = {**sections, "train": {"batch_size": BATCH, **sections.get("train", {})}}
     sections["runtime"] = {"replicas": 1, **sections.get("runtime", {})}
     config = tiny_config(**sections)
-    plan = derive(config, 4 * BATCH, world.size).model_copy(update={"total_steps": STEPS, "warmup_steps": 2})
+    plan = derive(config, 4 * BATCH, world.size).model_copy(update={"total_steps": steps, "warmup_steps": 2})
     state = tiny_state(config, plan)
     share = Share(world.rank, world.size, config.runtime.lanes)
     positions = share.microbatches(BATCH, config.train.accumulate)
     guard, history = StepGuard(state.buffers), []
-    for step in range(STEPS):
+    for step in range(steps):
         values = step_values(plan, config, step)
         parts = [views_of(config.views.global_size, config.views.local_size, step, places) for places in positions]
         report = guard.gradients(

@@ -29,6 +29,7 @@ FREE = (
     "runtime.replicas",
     "runtime.activation_checkpointing",
     "runtime.processes",
+    "runtime.sharding",
     "runtime.lanes",
     "runtime.compile",
     "runtime.colour",

@@ -140,6 +140,8 @@ def check_consistent(config: RunConfig) -> None:
     lanes = config.runtime.lanes
     if lanes & (lanes - 1):
         raise ConfigError(f"--runtime.lanes {lanes}: use a power of two, or 0 for none")
+    if lanes and config.runtime.sharding == "fsdp2":
+        raise ConfigError("--runtime.lanes and --runtime.sharding fsdp2: lanes need all of the networks: leave one out")
     if lanes and config.model.head_norm == "batch":
         raise ConfigError(
             "--runtime.lanes and --model.head-norm batch: BatchNorm looks at the whole batch, lanes at parts of it"

@@ -259,6 +259,8 @@ class RuntimeConfig(Section):
     """Compute each block of the student again in the backward pass: far less memory, about a quarter more work."""
     processes: Literal["auto"] | Annotated[int, Field(ge=1, le=1024)] = 1
     """Processes on this machine that share each batch; auto = one for each GPU. torchrun and srun start their own."""
+    sharding: Literal["ddp", "fsdp2"] = "ddp"
+    """What several processes hold: each all of the networks, or (for networks too large for a GPU) each a part."""
     lanes: Annotated[int, Field(ge=0, le=1024)] = 0
     """Parts of a batch, a power of two, whose gradients are added as a binary tree: weights are then bit-equal for 1,
     2, 4, ... processes, up to as many as lanes, on machines of one kind. 0 = none, which is faster."""

@@ -120,6 +120,7 @@ class Saver:
             RunFailure: the disk refused.
         """
         saves, step = self.saves, self._task.state.step
+        self._task.collect()
         self.save()
         if saves:
             self._task.export()

@@ -286,6 +286,9 @@ class _Supervised(Generic[Batch]):
     def export(self) -> None:
         """The caller saves what was trained, once it is whole."""
 
+    def collect(self) -> None:
+        """Every process has all of it."""
+
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         return {
             "model": self.training.model.state_dict(),

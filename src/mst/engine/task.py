@@ -109,6 +109,9 @@ class Task(Protocol[Batch]):
     def export(self) -> None:
         """Write the network for use elsewhere, where every checkpoint brings one."""
 
+    def collect(self) -> None:
+        """Bring to the first process what others hold of what is saved, evaluated and drawn; called in all of them."""
+
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """Return the parts of a checkpoint by name; tensors may be the live ones."""
 

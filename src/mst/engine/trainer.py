@@ -103,6 +103,7 @@ class Trainer(Generic[Batch]):
     def _begin(self) -> None:
         """Open the record, and write what the sitting before did not come to, or what an untrained network gives."""
         run, step = self.outputs.run, self.state.step
+        self.task.collect()
         if not self.world.first:
             return
         if run is not None:
@@ -150,6 +151,8 @@ class Trainer(Generic[Batch]):
         remarks = self.task.after_step(report, row_due=row_due)
         self.saver.rows = self._rows(report, remarks)
         self.guard.half_done = False
+        if self.intervals.checkpoint_due(self.state.step) or self.intervals.evaluation_due(self.state.step):
+            self.task.collect()
         if self.world.first:
             self._write(report, remarks)
 

@@ -156,13 +156,19 @@ def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration:
 @torch.no_grad()
 def ema_update(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
     """Move the teacher: parameters to `momentum * teacher + (1 - momentum) * student`, buffers copied; in place."""
-    own: list[Tensor] = list(teacher.parameters())
-    other: list[Tensor] = list(student.parameters())
+    own: list[Tensor] = [own_part(parameter) for parameter in teacher.parameters()]
+    other: list[Tensor] = [own_part(parameter) for parameter in student.parameters()]
     if len(own) != len(other):
         raise ValueError(f"teacher has {len(own)} parameters, student {len(other)}")
     torch._foreach_lerp_(own, other, 1.0 - momentum)
     for target, source in zip(teacher.buffers(), student.buffers(), strict=True):
         target.copy_(source)
+
+
+def own_part(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor that is divided over processes (a DTensor); else the tensor."""
+    part: Tensor = tensor.to_local() if hasattr(tensor, "to_local") else tensor
+    return part
 
 
 def _branch(backbone: Backbone, model: ModelConfig, prototypes: int, seed: int) -> Branch:

@@ -26,12 +26,29 @@ BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in KNOWN else "broadc
 """The option's name since torch 2.14, and before."""
 
 
-class DataParallel(Replicas):
-    """One pair in each process."""
+class OneEach(Replicas):
+    """One pair, or a part of one, in each process; gradients are added by what wraps it."""
 
     def __init__(self, pair: TeacherStudent, world: World) -> None:
         super().__init__(pair)
         self._world, self._last = world, True
+
+    def begin_microbatch(self, *, last: bool) -> None:
+        """Say that a microbatch begins, and whether it is the last one of the step."""
+        self._last = last
+
+    def finish(self, rows: Tensor) -> dict[str, Tensor]:
+        """Add the sums, as `Replicas.finish` says; the gradients have been added already."""
+        sums = super().finish(rows)
+        self._world.add(*sums.values(), rows)
+        return sums
+
+
+class DataParallel(OneEach):
+    """The whole pair in each process."""
+
+    def __init__(self, pair: TeacherStudent, world: World) -> None:
+        super().__init__(pair, world)
         own_buffers: dict[str, Any] = {BUFFERS: False}  # the teacher's are the student's, BatchNorm's are shared
         self._wrapped = DistributedDataParallel(pair, gradient_as_bucket_view=True, **own_buffers)
         self._wrapped.register_comm_hook(None, _added)
@@ -47,16 +64,6 @@ class DataParallel(Replicas):
         with nullcontext() if last and self._last else self._wrapped.no_sync():
             output: StudentOutput = self._wrapped(inputs)
         return output
-
-    def begin_microbatch(self, *, last: bool) -> None:
-        """Say that a microbatch begins, and whether it is the last one of the step."""
-        self._last = last
-
-    def finish(self, rows: Tensor) -> dict[str, Tensor]:
-        """Add the sums, as `Replicas.finish` says; the gradients have been added already."""
-        sums = super().finish(rows)
-        self._world.add(*sums.values(), rows)
-        return sums
 
 
 def _added(state, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, which are text here

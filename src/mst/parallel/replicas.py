@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from itertools import chain, pairwise
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -31,9 +31,11 @@ class Replicas:
         threads: of each one's operations.
 
     Attributes:
+        divides: whether each process holds a part of the networks.
         told: called with its images in the thread of each share before the work begins, where somebody watches.
     """
 
+    divides = False
     told: Callable[[slice], None] | None = None
 
     def __init__(self, pair: TeacherStudent, count: int = 1, *, threads: int = 1) -> None:
@@ -54,6 +56,11 @@ class Replicas:
     def pairs(self) -> Sequence[TeacherStudent]:
         """All replicas; the first is the pair itself."""
         return self._pairs
+
+    @property
+    def whole(self) -> TeacherStudent:
+        """The pair with all of its tensors, to look at or to save: where it is divided, as it was collected."""
+        return self._pairs[0]
 
     def run(self, task: Callable[[TeacherStudent, slice], T], images: int) -> list[T]:
         """Return task(pair, images of its share) of all replicas, in order; they run at the same time.
@@ -105,6 +112,21 @@ class Replicas:
         self._gather_gradients()
         return self._sums
 
+    def norms(self, gradients: Sequence[Tensor]) -> Tensor:
+        """Return the L2 norm of each gradient [P], float32."""
+        return l2_norms(gradients)
+
+    def collect(self) -> None:
+        """Bring what is divided over processes to the first one; called in all of them."""
+
+    def gathered(self, tree: Any) -> Any:
+        """Return a tree of values (an optimizer's state) with whole tensors."""
+        return tree
+
+    def divided(self, value: Tensor, like: Tensor) -> Tensor:
+        """Return what this process holds of a whole tensor that is to replace one like `like`."""
+        return value
+
     def _gather_gradients(self) -> None:
         """Add the replicas' gradients to those of the pair, in the order of the replicas, and forget them."""
         own, *others = self._parameters
@@ -118,6 +140,11 @@ class Replicas:
                 other.grad = None
             if sums:
                 torch._foreach_add_(*map(list, zip(*sums, strict=True)))
+
+
+def l2_norms(tensors: Sequence[Tensor]) -> Tensor:
+    """Return the L2 norm of each tensor [P], float32."""
+    return torch.stack([norm.float() for norm in torch._foreach_norm(list(tensors))])
 
 
 class _Inherited:

@@ -5,14 +5,15 @@ Source: Caron et al. 2021, section 3.2 and appendix; Loshchilov and Hutter 2019 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
 from mst.config.schema import OptimizerConfig
-from mst.model.pair import TeacherStudent
+from mst.model.pair import TeacherStudent, own_part
+from mst.parallel.replicas import l2_norms
 
 DECAYED, UNDECAYED = 0, 1
 
@@ -60,18 +61,26 @@ def gradients(parameters: Iterable[nn.Parameter]) -> list[Tensor]:
     return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
-def clip_per_tensor_(parameters: Iterable[nn.Parameter], max_norm: float | None) -> Tensor:
+def clip_per_tensor_(
+    parameters: Iterable[nn.Parameter],
+    max_norm: float | None,
+    norms: Callable[[Sequence[Tensor]], Tensor] = l2_norms,
+) -> Tensor:
     """Scale each parameter's gradient by itself so that its L2 norm is at most `max_norm`, in place.
 
+    Args:
+        parameters: those without a gradient are passed over.
+        max_norm: None only measures.
+        norms: takes gradients, returns their L2 norms [P].
+
     Returns:
-        The norms before clipping [P], float32, one per parameter with a gradient. None for `max_norm` only measures.
+        The norms before clipping [P], float32, one per parameter with a gradient.
     """
     grads = gradients(parameters)
     if not grads:
         return torch.zeros(0)
-    norms = torch._foreach_norm(grads)  # P x []
-    stacked = torch.stack([norm.float() for norm in norms])  # [P]
+    stacked = norms(grads)  # [P]
     if max_norm is not None:
         scales = (max_norm / (stacked + 1e-6)).clamp(max=1.0)  # [P]
-        torch._foreach_mul_(grads, list(scales.unbind()))
+        torch._foreach_mul_([own_part(gradient) for gradient in grads], list(scales.unbind()))
     return stacked

@@ -168,7 +168,7 @@ class Pretraining:
         if not self._guard_begun:  # not before: what it compares with is in the run's record
             self._guard, self._guard_begun = knn_guard(self.config, self.run, step=self.state.step), True
         with eager():
-            numbers = self.evaluator(self.state.pair.teacher.backbone)
+            numbers = self.evaluator(self.state.replicas.whole.teacher.backbone)
         message = self._guard.observe(numbers[METRIC], self.state.step) if self._guard is not None else None
         if message is not None and self.config.monitor.guard == "stop":
             again = f"{self.run.resume_command} --monitor.guard warn goes on all the same"
@@ -190,7 +190,7 @@ class Pretraining:
         mean, std = self.plan.mean, self.plan.std
         with eager():
             picture = preview(
-                self.state.pair,
+                self.state.replicas.whole,
                 normalise(self.samples.to(self.state.center.device), mean, std),
                 ObjectiveValues.from_config(self.config.objective, teacher_temp=self.plan.teacher_temp),
                 generator(self.config.runtime.seed, "preview"),
@@ -210,7 +210,11 @@ class Pretraining:
             **({} if self.plan.value_ranges is None else {"value_ranges": self.plan.value_ranges}),
             "init": self.config.model.init,
         }
-        save_backbone(self.run.backbone, self.state.pair.teacher.backbone, metadata)
+        save_backbone(self.run.backbone, self.state.replicas.whole.teacher.backbone, metadata)
+
+    def collect(self) -> None:
+        """Bring networks and optimizer to the first process."""
+        self.state.collect()
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """Return networks, optimizer and progress."""

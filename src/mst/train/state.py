@@ -15,13 +15,14 @@ from torch.optim import AdamW
 
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tensor, number, section, whole
 from mst.config.schema import RunConfig, RunPlan
-from mst.errors import CheckpointError
+from mst.errors import CheckpointError, RunFailure
 from mst.model.pair import TeacherStudent
 from mst.parallel.batch_norm import share_statistics
 from mst.parallel.data_parallel import DataParallel
 from mst.parallel.lanes import Lanes
 from mst.parallel.replicas import Replicas
 from mst.parallel.world import World
+from mst.runtime.device import select_precision
 from mst.train.monitors import CollapseWatch, FeatureBuffer, RunningMeans
 from mst.train.optimizer import build_optimizer
 
@@ -48,6 +49,7 @@ class TrainState:
         seconds: time spent training, over all sittings.
         parameters: all that learns (not saved: part of student and decoder).
         buffers: running statistics of the networks (not saved either).
+        collected: the step of the last `collect`, and the optimizer's state then (not saved).
     """
 
     pair: TeacherStudent
@@ -64,18 +66,34 @@ class TrainState:
     seconds: float = 0.0
     parameters: list[nn.Parameter] = field(init=False)
     buffers: list[Tensor] = field(init=False)
+    collected: tuple[int, dict[str, Any]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.buffers = list(self.pair.buffers())
 
+    def collect(self) -> None:
+        """Bring what is divided over processes to the first one, which can then save it; called in all of them."""
+        if self.replicas.divides:
+            self.replicas.collect()
+            self.collected = self.step, self.replicas.gathered(self.optimizer.state_dict())
+
     def state_dicts(self) -> dict[str, dict[str, Any]]:
-        """Return the parts of a checkpoint by name; tensors are the live ones, not copies."""
+        """Return the parts of a checkpoint by name; tensors are the live ones, not copies.
+
+        Raises:
+            RunFailure: the networks are divided over processes, and were not collected at this step.
+        """
+        pair, optimizer = self.replicas.whole, self.optimizer.state_dict()
+        if self.replicas.divides:
+            if self.collected is None or self.collected[0] != self.step:
+                raise RunFailure("the other processes, which hold parts of the networks, are not there to save them")
+            optimizer = self.collected[1]
         parts: dict[str, dict[str, Any]] = {
-            "student": self.pair.student.state_dict(),
-            "teacher": self.pair.teacher.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "student": pair.student.state_dict(),
+            "teacher": pair.teacher.state_dict(),
+            "optimizer": optimizer,
             "progress": {
                 "step": self.step,
                 "bad_steps": self.bad_steps,
@@ -87,8 +105,8 @@ class TrainState:
                 "collapse": self.collapse.state_dict(),
             },
         }
-        if self.pair.decoder is not None:
-            parts["decoder"] = self.pair.decoder.state_dict()
+        if pair.decoder is not None:
+            parts["decoder"] = pair.decoder.state_dict()
         return parts
 
     def load(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
@@ -102,14 +120,26 @@ class TrainState:
         except Unfit as error:
             raise CheckpointError(f"the checkpoint does not fit this run's networks: {error}") from error
         for name, module in modules.items():
-            module.load_state_dict(parts[name])
-        self.optimizer.load_state_dict(dict(parts["optimizer"]))
+            like = module.state_dict()
+            module.load_state_dict({key: self.replicas.divided(value, like[key]) for key, value in parts[name].items()})
+        self.optimizer.load_state_dict(self._own_part(parts["optimizer"]))
         self.center.copy_(progress["center"])
         self.features.load_state_dict(progress["features"])
         self.means.load_state_dict(progress["means"])
         self.collapse.load_state_dict(progress["collapse"])
         self.step, self.seconds = progress["step"], float(progress["seconds"])
         self.bad_steps, self.bad_streak = progress["bad_steps"], progress["bad_streak"]
+
+    def _own_part(self, saved: Mapping[str, Any]) -> dict[str, Any]:
+        """Return an optimizer's state with what this process holds of each tensor that is as large as its parameter."""
+        state = {
+            key: {
+                name: self.replicas.divided(value, self.parameters[key]) if value.ndim else value
+                for name, value in entries.items()
+            }
+            for key, entries in saved["state"].items()
+        }
+        return {**saved, "state": state}
 
     def _checked(self, parts: Mapping[str, Mapping[str, Any]]) -> tuple[Mapping[str, Any], dict[str, nn.Module]]:
         """Return the progress and the networks by the names of their parts, once all of it fits.
@@ -145,12 +175,13 @@ def new_state(pair: TeacherStudent, config: RunConfig, plan: RunPlan) -> TrainSt
     own_lanes = max(1, config.runtime.lanes // world.size)
     if world.size > 1 and config.model.head_norm == "batch":
         share_statistics(pair)
+    replicas = _workers(pair, config, plan, world)  # first: it may replace parameters by parts of them
     return TrainState(
         pair=pair,
         optimizer=build_optimizer(pair, config.optimizer),
         center=torch.zeros(1, plan.prototypes, device=device),
         features=FeatureBuffer(pair.student.backbone.embed_dim, device=device),
-        replicas=_workers(pair, config, plan, world),
+        replicas=replicas,
         microbatches=config.train.accumulate * own_lanes,
     )
 
@@ -159,6 +190,10 @@ def _workers(pair: TeacherStudent, config: RunConfig, plan: RunPlan, world: Worl
     """Return who works on the batches: lanes if there are any, else processes, else replicas in threads."""
     if config.runtime.lanes:
         return Lanes(pair, world, microbatches=config.train.accumulate)
+    if world.size > 1 and config.runtime.sharding == "fsdp2":
+        from mst.parallel.sharded import Sharded
+
+        return Sharded(pair, world, select_precision(config.runtime.precision, pair.student.head.prototypes.device)[0])
     if world.size > 1:
         return DataParallel(pair, world)
     count = replica_count(config, plan, pair.student.head.prototypes.device)

@@ -129,7 +129,8 @@ def step_gradients(
         _forget_gradients(pair.student.head.prototypes, pair.student.head.gain)
     if values.freeze_backbone:
         _forget_gradients(*pair.student.backbone.model.parameters())
-    return _report(total, clip_per_tensor_(state.parameters, config.optimizer.clip), rows, features)
+    norms = clip_per_tensor_(state.parameters, config.optimizer.clip, replicas.norms)
+    return _report(total, norms, rows, features)
 
 
 def apply_step(state: TrainState, report: StepReport, values: StepValues, config: RunConfig) -> None:

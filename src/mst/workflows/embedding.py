@@ -75,13 +75,14 @@ def embed(
 def write_features(outputs: Outputs, name: str, features: Features) -> None:
     """Write features and paths, .npz in one file, .npy with the paths in a .txt beside it."""
     content = io.BytesIO()
+    files: list[tuple[str | Path, bytes]] = []
     if name.endswith(".npz"):
         np.savez(content, features=features.features.numpy(), paths=np.array(features.names))
     else:
         np.save(content, features.features.numpy())
         listing = "".join(f"{path}\n" for path in features.names)
-        outputs.write(Path(name).with_suffix(".txt"), os.fsencode(listing))
-    outputs.write(name, content.getvalue())
+        files.append((Path(name).with_suffix(".txt"), os.fsencode(listing)))
+    outputs.write_together([*files, (name, content.getvalue())])
 
 
 def _check_lines(target: Path, images: ImageSource) -> None:

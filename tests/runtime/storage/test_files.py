@@ -6,12 +6,14 @@ import errno
 import os
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mst.errors import RunFailure, UsageError
-from mst.runtime.storage.files import check_folder, is_aside, write_atomic
+from mst.runtime.storage.files import check_folder, is_aside, write_atomic, write_together
 
 
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -58,3 +60,55 @@ def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> No
     other.write_text("x")
     write_atomic(path, b"whole")
     assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+class Kill(BaseException):
+    """Ends a process at a place."""
+
+
+def killed_at(monkeypatch: pytest.MonkeyPatch, change: int) -> None:
+    """Let the process end before the n-th file gets its name or goes."""
+    left = [change]
+    for method in ("replace", "unlink"):
+        real = getattr(Path, method)
+
+        def counted(path: Path, *words: Any, real: Any = real, **options: Any) -> Any:
+            if left[0] <= 0:
+                raise Kill
+            left[0] -= 1
+            return real(path, *words, **options)
+
+        monkeypatch.setattr(Path, method, counted)
+
+
+@pytest.mark.parametrize("change", range(4))
+def test_of_files_that_belong_together_no_half_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: int
+) -> None:
+    list_, values = tmp_path / "a.txt", tmp_path / "a.npy"
+    write_together([(list_, "old"), (values, b"old")])
+    with monkeypatch.context() as patched:
+        killed_at(patched, change)
+        with suppress(Kill):
+            write_together([(list_, "new"), (values, b"new")])
+    found = list_.read_text(), values.read_text() if values.exists() else None
+    assert found == [("old", "old"), ("old", None), ("new", None), ("new", "new")][change]
+    write_together([(list_, "newer"), (values, b"newer")])
+    assert [list_.read_text(), values.read_text()] == ["newer", "newer"]
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_what_the_disk_refuses_leaves_both_old_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files_ = [(tmp_path / "a", "old"), (tmp_path / "b", "old")]
+    write_together(files_)
+    flushed: list[int] = []
+
+    def full(handle: int) -> None:
+        flushed.append(handle)
+        if len(flushed) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(RunFailure, match=r"cannot write .*b: No space left"):
+        write_together([(tmp_path / "a", "new"), (tmp_path / "b", "new")])
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old", "b": "old"}

@@ -132,3 +132,25 @@ def test_a_kill_between_note_and_rename_changes_nothing(
     (tmp_path / "b.png").write_bytes(b"the user's")
     with pytest.raises(UsageError, match=r"b\.png is there"):
         outputs(tmp_path).check(["a.png", "b.png"])
+
+
+def test_a_killed_pair_has_no_second_file_and_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    outputs(tmp_path).write_together([("a.txt", b"old"), ("a.npy", b"old")])
+    real, renamed = Path.replace, []
+
+    def killed(path: Path, target: Path) -> Path:
+        renamed.append(target.name)
+        if len(renamed) == 2:
+            raise KeyboardInterrupt
+        return real(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            outputs(tmp_path).write_together([("a.txt", b"new"), ("a.npy", b"new")])
+    assert renamed == ["a.txt", "a.npy"]
+    assert sorted(os.listdir(tmp_path)) == [NOTES, "a.txt"]
+    again = outputs(tmp_path)
+    again.check(["a.txt", "a.npy"])
+    again.write_together([("a.txt", b"newer"), ("a.npy", b"newer")])
+    assert (tmp_path / "a.npy").read_bytes() == b"newer"

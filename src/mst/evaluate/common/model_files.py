@@ -14,7 +14,7 @@ from torch import nn
 
 from mst.data.value_range import Scale, ValueRanges
 from mst.errors import CheckpointError, MstError, RunFailure
-from mst.runtime.storage.files import write_atomic
+from mst.runtime.storage.files import write_together
 from mst.weights.description import BadDescription, read_description, shown
 from mst.weights.files import load_exactly
 
@@ -87,8 +87,9 @@ class ModelFiles:
             reason = error.strerror or error
             raise RunFailure(f"cannot make {folder} for the {self.kind}: {reason}; name another folder") from error
         weights = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-        write_atomic(folder / self.weights, save(weights, metadata={"format": "pt"}))
-        write_atomic(folder / self.description, json.dumps({"format": self.version, **values}, indent=2))
+        description = json.dumps({"format": self.version, **values}, indent=2)
+        content = save(weights, metadata={"format": "pt"})
+        write_together([(folder / self.weights, content), (folder / self.description, description)])
 
     def load(self, folder: Path, build: Callable[[dict[str, Any]], tuple[Network, Rest]]) -> tuple[Network, Rest]:
         """Return the network on the CPU in evaluation mode, and whatever else `build` returns.

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import socket
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,20 +22,47 @@ def write_atomic(path: Path, content: bytes | str) -> None:
     Raises:
         RunFailure: the disk refused (full, read-only); the old file is untouched.
     """
-    data = content.encode() if isinstance(content, str) else content
-    aside = aside_of(path)
+    write_together([(path, content)])
+
+
+def write_together(files: Sequence[tuple[Path, bytes | str]]) -> None:
+    """Write files of one folder that mean something together only.
+
+    All are written aside first. Then the last one goes, the others come, and it comes: a kill leaves all old ones, all
+    new ones, or not the last one. So let that be the one without which the others are not taken for anything.
+
+    Raises:
+        RunFailure: the disk refused (full, read-only); the old files are untouched.
+    """
+    path = files[0][0]
     try:
-        remove_asides(path.parent, path.name)
-        with aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        for path, content in files:
+            remove_asides(path.parent, path.name)
+            write_aside(path, content.encode() if isinstance(content, str) else content)
+        put_in_place([path for path, _ in files])
         sync_folder(path.parent)
     except OSError as error:
-        with suppress(OSError):  # a read-only disk refuses this as well
-            aside.unlink(missing_ok=True)
+        for written, _ in files:
+            with suppress(OSError):  # a read-only disk refuses this as well
+                aside_of(written).unlink(missing_ok=True)
         raise RunFailure(f"cannot write {path}: {error.strerror or error}; the previous file is intact") from error
+
+
+def write_aside(path: Path, content: bytes, *, flush: bool = True) -> None:
+    """Write what is going to be `path` beside it."""
+    with aside_of(path).open("wb") as file:
+        file.write(content)
+        if flush:
+            file.flush()
+            os.fsync(file.fileno())
+
+
+def put_in_place(paths: Sequence[Path]) -> None:
+    """Give files that were written aside their names, in such an order that a part of them is never taken for all."""
+    if len(paths) > 1:
+        paths[-1].unlink(missing_ok=True)
+    for path in paths:
+        aside_of(path).replace(path)
 
 
 def aside_of(path: Path) -> Path:

@@ -6,14 +6,14 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from mst.errors import RunFailure, UsageError
 from mst.runtime.names import shown
-from mst.runtime.storage.files import aside_of, check_folder, remove_asides
+from mst.runtime.storage.files import aside_of, check_folder, put_in_place, remove_asides, write_aside
 from mst.runtime.storage.results import append_jsonl, read_jsonl
 
 NOTES = ".mst-written.jsonl"
@@ -85,27 +85,37 @@ class Outputs:
         Raises:
             RunFailure: the disk refused, or a file of this name that is not the command's own appeared meanwhile.
         """
-        target = self.folder / name
-        if not self._may_write(name):
-            raise RunFailure(f"cannot write {shown(target)}: {self._foreign(name)}")
-        aside = aside_of(target)
+        self._write([(name, content)], flush=flush, grows=grows)
+
+    def write_together(self, files: Sequence[tuple[str | Path, bytes]]) -> None:
+        """Write files that mean something together only, see `mst.runtime.storage.files.write_together`.
+
+        Raises:
+            RunFailure: as `write`.
+        """
+        self._write(files, flush=True, grows=False)
+
+    def _write(self, files: Sequence[tuple[str | Path, bytes]], *, flush: bool, grows: bool) -> None:
+        for name, _ in files:
+            if not self._may_write(name):
+                raise RunFailure(f"cannot write {shown(self.folder / name)}: {self._foreign(name)}")
+        targets = [self.folder / name for name, _ in files]
+        target = targets[0]
         try:
-            target.parent.mkdir(parents=True, exist_ok=True)
-            if target.parent not in self._tidied:
-                remove_asides(target.parent)
-                self._tidied.add(target.parent)
-            with aside.open("wb") as file:
-                file.write(content)
-                if flush:
-                    file.flush()
-                    os.fsync(file.fileno())
-            self._note(str(name), content, aside.stat().st_mtime_ns, grows)
-            aside.replace(target)
+            for target, (name, content) in zip(targets, files, strict=True):
+                target.parent.mkdir(parents=True, exist_ok=True)
+                if target.parent not in self._tidied:
+                    remove_asides(target.parent)
+                    self._tidied.add(target.parent)
+                write_aside(target, content, flush=flush)
+                self._note(str(name), content, aside_of(target).stat().st_mtime_ns, grows)
+            put_in_place(targets)
         except OSError as error:
             raise RunFailure(f"cannot write {shown(target)}: {error.strerror or error}") from error
         finally:
-            with suppress(OSError):
-                aside.unlink(missing_ok=True)
+            for written in targets:
+                with suppress(OSError):
+                    aside_of(written).unlink(missing_ok=True)
 
     def _note(self, name: str, content: bytes, time: int, grows: bool) -> None:
         """Note a file before it is renamed: a kill in between leaves the note before, and one that fits no file."""

@@ -29,7 +29,7 @@ from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
-from mst.runtime.storage.files import remove_asides, write_atomic
+from mst.runtime.storage.files import remove_asides, write_atomic, write_together
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
@@ -243,8 +243,13 @@ def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
     metadata = {"recipe": TASK, "step": outcome.steps, **network.image_metadata}
     save_backbone(run.backbone, model.backbone, metadata)
     head = {name: value.detach().cpu().contiguous() for name, value in model.head.state_dict().items()}
-    write_atomic(run.root / "classifier.safetensors", save(head, metadata={"format": "pt"}))
-    write_atomic(run.root / "classes.json", json.dumps(list(work.folder.classes), indent=2) + "\n")
+    classes = json.dumps(list(work.folder.classes), indent=2) + "\n"
+    write_together(
+        [
+            (run.root / "classes.json", classes),
+            (run.root / "classifier.safetensors", save(head, metadata={"format": "pt"})),
+        ]
+    )
 
 
 def _result(work: Work, model: Classifier, outcome: Outcome, scorer: _Scorer, contents: DataIdentity) -> Result:

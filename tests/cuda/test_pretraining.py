@@ -16,9 +16,8 @@ from mst.train.monitors import FeatureBuffer
 from mst.train.state import TrainState, new_state
 from mst.train.step import StepReport, train_step
 from mst.views.finish import finish
-from mst.views.normalise import normalise
+from mst.views.normalise import as_views, normalise
 from mst.views.parameters import draw_parameters, draw_uniforms
-from mst.views.record import Views
 from train.test_step import VALUES
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan
 
@@ -69,16 +68,11 @@ def fake_step(sections: dict[str, dict[str, Any]], *, statistics: bool) -> tuple
     with fake_cuda() as waits:
         state = new_state(pair.to_empty(device=CARD), config, plan)
         batches = tiny_batches(config, plan)
-        parts = [on_card(next(batches), plan.mean, plan.std) for _ in range(config.train.accumulate)]
+        parts = [as_views(next(batches), plan.mean, plan.std, CARD) for _ in range(config.train.accumulate)]
         assert waits.found == {}
         report = train_step(state, parts, VALUES, config, plan, dtype=dtype, statistics=statistics)
         state.features.push(report.features)
     return state, report, waits
-
-
-def on_card(views: Views, mean: tuple[float, ...], std: tuple[float, ...]) -> Views:
-    crops, local = (normalise(pixels.to(CARD, non_blocking=True), mean, std) for pixels in views[:2])
-    return Views(crops, local, views.indices)
 
 
 @pytest.mark.parametrize("kind", ALL)

@@ -30,7 +30,7 @@ from mst.runtime.storage.rundir import RunDir
 from mst.train import pretraining, step
 from mst.train.pretraining import ROW_KEYS, Evaluator, Pretraining
 from mst.train.state import TrainState
-from mst.views.record import Views
+from mst.views.record import Crops
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
 
 TIMES = {"seconds", "images_per_second", "data_wait"}
@@ -47,7 +47,7 @@ def train(
     root: Path,
     config: RunConfig,
     *,
-    source: Callable[[int], Iterator[Views]] | None = None,
+    source: Callable[[int], Iterator[Crops]] | None = None,
     dtype: torch.dtype = torch.float32,
     plan: RunPlan | None = None,
     evaluator: Evaluator | None = knn,
@@ -67,10 +67,10 @@ def train(
     return task.state
 
 
-def copied_at(step: int, root: Path, copy: Path, config: RunConfig) -> Callable[[int], Iterator[Views]]:
+def copied_at(step: int, root: Path, copy: Path, config: RunConfig) -> Callable[[int], Iterator[Crops]]:
     """Batches during which the run's folder is copied after `step` steps: what a SIGKILL leaves behind."""
 
-    def source(first: int) -> Iterator[Views]:
+    def source(first: int) -> Iterator[Crops]:
         for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first)):
             if number == step * config.train.accumulate:
                 shutil.copytree(root, copy)
@@ -79,10 +79,10 @@ def copied_at(step: int, root: Path, copy: Path, config: RunConfig) -> Callable[
     return source
 
 
-def failing_at(step: int, config: RunConfig, act: Callable[[], Any]) -> Callable[[int], Iterator[Views]]:
+def failing_at(step: int, config: RunConfig, act: Callable[[], Any]) -> Callable[[int], Iterator[Crops]]:
     """Batches, and something that happens when that of step `step` (from 0) is asked for."""
 
-    def source(first: int) -> Iterator[Views]:
+    def source(first: int) -> Iterator[Crops]:
         for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first), first):
             if number == step:
                 act()
@@ -304,8 +304,8 @@ def test_resume_refuses_changed_settings_by_name(tmp_path: Path) -> None:
         train(tmp_path, tiny_config(), plan=tiny_plan(tiny_config(), 9))
 
 
-def broken(config: RunConfig, bad: set[int]) -> Callable[[int], Iterator[Views]]:
-    def source(first: int) -> Iterator[Views]:
+def broken(config: RunConfig, bad: set[int]) -> Callable[[int], Iterator[Crops]]:
+    def source(first: int) -> Iterator[Crops]:
         for number, views in enumerate(tiny_batches(config, tiny_plan(config, STEPS), first), first):
             yield views._replace(global_crops=views.global_crops.float() * torch.nan) if number in bad else views
 
@@ -348,7 +348,7 @@ def test_a_lower_rate_goes_on_from_before_the_bad_steps_and_is_noted(
                         optimizer={"lr": plan.lr / 2})  # fmt: skip
     first: list[int] = []
 
-    def source(step: int) -> Iterator[Views]:
+    def source(step: int) -> Iterator[Crops]:
         first.append(step)
         return tiny_batches(lower, plan, step)
 

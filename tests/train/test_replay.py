@@ -12,18 +12,17 @@ from torch import Tensor
 from mst.config.schema import RunConfig
 from mst.engine.replay import Replay
 from mst.runtime.storage.rundir import RunDir
-from mst.train import pretraining, replay
 from mst.train.pretraining import Pretraining
 from mst.train.replay import Inspection, inspect_step, weights
 from mst.views.normalise import normalise
-from mst.views.record import Views
+from mst.views.record import Crops
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
 
 
 def task_of(config: RunConfig, root: Path) -> Pretraining:
     plan = tiny_plan(config)
 
-    def source(first: int) -> Iterator[Views]:
+    def source(first: int) -> Iterator[Crops]:
         return tiny_batches(config, plan, first)
 
     return Pretraining(
@@ -76,8 +75,7 @@ def test_a_bad_image_is_named(
             seen[(pixels == bad).flatten(2).all(dim=2)] = torch.inf
         return seen
 
-    for module in (pretraining, replay):
-        monkeypatch.setattr(module, "normalise", infinite)
+    monkeypatch.setattr("mst.views.normalise.normalise", infinite)
     found = inspect_step(task, Replay(task, task.intervals, lambda: weights(task)), parts)
     assert found.report.skipped
     assert found.found[0].name == "pixels of global crops"

@@ -16,23 +16,23 @@ from mst.objective.records import ObjectiveValues
 from mst.train.schedule import StepValues
 from mst.train.state import TrainState
 from mst.train.step import StepReport, train_step
-from mst.views.normalise import normalise
+from mst.views.normalise import as_views
 from mst.views.record import Views
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
 
 VALUES = StepValues(lr=1e-3, weight_decay=0.1, teacher_temp=0.05, teacher_momentum=0.9, freeze_last_layer=False)
 
 
-def normalised(views: Views, plan: RunPlan) -> Views:
-    crops, local = (normalise(pixels, plan.mean, plan.std) for pixels in (views.global_crops, views.local_crops))
-    return Views(crops, local, views.indices)
-
-
 def prepared(**sections: dict[str, Any]) -> tuple[RunConfig, RunPlan, TrainState, list[Views]]:
     config = tiny_config(**sections)
     plan = tiny_plan(config)
-    parts = [views for views, _ in zip(tiny_batches(config, plan), range(config.train.accumulate), strict=False)]
-    return config, plan, tiny_state(config, plan), [normalised(views, plan) for views in parts]
+    parts = [crops for crops, _ in zip(tiny_batches(config, plan), range(config.train.accumulate), strict=False)]
+    return (
+        config,
+        plan,
+        tiny_state(config, plan),
+        [as_views(crops, plan.mean, plan.std, torch.device("cpu")) for crops in parts],
+    )
 
 
 def step(

@@ -12,7 +12,7 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.model.pair import build_pair
 from mst.runtime.seeding import generator
 from mst.train.state import TrainState, new_state
-from mst.views.record import Views
+from mst.views.record import Crops
 
 BASE: dict[str, dict[str, Any]] = {
     "views": {"global_size": 16, "local_size": 8, "local_crops": 2},
@@ -57,7 +57,7 @@ def tiny_state(config: RunConfig, plan: RunPlan) -> TrainState:
     return new_state(pair, config, plan)
 
 
-def tiny_batches(config: RunConfig, plan: RunPlan, start_step: int = 0) -> Iterator[Views]:
+def tiny_batches(config: RunConfig, plan: RunPlan, start_step: int = 0) -> Iterator[Crops]:
     """The parts of every step from `start_step` on; a part is a function of its step and position."""
     size, views, channels = plan.batch_size_per_pass, config.views, config.data.channels
     for step in range(start_step, plan.total_steps):
@@ -67,7 +67,7 @@ def tiny_batches(config: RunConfig, plan: RunPlan, start_step: int = 0) -> Itera
             def pixels(crops: int, side: tuple[int, int], draws: torch.Generator = draws) -> torch.Tensor:
                 return torch.randint(256, (crops, size, channels, *side), generator=draws, dtype=torch.uint8)
 
-            yield Views(
+            yield Crops(
                 pixels(views.global_crops, plan.global_size),
                 pixels(views.local_crops, plan.local_size),
                 torch.arange(size) + size * position + plan.batch_size * step,

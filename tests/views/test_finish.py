@@ -9,26 +9,26 @@ import pytest
 import torch
 
 from mst.config.schema import ViewsConfig
-from mst.views.finish import finish, finish_views
+from mst.views.finish import finish, finish_crops
 from mst.views.multicrop import MultiCrop
 from mst.views.parameters import COLOUR_NUMBERS, ColourParameters, draw_parameters, least_image
-from mst.views.record import Views
+from mst.views.record import Crops
 from views.test_multicrop import LARGE, ODD, SIZES, SMALL, generators, images
 
 B = len(SIZES)
 
 
-def cut_views(config: ViewsConfig, channels: int) -> tuple[Views, torch.Tensor]:
+def cut_views(config: ViewsConfig, channels: int) -> tuple[Crops, torch.Tensor]:
     crops = MultiCrop(config, channels=channels).cut(images(channels), generators())
     numbers = torch.from_numpy(crops.parameters.as_numbers()).view(-1, B, COLOUR_NUMBERS)
-    return Views(crops.global_crops, crops.local_crops, torch.arange(B)), numbers
+    return Crops(crops.global_crops, crops.local_crops, torch.arange(B)), numbers
 
 
 @pytest.mark.parametrize("config", [SMALL, ODD, LARGE], ids=["small", "odd", "large"])
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_colours_changed_later_are_those_of_one_call(config: ViewsConfig, channels: int) -> None:
     expected = MultiCrop(config, channels=channels).batch(images(channels), generators())
-    views = finish_views(*cut_views(config, channels), torch.device("cpu"))
+    views = finish_crops(*cut_views(config, channels), torch.device("cpu"))
     assert torch.equal(views.global_crops, expected.global_crops)
     assert torch.equal(views.local_crops, expected.local_crops)
     assert torch.equal(views.indices, torch.arange(B))
@@ -39,13 +39,13 @@ def test_colours_changed_later_are_those_of_one_call(config: ViewsConfig, channe
 @pytest.mark.parametrize("config", [SMALL, ODD, LARGE], ids=["small", "odd", "large"])
 def test_a_gpu_is_within_one_grey_level(config: ViewsConfig) -> None:
     expected = MultiCrop(config, channels=3).batch(images(), generators())
-    views = finish_views(*cut_views(config, 3), torch.device("cuda"))
+    views = finish_crops(*cut_views(config, 3), torch.device("cuda"))
     for got, want in zip(views, expected, strict=False):
         assert (got.cpu().int() - want.int()).abs().max() <= 1
 
 
 def test_no_local_crops() -> None:
-    views = finish_views(*cut_views(SMALL.model_copy(update={"local_crops": 0}), 3), torch.device("cpu"))
+    views = finish_crops(*cut_views(SMALL.model_copy(update={"local_crops": 0}), 3), torch.device("cpu"))
     assert views.local_crops.shape == (0, B, 3, 16, 16)
 
 

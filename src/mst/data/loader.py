@@ -75,6 +75,7 @@ class BatchLoader:
 
     Attributes:
         wait_seconds: time the consumer has waited for batches so far.
+        reader: of single samples.
         unreadable: counts of the files read and failed so far.
         steps_per_epoch: steps that make one epoch.
     """
@@ -138,7 +139,7 @@ class BatchLoader:
         self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
         self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
-        self._reader = SampleReader(images, transform, channels, seed, enough, memory, scale)
+        self.reader = SampleReader(images, transform, channels, seed, enough, memory, scale)
         self._executor: Executor | None = None
         self._batches = self._iterate()
 
@@ -176,7 +177,7 @@ class BatchLoader:
     def _iterate(self) -> Generator[StackedBatch, None, None]:
         """Yield the batches in order while chunks are read ahead."""
         self._executor = executor = self._start()
-        read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self._reader.read
+        read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self.reader.read
         chunks = read_ahead(read, self._places(), executor, ahead=self._ahead)
         for part in self._parts():
             found: list[Chunk] = []
@@ -207,7 +208,7 @@ class BatchLoader:
                 self._workers,
                 mp_context=multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn"),
                 initializer=_begin_worker,
-                initargs=(self._reader, self._workers),
+                initargs=(self.reader, self._workers),
             )
             executor.submit(os.getpid).result()
         except (OSError, BrokenExecutor) as error:

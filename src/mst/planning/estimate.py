@@ -11,17 +11,15 @@ from pathlib import Path
 
 import torch
 
-from mst.data.decoding import UnreadableImage, read_image
-from mst.data.sources import even_positions
+from mst.data.reader import Places
 from mst.engine.footprint import LiveBytes
-from mst.errors import RunFailure
+from mst.errors import DataError, RunFailure
 from mst.planning.setup import Setup, loader_workers
 from mst.planning.simulation import random_views, simulate_step
-from mst.runtime.seeding import generator
+from mst.planning.stream import make_loader
 from mst.train.schedule import step_values
 from mst.train.state import TrainState, new_state
 from mst.train.step import train_step
-from mst.views.multicrop import MultiCrop
 
 FIRST_IMAGES, GROWTH, LONG_ENOUGH = 2, 4, 1.0
 """Images in the first probe step; how many times more in the next, until a step takes this many seconds."""
@@ -127,16 +125,15 @@ def _line(points: list[tuple[int, float]], at: int) -> float:
 
 
 def _data_rate(setup: Setup) -> float:
-    """Return the images per second that the loader can decode and augment."""
-    transform = MultiCrop(setup.config.views, channels=setup.config.data.channels)
+    """Return the images per second that the loader can decode and augment; infinite where it cannot be told."""
     seconds, done = 0.0, 0
-    for position, chosen in enumerate(even_positions(len(setup.images), AUGMENTED_IMAGES).tolist()):
-        started = time.perf_counter()
-        try:
-            image = read_image(setup.images, chosen, channels=setup.config.data.channels, scale=setup.scale)
-            transform(image, generator("probe", position))
-        except UnreadableImage:
-            continue
-        if position:  # the first one also pays for start-up
-            seconds, done = seconds + time.perf_counter() - started, done + 1
+    with make_loader(setup, None, start_step=0) as loader:
+        for position in range(min(AUGMENTED_IMAGES, len(setup.images))):
+            started = time.perf_counter()
+            try:
+                loader.reader.read(Places(0, position, 1))
+            except DataError:  # too many cannot be read: the run itself says so
+                break
+            if position:  # the first one also pays for start-up
+                seconds, done = seconds + time.perf_counter() - started, done + 1
     return max(1, loader_workers(setup.config, setup.device)) * done / seconds if done else float("inf")

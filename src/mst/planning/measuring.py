@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,13 @@ from mst.planning.estimate import process_memory
 from mst.planning.fitting import check_fits
 from mst.planning.setup import Setup, checked_spec, prepare_process
 from mst.planning.simulation import random_views, step_operations
-from mst.planning.stream import as_views, make_loader
+from mst.planning.stream import CropStream, make_loader
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.seeding import generator
 from mst.runtime.storage.rundir import RunDir
 from mst.train.schedule import step_values
 from mst.train.state import TrainState
 from mst.train.step import train_step
-from mst.views.normalise import normalise
 from mst.views.record import Views
 
 WITHOUT_IMAGES = 100
@@ -118,9 +117,9 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
                 loader_rate = loader_speed(part, loader, steps=steps, seconds=seconds)
             with (
                 tempfile.TemporaryDirectory() as folder,
-                make_loader(part, RunDir(Path(folder)), start_step=0) as loader,
+                CropStream(part, RunDir(Path(folder)), first_step=0) as stream,
             ):
-                rate, wait = both_speed(part, state, loader, steps=steps, seconds=seconds)
+                rate, wait = both_speed(part, state, stream, steps=steps, seconds=seconds)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunFailure(
             f"a microbatch of {asked} images does not fit into memory: raise --train.accumulate"
@@ -213,10 +212,10 @@ def loader_speed(setup: Setup, loader: BatchLoader, *, steps: int, seconds: floa
 
 
 def both_speed(
-    setup: Setup, state: TrainState, loader: BatchLoader, *, steps: int, seconds: float
+    setup: Setup, state: TrainState, stream: CropStream, *, steps: int, seconds: float
 ) -> tuple[float, float]:
     """Return the images per second of steps on loaded crops, and the share of the time spent waiting for the loader."""
-    batches = normalised(setup, loader)
+    batches, loader = stream.views(), stream.loader
     step_on(setup, state, next(batches))
     finish_work(setup)
     started, before, done = time.perf_counter(), loader.wait_seconds, 0
@@ -226,17 +225,6 @@ def both_speed(
         done += 1
     took = time.perf_counter() - started
     return done * setup.plan.batch_size / took, (loader.wait_seconds - before) / took
-
-
-def normalised(setup: Setup, loader: BatchLoader) -> Iterator[Views]:
-    """Yield loaded crops as the networks take them."""
-    mean, std = setup.plan.mean, setup.plan.std
-    for batch in loader:
-        views = as_views(batch, device=setup.device)
-        crops, local_crops = (
-            normalise(pixels.to(setup.device), mean, std) for pixels in (views.global_crops, views.local_crops)
-        )
-        yield Views(crops, local_crops, views.indices)
 
 
 def matrix_product_speed(setup: Setup) -> float:

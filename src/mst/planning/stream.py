@@ -1,9 +1,11 @@
-"""From the images of a run to its views: the loader of crops, and how its batches become views on the device."""
+"""From the images of a run to its views: the loader of crops, and how its batches become views on the device"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
+from types import TracebackType
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -11,12 +13,51 @@ from torch import Tensor
 from mst.data.loader import BatchLoader, StackedBatch
 from mst.data.sampler import WHOLE, Share
 from mst.planning.setup import Setup, colour_on_device, enough_detail, loader_workers
-from mst.runtime.device import to_device
+from mst.runtime.device import staged, to_device
 from mst.runtime.storage.rundir import RunDir
-from mst.views.finish import finish_views
+from mst.views.finish import finish_crops
 from mst.views.multicrop import MultiCrop
+from mst.views.normalise import as_views
 from mst.views.parameters import COLOUR_NUMBERS
-from mst.views.record import Views
+from mst.views.record import Crops, Views
+
+
+class CropStream:
+    """The crops of a run on its device, microbatch after microbatch: what is trained on, replayed and measured.
+
+    They stay uint8 until a microbatch's turn comes (`views`, or a task by `mst.views.normalise.as_views`), so the
+    float32 crops of one microbatch exist at a time. On a GPU their way to it is hidden behind the step before
+    (`mst.runtime.device.staged`). Use it as a context manager, or call `close`.
+
+    Attributes:
+        loader: of the crops.
+    """
+
+    def __init__(self, setup: Setup, run: RunDir | None, *, first_step: int, share: Share = WHOLE) -> None:
+        """Prepare; nothing is read before the first crops are asked for. Arguments as of `make_loader`."""
+        self._setup = setup
+        self.loader = make_loader(setup, run, start_step=first_step, share=share)
+        self._crops = map(staged(partial(as_crops, device=setup.device), setup.device), self.loader)
+
+    def __iter__(self) -> Iterator[Crops]:
+        return self._crops
+
+    def views(self) -> Iterator[Views]:
+        """Yield the crops as the networks take them."""
+        plan, device = self._setup.plan, self._setup.device
+        return (as_views(crops, plan.mean, plan.std, device) for crops in self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the loader; what was read ahead is dropped."""
+        self.loader.close()
 
 
 def make_loader(setup: Setup, run: RunDir | None, *, start_step: int, share: Share = WHOLE) -> BatchLoader:
@@ -60,9 +101,9 @@ def cut_crops(
     return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1), numbers.transpose(0, 1)
 
 
-def as_views(batch: StackedBatch, *, device: torch.device) -> Views:
-    """Turn a stacked batch [B, V, C, H, W] into views [V, B, C, H, W] on the device, where their colours may wait."""
+def as_crops(batch: StackedBatch, *, device: torch.device) -> Crops:
+    """Turn a stacked batch [B, V, C, H, W] into crops [V, B, C, H, W] on the device, where their colours may wait."""
     global_crops, local_crops, *numbers = (tensor.transpose(0, 1) for tensor in batch.tensors)
     if numbers:
-        return finish_views(Views(global_crops, local_crops, batch.indices, batch.positions), numbers[0], device)
-    return Views(to_device(global_crops, device), to_device(local_crops, device), batch.indices, batch.positions)
+        return finish_crops(Crops(global_crops, local_crops, batch.indices, batch.positions), numbers[0], device)
+    return Crops(to_device(global_crops, device), to_device(local_crops, device), batch.indices, batch.positions)

@@ -30,8 +30,8 @@ from mst.train.previews import preview, save_preview
 from mst.train.schedule import step_values
 from mst.train.state import TrainState
 from mst.train.step import StepReport, apply_step, step_gradients
-from mst.views.normalise import normalise
-from mst.views.record import Views
+from mst.views.normalise import as_views, normalise
+from mst.views.record import Crops
 
 Evaluator = Callable[[Backbone], Mapping[str, float]]
 """Takes the teacher's frozen backbone, returns one row of metrics (`knn_top1`, `knn_k`)."""
@@ -66,7 +66,7 @@ class Pretraining:
     """
 
     state: TrainState
-    source: Callable[[int], Iterator[Views]]
+    source: Callable[[int], Iterator[Crops]]
     config: RunConfig
     plan: RunPlan
     run: RunDir
@@ -117,16 +117,17 @@ class Pretraining:
             tensorboard=self.config.monitor.tensorboard,
         )
 
-    def batches(self, first_step: int) -> Iterator[Views]:
+    def batches(self, first_step: int) -> Iterator[Crops]:
         """Yield uint8 crops from step `first_step` on."""
         return self.source(first_step)
 
-    def gradients(self, parts: Iterable[Views], *, row_due: bool) -> StepReport:
+    def gradients(self, parts: Iterable[Crops], *, row_due: bool) -> StepReport:
         """Compute losses and clipped gradients; with a row due, the statistics for the monitors as well."""
         state, config = self.state, self.config
         values = step_values(self.plan, config, state.step)
-        crops = self._on_device(parts)
-        return step_gradients(state, crops, values, config, self.plan, dtype=self.dtype, statistics=row_due)
+        mean, std, device = self.plan.mean, self.plan.std, state.center.device
+        views = (as_views(crops, mean, std, device) for crops in parts)  # one microbatch at a time
+        return step_gradients(state, views, values, config, self.plan, dtype=self.dtype, statistics=row_due)
 
     def apply(self, report: StepReport) -> None:
         """Change student, teacher and center."""
@@ -255,16 +256,6 @@ class Pretraining:
         every = self.config.checkpoint.every_steps
         checkpoints = self.plan.total_steps // every
         return step % every == 0 and step // every % max(1, checkpoints // PREVIEWS) == 0
-
-    def _on_device(self, parts: Iterable[Views]) -> Iterator[Views]:
-        """Yield normalised parts on the networks' device, one at a time."""
-        device, mean, std = self.state.center.device, self.plan.mean, self.plan.std
-        for part in parts:
-            crops, local_crops = (
-                normalise(pixels.to(device, non_blocking=True), mean, std)
-                for pixels in (part.global_crops, part.local_crops)
-            )
-            yield Views(crops, local_crops, part.indices, part.positions)
 
     def _collapse(self, statistics: Mapping[str, float]) -> tuple[str | None, bool]:
         """Return what has collapsed, or None, and whether that ends the run; never before the warm-up is over."""

@@ -9,8 +9,8 @@ from torch import Tensor
 from mst.engine.inspection import Inspection, Rows, Watch, facts
 from mst.engine.replay import Replay
 from mst.train.pretraining import Pretraining
-from mst.views.normalise import normalise
-from mst.views.record import Views
+from mst.views.normalise import as_views
+from mst.views.record import Crops
 
 
 def weights(task: Pretraining) -> Iterator[tuple[str, Tensor]]:
@@ -20,11 +20,11 @@ def weights(task: Pretraining) -> Iterator[tuple[str, Tensor]]:
     yield "center", task.state.center
 
 
-def inspect_step(task: Pretraining, replay: Replay, microbatches: list[Views]) -> Inspection:
+def inspect_step(task: Pretraining, replay: Replay, microbatches: list[Crops]) -> Inspection:
     """Do one step with hooks that only read, so that its numbers are those of the training."""
     replicas = task.state.replicas
 
-    def begin(microbatch: Views, watch: Watch, rows: Rows) -> None:
+    def begin(microbatch: Crops, watch: Watch, rows: Rows) -> None:
         replicas.told = rows.begin_share
         _begin_microbatch(task, watch, rows, microbatch)
 
@@ -34,13 +34,13 @@ def inspect_step(task: Pretraining, replay: Replay, microbatches: list[Views]) -
         replicas.told = None
 
 
-def _begin_microbatch(task: Pretraining, watch: Watch, rows: Rows, microbatch: Views) -> None:
+def _begin_microbatch(task: Pretraining, watch: Watch, rows: Rows, microbatch: Crops) -> None:
     """Look at a microbatch's pixels as the networks see them, before they do."""
     rows.begin_microbatch(len(microbatch.indices))
-    for name, pixels in (("global crops", microbatch.global_crops), ("local crops", microbatch.local_crops)):
-        if not pixels.numel():
+    views = as_views(microbatch, task.plan.mean, task.plan.std, task.state.center.device)
+    for name, seen in (("global crops", views.global_crops), ("local crops", views.local_crops)):  # [n, b, C, H, W]
+        if not seen.numel():
             continue
-        seen = normalise(pixels.to(task.state.center.device), task.plan.mean, task.plan.std)  # [n, b, C, H, W]
         if (wrong := facts(f"pixels of {name}", seen)) is not None:
             watch.found.append(wrong)
             rows.add(~seen.flatten(2).isfinite().all(dim=2).any(dim=0), slice(0, len(microbatch.indices)))

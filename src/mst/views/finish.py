@@ -12,7 +12,7 @@ from torch import Tensor
 from mst.runtime.device import to_device
 from mst.views import colour, crop
 from mst.views.parameters import ColourParameters
-from mst.views.record import Views
+from mst.views.record import Crops
 
 LARGE_CROP = 1 << 14
 """Values from which crops of one order of operations are gathered, so that none is copied for an operation."""
@@ -42,23 +42,23 @@ def finish(crops: Tensor, parameters: ColourParameters, finished: Tensor) -> Non
         finished[start : start + step].transpose(0, 1).copy_(_whole(planes))
 
 
-def finish_views(views: Views, numbers: Tensor, device: torch.device) -> Views:
+def finish_crops(cut: Crops, numbers: Tensor, device: torch.device) -> Crops:
     """Bring crops that were only cut to a device and change their colours there.
 
     Args:
-        views: uint8 crops on the CPU, as `MultiCrop.cut` leaves them.
+        cut: uint8 crops on the CPU, as `MultiCrop.cut` leaves them.
         numbers: `ColourParameters.as_numbers` of every crop, [V, B, COLOUR_NUMBERS], global crops first.
         device: where to.
     """
-    G, rows = len(views.global_crops), numbers.flatten(0, 1).numpy()
+    G, rows = len(cut.global_crops), numbers.flatten(0, 1).numpy()
     parameters = ColourParameters.from_numbers(rows)
     large = G * numbers.shape[1]
     done = []
-    for cut, some in ((views.global_crops, parameters[:large]), (views.local_crops, parameters[large:])):
-        crops = to_device(cut, device).contiguous()  # [V, B, C, h, w]
+    for part, some in ((cut.global_crops, parameters[:large]), (cut.local_crops, parameters[large:])):
+        crops = to_device(part, device).contiguous()  # [V, B, C, h, w]
         finish(crops.flatten(0, 1), some, crops.flatten(0, 1))
         done.append(crops)
-    return Views(done[0], done[1], views.indices, views.positions)
+    return Crops(done[0], done[1], cut.indices, cut.positions)
 
 
 def change_colours(planes: Tensor, parameters: ColourParameters) -> None:

@@ -1,4 +1,4 @@
-"""From uint8 crops to the network's input."""
+"""From uint8 crops to the networks' input: the one place that normalises views."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ import torch
 from torch import Tensor
 
 from mst.errors import ConfigError
+from mst.runtime.device import to_device
+from mst.views.record import Crops, Views
+
+
+def as_views(crops: Crops, mean: Sequence[float], std: Sequence[float], device: torch.device) -> Views:
+    """Bring crops to the networks' device, if they are not there, and normalise them; arguments as of `normalise`."""
+    large, small = (normalise(to_device(part, device), mean, std) for part in (crops.global_crops, crops.local_crops))
+    return Views(large, small, crops.indices, crops.positions)
 
 
 def normalise(crops: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:

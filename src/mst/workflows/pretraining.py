@@ -36,16 +36,15 @@ from mst.paths import user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.setup import Setup, describe_setup, prepare
-from mst.planning.stream import as_views, make_loader
+from mst.planning.stream import CropStream
 from mst.recipes import base_config
 from mst.runtime import logging
-from mst.runtime.device import staged
 from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
 from mst.train.pretraining import Pretraining
-from mst.views.record import Views
+from mst.views.record import Crops
 from mst.workflows.changed_data import resumed_setup, with_identity
 
 PREVIEW_IMAGES = 6
@@ -200,7 +199,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
     return Run(run.root, run.backbone, state.step, last_metrics(run))
 
 
-def train(setup: Setup, trainer: Trainer[Views]) -> None:
+def train(setup: Setup, trainer: Trainer[Crops]) -> None:
     """Run the loop to the end.
 
     Raises:
@@ -215,15 +214,15 @@ def train(setup: Setup, trainer: Trainer[Views]) -> None:
         ) from error
 
 
-def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Views, None, None]:
+def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Crops, None, None]:
     """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
     world = World.current()
     share = Share(world.rank, world.size, setup.config.runtime.lanes)
-    with make_loader(setup, run, start_step=first_step, share=share) as loader:
+    with CropStream(setup, run, first_step=first_step, share=share) as crops:
         try:
-            yield from map(staged(partial(as_views, device=setup.device), setup.device), loader)
+            yield from crops
         finally:
-            report_unreadable(loader, run)
+            report_unreadable(crops.loader, run)
 
 
 def knn_row(labelled: LabelledSets, backbone: Backbone, *, setup: Setup) -> dict[str, float]:

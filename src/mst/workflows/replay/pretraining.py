@@ -15,13 +15,13 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.engine.replay import Replay
 from mst.errors import CheckpointError, UsageError
 from mst.planning.setup import Setup, prepare
-from mst.planning.stream import as_views, make_loader
+from mst.planning.stream import CropStream
 from mst.runtime import logging
 from mst.runtime.storage.rundir import RunDir
 from mst.train.pretraining import Pretraining
 from mst.train.replay import inspect_step, weights
 from mst.train.state import new_state
-from mst.views.record import Views
+from mst.views.record import Crops
 from mst.workflows.changed_data import resumed_setup, with_identity
 from mst.workflows.replay.found import found_in
 
@@ -61,9 +61,9 @@ def replay_pretraining(run: RunDir, step: int, *, accept_changed_data: bool) -> 
     return {**found, "epoch": (step - 1) // setup.plan.steps_per_epoch + 1}
 
 
-def _batches(setup: Setup, first_step: int) -> Generator[Views, None, None]:
-    with make_loader(setup, None, start_step=first_step) as loader:
-        yield from map(partial(as_views, device=setup.device), loader)
+def _batches(setup: Setup, first_step: int) -> Generator[Crops, None, None]:
+    with CropStream(setup, None, first_step=first_step) as crops:
+        yield from crops
 
 
 def _task(setup: Setup, run: RunDir, *, resumed: bool) -> Pretraining:

@@ -1,4 +1,4 @@
-"""Twins of a recipe, several seeds each, one table at the end."""
+"""Ablations: variants of a recipe that differ in one setting, trained with several seeds, compared in one table."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from mst.terminal.parsing import Words
 
 TABLE, PLOT = "ablation.md", "ablation.png"
 EARLIER = re.compile(rb"\A# .* seed\(s\)\n|Matplotlib")
-"""How they look that versions without notes wrote."""
+"""Pattern in tables and plots of versions that kept no notes."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class AblateOptions:
 
 @dataclass(frozen=True)
 class Labelled:
-    """What finished runs are scored on; an empty folder scores none.
+    """What finished runs are scored on; without a folder they are not scored.
 
     Attributes:
         folder: of train/<class>/ and val/<class>/.
@@ -115,7 +115,7 @@ def labelled_images(options: AblateOptions) -> Labelled:
     """Return what finished runs are scored on.
 
     Raises:
-        UsageError: limits of nothing.
+        UsageError: limits without a folder.
     """
     for name in ("eval_train_limit", "eval_val_limit"):
         value = getattr(options, name)
@@ -131,7 +131,7 @@ def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
 
 
 def note(options: AblateOptions) -> Path:
-    """Return the file that says what the folder compares."""
+    """Return the file that notes what the folder compares."""
     return user_path(options.out) / "ablation.json"
 
 

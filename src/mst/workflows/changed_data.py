@@ -1,4 +1,4 @@
-"""A run that is resumed: whether its images are still those it began with, and how it goes on where they are not."""
+"""Resuming a run: whether its images are still those that it began with, and how it goes on if they are not."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ KEPT = ("lr", "prototypes", "teacher_temp", "teacher_temp_start", "teacher_momen
 
 
 def with_identity(setup: Setup) -> Setup:
-    """Return a setup whose plan says what its images are."""
+    """Return a setup whose plan holds the identity of its images."""
     places = ", ".join(os.fsencode(place).decode("utf-8", "backslashreplace") for place in setup.config.data.train)
     identity = setup.images.fingerprint(places)
     return replace(setup, plan=setup.plan.model_copy(update={"data_identity": identity.row()}))
@@ -31,11 +31,11 @@ RESUME = "mst pretrain --resume {run}"
 
 
 def resumed_setup(setup: Setup, run: RunDir, *, accept: bool, command: str = RESUME) -> Setup:
-    """Return the setup that a run goes on with, after comparing its images with those that it began with.
+    """Compare a run's images with those that it began with; return the setup that it goes on with.
 
-    Where they changed and that is accepted, the steps of an epoch, the length of the run and the order of the images
-    follow from the new ones, from this step on; rates, temperatures, prototypes and normalisation stay. The plan notes
-    what was there before, so the run can be resumed again without being asked.
+    If they changed and `accept` is true, then from this step on the steps of an epoch, the length of the run and the
+    order of the images follow from the new images. Rates, temperatures, prototypes and normalisation stay. The plan
+    notes the former images, so the run can be resumed again without another question.
 
     Args:
         setup: of the images as they are now, with their identity.
@@ -69,19 +69,19 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool, command: str = RES
 
 
 def _change(saved: RunPlan, before: DataIdentity | None, now: DataIdentity) -> str:
-    """Return in words what changed, or nothing; an older version's run has only the number to compare."""
+    """Return in words what changed, or ""; of a run of an older version only the number of images is known."""
     if before is not None:
         return difference(before, now)
     return "" if saved.dataset_size == now.count else f"{now.count} images, not {saved.dataset_size}"
 
 
 def _ranges(saved: RunPlan) -> dict[str, Any]:
-    """Return what a run of an older version goes on with: each image decides what is black and white."""
+    """Return the value ranges of a run of an older version: none, so each image decides what is black and white."""
     return {"value_ranges": None} if saved.value_ranges is None else {}
 
 
 def _kept(saved: RunPlan, setup: Setup) -> dict[str, Any]:
-    """Return what stays, with the value ranges of what no earlier image was stored as."""
+    """Return what stays, and beside the former value ranges those of types of numbers that are new."""
     kept = {key: getattr(saved, key) for key in KEPT}
     ranges = _ranges(saved) or {"value_ranges": {**(setup.plan.value_ranges or {}), **(saved.value_ranges or {})}}
     kept |= ranges
@@ -94,7 +94,7 @@ def _with(setup: Setup, kept: dict[str, Any], past: tuple[dict[str, Any], ...]) 
 
 
 def _saved_plan(run: RunDir, store: CheckpointStore) -> RunPlan | None:
-    """Return the plan that the run last had, where plan.json is damaged that of its newest checkpoint; None = neither.
+    """Return the plan that the run had last: plan.json; if it is damaged, that of the newest checkpoint; else None.
 
     Raises:
         CheckpointError: plan.json is damaged, and all checkpoints are.

@@ -86,7 +86,7 @@ def write_features(outputs: Outputs, name: str, features: Features) -> None:
 
 
 def _check_lines(target: Path, images: ImageSource) -> None:
-    """Refuse names that a list of one path a line cannot hold.
+    """Refuse names that do not fit into a list with one path a line.
 
     Raises:
         UsageError: one has a line break.
@@ -112,7 +112,7 @@ def _checked_outputs(path: Path, data: str | Path) -> Outputs:
     """Return the place of the files.
 
     Raises:
-        UsageError: one of them is the list of images, or there and not written by this command.
+        UsageError: one of them is the list of images, or exists and was not written by this command.
     """
     outputs = Outputs(path.parent, "embed", "--out")
     names = [path.name] if path.suffix == ".npz" else [path.name, path.with_suffix(".txt").name]

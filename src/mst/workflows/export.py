@@ -30,7 +30,7 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
         format, out, the measured relative `difference` of the features, and `remarks`: lines on what is left out.
 
     Raises:
-        UsageError: an unknown format, a folder that is in use or that timm cannot open, or no backbone.
+        UsageError: the format is unknown, the folder is in use or cannot be opened by timm, or there is no backbone.
     """
     if form not in FORMATS:
         raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")

@@ -100,8 +100,8 @@ def pretrain(
             order of the images follow from the new ones, from this step on, and the plan notes the change.
 
     Raises:
-        UsageError: something is wrong with the settings or the images, nothing was written; or another process is
-            at work in the folder.
+        UsageError: something is wrong with the settings or the images, and nothing was written; or another process
+            is at work in the folder.
         RunFailure: disk full, out of memory, collapse, too many bad steps.
         Interrupted: a signal; everything is saved.
     """
@@ -129,7 +129,7 @@ def pretrain(
 
 
 def check_apart(config: RunConfig, run: RunDir) -> None:
-    """Refuse a new run whose folder and images lie one in the other, by their own paths, by links or by lists.
+    """Refuse a new run whose folder lies in that of its images or the other way round, also through links and lists.
 
     Raises:
         UsageError: `--overwrite` would delete the images or the weights to start from, or the run's pictures would
@@ -153,7 +153,7 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
 
 
 def indexed(config: RunConfig) -> list[ImageSource]:
-    """Return all training and labelled images, those beyond limits too."""
+    """Return all training and labelled images, also those that limits leave out."""
     data, labelled = config.data, config.monitor.knn_data
     cache = cache_folder() if data.index_cache else None
     found: list[ImageSource] = [

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 SCENES = {"train": 6000, "val": 1000}
 """Scenes of each split. The pre-training sees the images of `train`, never a label."""
 SEGMENTATION_SCENES = {"train": 500, "val": 200}
-"""Of these, the first that the segmentation probe uses."""
+"""How many of them, the first ones, the segmentation probe uses."""
 HEADLINES = (("knn", "top1"), ("linear", "top1"), ("patch_segmentation", "miou"))
 TITLES = {"knn": "k-NN, top-1", "linear": "linear probe, top-1", "patch_segmentation": "segmentation, mean IoU"}
 

@@ -1,4 +1,4 @@
-"""What an evaluation works on: a backbone from a file, a run folder, memory, or the same network untrained."""
+"""The backbone of an evaluation: from a file, a run folder, another project, memory; or a network untrained."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from mst.runtime.storage.rundir import RunDir
 
 VALUE_RANGE = "--value-range"
 RANGES = "value_ranges"
-"""Key of a backbone's metadata: which of its images' stored values are black and white (`mst.data.value_range`)."""
+"""Key of a backbone's metadata: which stored values of its images are black and white (`mst.data.value_range`)."""
 RANDOM = "random:"
 """`random:PATH` is the network of PATH with fresh weights: the number to compare with."""
 
@@ -45,7 +45,7 @@ class ImageOptions:
 
     Attributes:
         size: height and width of the input; None = what the backbone was trained at.
-        resize_ratio: the image is first resized to cover size times this (256/224), then its centre is cut.
+        resize_ratio: the image is first resized so that it covers `size` times this number, then its centre is cut.
         whole_if_exact: an image that already has that size is used whole, neither enlarged nor cut.
         value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained,
             and measured for types of numbers that it has not seen.
@@ -85,11 +85,11 @@ class Subject:
 
     @property
     def mean_std(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Normalisation of its images: what its file says; ImageNet's for RGB where it says nothing.
+        """Mean and std of its images, as its file states them; if it does not, ImageNet's for RGB.
 
         Raises:
-            CheckpointError: its file says something else than a number for each channel.
-            UsageError: it says nothing, and its images are not RGB.
+            CheckpointError: its file states something else than a number for each channel.
+            UsageError: it states nothing, and its images are not RGB.
         """
         metadata = self.backbone.metadata
         if "mean" in metadata and "std" in metadata:
@@ -105,10 +105,10 @@ class Subject:
         return IMAGENET_MEAN, IMAGENET_STD
 
     def known_ranges(self, given: Range | None) -> ValueRanges | None:
-        """Return the value ranges of its images: as given, or what its file says; None = nothing (older versions).
+        """Return the value ranges of its images: as given, else as its file states them; None = not at all (older).
 
         Raises:
-            CheckpointError: its file says something else than ranges.
+            CheckpointError: its file states something else than ranges.
         """
         if given is not None:
             return ValueRanges.given(given, VALUE_RANGE)
@@ -119,7 +119,7 @@ class Subject:
             raise CheckpointError(f"{self.name}: {error} in its metadata") from error
 
     def scale(self, images: ImageSource, given: Range | None = None) -> Scale:
-        """Return how values of images that are not stored in 8 bits become such.
+        """Return how values that are not stored in 8 bits become 8 bits.
 
         Raises:
             CheckpointError: as `known_ranges`.
@@ -192,7 +192,7 @@ def prediction_scale(images: ImageSource, channels: int, kept: object, given: Ra
 
 
 def described_data(data: object, identity: DataIdentity) -> dict[str, Any]:
-    """Return what a row says of its data: the last part of the path, and the identity with the whole one."""
+    """Return a row's entries on its data: the last part of the path, and the identity with the whole path."""
     place = user_path(data) if isinstance(data, str | Path) else None
     path = str(place.resolve()) if place is not None and place.exists() else "in memory" if place is None else str(data)
     return {"data": Path(path).name or path, "data_identity": replace(identity, name=path).row()}
@@ -206,7 +206,7 @@ def _numbers(values: object, count: int) -> bool:
 def load_subject(
     backbone: str | Path | Backbone, *, out: str | Path | None = None, device: str = "auto", seed: int = 0
 ) -> Subject:
-    """Return the backbone that is meant, on its device.
+    """Return the backbone that a text, path or module stands for, on its device.
 
     Args:
         backbone: a backbone file, a run folder, `timm:NAME`, `NAME=FILE` (a network by its timm name with a file of
@@ -242,7 +242,7 @@ def load_subject(
 
 
 def absolute_source(backbone: str | Path) -> str:
-    """Return what `load_subject` takes with the path in it absolute."""
+    """Return a `backbone` of `load_subject` as text, with an absolute path in it."""
     name = user_source(backbone)
     fresh = RANDOM if name.startswith(RANDOM) else ""
     source = name.removeprefix(fresh)

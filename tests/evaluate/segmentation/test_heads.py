@@ -9,7 +9,7 @@ from torch import nn
 
 from evaluate.segmenters import swin, vit
 from mst.errors import UsageError
-from mst.evaluate.common.features import patch_map
+from mst.evaluate.common.features import feature_map
 from mst.evaluate.segmentation.heads import HeadName, HeadShape, PyramidPooling, SetrHead, norm_layer, setr_ups
 from mst.evaluate.segmentation.model import DeepMaps, Segmenter
 from mst.model.backbone import Backbone
@@ -73,7 +73,7 @@ def test_setr_reads_the_depths_of_mmsegmentation() -> None:
     for found, depth in zip(maps, (2, 2, 3, 4), strict=True):
         expected = after[depth - 1].patches.transpose(1, 2).unflatten(2, after[0].grid)
         torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(DeepMaps(4).eval().read(backbone, images)[0], patch_map(backbone, images))
+    torch.testing.assert_close(DeepMaps(4).eval().read(backbone, images)[0], feature_map(backbone, images))
 
 
 def test_setr_shapes_are_the_published_ones_at_16_px() -> None:

@@ -83,7 +83,7 @@ def cls_features(backbone: Backbone, images: Tensor) -> Tensor:
     return features
 
 
-def patch_map(backbone: Backbone, images: Tensor) -> Tensor:
+def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the final patch tokens as maps [B, D, h, w]."""
     tokens = backbone.tokens(images, importance=False)
     return tokens.patches.transpose(1, 2).reshape(len(images), -1, *tokens.grid)

@@ -19,7 +19,7 @@ from torchvision.ops import FeaturePyramidNetwork
 from torchvision.ops.feature_pyramid_network import LastLevelMaxPool
 
 from mst.errors import UsageError
-from mst.evaluate.common.features import patch_map
+from mst.evaluate.common.features import feature_map
 from mst.model.backbone import Backbone
 from mst.model.families.swin import SwinBackbone
 
@@ -84,7 +84,7 @@ class SimpleLevels(nn.Module):
     @staticmethod
     def maps(backbone: Backbone, images: Tensor) -> list[Tensor]:
         """Return the last map [B, D, h, w]."""
-        return [patch_map(backbone, images)]
+        return [feature_map(backbone, images)]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return the levels [B, F, h', w']."""

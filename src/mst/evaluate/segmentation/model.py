@@ -16,7 +16,7 @@ from timm.layers.norm import LayerNorm2d
 from torch import Tensor, nn
 
 from mst.errors import UsageError
-from mst.evaluate.common.features import device_of, patch_map
+from mst.evaluate.common.features import device_of, feature_map
 from mst.evaluate.common.pyramid import STRIDES, SimpleLevels, StageLevels
 from mst.evaluate.segmentation.heads import HeadShape, LinearHead, SetrHeads, UperHead
 from mst.model.backbone import Backbone, seeded
@@ -31,7 +31,7 @@ class LastMap(nn.Module):
 
     def read(self, backbone: Backbone, images: Tensor) -> list[Tensor]:
         """Return one map [B, D, h, w]."""
-        return [patch_map(backbone, images)]
+        return [feature_map(backbone, images)]
 
     def forward(self, maps: list[Tensor]) -> list[Tensor]:
         """Return the maps as they are."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError
-from mst.evaluate.common.features import FeatureSettings, device_of, extract_features, patch_map, progress_bar
+from mst.evaluate.common.features import FeatureSettings, device_of, extract_features, feature_map, progress_bar
 from mst.evaluate.common.protocol import resized
 from mst.evaluate.segmentation.checks import judged
 from mst.evaluate.segmentation.data import SegmentationData, check_found
@@ -94,7 +94,7 @@ def training_maps(
 
     images = _TrainingImages(data, view, masks)
     maps = extract_features(
-        segmenter.backbone, images, _as_is, patch_map, settings, title="training patch tokens", tell=False
+        segmenter.backbone, images, _as_is, feature_map, settings, title="training patch tokens", tell=False
     )
     left_out = judged(data.train, list(maps.unreadable), settings, "training")
     halves = maps.features.half()

@@ -60,7 +60,7 @@ class AskedTraining(Generic[Numbers, Options]):
         }
 
     def note(self, task: str, run: RunDir | None) -> Begun | None:
-        """Return what writes the record beside the rows of the training, once that begins.
+        """Return the function that writes the record beside the rows of the training when that begins.
 
         Args:
             task: the word after `mst evaluate`.

@@ -40,9 +40,9 @@ class DetectionOptions:
         val_split: annotations/instances_SPLIT.json to score on.
         train_limit: at most this many training images, the first ones; None = all.
         val_limit: at most this many validation images, the first ones; None = all.
-        strict: refuse annotation files with records that do not fit, instead of leaving them out.
-        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
-            as it is stored; None = as the sizes in the file say.
+        strict: refuse annotation files with records that do not fit; else such records are left out.
+        annotations: whether boxes and masks of images with an EXIF orientation belong to the image as it is displayed
+            or as it is stored; None = as the sizes in the file tell.
         value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         detections: JSON file for all detections in COCO's result format.
         save_model: folder for the trained detector, for `mst predict detection`; None = --out, if it is given.
@@ -135,7 +135,7 @@ def evaluate_detection(
 
 
 def _records_writer(place: str | None) -> Callable[[list[Detection], CocoSet], None]:
-    """Return what writes all detections where they are asked for, after refusing a file that is another's."""
+    """Return the function that writes all detections to `place`; a file there that is not the command's is refused."""
     if place is None:
         return lambda found, val: None
     target = user_path(place)

@@ -1,4 +1,4 @@
-"""What every evaluation is given, whatever it measures: a backbone, data, and how and where it is done."""
+"""What every evaluation is given, whatever it measures: a backbone, data, where to work and where results go."""
 
 from __future__ import annotations
 

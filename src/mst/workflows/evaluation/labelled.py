@@ -27,12 +27,13 @@ Numbers = TypeVar("Numbers")
 
 @dataclass(frozen=True)
 class Limits:
-    """Parts of a labelled folder, drawn evenly over the sorted list, and what is accepted in it.
+    """How many images of a labelled folder are used, evenly over the sorted list, and what it may hold.
 
     Attributes:
         train_limit: at most this many training images; None = all.
         val_limit: at most this many validation images; None = all.
-        strict: refuse what cannot be used in it (dead links, images beside the classes, ...) instead of saying so.
+        strict: refuse a folder that holds things that cannot be used (dead links, images beside the classes, ...); else
+            they are counted in a remark.
     """
 
     train_limit: int | None = None
@@ -47,7 +48,7 @@ class LabelledEvaluation(Generic[Numbers]):
     """A task on a labelled folder, called with a backbone and the folder."""
 
     def __init__(self, evaluate: Callable[..., Result]) -> None:
-        """Make a function of the Python API of one that takes a loaded backbone and sets."""
+        """Make a task of the Python API from a function that takes a loaded backbone and loaded sets."""
         self._evaluate = evaluate
         self.__name__, self.__doc__ = evaluate.__name__, evaluate.__doc__
 

@@ -24,7 +24,7 @@ from mst.workflows.subject import Subject
 SCENES = "scenes:"
 """`--data scenes:200` are 200 synthetic scenes, drawn on the spot."""
 MOST_SCENES = 1_000_000
-"""Their names are held in memory."""
+"""Most scenes: their names are held in memory."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ObjectOptions:
         split: part of a COCO folder: annotations/instances_SPLIT.json.
         value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
         limit: at most this many images, spread evenly; None = all.
-        strict: refuse an annotation file with records that do not fit, instead of leaving them out.
-        annotations: what boxes and masks of images with an EXIF orientation are of: the image as it is displayed, or
-            as it is stored; None = as the sizes in the file say.
+        strict: refuse an annotation file with records that do not fit; else such records are left out.
+        annotations: whether boxes and masks of images with an EXIF orientation belong to the image as it is displayed
+            or as it is stored; None = as the sizes in the file tell.
         pictures: folder for a picture of each image and scores.jsonl (those of an earlier evaluation are replaced,
             other files never); None = pictures/objectness of --out or the run folder, where `mst report` looks for
             them.

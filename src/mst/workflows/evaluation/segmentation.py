@@ -41,9 +41,9 @@ class SegmentationOptions:
         train_limit: at most this many training images, at even distances; None = all.
         val_limit: at most this many validation images, at even distances; None = all.
         value_range: black and white among values that are not stored in 8 bits; None = as the backbone was trained.
-        strict: refuse pairs that are missing or cannot be used, instead of leaving them out.
-        annotations: what masks of images with an EXIF orientation are of: the image as it is displayed, or as it is
-            stored; None = as their sizes say.
+        strict: refuse pairs that are missing or cannot be used; else they are left out.
+        annotations: whether masks of images with an EXIF orientation belong to the image as it is displayed or as it is
+            stored; None = as their sizes tell.
         save_model: folder for the trained head and backbone, for `mst predict segmentation`, and for the rows of its
             training (metrics.jsonl; not in a run folder); None = --out, if it is given.
         pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
@@ -132,7 +132,7 @@ def evaluate_segmentation(
 
 
 def _saved_in(folder: Path | None, scale: Scale) -> Callable[[Segmenter, View], None] | None:
-    """Return what writes the trained segmenter into a folder."""
+    """Return the function that writes the trained segmenter into a folder; None if there is no folder."""
     return None if folder is None else lambda segmenter, view: save_segmenter(folder, segmenter, view, scale)
 
 

@@ -157,9 +157,9 @@ def batches(
 def _of_views(
     batch: StackedBatch, folder: LabelledFolder, protocol: FinetuneProtocol, step: int, number: int
 ) -> LabelledBatch:
-    """Return the views of a microbatch of images: first the first views of all of them, then the second ones, ...
+    """Return the views of a microbatch of images: the first view of every image, then the second of every image, ...
 
-    So they are numbered over the images of the whole step, and those beyond its size are left out.
+    In this order the views are numbered over all images of the step; those beyond the step's size are left out.
     """
     each, left = divmod(protocol.batch_size, protocol.images)
     first, last = (p * each + min(p, left) for p in (batch.positions.start, batch.positions.stop))
@@ -174,7 +174,7 @@ def _of_views(
 
 
 def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
-    """Return the soft cross-entropy of one part of a batch after erasing and mixing, drawn from (seed, step, part)."""
+    """Return the soft cross-entropy of a microbatch after erasing and mixing, drawn from (seed, step, part)."""
     protocol, network = work.config.protocol, work.network
     draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
     device = next(model.parameters()).device

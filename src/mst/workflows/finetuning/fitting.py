@@ -45,7 +45,7 @@ def microbatch_of(config: FinetuneConfig) -> MicrobatchSize:
 
 
 def most_bytes(network: Network, model: Classifier, images: int) -> int:
-    """Return bytes that a step takes at most, from the sizes of network and images alone."""
+    """Return an upper bound of the bytes of a step, from the sizes of network and images alone."""
     spec, pixels = network.spec, network.spec.channels * prod(network.spec.image_size)
     tokens = prod(spec.image_size) // spec.patch_size**2 + 1
     fixed = 24 * sum(parameter.numel() for parameter in model.parameters()) + 2**28

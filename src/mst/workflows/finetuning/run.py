@@ -178,7 +178,7 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
 
 
 def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
-    """Return the numbers of a run for plan.json, from where its report has them."""
+    """Return the numbers of a run for plan.json, where its report finds them."""
     images = len(folder.train.paths)
     settings = loop_settings(config, images)
     return {

@@ -55,7 +55,7 @@ class InputOptions:
 
 @dataclass(frozen=True)
 class Running:
-    """How it is carried out; only `precision` can change a number (in the last digits).
+    """How it is carried out. Only `precision` changes numbers, and only their last digits.
 
     Attributes:
         evaluate_epochs: epochs between two validations; the last step is always validated.
@@ -95,7 +95,7 @@ class FinetuneConfig:
         running: how it is carried out.
         device: auto, cpu, cuda or cuda:N.
         seed: of all draws and fresh weights.
-        recipe: whose options were taken, or "".
+        recipe: name of the recipe whose options were taken, or "".
     """
 
     backbone: str
@@ -149,7 +149,7 @@ class Network:
     """The network's description and its images' normalisation, as plan.json keeps it.
 
     Attributes:
-        spec: rebuilds it.
+        spec: of the backbone, which builds it again.
         mean: of the images, in [0, 1].
         std: of the images.
         sha256: of the weights it starts with; "" for fresh ones.
@@ -169,7 +169,7 @@ class Network:
 
     @property
     def image_metadata(self) -> dict[str, Any]:
-        """What a backbone's description says of its images, as JSON types."""
+        """The entries on its images in a backbone's description, as JSON types."""
         ranges = {} if self.ranges is None else {RANGES: self.ranges.to_json()}
         return {"mean": list(self.mean), "std": list(self.std), **ranges}
 
@@ -191,7 +191,7 @@ class Network:
 
 
 def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
-    """Return the labelled images, parts of them if so asked.
+    """Return the labelled images, or the part of them that was asked for.
 
     Raises:
         UsageError: no folder of train/<class>/ and val/<class>/, or nothing to tell apart.
@@ -225,7 +225,7 @@ def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
 
 
 def described_network(config: FinetuneConfig) -> Network:
-    """Return what the network is going to be.
+    """Return the description of the network that is going to be trained.
 
     Raises:
         UsageError: no such network, another number of channels, or a size that its patches do not tile.

@@ -1,4 +1,4 @@
-"""What the folder of a fine-tuning says of it: its settings in config.json, its network in plan.json."""
+"""A fine-tuning as its folder describes it: the settings in config.json, the network in plan.json."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FREE = ("running", "device", "recipe")
 
 
 def stored_config(run: RunDir, named: str) -> FinetuneConfig:
-    """Return the settings of a folder, which messages call `named`.
+    """Return the settings of a folder; `named` is its name in messages.
 
     Raises:
         UsageError: no fine-tuning was started there, or its settings are damaged.
@@ -33,7 +33,7 @@ def stored_config(run: RunDir, named: str) -> FinetuneConfig:
 
 
 def stored_network(run: RunDir, named: str) -> Network:
-    """Return the network of a folder, which messages call `named`.
+    """Return the network of a folder; `named` is its name in messages.
 
     Raises:
         UsageError: plan.json is damaged.

@@ -1,4 +1,4 @@
-"""A fine-tuning as a training of the engine: its batches, loss and optimizer, and what makes it the same training."""
+"""A fine-tuning as a training of the engine: batches, loss and optimizer, and its identity for resume and replay."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What a trained model says of images without labels."""
+"""Predictions of a trained model for images without labels."""

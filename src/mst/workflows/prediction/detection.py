@@ -51,7 +51,7 @@ def predict_detection(
         What was found, with the images that could not be read; and what the detector is.
 
     Raises:
-        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
+        UsageError: no such images, `out` is a file, or holds a file of an output's name that no prediction wrote.
         CheckpointError: no detector in `model`, or a damaged one.
         DataError: no image can be read.
         MissingExtra: the extra `detection` is not installed.

@@ -72,7 +72,7 @@ def predict_segmentation(
         progress: show a bar.
 
     Raises:
-        UsageError: no such images, `out` is a file, or holds a file of such a name that no prediction wrote.
+        UsageError: no such images, `out` is a file, or holds a file of an output's name that no prediction wrote.
         CheckpointError: no segmenter in `model`, or a damaged one.
         DataError: no image can be read.
         RunFailure: the disk refused.
@@ -123,8 +123,8 @@ def _read(channels: int, source: ImageSource, scale: Scale, position: int) -> Te
 def target_names(source: ImageSource, data: Path) -> list[Path]:
     """Return a name relative to `--out` for each image, `.png` in place of its suffix, all different.
 
-    Images of a folder keep their place below it; of images that differ in their suffix only, or come from a list, the
-    later ones get a number.
+    Images of a folder keep their place below it. If two names would be equal (they differ in the suffix only, or come
+    from a list), the later one gets a number.
     """
     root = data.absolute()
     names: list[Path] = []

@@ -65,12 +65,12 @@ def _sized(found: tuple[str, float] | None) -> dict[str, Any] | None:
 
 
 def _number(value: float) -> float | str:
-    """Return a number; one that is not finite as a word, since JSON has no such numbers."""
+    """Return a number, or a word in the place of NaN and infinity, which JSON lacks."""
     return value if math.isfinite(value) else str(value)
 
 
 def _recorded(run: RunDir, step: int, inspection: Inspection, again: Replay) -> dict[str, Any] | None:
-    """Compare with what the run wrote of this step; None where it wrote nothing."""
+    """Compare the step with the row that the run wrote for it; None if there is no row."""
     listed = [row for row in read_jsonl(bad_steps_file(run)) if row.get("step") == step]
     if listed:
         row, numbers = listed[-1], inspection.report.scalars()

@@ -67,7 +67,7 @@ def _batches(setup: Setup, first_step: int) -> Generator[Crops, None, None]:
 
 
 def _task(setup: Setup, run: RunDir, *, resumed: bool) -> Pretraining:
-    """Return the run's task at step 0; with `resumed`, its weights are going to be replaced."""
+    """Return the run's task at step 0; `resumed` = a checkpoint is going to replace its weights."""
     state = new_state(setup.build_pair(resumed=resumed), setup.config, setup.plan)
     source = partial(_batches, setup)
     return Pretraining(state, source, config=setup.config, plan=setup.plan, run=run, dtype=setup.precision)
@@ -86,7 +86,7 @@ def _stored_plan(run: RunDir) -> RunPlan:
 
 
 def _checkpoint(run: RunDir, step: int) -> Checkpoint | None:
-    """Return the newest checkpoint of before a step; None = there is none.
+    """Return the newest checkpoint before a step; None = there is none.
 
     Raises:
         CheckpointError: those before it are damaged, or the run is of another format.
@@ -106,7 +106,7 @@ def _checkpoint(run: RunDir, step: int) -> Checkpoint | None:
 
 
 def _config(run: RunDir, plan: RunPlan, begun: int, step: int) -> RunConfig:
-    """Return the settings that the steps had: changes that were made after them are taken back.
+    """Return the settings of the steps from `begun` to `step`: later changes are undone.
 
     Raises:
         UsageError: settings changed between the checkpoint and the step.

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from mst.checkpoint.compare import FREE, changed_settings, is_free, refuse_changed_settings, refuse_other_training
+from mst.config.load import override
 from mst.config.schema import RunConfig
 from mst.errors import CheckpointError, UsageError
 from mst.runtime.identity import CONTENTS, identify
@@ -48,6 +49,15 @@ def test_a_key_newer_than_the_checkpoint_is_no_reason_to_refuse() -> None:
     refuse_changed_settings({"a": {"b": 1}}, {"a": {"b": 1, "c": 2}})
     with pytest.raises(CheckpointError, match=r"a\.b 1 -> None"):
         refuse_changed_settings({"a": {"b": 1}}, {"a": {"c": 2}})
+
+
+def test_a_setting_newer_than_the_checkpoint_was_what_it_is_by_default() -> None:
+    saved = RunConfig().model_dump(mode="json")
+    del saved["views"]["local_blur_sigma"]
+    refuse_changed_settings(saved, RunConfig().model_dump(), usual=RunConfig().model_dump())
+    now = override(RunConfig(), {"views.local_blur_sigma": (0.1, 1.0)}).model_dump()
+    with pytest.raises(CheckpointError, match=r"views\.local_blur_sigma None -> \[0\.1, 1\.0\]"):
+        refuse_changed_settings(saved, now, usual=RunConfig().model_dump())
 
 
 def test_free_keys_exist() -> None:

@@ -127,6 +127,7 @@ def test_statistics_are_measured_where_imagenets_do_not_fit() -> None:
         ({"views.global_scale": (0.9, 0.4)}, "--views.global-scale 0.9 0.4"),
         ({"views.local_scale": (0.0, 0.4)}, "--views.local-scale 0 0.4"),
         ({"views.blur_sigma": (2.0, 1.0)}, "--views.blur-sigma"),
+        ({"views.local_blur_sigma": (2.0, 1.0)}, "--views.local-blur-sigma 2 1"),
         ({"views.mean": (0.5,)}, "each needs 3"),
         ({"optimizer.lr": 1e-9}, "--optimizer.min-lr"),
         ({"optimizer.betas": (0.9, 1.0)}, "--optimizer.betas"),

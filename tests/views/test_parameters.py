@@ -101,6 +101,15 @@ def test_blur_is_that_of_dino_scaled_with_the_global_crops(size: Size, largest: 
     assert p.sigma[800:].mean() == pytest.approx(1.05 / 2.0 * largest, rel=0.03)
 
 
+def test_local_crops_may_be_blurred_otherwise() -> None:
+    base = ViewsConfig(blur=(1.0, 1.0, 1.0), local_size=16)
+    same, other = (base.model_copy(update={"local_blur_sigma": sigma}) for sigma in (base.blur_sigma, (0.5, 1.0)))
+    p, q, r = (draw(config, [(50, 50)] * 400) for config in (base, same, other))
+    assert np.array_equal(p.sigma, q.sigma)
+    assert np.array_equal(p.sigma[:800], r.sigma[:800])
+    assert (r.sigma[800:].min(), r.sigma[800:].max()) == (pytest.approx(0.5, rel=0.02), pytest.approx(1.0, rel=0.01))
+
+
 def test_every_order_of_the_jitter_is_as_likely() -> None:
     p = draw(ViewsConfig(jitter=1.0), [(50, 50)] * 600)
     orders, counts = np.unique(p.order, axis=0, return_counts=True)

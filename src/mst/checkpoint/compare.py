@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from mst.errors import CheckpointError, UsageError
@@ -76,16 +77,22 @@ def interventions(saved: Mapping[str, Any], current: Mapping[str, Any]) -> dict[
 
 
 def refuse_changed_settings(
-    saved: Mapping[str, Any], current: Mapping[str, Any], *, free: Collection[str] = ()
+    saved: Mapping[str, Any],
+    current: Mapping[str, Any],
+    *,
+    free: Collection[str] = (),
+    usual: Mapping[str, Any] = MappingProxyType({}),
 ) -> None:
     """Compare a checkpoint's configuration (or plan) with the one it is to be resumed with.
 
-    A key that the checkpoint does not know came with a newer version of this package: it has nothing to differ from.
+    A key that the checkpoint does not know came with a newer version of this package: the run was started with what it
+    is by default, or there is nothing to differ from.
 
     Args:
         saved: of the checkpoint.
         current: of the run.
         free: keys that may differ besides those of `is_free`.
+        usual: what settings are by default.
 
     Raises:
         CheckpointError: settings that define the run differ; names each with both values. Or the images do.
@@ -93,9 +100,13 @@ def refuse_changed_settings(
     free = {*free, *(FOLLOWS_FROM_DATA if _accepted(saved, current) else ())}
     noted = {IDENTITY, ACCEPTED, NOTED}
     saved, current = ({key: side[key] for key in side if key not in noted} for side in (saved, current))
-    known = _flat(saved)
-    changed = changed_settings(saved, current)
-    changes = {key: pair for key, pair in changed.items() if key in known and not is_free(key) and key not in free}
+    known = _flat(json.loads(json.dumps({**usual}))) | _flat(json.loads(json.dumps(saved)))
+    changed = {key: (known[key], now) for key, (_, now) in changed_settings(saved, current).items() if key in known}
+    changes = {
+        key: (before, now)
+        for key, (before, now) in changed.items()
+        if before != now and not is_free(key) and key not in free
+    }
     if changes:
         lines = ", ".join(f"{key} {before!r} -> {now!r}" for key, (before, now) in sorted(changes.items()))
         raise CheckpointError(

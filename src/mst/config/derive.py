@@ -123,6 +123,7 @@ def check_consistent(config: RunConfig) -> None:
         ("global-scale", views.global_scale),
         ("local-scale", views.local_scale),
         ("blur-sigma", views.blur_sigma),
+        ("local-blur-sigma", views.local_blur_sigma or views.blur_sigma),
     ):
         if not 0 < low <= high:
             raise ConfigError(f"--views.{name} {low:g} {high:g}: the first must be above 0 and at most the second")

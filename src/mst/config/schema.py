@@ -18,6 +18,7 @@ LARGEST = 1e30
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Positive = Annotated[float, Field(gt=0.0, le=LARGEST)]
 NonNegative = Annotated[float, Field(ge=0.0, le=LARGEST)]
+Sigma = Annotated[float, Field(gt=0.0, le=100.0)]
 Number = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 Epochs = Annotated[float, Field(ge=0.0, le=1e6)]
 Count = Annotated[int, Field(ge=1, le=MOST)]
@@ -90,8 +91,10 @@ class ViewsConfig(Section):
     """Probability of turning a crop grey."""
     blur: tuple[Fraction, Fraction, Fraction] = (1.0, 0.1, 0.5)
     """Probability of Gaussian blur: first global crop, other global crops, local crops."""
-    blur_sigma: tuple[Annotated[float, Field(gt=0.0, le=100.0)], Annotated[float, Field(gt=0.0, le=100.0)]] = (0.1, 2.0)
+    blur_sigma: tuple[Sigma, Sigma] = (0.1, 2.0)
     """Range of the blur's standard deviation in pixels at global crops of 224 px, scaled with their size."""
+    local_blur_sigma: tuple[Sigma, Sigma] | None = None
+    """The same of local crops, scaled with the size of the global ones as well; None = that of the global crops."""
     solarize: Fraction = 0.2
     """Probability of solarizing, all global crops but the first."""
     mean: tuple[Fraction, ...] | Literal["auto"] = (0.485, 0.456, 0.406)

@@ -239,7 +239,8 @@ class Pretraining:
         """
         config, plan = (_section(checkpoint, key) for key in ("config", "plan"))
         changed = interventions(config, self.config.model_dump())
-        refuse_changed_settings(config, self.config.model_dump(), free=changed)
+        usual = RunConfig().model_dump(mode="json")
+        refuse_changed_settings(config, self.config.model_dump(), free=changed, usual=usual)
         refuse_changed_settings(plan, _plan_values(self.plan), free=["lr"] if changed else ())
         self.state.load(checkpoint.parts)
         noted = tuple(plan.get(NOTED, ()))

@@ -32,8 +32,8 @@ brightness, contrast, saturation, hue, grey, blur, sigma, solarize."""
 OPERATIONS = ("brightness", "contrast", "saturation", "hue")
 """The jitter's operations."""
 REFERENCE_SIZE = 224
-"""The blur's standard deviation is configured for recipes whose global crops have this size; as in DINO, local crops
-are blurred with the deviations of global ones."""
+"""The blur's standard deviation is configured for recipes whose global crops have this size, that of local crops, too;
+as in DINO, they are blurred as global ones unless `local_blur_sigma` says otherwise."""
 
 
 COLOUR_NUMBERS = 11
@@ -148,7 +148,9 @@ def draw_parameters(config: ViewsConfig, uniforms: Floats, sizes: Integers, *, c
     factors = _between(u[6:10], (low, centre + reach))  # [4, n]
     order = u[2:6].argsort(axis=0, kind="stable")  # [4, n]
     active = (u[1] < config.jitter) & (reach > 0) & ((channels == 3) | (np.arange(4) < 2))[:, None]  # [4, n]
-    sigma = _between(u[12], config.blur_sigma) * _sigma_scale(config.global_size)
+    of_global, of_local = config.blur_sigma, config.local_blur_sigma or config.blur_sigma
+    sigmas = per_view(of_global[0], of_global[0], of_local[0]), per_view(of_global[1], of_global[1], of_local[1])
+    sigma = _between(u[12], sigmas) * _sigma_scale(config.global_size)
     return CropParameters(
         top=top,
         left=left,

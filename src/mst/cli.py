@@ -40,7 +40,7 @@ COMMANDS = {
 }
 """Command -> what it does; `mst.commands.<command>.run(argv)` does it."""
 
-SEVERAL = {"pretrain"}
+SEVERAL = {"pretrain", "finetune", "evaluate", "embed"}
 """Commands whose work several processes can share."""
 
 EXAMPLES = """\

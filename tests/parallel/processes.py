@@ -6,7 +6,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+import tempfile
+import time
+from contextlib import ExitStack
 from pathlib import Path
 
 TESTS = Path(__file__).parents[1]
@@ -27,16 +29,6 @@ def environments(size: int) -> list[dict[str, str]]:
     return [os.environ | common | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(size)]
 
 
-def start(words: Sequence[str], size: int) -> list[subprocess.Popen[str]]:
-    """Start `python WORDS` in `size` processes that can find each other."""
-    return [
-        subprocess.Popen(
-            [sys.executable, *words], env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
-        for environment in environments(size)
-    ]
-
-
 def run_in_processes(function: str, size: int, *words: str, timeout: float = 300) -> None:
     """Call `module:function` with words in `size` joined processes, and wait for their good end.
 
@@ -48,11 +40,22 @@ def run_in_processes(function: str, size: int, *words: str, timeout: float = 300
         f"import sys\nfrom {module} import {name}\nfrom mst.parallel.launch import from_environment, joined\n"
         f"with joined(from_environment(), minutes=3):\n    {name}(*sys.argv[1:])\n"
     )
-    workers = start(["-c", code, *words], size)
-    try:
-        for rank, worker in enumerate(workers):
-            _, errors = worker.communicate(timeout=timeout)
-            assert worker.returncode == 0, f"rank {rank}: {errors[-3000:]}"
-    finally:
+    ends = time.monotonic() + timeout
+    with ExitStack() as stack:
+        logs = [stack.enter_context(tempfile.TemporaryFile("w+")) for _ in range(size)]
+        workers = [
+            subprocess.Popen([sys.executable, "-c", code, *words], env=environment, stdout=log, stderr=log)
+            for environment, log in zip(environments(size), logs, strict=True)
+        ]
+        try:
+            for worker in workers:
+                worker.wait(max(1.0, ends - time.monotonic()))
+        except subprocess.TimeoutExpired:
+            pass
         for worker in workers:
             worker.kill()
+            worker.wait()
+        for log in logs:
+            log.seek(0)
+        said = "\n".join(f"rank {rank}: {log.read()[-3000:]}" for rank, log in enumerate(logs))
+    assert [worker.returncode for worker in workers] == [0] * size, said

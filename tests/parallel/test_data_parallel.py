@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from mst.views.record import Views
 from parallel.processes import run_in_processes
 from train.tiny_run import tiny_config, tiny_state
 
-STEPS, BATCH = 20, 11
+STEPS, SWIN_STEPS, BATCH = 20, 4, 11
 CASES: dict[str, dict[str, dict[str, Any]]] = {
     "low": {},
     "low, accumulate 2": {"train": {"accumulate": 2}},
@@ -85,54 +86,70 @@ def train_all(folder: str, cases: str) -> None:
     """Train every case; the first process writes what came out, after a comparison with the others."""
     world = World.current()
     for number, case in enumerate(json.loads(cases)):
-        outcome = trained(CASES[case])
-        digests = world.collect({name: value.double().sum().item() for name, value in outcome.items()})
+        outcome = trained(CASES[case], SWIN_STEPS if case == "Swin" else STEPS)
+        digests = world.collect({name: value.double().nan_to_num().sum().item() for name, value in outcome.items()})
         assert all(digest == digests[0] for digest in digests), case
         if world.first:
             torch.save(outcome, Path(folder) / f"{number}.pt")
 
 
-@pytest.fixture(scope="module")
-def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, dict[str, Tensor]]]:
-    """Return what each case gives with 1 to 4 processes."""
-    found: dict[int, dict[str, dict[str, Tensor]]] = {}
-    for size in (1, 2, 3, 4):
-        folder = tmp_path_factory.mktemp(f"processes{size}")
-        cases = [case for case in CASES if size != 3 or not case.startswith("lanes")]
+Outcomes = dict[int, dict[str, dict[str, Tensor]]]
+
+
+def trained_by(folders: pytest.TempPathFactory, sizes: Sequence[int], cases: Sequence[str]) -> Outcomes:
+    """Return what each case gives with each number of processes."""
+    found: Outcomes = {}
+    for size in sizes:
+        folder = folders.mktemp(f"processes{size}")
+        own = [case for case in cases if size != 3 or not case.startswith("lanes")]
         if size == 1:
-            train_all(str(folder), json.dumps(cases))
+            train_all(str(folder), json.dumps(own))
         else:
-            run_in_processes("parallel.test_data_parallel:train_all", size, str(folder), json.dumps(cases))
-        found[size] = {case: torch.load(folder / f"{number}.pt") for number, case in enumerate(cases)}
+            run_in_processes("parallel.test_data_parallel:train_all", size, str(folder), json.dumps(own), timeout=1500)
+        found[size] = {case: torch.load(folder / f"{number}.pt") for number, case in enumerate(own)}
     return found
+
+
+def without_zeros(name: str, value: Tensor) -> Tensor:
+    """Leave out what has no gradient but rounding, which Adam blows up: biases of keys and before BatchNorm."""
+    if name.endswith("qkv.bias"):
+        return value.view(3, -1)[[0, 2]]
+    return value[:0] if name.endswith(("head.mlp.0.bias", "head.mlp.3.bias")) else value
 
 
 def relative(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
     """Return the length of the difference of all weights, over the length of the weights."""
     names = [name for name in one if name.startswith("weight")]
-    before, after = (torch.cat([found[name].double().flatten() for name in names]) for found in (one, other))
+    before, after = (
+        torch.cat([without_zeros(name, found[name]).double().flatten() for name in names]) for found in (one, other)
+    )
     return float((before - after).norm() / before.norm())
 
 
-@pytest.mark.parametrize("size", [2, 3, 4])
-@pytest.mark.parametrize("case", [case for case in CASES if not case.startswith("lanes")])
-def test_weights_do_not_depend_on_processes(
-    outcomes: dict[int, dict[str, dict[str, Tensor]]], case: str, size: int
-) -> None:
-    alone, several = outcomes[1][case], outcomes[size][case]
+def compare(alone: dict[str, Tensor], several: dict[str, Tensor], *, bits: bool) -> None:
+    """Compare weights, center, features and the history of losses and statistics."""
+    if bits:
+        assert all(torch.equal(several[name], value) for name, value in alone.items() if name != "history")
     assert relative(alone, several) < 1e-5
     torch.testing.assert_close(several["center"], alone["center"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(several["features"], alone["features"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(several["history"], alone["history"], rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-@pytest.mark.parametrize("size", [2, 4])
-@pytest.mark.parametrize("case", [case for case in CASES if case.startswith("lanes")])
-def test_lanes_are_bit_equal(outcomes: dict[int, dict[str, dict[str, Tensor]]], case: str, size: int) -> None:
-    alone, several = outcomes[1][case], outcomes[size][case]
-    for name, value in alone.items():
-        assert torch.equal(several[name], value) or name == "history", name
+FEW = ["random, half, accumulate 2", "BatchNorm, accumulate 2", "none, drop path", "lanes"]
 
 
-def test_lanes_are_the_batch_up_to_rounding(outcomes: dict[int, dict[str, dict[str, Tensor]]]) -> None:
+def test_two_processes_give_what_one_gives(tmp_path_factory: pytest.TempPathFactory) -> None:
+    outcomes = trained_by(tmp_path_factory, (1, 2), FEW)
+    for case in FEW:
+        compare(outcomes[1][case], outcomes[2][case], bits=case == "lanes")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3000)
+def test_weights_do_not_depend_on_processes(tmp_path_factory: pytest.TempPathFactory) -> None:
+    outcomes = trained_by(tmp_path_factory, (1, 2, 3, 4), list(CASES))
+    for size in (2, 3, 4):
+        for case, several in outcomes[size].items():
+            compare(outcomes[1][case], several, bits=case.startswith("lanes"))
     assert relative(outcomes[1]["low"], outcomes[1]["lanes"]) < 1e-5

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 from mst.evaluate.common.features import FeatureSettings
+from mst.parallel.launch import wanted_here
+from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
@@ -25,6 +28,7 @@ class EmbedArguments:
         limit: only this many images, drawn evenly from the sorted list.
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.
+        processes: on this machine, which share the work; auto = one a GPU. torchrun and srun start their own.
         json: one JSON object on stdout.
     """
 
@@ -34,6 +38,7 @@ class EmbedArguments:
     limit: int | None = None
     device: str = "auto"
     seed: int = 0
+    processes: int | Literal["auto"] = 1
     json: bool = False
     image: ImageOptions = field(default_factory=ImageOptions)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
@@ -44,6 +49,8 @@ def run(argv: Sequence[str]) -> int:
     a = parse_words(EmbedArguments, argv, prog="mst embed")
     if a is None:
         return 0
+    if (processes := wanted_here(a.processes, flag="--processes")) > 1:
+        return run_here(["embed", *argv], processes)
     features = embed(
         a.backbone,
         a.data,

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Literal
 
 import tyro
 
 from mst.errors import UsageError
 from mst.finetune.classifier import FinetuneProtocol
+from mst.parallel.launch import wanted_here
+from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText
 from mst.terminal.evaluation import show
 from mst.terminal.parsing import RecipeOption, parse_words
@@ -33,6 +35,7 @@ class FinetuneArguments(RecipeOption):
         seed: of every random draw and of fresh weights.
         overwrite: delete the run that --out already holds.
         continue_: go on with the run that --out holds, or start it: one command for every start of a job.
+        processes: on this machine, which share the work; auto = one a GPU. torchrun and srun start their own.
         json: one JSON object on stdout instead of a table.
     """
 
@@ -43,6 +46,7 @@ class FinetuneArguments(RecipeOption):
     seed: int = 0
     overwrite: bool = False
     continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
+    processes: int | Literal["auto"] = 1
     json: bool = False
     protocol: FinetuneProtocol = field(default_factory=FinetuneProtocol)
     image: InputOptions = field(default_factory=InputOptions)
@@ -57,11 +61,13 @@ class ResumeArguments:
     Attributes:
         resume: its folder.
         device: another device; none = as before.
+        processes: on this machine, which share the work; auto = one a GPU. torchrun and srun start their own.
         json: one JSON object on stdout instead of a table.
     """
 
     resume: PathText
     device: str | None = None
+    processes: int | Literal["auto"] = 1
     json: bool = False
 
 
@@ -72,12 +78,16 @@ def run(argv: Sequence[str]) -> int:
         words = ["--recipe", *words]
     if any(word == "--resume" or word.startswith("--resume=") for word in words):
         again = parse_words(ResumeArguments, words, prog=f"{PROG} --resume")
+        if again is not None and (processes := wanted_here(again.processes, flag="--processes")) > 1:
+            return run_here(["finetune", *words], processes)
         return 0 if again is None else show(resume_finetuning(again.resume, device=again.device), json=again.json)
     a = parse_words(FinetuneArguments, words, prog=PROG)
     if a is None:
         return 0
     if a.continue_ and a.overwrite:
         raise UsageError("--continue goes on with the run that --overwrite deletes: use one of them")
+    if (processes := wanted_here(a.processes, flag="--processes")) > 1:
+        return run_here(["finetune", *words], processes)
     result = finetune_backbone(
         a.backbone,
         a.data,

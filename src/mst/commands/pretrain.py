@@ -14,7 +14,7 @@ from mst.config.keys import flag
 from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import UsageError
-from mst.parallel.launch import devices_here, from_environment
+from mst.parallel.launch import wanted_here
 from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
@@ -69,13 +69,6 @@ def run(argv: Sequence[str]) -> int:
     if options.json:
         emit_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
     return 0
-
-
-def wanted_here(asked: int | str) -> int:
-    """Return how many processes this one should start: none but itself where it has been started with others."""
-    if from_environment() is not None:
-        return 1
-    return devices_here() if asked == "auto" else int(asked)
 
 
 def continued(options: PretrainOptions) -> PretrainOptions:

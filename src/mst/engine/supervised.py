@@ -9,8 +9,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -22,12 +24,19 @@ from mst.engine.schedule import Checkpointing, LoopSettings, learning_rate
 from mst.engine.task import Intervals, Outputs, Remarks, Task
 from mst.engine.trainer import Trainer
 from mst.errors import CheckpointError
+from mst.model.stochastic_depth import Draw, branch_draws
+from mst.parallel.batch_norm import share_statistics
+from mst.parallel.world import World
 from mst.paths import user_path
 from mst.runtime import logging
 from mst.runtime.progress import describe_loss
-from mst.runtime.seeding import drawn_from
+from mst.runtime.seeding import derive_seed, drawn_from, uniforms
 from mst.runtime.storage.rundir import RunDir
 
+NUMBER_BITS = 24
+"""Places in a stream of draws: position in the batch, then number."""
+DRAWS = "by position"
+"""How a step draws; a training that drew otherwise cannot be resumed as it would have gone on."""
 KEPT = 2
 """Checkpoints that stay on disk."""
 Begun = Callable[[Mapping[str, Any]], None]
@@ -65,6 +74,7 @@ class Training(Generic[Batch]):
         evaluate: returns one row of metrics; called every `evaluate_every` steps and after the last one. It may change
             the model's mode, nothing else of it.
         image: takes a dataset position; returns the path or name of its image.
+        weight: takes a microbatch; returns how much its mean loss counts in that of the step: its images, or pixels.
     """
 
     title: str
@@ -74,6 +84,7 @@ class Training(Generic[Batch]):
     loss: Callable[[nn.Module, Batch], Tensor]
     evaluate: Callable[[], Mapping[str, float]] | None = None
     image: Callable[[int], object] = str
+    weight: Callable[[Batch], float] = lambda batch: float(len(batch.positions))
 
 
 @dataclass(frozen=True)
@@ -223,7 +234,9 @@ class _Supervised(Generic[Batch]):
 
     def __init__(self, training: Training[Batch], settings: LoopSettings, context: TrainContext) -> None:
         self.training, self.settings, self.context = training, settings, context
-        self.title, self.state = training.title, _State()
+        self.title, self.state, self.world = training.title, _State(), World.current()
+        if self.world.size > 1:
+            share_statistics(training.model)
         training.model.train()
         self.parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
         self.buffers = list(training.model.buffers())
@@ -234,18 +247,49 @@ class _Supervised(Generic[Batch]):
     def gradients(self, microbatches: Sequence[Batch], *, row_due: bool) -> _Report:
         model, context, step = self.training.model, self.context, self.state.step
         total = torch.zeros((), device=context.device)
+        autocast = partial(torch.autocast, context.device.type, context.dtype, enabled=context.dtype != torch.float32)
         self.training.optimizer.zero_grad()
-        for position, microbatch in enumerate(microbatches):
-            draws = drawn_from(context.device, context.seed, "downstream-step", step, position)
-            with draws, torch.autocast(context.device.type, context.dtype, enabled=context.dtype != torch.float32):
-                loss = self.training.loss(model, microbatch) / (self.settings.batch_size / len(microbatch.positions))
+        for microbatch, share in zip(microbatches, self._shares(microbatches), strict=True):
+            draws = drawn_from(context.device, context.seed, "downstream-step", step, microbatch.positions.start)
+            with draws, branch_draws(self._depth(microbatch)), autocast():
+                loss = self.training.loss(model, microbatch) * share
             loss.backward()  # type: ignore[no-untyped-call]
             total += loss.detach()
+        self._add_up(total)
         clip = math.inf if self.settings.clip_norm is None else self.settings.clip_norm
         norm = nn.utils.clip_grad_norm_(self.parameters, clip)
         values = torch.stack([total.float(), norm.float().to(total.device)]).tolist()
         indices = torch.cat([torch.as_tensor(microbatch.indices, dtype=torch.int64) for microbatch in microbatches])
         return _Report(values[0], values[1], learning_rate(step, self.settings), indices)
+
+    def _add_up(self, loss: Tensor) -> None:
+        """Add loss and gradients over all processes; one that has no gradient for a parameter adds nothing."""
+        if self.world.size == 1:
+            return
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in self.parameters]
+        self.world.add(loss, *gradients)
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+
+    def _shares(self, microbatches: Sequence[Batch]) -> list[float]:
+        """Return each microbatch's share of the step's mean loss, over all processes."""
+        weights = [self.training.weight(microbatch) for microbatch in microbatches]
+        whole = torch.tensor([sum(weights)], dtype=torch.float64)
+        if self.context.device.type == "cuda":  # NCCL, which may be what adds up, knows tensors of devices only
+            whole = whole.to(self.context.device)
+        self.world.add(whole)
+        return [weight / max(float(whole), torch.finfo(torch.float32).tiny) for weight in weights]
+
+    def _depth(self, microbatch: Batch) -> Draw:
+        """Return the draws of stochastic depth, each a function of (seed, step, position in the batch, branch)."""
+        seed = derive_seed(self.context.seed, "downstream-depth", self.state.step)
+        start = microbatch.positions.start
+
+        def draw(rows: int, count: int) -> Tensor:
+            places = np.arange(start, start + rows, dtype=np.int64)[:, None] << NUMBER_BITS
+            return uniforms(seed, places | np.arange(count, dtype=np.int64))
+
+        return draw
 
     def apply(self, report: _Report) -> None:
         for group in self.training.optimizer.param_groups:
@@ -297,13 +341,13 @@ class _Supervised(Generic[Batch]):
         }
 
     def info(self) -> dict[str, Any]:
-        return {"identity": dict(self.context.identity)}
+        return {"identity": {**self.context.identity, "draws": DRAWS}}
 
     def wants(self, checkpoint: Checkpoint) -> bool:
         return True
 
     def load(self, checkpoint: Checkpoint) -> None:
-        refuse_other_training(checkpoint.info.get("identity", {}), self.context.identity, checkpoint.path.parent)
+        refuse_other_training(checkpoint.info.get("identity", {}), self.info()["identity"], checkpoint.path.parent)
         model, optimizer, parts = self.training.model, self.training.optimizer, checkpoint.parts
         try:
             progress = section(parts, "progress")

@@ -102,10 +102,14 @@ class Trainer(Generic[Batch]):
 
     def _begin(self) -> None:
         """Open the record, and write what the sitting before did not come to, or what an untrained network gives."""
-        run, step = self.outputs.run, self.state.step
         self.task.collect()
-        if not self.world.first:
-            return
+        missing = self.world.from_first(self._open_record)
+        if missing and self.intervals.evaluation_due(self.state.step):
+            self._evaluate()
+
+    def _open_record(self) -> bool:
+        """Write what there is no file of yet; return whether an evaluation may be missing as well."""
+        run, step = self.outputs.run, self.state.step
         if run is not None:
             done = step if self.saver.resumed else -1  # without a checkpoint even the rows of step 0 come again
             for folder in (run.root, run.previews):
@@ -119,8 +123,7 @@ class Trainer(Generic[Batch]):
         self.task.draw(missing_only=self.saver.resumed)
         if self.saver.resumed and step == self.intervals.steps:
             self.task.export()
-        if missing and self.intervals.evaluation_due(step):
-            self._evaluate()
+        return missing
 
     def _write_missing_rows(self) -> bool:
         """Write those rows of the last step that are not there; return whether its evaluation is not there either."""
@@ -155,6 +158,8 @@ class Trainer(Generic[Batch]):
             self.task.collect()
         if self.world.first:
             self._write(report, remarks)
+        if self.intervals.evaluation_due(self.state.step):
+            self._evaluate()
 
     def _count(self, report: StepReport) -> None:
         state = self.state
@@ -201,8 +206,6 @@ class Trainer(Generic[Batch]):
                 self.record.flush()
             self.saver.save()
             self.task.export()
-        if intervals.evaluation_due(state.step):
-            self._evaluate()
 
     def _tell_of_skipped(self, report: StepReport) -> None:
         """Warn of a step that changed nothing.
@@ -226,9 +229,9 @@ class Trainer(Generic[Batch]):
         )
 
     def _evaluate(self) -> None:
-        """Write a row with the evaluation's numbers."""
+        """Write a row with the evaluation's numbers; all processes evaluate together, the first writes and decides."""
         remarks = self.task.evaluate()
-        if remarks is None:
+        if remarks is None or not self.world.first:
             return
         if self.record is not None and remarks.row is not None:
             self.record.metrics({"step": self.state.step, **remarks.row})

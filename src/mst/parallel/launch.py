@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from mst.errors import RunFailure, UsageError
+from mst.runtime.storage.files import left_to_another
 
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 """What srun gives each task of a step; a batch script has the numbers of its job, but no step."""
+MOST = 1024
+"""Processes on one machine."""
 MINUTES = 60.0
 """That a process waits for another: the first one evaluates and saves meanwhile. A dead one is noticed at once."""
 MEETING = 600.0
@@ -157,7 +160,8 @@ def joined(launch: Launch, *, minutes: float = MINUTES) -> Iterator[None]:
     beat = Heartbeat(lambda: PrefixStore(attempt, found()), names, rank)
     enter(world)
     try:
-        yield
+        with left_to_another(launch.rank != 0):
+            yield
     finally:
         leave()
         beat.close()
@@ -173,8 +177,22 @@ def _unmet(launch: Launch, error: BaseException) -> str:
     return f"rank {launch.rank} of {launch.size} did not meet the others at {where}: {text[:300]}"
 
 
-def devices_here() -> int:
-    """Return how many processes suit this host: one a GPU; one without (thread replicas share out its cores)."""
+def wanted_here(asked: int | str, *, flag: str = "--runtime.processes") -> int:
+    """Return how many processes this one should start: none but itself where it has been started with others.
+
+    Args:
+        asked: a number; or auto: one a GPU, and one without GPUs, whose threads share out the cores.
+        flag: the option, for the message.
+
+    Raises:
+        UsageError: more than any machine has use for, or fewer than one.
+    """
+    if asked != "auto" and not 1 <= int(asked) <= MOST:
+        raise UsageError(f"{flag} {asked}: use a number from 1 to {MOST}, or auto")
+    if from_environment() is not None:
+        return 1
+    if asked != "auto":
+        return int(asked)
     import torch
 
     return max(1, torch.cuda.device_count())

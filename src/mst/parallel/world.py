@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
@@ -20,6 +21,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mst.errors import MstError, RunFailure
+from mst.runtime import logging
 
 T = TypeVar("T")
 FAILED = 1
@@ -67,6 +69,11 @@ class World:
     def name(self) -> str:
         """This process in a message."""
         return f"rank {self.rank} on {socket.gethostname()}"
+
+    def keep_log(self, root: Path) -> None:
+        """Let what this process says go to a file in a run's folder, if it is not the one that speaks."""
+        if not self.first:
+            logging.write_to(root / "logs" / f"rank_{self.rank}.log")
 
     def add(self, *values: Tensor) -> None:
         """Replace each value by its sum over all processes, the same bits on each; one collective for each type."""
@@ -200,6 +207,16 @@ def enter(world: World) -> None:
 def leave() -> None:
     """Be a process alone again; without a farewell to the others, for which a failed one would wait."""
     if len(_joined) > 1:
+        _joined.pop()
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside, this process works as if it were alone: for what the first one does while the others wait."""
+    _joined.append(World())
+    try:
+        yield
+    finally:
         _joined.pop()
 
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 from rich.table import Table
 
+from mst.parallel.launch import wanted_here
+from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText
 from mst.runtime.storage.results import Result
 from mst.terminal.output import emit, emit_json
@@ -28,6 +30,7 @@ class Common(RecipeOption):
         out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
         device: auto, cpu, cuda or cuda:N.
         seed: of every random draw in the evaluation, and of the weights after `random:`.
+        processes: on this machine, which share the work; auto = one a GPU. torchrun and srun start their own.
         json: one JSON object on stdout instead of a table.
     """
 
@@ -36,6 +39,7 @@ class Common(RecipeOption):
     out: PathText | None = None
     device: str = "auto"
     seed: int = 0
+    processes: int | Literal["auto"] = 1
     json: bool = False
 
 
@@ -51,7 +55,9 @@ def run_task(task: str, arguments: type[Common], evaluate: Callable[..., Result]
     a = parse_words(arguments, argv, prog=f"mst evaluate {task}")
     if a is None:
         return 0
-    given = {own.name: getattr(a, own.name) for own in fields(a) if own.name not in {"json", "recipe"}}
+    if (processes := wanted_here(a.processes, flag="--processes")) > 1:
+        return run_here(["evaluate", task, *argv], processes)
+    given = {own.name: getattr(a, own.name) for own in fields(a) if own.name not in {"json", "recipe", "processes"}}
     return show(evaluate(**given), json=a.json)
 
 

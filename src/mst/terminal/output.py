@@ -11,6 +11,7 @@ from rich.console import Console, RenderableType
 
 from mst.errors import DataError
 from mst.runtime.logging import warn
+from mst.runtime.storage.files import may_write
 from mst.runtime.storage.results import plain_json
 
 PIPE_WIDTH = 200
@@ -38,7 +39,12 @@ def emit_text(text: str) -> None:
 
 
 def _write(text: str) -> None:
-    """Write and flush; what stdout's encoding does not have, and what is no text, appears as an escape."""
+    """Write and flush; what stdout's encoding does not have, and what is no text, appears as an escape.
+
+    Of several processes, the one that writes files writes this as well.
+    """
+    if not may_write():
+        return
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()

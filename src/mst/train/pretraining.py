@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +20,7 @@ from mst.errors import CheckpointError
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
 from mst.objective.records import ObjectiveValues
+from mst.parallel.world import World, alone
 from mst.runtime import logging
 from mst.runtime.progress import describe_speed
 from mst.runtime.seeding import generator
@@ -164,11 +166,12 @@ class Pretraining:
 
     def evaluate(self) -> Remarks | None:
         """Score the teacher's backbone, and compare with trained weights at the start."""
-        if self.evaluator is None:
+        divided = self.state.replicas.divides  # then only the first process has a whole network
+        if self.evaluator is None or (divided and not World.current().first):
             return None
         if not self._guard_begun:  # not before: what it compares with is in the run's record
             self._guard, self._guard_begun = knn_guard(self.config, self.run, step=self.state.step), True
-        with eager():
+        with eager(), alone() if divided else nullcontext():
             numbers = self.evaluator(self.state.replicas.whole.teacher.backbone)
         message = self._guard.observe(numbers[METRIC], self.state.step) if self._guard is not None else None
         if message is not None and self.config.monitor.guard == "stop":

@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tensor, number, section, whole
 from mst.config.schema import RunConfig, RunPlan
-from mst.errors import CheckpointError, RunFailure
+from mst.errors import CheckpointError, RunFailure, UsageError
 from mst.model.pair import TeacherStudent
 from mst.parallel.batch_norm import share_statistics
 from mst.parallel.data_parallel import DataParallel
@@ -187,14 +187,27 @@ def new_state(pair: TeacherStudent, config: RunConfig, plan: RunPlan) -> TrainSt
 
 
 def _workers(pair: TeacherStudent, config: RunConfig, plan: RunPlan, world: World) -> Replicas:
-    """Return who works on the batches: lanes if there are any, else processes, else replicas in threads."""
-    if config.runtime.lanes:
+    """Return who works on the batches: lanes if there are any, else processes, else replicas in threads.
+
+    Raises:
+        UsageError: lanes that so many processes cannot share, or replicas in each of several processes.
+    """
+    lanes, replicas = config.runtime.lanes, config.runtime.replicas
+    if lanes:
+        if world.size > lanes or world.size & (world.size - 1):
+            raise UsageError(
+                f"--runtime.lanes {lanes} on {world.size} processes: use 1, 2, 4, ... up to {lanes} of them"
+            )
         return Lanes(pair, world, microbatches=config.train.accumulate)
     if world.size > 1 and config.runtime.sharding == "fsdp2":
         from mst.parallel.sharded import Sharded
 
         return Sharded(pair, world, select_precision(config.runtime.precision, pair.student.head.prototypes.device)[0])
     if world.size > 1:
+        if replicas > 1:
+            raise UsageError(f"--runtime.replicas {replicas} on {world.size} processes: each has one: leave it away")
+        if config.objective.strategy == "none":
+            pair.student.backbone.mask_token.requires_grad_(False)  # nothing is hidden: it gets no gradient to add up
         return DataParallel(pair, world)
     count = replica_count(config, plan, pair.student.head.prototypes.device)
     return Replicas(pair, count, threads=max(1, torch.get_num_threads() // count))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +20,6 @@ from mst.data.files.folders import cache_folder
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder
 from mst.data.loader import BatchLoader
-from mst.data.sampler import Share
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
@@ -31,6 +29,7 @@ from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.pair import TeacherStudent
+from mst.parallel.shares import own_share
 from mst.parallel.world import World
 from mst.paths import user_path
 from mst.planning.environment import describe_environment
@@ -122,9 +121,8 @@ def pretrain(
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:
         world.from_first(lambda: create_run_dir(run.root, overwrite=overwrite))
-    if not world.first:
-        logging.write_to(run.root / "logs" / f"rank_{world.rank}.log")
-    with only_process_in(run.root) if world.first else nullcontext():
+    world.keep_log(run.root)
+    with only_process_in(run.root):
         return carry_out(setup, pair, run, resume=resume)
 
 
@@ -216,8 +214,7 @@ def train(setup: Setup, trainer: Trainer[Crops]) -> None:
 
 def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Crops, None, None]:
     """Yield the run's crops from `first_step` on; at the end, say how many files gave no image."""
-    world = World.current()
-    share = Share(world.rank, world.size, setup.config.runtime.lanes)
+    share = own_share(setup.config.runtime.lanes)
     with CropStream(setup, run, first_step=first_step, share=share) as crops:
         try:
             yield from crops

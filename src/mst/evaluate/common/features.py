@@ -6,12 +6,12 @@ Letters: B images, n images of a set, D features.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -19,8 +19,11 @@ from torch import Tensor, nn
 
 from mst.data.background import read_in_threads
 from mst.data.decoding import OtherChannels, UnreadableImage
+from mst.data.sampler import WHOLE, Share
 from mst.errors import DataError
 from mst.evaluate.common.finite import check_finite
+from mst.parallel.shares import own_share
+from mst.parallel.world import World
 from mst.runtime.device import Precision, select_precision, to_device
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import console, warn
@@ -33,6 +36,9 @@ BATCHES_AHEAD = 2
 
 FeatureFunction = Callable[["Backbone", Tensor], Tensor]
 """(backbone, images [B,C,H,W]) -> features [B, ...]."""
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,31 +165,59 @@ class ImageBatch(NamedTuple):
     unreadable: list[str]
 
 
+def from_all(own: Iterable[T], world: World) -> Iterator[T]:
+    """Yield what all processes make in turn, one item of each after the other; alone, its own items.
+
+    So with the shares of `read_batches`, what one process alone would have made, in its order.
+    """
+    if world.size == 1:
+        yield from own
+        return
+    remaining = iter(own)
+    while True:
+        found = [item for items in world.collect(list(islice(remaining, 1))) for item in items]
+        yield from found
+        if len(found) < world.size:
+            return
+
+
 def read_batches(
-    images: Readable, transform: Callable[[Tensor], Tensor], settings: FeatureSettings
+    images: Readable,
+    transform: Callable[[Tensor], Tensor],
+    settings: FeatureSettings,
+    *,
+    share: Share = WHOLE,
 ) -> Iterator[ImageBatch]:
     """Yield the set in order, `forward_batch` at a time; threads read two batches ahead.
+
+    With a share, batches r, r + W, r + 2 W, ... of process r of W: the same batches as one process has.
 
     Raises:
         DataError: more than `max_unreadable_share` of the set cannot be read.
     """
     allowed, failed = settings.max_unreadable_share * len(images), 0
-    read = partial(_load, images, transform)
-    ahead = BATCHES_AHEAD * settings.forward_batch
-    with closing(read_in_threads(read, range(len(images)), settings.workers, ahead=ahead)) as found:
-        for start in range(0, len(images), settings.forward_batch):
-            loaded = list(islice(found, settings.forward_batch))
+    read, size = partial(_load, images, transform), settings.forward_batch
+    starts = range(0, len(images), size)[share.rank :: share.size]
+    places = [place for start in starts for place in range(start, min(start + size, len(images)))]
+    with closing(read_in_threads(read, places, settings.workers, ahead=BATCHES_AHEAD * size)) as found:
+        for start in starts:
+            loaded = list(islice(found, min(size, len(images) - start)))
             pixels = {i: item for i, item in enumerate(loaded, start) if isinstance(item, Tensor)}
             bad = [item for item in loaded if isinstance(item, UnreadableImage)]
             failed += len(bad)
             if failed > allowed or failed == len(images):
                 origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
-                raise DataError(
-                    f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
-                    f"may be left out; the last: {bad[-1]}{origin}"
-                )
+                raise too_many(failed, images, settings, f"{bad[-1]}{origin}")
             tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
             yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
+
+
+def too_many(failed: int, images: Readable, settings: FeatureSettings, last: str) -> DataError:
+    """Return an error about images that cannot be read."""
+    return DataError(
+        f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
+        f"may be left out; the last: {last}"
+    )
 
 
 def _load(images: Readable, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:
@@ -230,21 +264,30 @@ def extract_features(
         DataError: more than `max_unreadable_share` of the images, or all of them, cannot be read.
         RunFailure: a feature is not finite.
     """
-    settings = settings or FeatureSettings()
+    settings, world = settings or FeatureSettings(), World.current()
     rows = torch.empty(0)
     kept: list[int] = []
     unreadable: list[str] = []
-    with frozen(backbone), progress_bar(title, len(images), shown=settings.progress) as advance:
-        for batch in read_batches(images, transform, settings):
+    with frozen(backbone), progress_bar(title, len(images), shown=settings.progress and world.first) as advance:
+
+        def computed(batch: ImageBatch) -> tuple[ImageBatch, Tensor]:
+            features = torch.empty(0)
             if batch.indices:
                 features = forward_batch(backbone, batch.images, function, settings.precision)
                 check_finite(features, backbone, [images.name(index) for index in batch.indices], "features")
+            return batch._replace(images=torch.empty(0)), features
+
+        found = map(computed, read_batches(images, transform, settings, share=own_share()))
+        for batch, features in from_all(found, world):
+            if batch.indices:
                 if not kept:
                     rows = place((len(images), *features.shape[1:]))
                 rows[len(kept) : len(kept) + len(features)] = features
             kept += batch.indices
             unreadable += batch.unreadable
             advance(len(batch.indices) + len(batch.unreadable))
+    if len(unreadable) > settings.max_unreadable_share * len(images) or not kept:  # over all processes
+        raise too_many(len(unreadable), images, settings, unreadable[-1])
     if unreadable and tell:
         warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
     names = tuple(images.name(index) for index in kept)

@@ -14,7 +14,7 @@ from torch import nn
 
 from mst.data.value_range import Scale, ValueRanges
 from mst.errors import CheckpointError, MstError, RunFailure
-from mst.runtime.storage.files import write_together
+from mst.runtime.storage.files import may_write, write_together
 from mst.weights.description import BadDescription, read_description, shown
 from mst.weights.files import load_exactly
 
@@ -81,6 +81,8 @@ class ModelFiles:
         Raises:
             RunFailure: the folder cannot be made, or the disk refused.
         """
+        if not may_write():
+            return
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:

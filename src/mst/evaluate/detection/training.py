@@ -23,6 +23,7 @@ from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import CocoImage, CocoSet
 from mst.evaluate.detection.detector import flipped, training_target
+from mst.parallel.shares import own_share
 from mst.runtime.device import to_device
 from mst.runtime.limits import check_accumulate, check_numbers
 from mst.runtime.seeding import generator
@@ -114,7 +115,9 @@ def detector_training(
     plan = settings.loop(len(images))
 
     def batches(first: int) -> Generator[Batch, None, None]:
-        return batch_stream(images, plan, first, channels=channels, seed=context.seed, workers=workers)
+        return batch_stream(
+            images, plan, first, channels=channels, seed=context.seed, workers=workers, share=own_share()
+        )
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         device = context.device

@@ -34,6 +34,7 @@ from mst.evaluate.segmentation.heads import enlarge
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
 from mst.model.bounds import most_of_scores, most_of_tokens
+from mst.parallel.shares import own_share
 from mst.runtime.device import to_device
 from mst.runtime.seeding import generator
 
@@ -132,8 +133,14 @@ def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return segmentation_loss(model, batch, task.loss_stride, weights, context.device)
 
+    def weight(batch: Batch) -> float:
+        """Return the weights of all pixels with a class: the loss is the mean over those of the whole batch."""
+        stride = task.loss_stride
+        target = coarse(batch.masks, [-(-side // stride) for side in batch.masks.shape[1:]])
+        return float(pixel_weights(target, None if weights is None else weights.cpu()).sum())
+
     def batches(first: int) -> Generator[Batch, None, None]:
-        return batch_stream(task, first, context.seed)
+        return batch_stream(task, first, context.seed, share=own_share())
 
     training = Training(
         f"{segmenter.shape.head} segmenter",
@@ -142,6 +149,7 @@ def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) 
         batches,
         loss,
         image=task.data.train.name,
+        weight=weight,
     )
     return PreparedTraining(training, task.loop, context)
 
@@ -193,9 +201,13 @@ def pixel_loss(logits: Tensor, target: Tensor, weights: Tensor | None) -> Tensor
         weights: factor of each class [K]; the mean is then the weighted one, as in torch's `cross_entropy`.
     """
     total = F.cross_entropy(enlarge(logits, target.shape[1:]), target, weights, ignore_index=NO_CLASS, reduction="sum")
+    return total / pixel_weights(target, weights).sum().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+def pixel_weights(target: Tensor, weights: Tensor | None) -> Tensor:
+    """Return how much each pixel of a target [B, H, W] counts; arguments as of `pixel_loss`."""
     known = target != NO_CLASS
-    share = known.float() if weights is None else known * weights[target.clamp(min=0)]
-    return total / share.sum().clamp(min=torch.finfo(torch.float32).tiny)
+    return known.float() if weights is None else known * weights[target.clamp(min=0)]
 
 
 def coarse(masks: Tensor, size: Sequence[int]) -> Tensor:

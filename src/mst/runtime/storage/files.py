@@ -6,8 +6,8 @@ import hashlib
 import os
 import re
 import socket
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mst.errors import RunFailure, UsageError
@@ -16,8 +16,27 @@ _HOST = hashlib.blake2b(socket.gethostname().encode("utf-8", "surrogateescape"),
 _TAIL = ".tmp"
 
 
+_writes = True
+
+
+def may_write() -> bool:
+    """Whether this process writes files; if not, another one of its run writes the same ones."""
+    return _writes
+
+
+@contextmanager
+def left_to_another(yes: bool) -> Iterator[None]:
+    """Inside, if `yes`, everything that is written below runs, results and models is left to another process."""
+    global _writes  # noqa: PLW0603  (it is the process's)
+    before, _writes = _writes, _writes and not yes
+    try:
+        yield
+    finally:
+        _writes = before
+
+
 def write_atomic(path: Path, content: bytes | str) -> None:
-    """Write a file of another name, flush it to disk, and rename it to `path`.
+    """Write a file of another name, flush it to disk, and rename it to `path`; nothing if that is left to another.
 
     Raises:
         RunFailure: the disk refused (full, read-only); the old file is untouched.
@@ -34,6 +53,8 @@ def write_together(files: Sequence[tuple[Path, bytes | str]]) -> None:
     Raises:
         RunFailure: the disk refused (full, read-only); the old files are untouched.
     """
+    if not _writes:
+        return
     path = files[0][0]
     try:
         for path, content in files:
@@ -77,6 +98,8 @@ def remove_asides(folder: Path, name: str | None = None) -> None:
         folder: of the files.
         name: of the file that should have been written; None = of any.
     """
+    if not _writes:
+        return
     pattern = re.compile(rf"\.(.+)\.{_HOST}-(\d+){re.escape(_TAIL)}")
     wanted = None if name is None else _short(name)
     with suppress(OSError), os.scandir(folder) as entries:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 from mst.errors import UsageError
+from mst.runtime.storage.files import may_write
 
 LOCK_NAME = "run.lock"
 TAKEN = {errno.EACCES, errno.EAGAIN}
@@ -23,12 +24,16 @@ def only_process_in(folder: Path) -> Iterator[None]:
     """Hold the lock of an existing folder inside the block; the lock file is deleted at its end.
 
     The lock is a POSIX record lock. The file that a killed process leaves locks nothing, and forked workers do not hold
-    the lock. Two threads of one process are not kept apart. On a file system without locks there is none.
+    the lock. Two threads of one process are not kept apart. On a file system without locks there is
+    none, and a process that writes nothing takes none.
 
     Raises:
         UsageError: another process is at work there.
         OSError: the lock file cannot be written.
     """
+    if not may_write():
+        yield
+        return
     path = folder / LOCK_NAME
     with _locked(path) as file:
         file.truncate(0)

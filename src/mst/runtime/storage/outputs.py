@@ -13,7 +13,7 @@ from typing import Any
 
 from mst.errors import RunFailure, UsageError
 from mst.runtime.names import shown
-from mst.runtime.storage.files import aside_of, check_folder, put_in_place, remove_asides, write_aside
+from mst.runtime.storage.files import aside_of, check_folder, may_write, put_in_place, remove_asides, write_aside
 from mst.runtime.storage.results import append_jsonl, read_jsonl
 
 NOTES = ".mst-written.jsonl"
@@ -96,6 +96,8 @@ class Outputs:
         self._write(files, flush=True, grows=False)
 
     def _write(self, files: Sequence[tuple[str | Path, bytes]], *, flush: bool, grows: bool) -> None:
+        if not may_write():
+            return
         for name, _ in files:
             if not self._may_write(name):
                 raise RunFailure(f"cannot write {shown(self.folder / name)}: {self._foreign(name)}")
@@ -138,6 +140,8 @@ class Outputs:
     def _may_write(self, name: str | Path) -> bool:
         """Whether nothing is there, or a file of the command's own."""
         path, notes = self.folder / name, self._notes.get(str(name))
+        if not may_write():  # the process that does has looked
+            return True
         try:
             status = path.lstat()
             if not stat.S_ISREG(status.st_mode):

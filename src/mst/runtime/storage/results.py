@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.errors import RunFailure
+from mst.runtime.storage.files import may_write
 
 LARGEST = 1e300
 """Largest size of a metric that is accepted; real ones are far smaller."""
@@ -87,6 +88,8 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
     Raises:
         OSError: the disk refused, or there is something at `path` that is no file.
     """
+    if not may_write():
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists() and not path.is_file():  # opening a pipe would wait for its reader
         raise OSError(errno.EEXIST, "it is no file: move it away", str(path))

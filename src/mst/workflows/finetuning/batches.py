@@ -176,7 +176,7 @@ def _of_views(
 def batch_loss(model: nn.Module, batch: LabelledBatch, work: Work) -> Tensor:
     """Return the soft cross-entropy of a microbatch after erasing and mixing, drawn from (seed, step, part)."""
     protocol, network = work.config.protocol, work.network
-    draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.part))
+    draw = np.random.default_rng(derive_seed(work.config.seed, "mix", batch.step, batch.positions.start))
     device = next(model.parameters()).device
     images = normalise(to_device(batch.images, device), network.mean, network.std)  # [B, C, H, W]
     images = erased(images, protocol.erasing, draw)

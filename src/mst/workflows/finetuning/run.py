@@ -23,6 +23,7 @@ from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.model.backbone_file import save_backbone
+from mst.parallel.world import World
 from mst.paths import user_path, user_source
 from mst.planning.environment import describe_environment
 from mst.runtime import logging
@@ -110,7 +111,9 @@ def finetune_backbone(
 def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     """Check everything, make the folder, and carry the training out."""
     check_seed(config.seed)
-    check_new_run_dir(root, overwrite=overwrite)
+    world = World.current()
+    world.refuse_differences(json.loads(json.dumps(asdict(config))), "settings")
+    world.from_first(lambda: check_new_run_dir(root, overwrite=overwrite))
     check_apart(config, root)
     select_device(config.device, flag="--device")
     network = described_network(config)
@@ -118,7 +121,9 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     folder = labelled_folder(config, network)
     model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
     check_fits(config, network, model)
-    run = create_run_dir(root, overwrite=overwrite)
+    world.refuse_differences(identity_of(folder).digest, "images")
+    run = world.from_first(lambda: create_run_dir(root, overwrite=overwrite))
+    world.keep_log(run.root)
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
         write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")

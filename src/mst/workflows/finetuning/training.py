@@ -14,6 +14,7 @@ from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import PreparedTraining, TrainContext, Training
 from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.finetune.classifier import Classifier
+from mst.parallel.shares import own_share
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.identity import CONTENTS, DataIdentity
 from mst.workflows.finetuning.batches import LabelledBatch, Work, batch_loss, batches, loop_settings
@@ -46,7 +47,7 @@ def prepared_finetuning(
         "classifier",
         model,
         build_optimizer(groups),
-        lambda first: batches(work, settings, first, unreadable=unreadable),
+        lambda first: batches(work, settings, first, unreadable=unreadable, share=own_share()),
         lambda network, batch: batch_loss(network, batch, work),
         evaluate,
         folder.train.paths.name,

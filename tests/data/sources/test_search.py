@@ -152,6 +152,18 @@ def test_a_bad_entry_costs_itself(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert index.evenly(1).passed is index.passed
 
 
+def test_a_link_back_is_not_followed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Else the class `cat` would have the images of `dog`."""
+    top = touch(tmp_path / "set", "cat/a.png", "dog/b.png")
+    (top / "cat" / "up").symlink_to("..")
+    (top / "cat" / "here").symlink_to(top / "cat")
+    (top / "cat" / "beside").symlink_to("../dog")
+    index = index_images(top / "cat")
+    assert names(index, top) == ["cat/a.png", "cat/beside/b.png"]
+    assert kinds(index) == {("circle", ""): 2}
+    assert "2 links to folders that they lie in" in " ".join(capsys.readouterr().err.split())
+
+
 def test_a_folder_of_another_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     top = touch(tmp_path / "set", "a.png", "theirs/b.png", "z/c.png")
     search = os.scandir

@@ -71,6 +71,17 @@ def test_reads_what_the_file_says(tmp_path: Path) -> None:
     assert len(again["annotations"]) == 3
 
 
+def test_shares_of_the_sides_are_no_pixels(tmp_path: Path) -> None:
+    content = coco_content()
+    for record in content["annotations"]:
+        del record["segmentation"]
+        x, y, w, h = record["bbox"]
+        record |= {"bbox": [x / 32, y / 24, w / 32, h / 24], "area": None}
+    write_coco(tmp_path, content)
+    with pytest.raises(DataError, match="all 3 boxes lie between 0 and 1: COCO's are in pixels"):
+        read_coco(*find_coco(tmp_path, "train"))
+
+
 def test_finds_common_layouts(tmp_path: Path) -> None:
     write_coco(tmp_path / "a")
     file, images = find_coco(tmp_path / "a" / "annotations" / "instances_train.json", "val")

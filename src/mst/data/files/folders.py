@@ -163,7 +163,10 @@ class _Rest:
         plain = entry.is_file(follow_symlinks=False)  # known without asking the disk
         mode = stat.S_IFREG if plain else entry.stat().st_mode
         if stat.S_ISDIR(mode):
-            self._folders.append(entry.path)
+            if entry.is_symlink() and _leads_back(entry.path):
+                self._pass("circle", "", entry.path)  # a class would get the images of all others
+            else:
+                self._folders.append(entry.path)
         elif stat.S_ISREG(mode):
             if kind in self._wanted or self._begins_as_image(entry.path):
                 self._images.append(entry.path)
@@ -193,6 +196,12 @@ class _Rest:
         return tuple(
             Passed(*key, len(paths), tuple(heapq.nsmallest(FIRST, paths))) for key, paths in sorted(self._found.items())
         )
+
+
+def _leads_back(link: bytes) -> bool:
+    """Whether a link to a folder leads to one that the link lies in."""
+    target, place = os.path.realpath(link), os.path.realpath(os.path.dirname(link))
+    return os.path.commonpath([target, place]) == target
 
 
 def _special(mode: int) -> str:

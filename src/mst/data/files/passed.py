@@ -11,10 +11,11 @@ from mst.errors import DataError
 from mst.runtime import logging
 from mst.runtime.names import shown
 
-Kind = Literal["folder", "link", "path", "special", "file", "missing", "loose", "other", "hidden", "system"]
+Kind = Literal["folder", "link", "circle", "path", "special", "file", "missing", "loose", "other", "hidden", "system"]
 WORDS: dict[Kind, tuple[str, str]] = {
     "folder": ("folder that cannot be searched", "folders that cannot be searched"),
     "link": ("link that leads nowhere", "links that lead nowhere"),
+    "circle": ("link to a folder that it lies in", "links to folders that they lie in"),
     "path": ("path that is too long", "paths that are too long"),
     "special": ("name of an image that is no file", "names of images that are no files"),
     "file": ("file that cannot be read", "files that cannot be read"),
@@ -24,7 +25,7 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "hidden": ("hidden name", "hidden names"),
     "system": ("file or folder of the system", "files or folders of the system"),
 }
-TROUBLES: frozenset[Kind] = frozenset({"folder", "link", "path", "special", "file", "missing", "loose"})
+TROUBLES: frozenset[Kind] = frozenset({"folder", "link", "circle", "path", "special", "file", "missing", "loose"})
 """What a person should know of; with `strict` none is accepted."""
 FIRST = 3
 """Names of a kind that are kept."""

@@ -25,6 +25,7 @@ from mst.evaluate.coco.image import CocoImage, CocoObject, check_images
 from mst.evaluate.coco.masks import PolygonMask, Segmentation, short
 from mst.evaluate.coco.places import Places, find_coco
 from mst.evaluate.coco.records import AnnotationReader, BadRecord, Tally, whole
+from mst.evaluate.common.boxes import Box
 from mst.evaluate.common.orientation import Frame
 from mst.runtime.identity import DataIdentity, annotated
 from mst.runtime.logging import warn
@@ -126,6 +127,7 @@ def read_coco(file: Path, images: Path | Places, *, strict: bool = False, annota
     classes, ids, labels = _classes(names, content["annotations"])
     objects = _objects(content["annotations"], found, labels, tally)
     masks = _same_kind(objects, found, tally)
+    _check_pixels(file, [item.box for items in objects.values() for item in items])
     if strict and tally.refused:
         raise DataError(f"{file}: {tally.refused} bad record{'s' * (tally.refused > 1)}, the first: {tally.first}")
     if str(tally):
@@ -136,6 +138,19 @@ def read_coco(file: Path, images: Path | Places, *, strict: bool = False, annota
         size = record.size if record.turned is None else record.turned.upright
         entries.append(CocoImage(number, source, position, size, tuple(objects[number]), found.headers[number]))
     return CocoSet(file, classes, ids, tuple(entries), tally.counts(), masks, annotations, found.frames)
+
+
+def _check_pixels(file: Path, boxes: list[Box]) -> None:
+    """Refuse boxes that are shares of the image's sides, as YOLO writes them.
+
+    Raises:
+        DataError: all lie between 0 and 1, and not at whole numbers.
+    """
+    if boxes and all(max(box) <= 1 for box in boxes) and any(end % 1 for box in boxes for end in box):
+        raise DataError(
+            f"{file}: all {len(boxes)} boxes lie between 0 and 1: COCO's are in pixels, these seem to be shares of the "
+            "image's sides; multiply them by width and height"
+        )
 
 
 def _parse(file: Path) -> dict[str, list[Any]]:

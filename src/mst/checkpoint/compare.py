@@ -33,6 +33,7 @@ FREE = (
     "runtime.sharding",
     "runtime.lanes",
     "runtime.compile",
+    "runtime.decode",
     "runtime.colour",
 )
 """Settings, or whole sections, that may differ on resume: none of them defines what is learnt.
@@ -40,7 +41,8 @@ FREE = (
 The images may have moved to another folder; the plan, which is compared as well, says how many they must be.
 Another device, compiled blocks, or another number of threads, replicas, processes, lanes or accumulation passes, change
 the last bits of a sum (accumulation also the images that BatchNorm in a head, `model.head_norm batch`, sees at once),
-and colours on another device change some pixels by one grey level; all else continues exactly as it would have.
+and colours on another device change some pixels by one grey level, decoding by a few; all else continues exactly as it
+would have.
 """
 
 INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime.precision")

@@ -270,6 +270,9 @@ class RuntimeConfig(Section):
     compile: Literal["auto", "on", "off"] = "auto"
     """Let torch.compile merge the operations of each block, which takes minutes at the start; auto = on CUDA, where a
     run has 1,000 steps or more."""
+    decode: Literal["cpu", "device"] = "cpu"
+    """Who decodes plain JPEGs: the CPU, or a CUDA device, which then also cuts the crops; other files are the CPU's.
+    For machines with few cores beside a GPU; pixels differ by a few grey levels."""
     colour: Literal["auto", "loader", "device"] = "auto"
     """Who jitters, blurs and solarizes the crops: the loader, or the networks' device; auto = the device if a GPU."""
 

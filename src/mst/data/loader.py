@@ -11,7 +11,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import BrokenExecutor, Executor, ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from mst.data.background import CLOSING, BackgroundThreads, read_ahead
 from mst.data.decoding import Detail
+from mst.data.formats.card import CardDecoder
 from mst.data.reader import Chunk, ImageCache, Places, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import WHOLE, Microbatch, Share, divided, microbatches, position_of, steps_per_epoch
 from mst.data.sources.protocol import ImageSource
@@ -31,6 +32,7 @@ from mst.data.unreadable import UnreadableFiles
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import RunFailure, UsageError
 from mst.runtime import logging
+from mst.runtime.device import staged
 from mst.runtime.signals import default_signals
 
 LARGEST_CHUNK = 64
@@ -101,6 +103,7 @@ class BatchLoader:
         max_unreadable_share: float = 0.05,
         unreadable_file: Path | None = None,
         flags: Flags = RUN_FLAGS,
+        card: CardDecoder | None = None,
     ) -> None:
         """Prepare; nothing is read before the first batch is asked for.
 
@@ -113,13 +116,13 @@ class BatchLoader:
             start_step: the first step to give, for a resumed run.
             accumulate: batches per step, nearly equal parts of this process's share.
             share: which part of each step's batch this process reads.
-            channels: of the decoded images.
             workers: processes; 0 = one thread of this process.
             cache: keep small decoded images in a quarter of the memory (with workers = 0: processes share none).
-            enough, scale: see `mst.data.decoding.decode_image`.
+            channels, enough, scale: see `mst.data.decoding.decode_image`.
             max_unreadable_share: more than this share of unreadable files ends the iteration with a `DataError`.
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
             flags: of the command, for messages.
+            card: decodes JPEGs, and the transform then works on its device; without workers only.
 
         Raises:
             DataError: the batch is larger than the data set.
@@ -127,8 +130,7 @@ class BatchLoader:
         """
         if workers < 0:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
-        self.steps_per_epoch = steps_per_epoch(len(images), batch_size)
-        self.wait_seconds = 0.0
+        self.steps_per_epoch, self.wait_seconds = steps_per_epoch(len(images), batch_size), 0.0
         parts = share.microbatches(batch_size, accumulate)
         samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * sum(map(len, parts))
         self.unreadable = UnreadableFiles(
@@ -138,8 +140,8 @@ class BatchLoader:
         self._batch_size, self._workers = batch_size, workers
         self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
         self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
-        memory = ImageCache(quarter_of_memory()) if cache and workers == 0 else None
-        self.reader = SampleReader(images, transform, channels, seed, enough, memory, scale)
+        memory = ImageCache(quarter_of_memory()) if cache and workers == 0 and card is None else None
+        self.reader = SampleReader(images, transform, channels, seed, enough, memory, scale, card)
         self._executor: Executor | None = None
         self._batches = self._iterate()
 
@@ -177,7 +179,10 @@ class BatchLoader:
     def _iterate(self) -> Generator[StackedBatch, None, None]:
         """Yield the batches in order while chunks are read ahead."""
         self._executor = executor = self._start()
-        read = _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self.reader.read
+        read: Callable[[Places], Chunk] = (
+            _read_in_worker if isinstance(executor, ProcessPoolExecutor) else self.reader.read
+        )
+        read = read if self.reader.card is None else staged(read, self.reader.card.device)
         chunks = read_ahead(read, self._places(), executor, ahead=self._ahead)
         for part in self._parts():
             found: list[Chunk] = []

@@ -16,10 +16,12 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import Detail, UnreadableImage, read_image
+from mst.data.formats.card import CardDecoder
 from mst.data.sampler import EpochOrder
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
+from mst.runtime.device import to_device
 from mst.runtime.seeding import generator
 
 Transform = Callable[[Sequence[Tensor], Sequence[torch.Generator]], tuple[Tensor, ...]]
@@ -94,6 +96,7 @@ class SampleReader:
         enough: see `decode_image`.
         scale: see there as well.
         cache: None = decode every time.
+        card: decodes JPEGs where the transform works on a CUDA device; all images are then on that device.
     """
 
     images: ImageSource
@@ -103,6 +106,7 @@ class SampleReader:
     enough: Detail | None = None
     cache: ImageCache | None = None
     scale: Scale = BY_TYPE
+    card: CardDecoder | None = None
 
     def __post_init__(self) -> None:
         self._order = EpochOrder(len(self.images), self.seed)
@@ -120,6 +124,8 @@ class SampleReader:
         indices: list[int] = []
         read: list[int] = []
         unreadable: list[tuple[int, str]] = []
+        if self.card is not None:
+            self.card.expect(int(order[position % len(order)]) for position in range(first, first + count))
         for position in range(first, first + count):
             images.append(self._image_at(order, position, read, unreadable))
             indices.append(read[-1])
@@ -147,12 +153,14 @@ class SampleReader:
 
     def _decoded(self, index: int) -> Tensor:
         """Return the image, from memory if it is there: uint8 [C, H, W]."""
+        if self.card is not None and (found := self.card.take(self.images.read_bytes, index)) is not None:
+            return found
         image = None if self.cache is None else self.cache.get(index)
         if image is None:
             image = read_image(self.images, index, channels=self.channels, enough=self.enough, scale=self.scale)
             if self.cache is not None:
                 self.cache.offer(index, image)
-        return image
+        return image if self.card is None else to_device(image, self.card.device)
 
 
 def quarter_of_memory() -> int:

@@ -13,6 +13,7 @@ from mst.config.derive import Measured, check_consistent, derive, needs_measurin
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
+from mst.data.formats.card import check_card
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
@@ -137,6 +138,9 @@ def prepare(config: RunConfig) -> Setup:
     device = select_device(config.runtime.device)
     precision, reason = select_precision(config.runtime.precision, device)
     reason += set_float32_products(device, precision)
+    runtime = config.runtime
+    if runtime.decode == "device":
+        check_card(device, channels=config.data.channels, workers=runtime.workers, colour=runtime.colour)
     channels = config.data.channels
     cache = cache_folder() if config.data.index_cache else None
     images = open_images(
@@ -322,6 +326,8 @@ def loader_workers(config: RunConfig, device: torch.device) -> int:
     """Return the number of loader processes: as asked; else many beside a GPU, few beside networks on the CPU."""
     if config.runtime.workers >= 0:
         return config.runtime.workers
+    if config.runtime.decode == "device":
+        return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     cores = max(1, cores // World.current().local_size)
     if device.type == "cuda":

@@ -1,4 +1,4 @@
-"""From the images of a run to its views: the loader of crops, and how its batches become views on the device"""
+"""From the images of a run to its views: the loader of crops, and how its batches become views on the device."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from mst.data.formats.card import CardDecoder
 from mst.data.loader import BatchLoader, StackedBatch
 from mst.data.sampler import WHOLE, Share
 from mst.planning.setup import Setup, colour_on_device, enough_detail, loader_workers
@@ -37,7 +38,8 @@ class CropStream:
         """Prepare; nothing is read before the first crops are asked for. Arguments as of `make_loader`."""
         self._setup = setup
         self.loader = make_loader(setup, run, start_step=first_step, share=share)
-        self._crops = map(staged(partial(as_crops, device=setup.device), setup.device), self.loader)
+        following = staged(partial(next_crops, device=setup.device), setup.device)
+        self._crops = iter(partial(following, self.loader), None)
 
     def __iter__(self) -> Iterator[Crops]:
         return self._crops
@@ -80,6 +82,7 @@ def make_loader(setup: Setup, run: RunDir | None, *, start_step: int, share: Sha
         scale=setup.scale,
         max_unreadable_share=data.max_unreadable_share,
         unreadable_file=run.unreadable if run else None,
+        card=CardDecoder(setup.device, data.channels) if setup.config.runtime.decode == "device" else None,
     )
 
 
@@ -99,6 +102,12 @@ def cut_crops(
     numbers = torch.from_numpy(crops.parameters.as_numbers())  # [(G+L)*b, COLOUR_NUMBERS]
     numbers = numbers.view(-1, len(images), COLOUR_NUMBERS)  # [G+L, b, COLOUR_NUMBERS]
     return crops.global_crops.transpose(0, 1), crops.local_crops.transpose(0, 1), numbers.transpose(0, 1)
+
+
+def next_crops(batches: Iterator[StackedBatch], *, device: torch.device) -> Crops | None:
+    """Return the crops of the next batch; None at the end."""
+    batch = next(batches, None)
+    return None if batch is None else as_crops(batch, device=device)
 
 
 def as_crops(batch: StackedBatch, *, device: torch.device) -> Crops:

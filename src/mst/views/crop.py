@@ -40,8 +40,23 @@ def cut(image: Tensor, parameters: CropParameters, crops: Tensor) -> None:
     columns = (column.tolist() for column in (p.top, p.left, p.height, p.width, p.flip))
     for place, top, left, height, width, flip in zip(crops.unbind(), *columns, strict=True):
         box = image[:, :, top : top + height, left : left + width]  # [1, C, H', W']
-        crop = F.interpolate(box, size, mode="bicubic", antialias=True)[0]  # [C, h, w]
+        crop = resize(box, size)[0]  # [C, h, w]
         place.copy_(crop.flip(-1) if flip else crop)
+
+
+def resize(box: Tensor, size: Sequence[int]) -> Tensor:
+    """Return uint8 pixels [1, C, H, W] at another size, bicubic and antialiased.
+
+    CUDA has no such kernel for uint8: there they are float32 in between, and within one grey level of a CPU's.
+    """
+    if box.device.type == "cpu":
+        return F.interpolate(box, size, mode="bicubic", antialias=True)
+    return in_floats(box, size)
+
+
+def in_floats(box: Tensor, size: Sequence[int]) -> Tensor:
+    """Do `resize` by way of float32; the result is whole numbers from 0 to 255, float32."""
+    return F.interpolate(box.float(), size, mode="bicubic", antialias=True).round_().clamp_(0, 255)
 
 
 def blur_weights(sigma: Floats, limit: int) -> Tensor:

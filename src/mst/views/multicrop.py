@@ -133,7 +133,9 @@ class MultiCrop:
         sizes = np.array([image.shape[1:] for image in images])  # [B, 2]
         parameters = draw_parameters(config, uniforms, sizes, channels=self.channels)
         global_crops, local_crops = (
-            torch.empty(V * B, *shape, dtype=torch.uint8, memory_format=layout).view(V, B, *shape)
+            torch.empty(V * B, *shape, dtype=torch.uint8, memory_format=layout, device=images[0].device).view(
+                V, B, *shape
+            )
             for V, *shape in self._shapes()
         )
         for b, image in enumerate(images):

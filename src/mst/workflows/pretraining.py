@@ -252,12 +252,14 @@ def _readable(setup: Setup) -> Iterator[Tensor]:
 
 
 def report_unreadable(loader: BatchLoader, run: RunDir) -> None:
-    """Say how many files gave no image."""
+    """Say how many files gave no image, and who decoded the others where a device was asked to."""
     if loader.unreadable.count:
         logging.warn(
             f"{loader.unreadable.count} of {loader.unreadable.files_read} files could not be decoded: "
             f"{run.unreadable} lists them"
         )
+    if (card := loader.reader.card) is not None:
+        logging.info(f"{card.on_card} images were decoded by {card.device}, {card.on_cpu} by the CPU: no plain JPEGs")
 
 
 def last_metrics(run: RunDir) -> dict[str, float]:

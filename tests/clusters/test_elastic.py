@@ -36,7 +36,8 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_rank_that_is_killed_comes_back(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run, log, mark = tmp_path / "run", tmp_path / "log", str(tmp_path)
-    with torchrun(*TWO, *pretrain(recipe, run), log=log, mark=mark) as agent:
+    words = (*TWO, *pretrain(recipe, run), "--runtime.workers", "2")  # which may not outlive the rank
+    with torchrun(*words, log=log, mark=mark) as agent:
         for rank, step in ((1, STEPS // 3), (0, 2 * STEPS // 3)):
             wait_for_step(run, step, agent, log)
             victim = rank_of(mark, rank)
@@ -48,6 +49,7 @@ def test_a_rank_that_is_killed_comes_back(recipe: Path, whole: Path, tmp_path: P
             print(f"rank {rank} killed at step {at}: the next step after {seconds:.1f} s")
             assert seconds < BACK_WITHIN
         assert agent.wait(300) == 0, log.read_text()
+        assert processes(mark) == {}
     assert outcome(run) == outcome(whole)
 
 

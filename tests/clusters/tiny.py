@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,17 @@ def wait_for_step(
     )
     if process is not None:
         assert process.poll() is None, log.read_text() if log else "it ended"
+
+
+def last_step(run: Path) -> int:
+    """Return the step of the newest row, from the end of the file alone; 0 = none."""
+    try:
+        with (run / "metrics.jsonl").open("rb") as file:
+            file.seek(max(0, file.seek(0, os.SEEK_END) - 8192))
+            found = re.findall(rb'^\{"step": (\d+)', file.read(), re.MULTILINE)
+    except FileNotFoundError:
+        return 0
+    return int(found[-1]) if found else 0
 
 
 def variables(pid: int) -> dict[str, str]:

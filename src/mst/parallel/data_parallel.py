@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -52,6 +53,8 @@ class DataParallel(OneEach):
         own_buffers: dict[str, Any] = {BUFFERS: False}  # the teacher's are the student's, BatchNorm's are shared
         self._wrapped = DistributedDataParallel(pair, gradient_as_bucket_view=True, **own_buffers)
         self._wrapped.register_comm_hook(None, _added)
+        # Said once by each process of kernels of one pixel, whose strides have no meaning; nothing for a user to do.
+        warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
     def __deepcopy__(self, memo: dict[int, object]) -> Replicas:
         """Return a copy that works alone."""

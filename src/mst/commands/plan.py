@@ -32,7 +32,7 @@ class PlanOptions:
     probe: bool = True
     """Run a few steps for an estimate of time and memory."""
     devices: tuple[int, ...] | None = None
-    """Numbers of GPUs: say what each holds and sends with DDP and FSDP2; nothing is built or run for it."""
+    """Numbers of GPUs, in hosts of 8: say what each holds and sends with DDP and FSDP2; nothing is run for it."""
     json: bool = False
     """One JSON object on stdout."""
 

@@ -17,6 +17,8 @@ Sharding = Literal["ddp", "fsdp2"]
 SHARDINGS: tuple[Sharding, ...] = ("ddp", "fsdp2")
 FLOAT32, BFLOAT16 = 4, 2
 """Bytes of a number."""
+HOST = 8
+"""GPUs of a host, as NVIDIA's DGX and HGX machines have them."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +55,29 @@ class ParameterCounts:
         return self.learning + self.frozen
 
 
+def held_by(devices: int, sharding: Sharding, *, host: int = HOST) -> int:
+    """Return among how many devices a tensor is divided: those of a host, or all where hosts have one each."""
+    if sharding == "ddp":
+        return 1
+    return host if devices > host and devices % host == 0 and host > 1 else devices
+
+
 def bytes_sent(
-    counts: ParameterCounts, devices: int, sharding: Sharding, *, compute: int, prototypes: int
+    counts: ParameterCounts,
+    devices: int,
+    sharding: Sharding,
+    *,
+    compute: int,
+    prototypes: int,
+    microbatches: int = 1,
+    host: int = HOST,
 ) -> dict[str, int]:
     """Return what a device sends in one step, by what it is for.
 
-    Gradients are summed once a step and in float32, whatever the number of passes. FSDP2 gathers the student once,
-    keeps it to the end of the step's last part, and gathers the teacher once, both in the compute type.
+    Gradients are summed once a step, in float32. FSDP2 gathers the student once, keeping it to the end of the step's
+    last part, and the teacher once a microbatch, both in the compute type. Of several hosts each has all parts:
+    gradients are reduce-scattered inside, and their parts all-reduced between hosts. Left out are a few sums over the
+    images (features [B, D]) and what FSDP2 sends of parameters whose rows no devices share out evenly.
 
     Args:
         counts: of the networks.
@@ -67,12 +85,14 @@ def bytes_sent(
         sharding: the engine.
         compute: bytes of a number of the compute type.
         prototypes: K; their mean logits move the center.
+        microbatches: of a step.
+        host: devices of a host.
     """
-    share = (devices - 1) / devices
-    center = 2 * share * FLOAT32 * prototypes
-    if sharding == "ddp":
-        sent = {"gradients": 2 * share * FLOAT32 * counts.learning, "weights": 0.0, "center": center}
-    else:
-        weights = share * compute * (counts.student + counts.teacher)
-        sent = {"gradients": share * FLOAT32 * counts.learning, "weights": weights, "center": center}
+    parts = held_by(devices, sharding, host=host)
+    inside, between = (parts - 1) / parts, (devices // parts - 1) / (devices // parts)
+    sent = {
+        "gradients": FLOAT32 * counts.learning * (inside + 2 * between / parts),
+        "weights": inside * compute * (counts.student + microbatches * counts.teacher),
+        "center": 2 * (devices - 1) / devices * FLOAT32 * prototypes,
+    }
     return {name: round(size) for name, size in sent.items()}

@@ -2,7 +2,8 @@
 
 Sizes of parameters and what follows from them are formulas, each beside its constant. What the student's blocks keep
 for the backward pass is counted: the program's own forward pass runs on torch's fake CUDA tensors, which need neither
-memory nor a device. Left out are the CUDA context, NCCL's buffers and what an allocator loses (`ALLOCATOR_SHARE`).
+memory nor a device. FSDP2 divides networks within a host, which has `HOST` devices. Left out are the CUDA context,
+NCCL's buffers and what an allocator loses (`ALLOCATOR_SHARE`).
 
 Letters: W devices, b images of a microbatch on one device, G global crops, K prototypes, P parameters.
 """
@@ -30,7 +31,7 @@ from mst.objective.draws import StepDraws
 from mst.objective.mst import part_losses
 from mst.objective.parts import student_parts
 from mst.objective.records import BatchCounts, ObjectiveValues
-from mst.parallel.traffic import BFLOAT16, FLOAT32, SHARDINGS, ParameterCounts, Sharding, bytes_sent
+from mst.parallel.traffic import BFLOAT16, FLOAT32, SHARDINGS, ParameterCounts, Sharding, bytes_sent, held_by
 from mst.planning.setup import Setup
 from mst.planning.simulation import meta_pair, random_views
 
@@ -144,7 +145,7 @@ def _device_plan(setup: Setup, counts: ParameterCounts, engine: _Engine, kept: K
     config, plan = setup.config, setup.plan
     compute = BFLOAT16 if compute_type(config) == torch.bfloat16 else FLOAT32
     images = ceil(plan.batch_size / (engine.devices * config.train.accumulate))
-    shares = 1 if engine.sharding == "ddp" else engine.devices
+    shares = held_by(engine.devices, engine.sharding)
     copies, gradients = kept.fixed, FLOAT32 * counts.learning
     if engine.sharding == "fsdp2":
         copies = max(copies, compute * counts.student)  # gathered ones: among `fixed` are autocast's copies of them
@@ -164,7 +165,12 @@ def _device_plan(setup: Setup, counts: ParameterCounts, engine: _Engine, kept: K
         "targets": images * FLOAT32 * plan.prototypes * (TARGETS_A_CROP * crops + TARGETS),
         "crops": images * (1 + FLOAT32) * config.data.channels * pixels,
     }
-    sent = bytes_sent(counts, engine.devices, engine.sharding, compute=compute, prototypes=plan.prototypes)
+    sent = bytes_sent(
+        *(counts, engine.devices, engine.sharding),
+        compute=compute,
+        prototypes=plan.prototypes,
+        microbatches=config.train.accumulate,
+    )
     return DevicePlan(*engine, images, **parts, total=sum(parts.values()), sent=sent)
 
 

@@ -78,6 +78,8 @@ class Setup:
     @property
     def compiled(self) -> tuple[bool, str]:
         """Whether the networks' blocks are compiled, and why."""
+        if self.config.runtime.sharding == "fsdp2" and self.config.runtime.compile == "auto":
+            return False, "off: nobody has tried it with networks that are divided over processes"
         return select_compile(self.config.runtime.compile, self.device, steps=self.plan.total_steps)
 
     def new_state(self, pair: TeacherStudent) -> TrainState:

@@ -14,7 +14,7 @@ from mst.evaluate.classification.retrieval import RetrievalProtocol
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.detection.evaluation import DetectionProtocol
 from mst.evaluate.objectness.evaluation import ObjectnessProtocol
-from mst.evaluate.segmentation.evaluation import SegmentationProtocol
+from mst.evaluate.segmentation.evaluation import SETTINGS, SegmentationProtocol
 from mst.paths import PathText
 from mst.terminal.evaluation import Common, run_task
 from mst.terminal.tasks import Task, run_first_word
@@ -100,7 +100,7 @@ class SegmentationArguments(Common):
     protocol: SegmentationProtocol = field(default_factory=SegmentationProtocol)
     options: SegmentationOptions = field(default_factory=SegmentationOptions)
     saving: Checkpointing = field(default_factory=Checkpointing)
-    settings: FeatureSettings = field(default_factory=lambda: FeatureSettings(forward_batch=16))
+    settings: FeatureSettings = field(default_factory=lambda: SETTINGS)
 
 
 def run(argv: Sequence[str]) -> int:

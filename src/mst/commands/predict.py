@@ -9,6 +9,8 @@ from pathlib import Path
 
 from rich.table import Table
 
+from mst.evaluate.detection.pictures import DRAWN_SCORE
+from mst.evaluate.detection.prediction import MIN_SCORE
 from mst.runtime.limits import check_numbers
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
@@ -28,8 +30,8 @@ class DetectionArguments(PredictionInput):
         json: one JSON object on stdout.
     """
 
-    min_score: float = 0.05
-    picture_score: float = 0.5
+    min_score: float = MIN_SCORE
+    picture_score: float = DRAWN_SCORE
     json: bool = False
 
     def __post_init__(self) -> None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console, RenderableType
 
-from mst.errors import DataError
-from mst.runtime.logging import warn
 from mst.runtime.storage.files import may_write
 from mst.runtime.storage.results import plain_json
 
@@ -48,15 +46,3 @@ def _write(text: str) -> None:
     encoding = sys.stdout.encoding or "utf-8"
     sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding))
     sys.stdout.flush()
-
-
-def tell_left_out(unreadable: Sequence[str], total: int) -> None:
-    """Say how many of all images could not be read; each is "path: reason".
-
-    Raises:
-        DataError: none could.
-    """
-    if unreadable and len(unreadable) == total:
-        raise DataError(f"none of {total} images can be read, the first: {unreadable[0]}")
-    if unreadable:
-        warn(f"{len(unreadable)} of {total} images left out, the first: {unreadable[0]}")

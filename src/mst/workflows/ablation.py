@@ -7,10 +7,6 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
-
-import tyro
-from rich.text import Text
 
 from mst.checkpoint.compare import is_free
 from mst.config.keys import flag
@@ -25,8 +21,6 @@ from mst.report.ablation import AblationRow, markdown, own_result, plot_ablation
 from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.rundir import RunDir
-from mst.terminal.output import emit, emit_json
-from mst.terminal.parsing import Words
 
 TABLE, PLOT = "ablation.md", "ablation.png"
 EARLIER = re.compile(rb"\A# .* seed\(s\)\n|Matplotlib")
@@ -34,10 +28,10 @@ EARLIER = re.compile(rb"\A# .* seed\(s\)\n|Matplotlib")
 
 
 @dataclass(frozen=True)
-class AblateOptions:
-    """Run the twins of a family one after another and compare them; the same command again goes on."""
+class Ablation:
+    """What is compared, on what, and where the runs go."""
 
-    family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")] = ""
+    family: str = ""
     """strategies, head, decoder, eligible, probability, share or crops."""
     recipe: SourceText = ""
     """The recipe (or JSON file of settings) whose twins are run."""
@@ -51,8 +45,6 @@ class AblateOptions:
     """Most validation images that --eval classifies."""
     out: PathText = ""
     """Folder of the ablation: a run in TWIN/seed_N each, ablation.md and ablation.png."""
-    json: bool = False
-    """One JSON object on stdout instead of the table."""
 
     def __post_init__(self) -> None:
         for name in ("seeds", "eval_train_limit", "eval_val_limit"):
@@ -85,8 +77,8 @@ class Cell:
     folder: Path
 
 
-def planned(options: AblateOptions, words: Words) -> list[Cell]:
-    """Return all runs, checked.
+def planned(options: Ablation, words: Mapping[str, list[str]]) -> list[Cell]:
+    """Return all runs, checked; `words` are settings that all of them have, by dotted key.
 
     Raises:
         UsageError: family, recipe, images or folder are missing or wrong.
@@ -111,7 +103,7 @@ def planned(options: AblateOptions, words: Words) -> list[Cell]:
     return [_cell(twin, base, seed, root) for seed in range(options.seeds) for twin in twins]
 
 
-def labelled_images(options: AblateOptions) -> Labelled:
+def labelled_images(options: Ablation) -> Labelled:
     """Return what finished runs are scored on.
 
     Raises:
@@ -130,19 +122,19 @@ def _cell(twin: Variant, base: RunConfig, seed: int, root: Path) -> Cell:
     return Cell(twin.name, with_absolute_paths(config), root / twin.name / f"seed_{seed}")
 
 
-def note(options: AblateOptions) -> Path:
+def note(options: Ablation) -> Path:
     """Return the file that notes what the folder compares."""
     return user_path(options.out) / "ablation.json"
 
 
-def identity(options: AblateOptions) -> Mapping[str, str]:
+def identity(options: Ablation) -> Mapping[str, str]:
     """Return what must stay the same when the folder is used again."""
     labelled = str(user_path(options.eval).absolute()) if options.eval else ""
     limits = {name: str(getattr(options, name) or "") for name in ("eval_train_limit", "eval_val_limit")}
     return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
 
 
-def check_same(options: AblateOptions) -> None:
+def check_same(options: Ablation) -> None:
     """Refuse a folder that holds something else.
 
     Raises:
@@ -196,7 +188,7 @@ def check_images(cell: Cell, labelled: Labelled) -> None:
         check_labelled(sets, "--eval")
 
 
-def open_folder(options: AblateOptions) -> None:
+def open_folder(options: Ablation) -> None:
     """Make the folder and note what it compares.
 
     Raises:
@@ -229,7 +221,7 @@ def finish(cell: Cell, labelled: Labelled) -> None:
         write_atomic(RunDir(cell.folder).ablation, json.dumps(result.row(), indent=2) + "\n")
 
 
-def table_outputs(options: AblateOptions) -> Outputs:
+def table_outputs(options: Ablation) -> Outputs:
     """Return the place of the table and the plot.
 
     Raises:
@@ -240,18 +232,12 @@ def table_outputs(options: AblateOptions) -> Outputs:
     return outputs
 
 
-def write_table(rows: Sequence[AblationRow], options: AblateOptions, outputs: Outputs) -> None:
-    """Write ablation.md and ablation.png, and show the table."""
+def write_table(rows: Sequence[AblationRow], options: Ablation, outputs: Outputs) -> None:
+    """Write ablation.md and ablation.png."""
     text = (
         f"# {options.family} of {options.recipe}, {options.seeds} seed(s)\n\n"
         f"mean ± sample standard deviation (runs)\n\n{markdown(rows)}\n"
         f"one value per run, seeds 0, 1, ...\n\n{markdown(rows, each=True)}"
     )
-    root = outputs.folder
     outputs.write(TABLE, text.encode())
     outputs.write(PLOT, plot_ablation(rows))
-    if options.json:
-        values = {row.name: {key: list(found) for key, found in row.values.items()} for row in rows}
-        emit_json({**identity(options), "out": str(root), "values": values})
-    else:
-        emit(Text(markdown(rows).rstrip()), Text(f"{root / TABLE}, {root / PLOT}"))

@@ -21,12 +21,14 @@ from mst.runtime.storage.outputs import Outputs
 
 Shown = tuple[str, tuple[float, float, float, float], NDArray[np.bool_] | None]
 """Caption, box and, where there is one, mask of an object."""
+DRAWN_SCORE = 0.5
+"""Objects of a lower score are not drawn, unless something else is asked for."""
 NUMBERED = r"(\d{4,})-.*\.png"
 """Names of pictures of a validation set."""
 
 
 def detection_writer(
-    outputs: Outputs, limit: int, classes: Sequence[str], *, min_score: float = 0.5, annotated: bool = True
+    outputs: Outputs, limit: int, classes: Sequence[str], *, min_score: float = DRAWN_SCORE, annotated: bool = True
 ) -> Callable[[CocoImage, Tensor, list[Detection]], None]:
     """Return a function that writes `<number>-<image>.png` for each of the first `limit` images.
 

@@ -23,6 +23,9 @@ from mst.evaluate.detection.evaluation import Watcher
 from mst.evaluate.detection.file import DetectorDescription
 from mst.evaluate.detection.metrics import Detection
 
+MIN_SCORE = 0.05
+"""torchvision's detectors return nothing of a lower score."""
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -44,7 +47,7 @@ def predict_objects(
     description: DetectorDescription,
     source: ImageSource,
     *,
-    min_score: float = 0.05,
+    min_score: float = MIN_SCORE,
     progress: bool = True,
     watch: Watcher | None = None,
     scale: Scale = BY_TYPE,

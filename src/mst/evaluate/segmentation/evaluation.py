@@ -40,6 +40,8 @@ from mst.runtime.seeding import derive_seed
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
 
+SETTINGS = FeatureSettings(forward_batch=16)
+"""Where none are given: images of a segmentation are large."""
 TOKEN_LR, HEAD_LR = 1e-2, 1e-3
 """Default learning rates: of the linear layer on cached tokens, and of everything else."""
 
@@ -143,7 +145,7 @@ def evaluate_segmentation(
         UsageError: the size is no multiple of the patch, a split is empty, the head does not go with the backbone.
         DataError: a mask has another size than its image or a value that is no class.
     """
-    protocol, settings = protocol or SegmentationProtocol(), settings or FeatureSettings(forward_batch=16)
+    protocol, settings = protocol or SegmentationProtocol(), settings or SETTINGS
     work = _work(backbone, data, protocol, settings, mean=mean, std=std, seed=seed)
     compare_sets(data)
     val, val_left_out = usable_pairs(data, data.val, settings)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -11,14 +11,14 @@ from typing import Any, Generic, TypeVar
 from pydantic import TypeAdapter, ValidationError
 
 from mst.engine.schedule import Checkpointing
-from mst.engine.supervised import Begun
+from mst.engine.supervised import Begun, PreparedTraining
 from mst.errors import UsageError
 from mst.evaluate.common.features import FeatureSettings
 from mst.paths import user_path
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.inputs import EvaluationInput
-from mst.workflows.subject import absolute_source
+from mst.workflows.subject import Subject, absolute_source
 
 Numbers = TypeVar("Numbers")
 Options = TypeVar("Options")
@@ -58,6 +58,22 @@ class AskedTraining(Generic[Numbers, Options]):
             "options": asdict(self.options),  # type: ignore[call-overload]
             "saving": {**asdict(self.saving), "checkpoints": str(user_path(folder).absolute()) if folder else None},
         }
+
+    def training(
+        self, prepare: Callable[..., PreparedTraining[Any]], subject: Subject, data: object, settings: FeatureSettings
+    ) -> PreparedTraining[Any]:
+        """Return the training of the loaded backbone on loaded data, as `prepare` makes it."""
+        mean, std = subject.mean_std
+        return prepare(
+            subject.backbone,
+            data,
+            self.protocol,
+            mean=mean,
+            std=std,
+            settings=settings,
+            saving=self.saving,
+            seed=self.given.seed,
+        )
 
     def note(self, task: str, run: RunDir | None) -> Begun | None:
         """Return the function that writes the record beside the rows of the training when that begins.

@@ -157,18 +157,8 @@ def training_of(asked: Asked) -> PreparedTraining[Any]:
     Raises:
         UsageError: as `evaluate_detection`.
     """
-    given, subject = asked.given, asked.given.load()
-    mean, std = subject.mean_std
-    return detection.prepared_detection(
-        subject.backbone,
-        _sets(asked, subject),
-        asked.protocol,
-        mean=mean,
-        std=std,
-        settings=given.settings or FeatureSettings(),
-        saving=asked.saving,
-        seed=given.seed,
-    )
+    subject, settings = asked.given.load(), asked.given.settings or FeatureSettings()
+    return asked.training(detection.prepared_detection, subject, _sets(asked, subject), settings)
 
 
 def _sets(asked: Asked, subject: Subject) -> DetectionData:

@@ -69,7 +69,7 @@ class SegmentationOptions:
 
     def applied(self, settings: FeatureSettings | None) -> FeatureSettings:
         """Return the settings that an evaluation takes: with `strict` nothing may be left out."""
-        settings = settings or FeatureSettings(forward_batch=16)
+        settings = settings or segmentation.SETTINGS
         return replace(settings, max_unreadable_share=0.0) if self.strict else settings
 
 
@@ -146,17 +146,8 @@ def training_of(asked: Asked) -> PreparedTraining[Any]:
         UsageError: as `evaluate_segmentation`.
     """
     subject = asked.given.load()
-    mean, std = subject.mean_std
-    return segmentation.prepared_segmentation(
-        subject.backbone,
-        _pairs(asked, subject),
-        asked.protocol,
-        mean=mean,
-        std=std,
-        settings=asked.options.applied(asked.given.settings),
-        saving=asked.saving,
-        seed=asked.given.seed,
-    )
+    settings = asked.options.applied(asked.given.settings)
+    return asked.training(segmentation.prepared_segmentation, subject, _pairs(asked, subject), settings)
 
 
 def _pairs(asked: Asked, subject: Subject) -> SegmentationData:

@@ -7,13 +7,12 @@ from pathlib import Path
 
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.detection.file import DetectorDescription, load_detector
-from mst.evaluate.detection.pictures import detection_writer
-from mst.evaluate.detection.prediction import Prediction, predict_objects, prediction_json
+from mst.evaluate.detection.pictures import DRAWN_SCORE, detection_writer
+from mst.evaluate.detection.prediction import MIN_SCORE, Prediction, predict_objects, prediction_json
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device, select_precision
 from mst.runtime.storage.outputs import Outputs
-from mst.terminal.output import tell_left_out
-from mst.workflows.prediction.inputs import PredictionInput
+from mst.workflows.prediction.inputs import PredictionInput, tell_left_out
 
 FILE = "predictions.json"
 
@@ -23,8 +22,8 @@ def predict_detection(
     data: str | Path,
     *,
     out: str | Path,
-    min_score: float = 0.05,
-    picture_score: float = 0.5,
+    min_score: float = MIN_SCORE,
+    picture_score: float = DRAWN_SCORE,
     picture_limit: int | None = None,
     limit: int | None = None,
     value_range: tuple[float, float] | None = None,

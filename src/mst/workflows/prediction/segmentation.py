@@ -22,8 +22,7 @@ from mst.evaluate.segmentation.pictures import index_picture, sheet
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device
 from mst.runtime.storage.outputs import Outputs
-from mst.terminal.output import tell_left_out
-from mst.workflows.prediction.inputs import PredictionInput
+from mst.workflows.prediction.inputs import PredictionInput, tell_left_out
 
 MASKS, PICTURES = "masks", "pictures"
 """Folders in `--out`."""

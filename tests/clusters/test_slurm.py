@@ -15,6 +15,8 @@ from clusters import slurm
 from clusters.slurm import Slurm
 from clusters.tiny import ENVIRONMENT, outcome, processes, rank_of, steps_done, wait_for_step, write_recipe
 from clusters.waiting import wait_for
+from commands.calls import labelled_folder
+from commands.test_finetune import VIT, saved
 
 reason = slurm.missing()
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1200), pytest.mark.skipif(bool(reason), reason=str(reason))]
@@ -32,9 +34,14 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_recipe(tmp_path_factory.mktemp("input"), steps=STEPS)
 
 
-def submit(recipe: Path, run: Path, *words: str) -> str:
-    """Submit a run of two processes on two nodes; return the number of its job."""
-    command = [sys.executable, "-m", "mst", "submit", "slurm", str(recipe), "--out", str(run), "--nodes", "2", *words]
+def submit(recipe: Path, run: Path, *words: str | Path) -> str:
+    """Submit a pre-training of two processes on two nodes; return the number of its job."""
+    return submit_words(run, recipe, *words)
+
+
+def submit_words(run: Path, *words: str | Path) -> str:
+    """Submit any command with two processes on two nodes; return the number of its job."""
+    command = [sys.executable, "-m", "mst", "submit", "slurm", *map(str, words), "--out", str(run), "--nodes", "2"]
     mark = {"MST_TEST_MARK": str(run)}
     done = subprocess.run(command, env={**os.environ, **ENVIRONMENT, **mark}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -106,6 +113,21 @@ def test_scancel_ends_it_and_the_next_job_goes_on(cluster: Slurm, recipe: Path, 
     cluster.wait(again, "COMPLETED", "FAILED", log=log_of(run))
     assert cluster.exit_code(again) == "0:0", log_of(run).read_text()
     assert outcome(run) == outcome(whole)
+
+
+def test_a_fine_tuning_goes_on_by_itself(cluster: Slurm, tmp_path: Path) -> None:
+    data, backbone = labelled_folder(tmp_path / "data", val=("cat", "dog")), saved(tmp_path, VIT)
+    words = ("finetune", "--backbone", backbone, "--data", data, "--batch-size", "4", "--epochs", "150")
+    words += ("--device", "cpu", "--workers", "0", "--checkpoint-every", "10", "--evaluate-epochs", "5")
+    jobs = {name: submit_words(tmp_path / name, *words) for name in ("whole", "run")}
+    wait_for_step(tmp_path / "run", 50, log=log_of(tmp_path / "run"))
+    cluster.ask("scancel", "--signal=USR1", jobs["run"])
+    for name, job in jobs.items():
+        cluster.wait(job, "COMPLETED", "FAILED", log=log_of(tmp_path / name))
+        assert cluster.exit_code(job) == "0:0", log_of(tmp_path / name).read_text()
+    assert "goes back into the queue" in log_of(tmp_path / "run").read_text()
+    for file in ("classifier.safetensors", "backbone.safetensors"):
+        assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes()
 
 
 def test_an_error_ends_the_job(cluster: Slurm, recipe: Path, tmp_path: Path) -> None:

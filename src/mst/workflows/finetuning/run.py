@@ -103,7 +103,7 @@ def finetune_backbone(
         recipe,
     )
     run = RunDir(user_path(out))
-    if resume and run.exists():
+    if resume and World.current().from_first(run.exists):  # which the first may make before another has looked
         return _go_on(run, unchanged_config(run, config), f"--out {run.root}")
     return _start(config, run.root, overwrite=overwrite)
 

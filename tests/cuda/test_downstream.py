@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,13 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from cuda.fake import CARD, HostWaits, fake_cuda
+from evaluate.segmenters import striped_data
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.engine.supervised import TrainContext, Training, _Supervised
 from mst.evaluate.common.pyramid import Pyramid
 from mst.evaluate.segmentation.heads import HeadName, HeadShape
+from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
-from mst.evaluate.segmentation.training import Batch, segmentation_loss
+from mst.evaluate.segmentation.training import Batch, Task, segmenter_training
 from mst.finetune.augment import erased
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.model.backbone import BackboneSpec
@@ -30,14 +33,25 @@ SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=1
 BATCH = 4
 
 
-def fake_step(model: nn.Module, loss: Any, batch: Any, *, dtype: torch.dtype) -> tuple[nn.Module, HostWaits]:
+def fake_step(
+    model: nn.Module,
+    loss: Any,
+    batch: Any,
+    *,
+    dtype: torch.dtype,
+    training_of: Callable[[nn.Module], Training[Any]] | None = None,
+) -> tuple[nn.Module, HostWaits]:
     """Do one step of two microbatches; return the model, and what the host waited for."""
     settings = LoopSettings(steps=10, batch_size=2 * BATCH, lr=0.1, accumulate=2, clip_norm=1.0)
     model = model.to(device="meta")
     with fake_cuda() as waits:
         like = model.to_empty(device=CARD)
-        optimizer = build_optimizer(parameter_groups(like, weight_decay=0.1, layer_decay=0.7))
-        training = Training("test", like, optimizer, iter, loss)  # type: ignore[arg-type]
+        if training_of is not None:
+            training = training_of(like)
+            waits.found.clear()  # class weights go to the card once
+        else:
+            optimizer = build_optimizer(parameter_groups(like, weight_decay=0.1, layer_decay=0.7))
+            training = Training("test", like, optimizer, iter, loss)  # type: ignore[arg-type]
         task = _Supervised(training, settings, TrainContext(CARD, dtype, 0, Checkpointing(), {}))
         report = task.gradients([batch, batch], row_due=True)
         task.apply(report)
@@ -69,16 +83,20 @@ def test_classification(mixing: tuple[float, float], dtype: torch.dtype) -> None
     ("spec", "head"), [(VIT, "setr-pup"), (SWIN, "upernet"), (VIT, "linear")], ids=["setr", "upernet", "linear"]
 )
 def test_segmentation(spec: BackboneSpec, head: HeadName) -> None:
-    model = Segmenter(build_backbone(spec), ("a", "b", "c"), HeadShape(head, 8), frozen=False, seed=0)
-    images = torch.zeros(BATCH, 3, *spec.image_size)
-    batch = Batch(images, torch.zeros(BATCH, *spec.image_size, dtype=torch.int64), [0] * BATCH, range(BATCH))
-    weights = torch.ones(3, device="meta")
+    """The package's own loss and weight of a microbatch, with class weights."""
+    model = Segmenter(build_backbone(spec), ("dark", "bright"), HeadShape(head, 8), frozen=False, seed=0)
+    settings = LoopSettings(steps=10, batch_size=BATCH, lr=0.1)
+    view = View(spec.image_size, spec.image_size, (0.5,) * 3, (0.2,) * 3)
+    task = Task(striped_data(), view, settings, 0.01, 2, class_weights=(1.0, 2.0))
+    masks = torch.zeros(BATCH, *spec.image_size, dtype=torch.int64)
+    batch = Batch(torch.zeros(BATCH, 3, *spec.image_size), masks, [0] * BATCH, range(BATCH))
 
-    def loss(like: nn.Module, batch: Batch) -> Tensor:
-        there = torch.ones_like(weights, device=CARD)
-        return segmentation_loss(like, batch, 2, there, CARD) * BATCH
+    def training_of(like: nn.Module) -> Training[Any]:
+        assert isinstance(like, Segmenter)
+        return segmenter_training(like, task, TrainContext(CARD, torch.float32, 0, Checkpointing(), {})).training
 
-    assert fake_step(model, loss, batch, dtype=torch.float32)[1].found == {"values": 1}
+    waits = fake_step(model, None, batch, dtype=torch.float32, training_of=training_of)[1]
+    assert waits.found == {"values": 1}
 
 
 @pytest.mark.parametrize("spec", [VIT, SWIN], ids=["vit", "swin"])

@@ -274,9 +274,7 @@ class _Supervised(Generic[Batch]):
     def _shares(self, microbatches: Sequence[Batch]) -> list[float]:
         """Return each microbatch's share of the step's mean loss, over all processes."""
         weights = [self.training.weight(microbatch) for microbatch in microbatches]
-        whole = torch.tensor([sum(weights)], dtype=torch.float64)
-        if self.context.device.type == "cuda":  # NCCL, which may be what adds up, knows tensors of devices only
-            whole = whole.to(self.context.device)
+        whole = torch.tensor([sum(weights)], dtype=torch.float64)  # on the CPU: gloo adds it, no device is waited for
         self.world.add(whole)
         return [weight / max(float(whole), torch.finfo(torch.float32).tiny) for weight in weights]
 

@@ -38,7 +38,7 @@ class SharedBatchNorm(nn.BatchNorm1d):
         wide = images.float()
         places = [0, *range(2, images.ndim)]
         shape = [1, -1, *[1] * (images.ndim - 2)]
-        count = wide.new_tensor([images.numel() / images.shape[1]])
+        count = wide.new_full((1,), images.numel() / images.shape[1])
         total = _sum(torch.cat([wide.sum(dim=places), count]))  # [C + 1]
         number = total[-1].detach()
         mean = total[:-1] / number  # [C]

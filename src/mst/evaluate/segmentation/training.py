@@ -127,8 +127,8 @@ def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) 
     Raises:
         UsageError: class weights that do not fit the classes.
     """
-    weights = class_weights(task.class_weights, len(task.data.classes))
-    weights = None if weights is None else weights.to(context.device)
+    on_cpu = class_weights(task.class_weights, len(task.data.classes))
+    weights = None if on_cpu is None else on_cpu.to(context.device)
 
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return segmentation_loss(model, batch, task.loss_stride, weights, context.device)
@@ -137,7 +137,7 @@ def segmenter_training(segmenter: Segmenter, task: Task, context: TrainContext) 
         """Return the weights of all pixels with a class: the loss is the mean over those of the whole batch."""
         stride = task.loss_stride
         target = coarse(batch.masks, [-(-side // stride) for side in batch.masks.shape[1:]])
-        return float(pixel_weights(target, None if weights is None else weights.cpu()).sum())
+        return float(pixel_weights(target, on_cpu).sum())
 
     def batches(first: int) -> Generator[Batch, None, None]:
         return batch_stream(task, first, context.seed, share=own_share())

@@ -88,11 +88,13 @@ def command(words: str) -> list[str]:
     return [sys.executable, "-m", "mst", *words.split()]
 
 
+NOTES = re.compile("checkpoints/|mst-written")
+"""Files that hold when and how often something was written."""
+
+
 def left(folder: Path) -> dict[str, Any]:
-    """Return what a run leaves, but for the times in rows of results and for checkpoints (read by the resumed run)."""
-    found = {name: content for name, content in contents(folder / "run").items() if "checkpoints/" not in name}
-    for row in [row for name in found if name.endswith(".mst-written.jsonl") for row in found[name]]:
-        row.pop("time", None)
+    """Return what a run leaves, but for times in rows of results, and for checkpoints (a resumed run has read them)."""
+    found = {name: content for name, content in contents(folder / "run").items() if not NOTES.search(name)}
     for row in found.get("results.jsonl", ()):
         row["extra"] = {key: value for key, value in row.get("extra", {}).items() if "second" not in key}
     return found

@@ -495,6 +495,7 @@ FAILURES: dict[str, tuple[Callable[[Path], None], str]] = {
         lambda root: (removed(root, "metrics.jsonl"), (root / "metrics.jsonl").mkdir()),
         "metrics.jsonl",
     ),
+    "the folder is gone": (shutil.rmtree, "No such file or directory"),
     "previews is a file": (lambda root: (removed(root, "previews"), (root / "previews").touch()), "previews"),
     "environment.json is damaged": (lambda root: (root / "environment.json").write_bytes(b"\xff{"), ""),
     "tensorboard is gone": (lambda root: removed(root, "tensorboard"), "tensorboard: No such file or directory"),
@@ -506,6 +507,8 @@ FAILURES: dict[str, tuple[Callable[[Path], None], str]] = {
 def test_what_fails_beside_the_run_costs_no_step(tmp_path: Path, name: str) -> None:
     act, message = FAILURES[name]
     config, root = tiny_config(checkpoint={"every_steps": 4}, monitor={"tensorboard": True}), tmp_path / "run"
+    root.mkdir()
+    (root / "config.json").write_text("{}")
     source = failing_at(3, config, lambda: act(root))
     if message:
         with pytest.raises(RunFailure, match=message):
@@ -518,6 +521,7 @@ def test_what_fails_beside_the_run_costs_no_step(tmp_path: Path, name: str) -> N
         train(root, config)
     else:
         train(root, config, source=source)
+    assert (root / "config.json").read_text() == "{}"
     assert saved_steps(root)[-1] == STEPS
 
 

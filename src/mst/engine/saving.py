@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from mst.checkpoint.store import CheckpointStore
@@ -11,6 +12,8 @@ from mst.errors import CheckpointError, Interrupted, MstError, RunFailure
 from mst.parallel.world import World
 from mst.runtime import logging
 from mst.runtime.names import shown
+from mst.runtime.storage.files import write_atomic
+from mst.runtime.storage.rundir import RunDir
 
 Row = dict[str, Any]
 
@@ -36,7 +39,12 @@ class Saver:
         self.store = CheckpointStore(folder, keep=outputs.keep) if folder else None
         self._failed: BaseException | None = None
         self._saved_step, self._writes = 0, World.current().first
+        self._described_by: dict[Path, bytes] = {}
         self.resumed = self._take_up(self.store) if self.store is not None else False
+
+    def begin(self, run: RunDir) -> None:
+        """Keep what makes the folder a run, for the case that it is deleted while the training goes on."""
+        self._described_by = {path: path.read_bytes() for path in (run.config, run.plan) if path.is_file()}
 
     def _take_up(self, store: CheckpointStore) -> bool:
         """Take up the newest sound checkpoint, the same in all processes; return whether there is one.
@@ -106,6 +114,9 @@ class Saver:
         try:
             if step != self._saved_step:
                 self.save()
+            for path, content in self._described_by.items():
+                if not path.exists():
+                    write_atomic(path, content)
         except Exception as second:
             return _failure(f"{said}; saving step {step} failed as well: {second}", said)
         logging.info(f"saved at step {step}: {resume} goes on from there")

@@ -114,6 +114,7 @@ class Trainer(Generic[Batch]):
             done = step if self.saver.resumed else -1  # without a checkpoint even the rows of step 0 come again
             for folder in (run.root, run.previews):
                 remove_asides(folder)
+            self.saver.begin(run)
             self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard)
         missing = not self.saver.resumed
         if self.saver.resumed:

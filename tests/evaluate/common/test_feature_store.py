@@ -157,7 +157,7 @@ def test_mistakes(
     assert "are not kept: these images are no files" in " ".join(capsys.readouterr().err.split())
     usage = feature_store.shutil.disk_usage(tmp_path)._replace(free=10)
     monkeypatch.setattr(feature_store.shutil, "disk_usage", lambda _: usage)
-    with pytest.raises(RunFailure, match="GB are free"):
+    with pytest.raises(RunFailure, match=r"needs 0.\d MB, 0.0 MB are free: free space"):
         FeatureSource(backbone, TRANSFORM, QUIET, tmp_path / "kept").read("training", images)
     assert not list((tmp_path / "kept").iterdir())
     assert isinstance(RunFailure("x"), MstError)

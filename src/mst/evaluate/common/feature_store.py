@@ -261,7 +261,10 @@ def _mapped(file: Path, shape: tuple[int, ...]) -> Tensor:
     count, blocks, dim = shape
     needed, free = 4 * count * blocks * dim, shutil.disk_usage(file.parent).free
     if needed > free:
-        raise RunFailure(f"--features {file.parent} needs {needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free")
+        raise RunFailure(
+            f"--features {file.parent} needs {needed / 1e6:,.1f} MB, {free / 1e6:,.1f} MB are free: free space, or "
+            "name another folder"
+        )
     array = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=(blocks, count, dim))
     return torch.from_numpy(array).transpose(0, 1)
 

@@ -83,14 +83,19 @@ def test_a_huge_rate_of_a_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixt
     assert str(tmp_path / "data" / "train") in said
 
 
-def test_a_bad_image_of_a_fine_tuning_is_named(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("accumulate", "positions"), [(1, [3]), (2, [1, 3])])
+def test_bad_images_of_a_fine_tuning_are_named(
+    accumulate: int,
+    positions: list[int],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    run = tuned(capsys, tmp_path, "--randaugment", "none")
+    run = tuned(capsys, tmp_path, "--randaugment", "none", "--accumulate", accumulate)
 
     def infinite(pixels: Tensor, mean: object, std: object) -> Tensor:
         seen = normalise(pixels, mean, std)  # type: ignore[arg-type]
-        seen[2, 0, 3, 4] = torch.inf
+        seen[-1, 0, 3, 4] = torch.inf
         return seen
 
     monkeypatch.setattr(batches, "normalise", infinite)
@@ -99,7 +104,7 @@ def test_a_bad_image_of_a_fine_tuning_is_named(
     found = replayed(capsys, run, 5)
     assert found["first"]["name"] == "pixels given to backbone"  # type: ignore[index]
     assert found["first"]["bad"] == 1  # type: ignore[index]
-    assert [image["position"] for image in found["images"]] == [2]  # type: ignore[attr-defined]
+    assert [image["position"] for image in found["images"]] == positions  # type: ignore[attr-defined]
     assert Path(found["images"][0]["path"]).is_file()  # type: ignore[index]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -16,7 +16,6 @@ from mst.engine.inspection import BLOW_UP, Inspection, Rows, Watch, badness, lar
 from mst.engine.task import Batch, Intervals, Remarks, StepReport, Task
 
 Named = Callable[[], Iterator[tuple[str, Tensor]]]
-Begin = Callable[[Any, Watch, Rows], None]
 
 
 @dataclass(frozen=True)
@@ -79,16 +78,15 @@ class Replay:
         self._compare_weights(state.step)
         return report
 
-    def inspect(self, microbatches: Sequence[Batch], networks: Iterable[nn.Module], begin: Begin) -> Inspection:
+    def inspect(self, microbatches: list[Batch], networks: Iterable[nn.Module], watch: Watch, rows: Rows) -> Inspection:
         """Do one step with hooks that only read, so that its numbers are those of the training.
 
         Args:
             microbatches: of the step.
             networks: to watch; modules that they share are watched once.
-            begin: called with each microbatch before it is computed; it says how many images there are
-                (`Rows.begin_microbatch`), and may look at them.
+            watch: gets what is not finite; its hooks are taken away at the end.
+            rows: gets the images; the caller says which of them are computed (`Rows.begin_microbatch`).
         """
-        watch, rows = Watch(), Rows()
         weight = largest_value(self._weights())
         for name, value in self._weights():
             watch.note(f"weight {name} before the step", value)
@@ -96,7 +94,7 @@ class Replay:
             watch.network(network)
             rows.network(network)
         try:
-            report = self.step(_Told(microbatches, lambda microbatch: begin(microbatch, watch, rows)))
+            report = self.step(microbatches)
         finally:
             watch.close()
             rows.close()
@@ -112,16 +110,3 @@ class Replay:
         if self.growth is None and math.isfinite(before) and not after <= BLOW_UP * max(before, 1.0):
             self.growth = WeightGrowth(step, name, before, after)
         self._size = name, after
-
-
-class _Told(list[Any]):
-    """The microbatches of a step; says of each that it is next."""
-
-    def __init__(self, microbatches: Sequence[Any], begin: Callable[[Any], None]) -> None:
-        super().__init__(microbatches)
-        self._begin = begin
-
-    def __iter__(self) -> Iterator[Any]:
-        for microbatch in super().__iter__():
-            self._begin(microbatch)
-            yield microbatch

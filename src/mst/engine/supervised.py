@@ -116,6 +116,11 @@ class TrainContext:
     begun: Begun = lambda identity: None
 
 
+def own_identity(context: TrainContext) -> dict[str, Any]:
+    """Return what a training is, with how this version draws."""
+    return {**context.identity, "draws": DRAWS}
+
+
 class PreparedTraining(NamedTuple, Generic[Batch]):
     """A training that is ready to be carried out (`fit(*prepared)`), or to be looked at (`mst replay`)."""
 
@@ -177,7 +182,7 @@ def fit(training: Training[Batch], settings: LoopSettings, context: TrainContext
         progress=context.progress,
     )
     trainer = Trainer(task, PreparedTraining(training, settings, context).intervals, outputs)
-    context.begun(context.identity)
+    task.world.from_first(partial(context.begun, task.identity))
     trainer.fit()
     return task.state.outcome()
 
@@ -234,6 +239,7 @@ class _Supervised(Generic[Batch]):
 
     def __init__(self, training: Training[Batch], settings: LoopSettings, context: TrainContext) -> None:
         self.training, self.settings, self.context = training, settings, context
+        self.identity = own_identity(context)
         self.title, self.state, self.world = training.title, _State(), World.current()
         if self.world.size > 1:
             share_statistics(training.model)
@@ -339,13 +345,13 @@ class _Supervised(Generic[Batch]):
         }
 
     def info(self) -> dict[str, Any]:
-        return {"identity": {**self.context.identity, "draws": DRAWS}}
+        return {"identity": self.identity}
 
     def wants(self, checkpoint: Checkpoint) -> bool:
         return True
 
     def load(self, checkpoint: Checkpoint) -> None:
-        refuse_other_training(checkpoint.info.get("identity", {}), self.info()["identity"], checkpoint.path.parent)
+        refuse_other_training(checkpoint.info.get("identity", {}), self.identity, checkpoint.path.parent)
         model, optimizer, parts = self.training.model, self.training.optimizer, checkpoint.parts
         try:
             progress = section(parts, "progress")

@@ -6,8 +6,8 @@ whether all is as it was, and what is seen of a batch.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +18,7 @@ from mst.checkpoint.compare import FIRST_IMAGE, changed_identity
 from mst.checkpoint.store import CheckpointStore
 from mst.engine.inspection import Inspection, Rows, Watch, facts
 from mst.engine.replay import Replay
-from mst.engine.supervised import Microbatch, PreparedTraining
+from mst.engine.supervised import Microbatch, PreparedTraining, own_identity
 from mst.errors import UsageError
 from mst.paths import user_path
 from mst.runtime import logging
@@ -69,8 +69,10 @@ def replay_step(
         checkpoint = store.load_latest(most=step - 1)
         identity = checkpoint.info.get("identity", identity)
     if identity is not None:
-        _refuse_changes(identity, prepared.context.identity, accept)
+        _refuse_changes(identity, own_identity(prepared.context), accept)
         prepared = prepared._replace(context=replace(prepared.context, identity=identity))
+    look = _Look(prepared.training.loss)
+    prepared = prepared._replace(training=replace(prepared.training, loss=look.loss))
     task, model = prepared.task(), prepared.training.model
     if checkpoint is None:
         logging.info(f"there is no checkpoint before step {step}: beginning at step 0")
@@ -81,7 +83,9 @@ def replay_step(
     logging.info(f"replaying {step - 1 - begun} steps from step {begun} on, then step {step}; as long as training them")
     with closing(prepared.training.batches(begun)) as batches:
         again.steps(batches, step - 1 - begun)
-        inspection = _inspect(prepared, again, again.take(batches))
+        microbatches = again.take(batches)
+        with look.at(model):
+            inspection = again.inspect(microbatches, [model], look.watch, look.rows)
     return ReplayedStep(begun, again, inspection)
 
 
@@ -107,24 +111,38 @@ def _weights(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from ((name, value) for name, value in model.named_buffers() if value.is_floating_point())
 
 
-def _inspect(prepared: PreparedTraining[Any], again: Replay, microbatches: list[Any]) -> Inspection:
-    """Do one step under inspection; the images are looked at where they enter the backbone."""
-    model = prepared.training.model
-    watching: list[tuple[Watch, Rows]] = []
+class _Look:
+    """Looks at a step's images where they enter the backbone, and keeps count of its microbatches.
 
-    def begin(microbatch: Microbatch, watch: Watch, rows: Rows) -> None:
-        watching[:] = [(watch, rows)]
-        rows.begin_microbatch(len(microbatch.positions))
+    Attributes:
+        watch: gets what is not finite.
+        rows: gets the images.
+    """
 
-    def look(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+    def __init__(self, loss: Callable[[nn.Module, Any], Tensor]) -> None:
+        """Stand between a training and its loss."""
+        self.watch, self.rows = Watch(), Rows()
+        self._loss, self._looks = loss, False
+
+    def loss(self, model: nn.Module, microbatch: Microbatch) -> Tensor:
+        """Return the loss of a microbatch, which is the one that comes next."""
+        if self._looks:
+            self.rows.begin_microbatch(len(microbatch.positions))
+        return self._loss(model, microbatch)
+
+    @contextmanager
+    def at(self, model: nn.Module) -> Iterator[None]:
+        """Look at the step that is done inside."""
+        handle = model.get_submodule(INPUT).register_forward_pre_hook(self._enter)
+        self._looks = True
+        try:
+            yield
+        finally:
+            self._looks = False
+            handle.remove()
+
+    def _enter(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         pixels: Tensor = inputs[0]  # [b, C, H, W]
-        (watch, rows), wrong = watching[0], facts(f"pixels given to {INPUT}", pixels)
-        if wrong is not None:
-            watch.found.append(wrong)
-            rows.add(~pixels.flatten(1).isfinite().all(dim=1), slice(0, len(pixels)))
-
-    handle = model.get_submodule(INPUT).register_forward_pre_hook(look)
-    try:
-        return again.inspect(microbatches, [model], begin)
-    finally:
-        handle.remove()
+        if (wrong := facts(f"pixels given to {INPUT}", pixels)) is not None:
+            self.watch.found.append(wrong)
+            self.rows.add(~pixels.flatten(1).isfinite().all(dim=1), slice(0, len(pixels)))

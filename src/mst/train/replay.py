@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from torch import Tensor
 
@@ -22,16 +22,26 @@ def weights(task: Pretraining) -> Iterator[tuple[str, Tensor]]:
 
 def inspect_step(task: Pretraining, replay: Replay, microbatches: list[Crops]) -> Inspection:
     """Do one step with hooks that only read, so that its numbers are those of the training."""
-    replicas = task.state.replicas
-
-    def begin(microbatch: Crops, watch: Watch, rows: Rows) -> None:
-        replicas.told = rows.begin_share
-        _begin_microbatch(task, watch, rows, microbatch)
-
+    watch, rows, replicas = Watch(), Rows(), task.state.replicas
+    replicas.told = rows.begin_share
+    told = _Told(microbatches, lambda microbatch: _begin_microbatch(task, watch, rows, microbatch))
     try:
-        return replay.inspect(microbatches, replicas.pairs, begin)
+        return replay.inspect(told, replicas.pairs, watch, rows)
     finally:
         replicas.told = None
+
+
+class _Told(list[Crops]):
+    """The microbatches of a step; says of each that it is next. The step takes one after the other, once."""
+
+    def __init__(self, microbatches: Sequence[Crops], begin: Callable[[Crops], None]) -> None:
+        super().__init__(microbatches)
+        self._begin = begin
+
+    def __iter__(self) -> Iterator[Crops]:
+        for microbatch in super().__iter__():
+            self._begin(microbatch)
+            yield microbatch
 
 
 def _begin_microbatch(task: Pretraining, watch: Watch, rows: Rows, microbatch: Crops) -> None:

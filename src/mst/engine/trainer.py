@@ -176,12 +176,29 @@ class Trainer(Generic[Batch]):
         state, rows = self.state, {}
         if remarks.row is not None:
             counts = {"step": state.step, "bad_steps": state.bad_steps, "seconds": state.seconds}
-            rows["metrics"] = {"step": None, **remarks.row, **self.throughput.row(), **counts}
+            rows["metrics"] = {"step": None, **remarks.row, **self.throughput.row(), **self._spread(), **counts}
         if report.skipped:
             indices = self.world.collect(report.indices.tolist())
             numbers = {name: str(value) for name, value in report.scalars().items()}
             rows["bad_step"] = {"step": state.step, **numbers, "indices": [index for each in indices for index in each]}
         return rows
+
+    def _spread(self) -> dict[str, Any]:
+        """Return how processes differ: shares of their time since the last row, and the one that others wait for."""
+        if self.world.size == 1:
+            return {}
+        found = self.world.collect((*self.throughput.seconds(), self.world.waited))
+        self.world.waited = 0.0
+        if not self.world.first:  # it shows and resets its own below
+            self.throughput.reset()
+        batches, others = ([wait / max(whole, 1e-9) for wait, whole in pairs] for pairs in _pairs(found))
+        return {
+            "processes": self.world.size,
+            "data_wait_most": max(batches),
+            "wait_for_others_least": min(others),
+            "wait_for_others_most": max(others),
+            "slowest_rank": others.index(min(others)),
+        }
 
     def _write(self, report: StepReport, remarks: Remarks) -> None:
         """Bring to disk what follows from a step that is done.
@@ -258,3 +275,8 @@ class Trainer(Generic[Batch]):
                 self.record.close()
             except Exception as error:
                 logging.warn(f"the TensorBoard events could not be ended: {error}")
+
+
+def _pairs(found: list[tuple[float, float, float]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    """Return (waited for batches, all) and (waited for others, all) of each process, in seconds."""
+    return [(wait, whole) for wait, whole, _ in found], [(others, whole) for _, whole, others in found]

@@ -10,6 +10,7 @@ Source of the pitfalls that this avoids: docs/distributed.md.
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class World:
         local_rank: among those of its host, from 0.
         local_size: processes of its host.
         control: the group that agreements run on; None for a process alone.
+        waited: seconds that this process has spent in sums and agreements, which its slowest one spends least in.
         busy: whether the others may wait for this process inside a step: then it cannot tell them of an error.
     """
 
@@ -52,6 +54,7 @@ class World:
     local_rank: int = 0
     local_size: int = 1
     control: Any = field(default=None, repr=False)
+    waited: float = field(default=0.0, init=False)
     busy: bool = field(default=False, init=False)
     _said: BaseException | None = field(default=None, init=False, repr=False)
 
@@ -79,12 +82,14 @@ class World:
         """Replace each value by its sum over all processes, the same bits on each; one collective for each type."""
         if self.size == 1:
             return
+        started = time.perf_counter()
         for kind in dict.fromkeys(value.dtype for value in values):  # in one order in all processes
             own = [value for value in values if value.dtype == kind]
             flat = torch.cat([value.reshape(-1) for value in own])
             dist.all_reduce(flat)
             for value, total in zip(own, torch.split(flat, [value.numel() for value in own]), strict=True):
                 value.copy_(total.view_as(value))
+        self.waited += time.perf_counter() - started
 
     def agree(self, number: int = 0) -> int:
         """Return the largest number that any process gives; a point that all of them reach between steps.
@@ -163,7 +168,7 @@ class World:
         self.busy = False
 
     def _largest(self, number: int, failed: int) -> tuple[int, int]:
-        values = torch.tensor([number, failed])
+        values, started = torch.tensor([number, failed]), time.perf_counter()
         try:
             dist.all_reduce(values, op=dist.ReduceOp.MAX, group=self.control)
         except RuntimeError as error:
@@ -171,6 +176,7 @@ class World:
                 raise
             self.busy = True  # nobody is there to be told
             raise RunFailure("another process of this run is gone or does not answer") from error
+        self.waited += time.perf_counter() - started
         return int(values[0]), int(values[1])
 
     def _gathered(self, value: T) -> list[T]:

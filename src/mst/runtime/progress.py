@@ -37,6 +37,10 @@ class Throughput:
         seconds = max(self._wait + self._busy, 1e-9)
         return {"images_per_second": self._images / seconds, "data_wait": self._wait / seconds}
 
+    def seconds(self) -> tuple[float, float]:
+        """Return the seconds of waiting for batches, and all seconds."""
+        return self._wait, self._wait + self._busy
+
 
 class _TwoLines(Progress):
     """The bar with its times, and below it the numbers, so that both fit into 80 columns."""

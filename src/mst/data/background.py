@@ -14,6 +14,8 @@ Read = TypeVar("Read")
 
 CLOSING = 5.0
 """Seconds that `shutdown` waits for what is being read."""
+READERS = 2
+"""Threads that read where no option says how many."""
 PER_THREAD = 2
 """Items that are read ahead for each thread, at least."""
 
@@ -84,7 +86,7 @@ def read_ahead(
 
 
 def read_in_threads(
-    read: Callable[[Item], Read], items: Iterable[Item], workers: int, *, ahead: int = 0
+    read: Callable[[Item], Read], items: Iterable[Item], workers: int = READERS, *, ahead: int = 0
 ) -> Generator[Read, None, None]:
     """Do `read_ahead` with threads of its own, which end with it; at least `PER_THREAD` items for each of them."""
     executor = BackgroundThreads("mst-reader", workers)

@@ -1,15 +1,24 @@
-"""Bookkeeping of files that gave no image: each is written down once, and too many of them end the run."""
+"""Images that cannot be read: counted by a training that replaces them, or by an evaluation that leaves them out."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 
+from mst.data.background import READERS, read_in_threads
+from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.data.reader import Chunk
 from mst.data.sources.protocol import ImageSource
 from mst.errors import DataError
+from mst.runtime import logging
+
+Read = TypeVar("Read")
 
 ENOUGH_TO_JUDGE = 1000
 """Files read before the share of unreadable ones is compared with its limit (fewer when the run reads fewer)."""
@@ -83,6 +92,86 @@ class UnreadableFiles:
                 if path not in self._listed
             )
         self._listed.update(lines)
+
+
+@dataclass
+class LeftOut:
+    """Counts the images of an evaluation or a prediction that cannot be used; the result is of the others.
+
+    Attributes:
+        total: images of the set.
+        share: largest share of it that may be left out; all of them never may.
+        lines: one for each image that was.
+    """
+
+    total: int
+    share: float = 1.0
+    lines: list[str] = field(default_factory=list)
+
+    def add(self, problem: DataError) -> None:
+        """Count one.
+
+        Raises:
+            DataError: they are too many.
+        """
+        origin = " by the backbone" if isinstance(problem, OtherChannels) else ""
+        self.lines.append(f"{problem}{origin}")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse too many of them.
+
+        Raises:
+            DataError: they are more than the share, or all.
+        """
+        left_out = len(self.lines)
+        if left_out and left_out == self.total:
+            raise DataError(f"none of {self.total} images can be read, the first: {self.lines[0]}")
+        if left_out > self.share * self.total:
+            raise DataError(
+                f"{left_out} of {self.total} images cannot be read, at most {self.share:.0%} may be left out; "
+                f"the last: {self.lines[-1]}"
+            )
+
+
+def tell_left_out(lines: Sequence[str], total: int, title: str = "") -> None:
+    """Say on stderr how many images were left out, if any were."""
+    if lines:
+        logging.warn(f"{title}{': ' * bool(title)}{len(lines)} of {total} images left out, the first: {lines[0]}")
+
+
+def each_readable(
+    read: Callable[[int], Read],
+    positions: Iterable[int],
+    note: Callable[[DataError], None],
+    *,
+    workers: int = READERS,
+    ahead: int = 0,
+    catch: type[DataError] = UnreadableImage,
+) -> Generator[tuple[int, Read | None], None, None]:
+    """Yield (position, `read(position)`) in order, read ahead by threads; None where it cannot be read.
+
+    Args:
+        read: raises what this function raises.
+        positions: of what is read.
+        note: called with the error of each that cannot be read, before it comes; may raise.
+        workers, ahead: see `mst.data.background.read_in_threads`.
+        catch: errors that mean that one cannot be read.
+    """
+
+    def tried(position: int) -> tuple[int, Read | DataError]:
+        try:
+            return position, read(position)
+        except catch as problem:
+            return position, problem
+
+    with closing(read_in_threads(tried, positions, workers, ahead=ahead)) as found:
+        for position, item in found:
+            if isinstance(item, DataError):
+                note(item)
+                yield position, None
+            else:
+                yield position, item
 
 
 def _one_line(path: bytes) -> bytes:

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from mst.data.background import read_in_threads
 from mst.errors import DataError
 from mst.evaluate.coco.image import check_size, header_of
 from mst.evaluate.coco.places import Places, find_image, image_folder
@@ -59,8 +59,7 @@ def read_images(file: Path, records: Sequence[Any], places: Places, frame: Frame
     texts = [record.get("file_name") for record in records if isinstance(record, dict)]
     folder = image_folder(file, [text for text in texts if isinstance(text, str)], places)
     paths, left_out = _paths(folder, records, tally)
-    with ThreadPoolExecutor(READERS) as pool:
-        headers = dict(zip(paths, pool.map(header_of, paths.values()), strict=True))
+    headers = dict(zip(paths, read_in_threads(header_of, paths.values(), READERS), strict=True))
     sizes = {number: size for record in records for number, size in _stated_size(record)}
     usable, frames = _upright(paths, headers, sizes, frame, tally)
     left_out |= paths.keys() - usable.keys()

@@ -9,7 +9,6 @@ import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeVar
 
@@ -17,16 +16,14 @@ import torch
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor, nn
 
-from mst.data.background import read_in_threads
-from mst.data.decoding import OtherChannels, UnreadableImage
 from mst.data.sampler import WHOLE, Share
-from mst.errors import DataError
+from mst.data.unreadable import LeftOut, each_readable, tell_left_out
 from mst.evaluate.common.finite import check_finite
 from mst.parallel.shares import own_share
 from mst.parallel.world import World
 from mst.runtime.device import Precision, select_precision, to_device
 from mst.runtime.limits import check_numbers
-from mst.runtime.logging import console, warn
+from mst.runtime.logging import console
 
 if TYPE_CHECKING:
     from mst.model.backbone import Backbone
@@ -195,36 +192,22 @@ def read_batches(
     Raises:
         DataError: more than `max_unreadable_share` of the set cannot be read.
     """
-    allowed, failed = settings.max_unreadable_share * len(images), 0
-    read, size = partial(_load, images, transform), settings.forward_batch
+    left_out, size = LeftOut(len(images), settings.max_unreadable_share), settings.forward_batch
     starts = range(0, len(images), size)[share.rank :: share.size]
     places = [place for start in starts for place in range(start, min(start + size, len(images)))]
-    with closing(read_in_threads(read, places, settings.workers, ahead=BATCHES_AHEAD * size)) as found:
-        for start in starts:
-            loaded = list(islice(found, min(size, len(images) - start)))
-            pixels = {i: item for i, item in enumerate(loaded, start) if isinstance(item, Tensor)}
-            bad = [item for item in loaded if isinstance(item, UnreadableImage)]
-            failed += len(bad)
-            if failed > allowed or failed == len(images):
-                origin = " by the backbone" if isinstance(bad[-1], OtherChannels) else ""
-                raise too_many(failed, images, settings, f"{bad[-1]}{origin}")
-            tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
-            yield ImageBatch(list(pixels), tensors, list(map(str, bad)))
-
-
-def too_many(failed: int, images: Readable, settings: FeatureSettings, last: str) -> DataError:
-    """Return an error about images that cannot be read."""
-    return DataError(
-        f"{failed} of {len(images)} images cannot be read, at most {settings.max_unreadable_share:.0%} "
-        f"may be left out; the last: {last}"
+    each = each_readable(
+        lambda index: transform(images.read(index)),
+        places,
+        left_out.add,
+        workers=settings.workers,
+        ahead=BATCHES_AHEAD * size,
     )
-
-
-def _load(images: Readable, transform: Callable[[Tensor], Tensor], index: int) -> Tensor | UnreadableImage:
-    try:
-        return transform(images.read(index))
-    except UnreadableImage as problem:
-        return problem
+    with closing(each):
+        for start in starts:
+            known = len(left_out.lines)
+            pixels = {i: item for i, item in islice(each, min(size, len(images) - start)) if item is not None}
+            tensors = torch.stack(list(pixels.values())) if pixels else torch.empty(0)
+            yield ImageBatch(list(pixels), tensors, left_out.lines[known:])
 
 
 @contextmanager
@@ -286,10 +269,9 @@ def extract_features(
             kept += batch.indices
             unreadable += batch.unreadable
             advance(len(batch.indices) + len(batch.unreadable))
-    if len(unreadable) > settings.max_unreadable_share * len(images) or not kept:  # over all processes
-        raise too_many(len(unreadable), images, settings, unreadable[-1])
-    if unreadable and tell:
-        warn(f"{title}: {len(unreadable)} of {len(images)} images left out, the first: {unreadable[0]}")
+    LeftOut(len(images), settings.max_unreadable_share, unreadable).check()  # over all processes
+    if tell:
+        tell_left_out(unreadable, len(images), title)
     names = tuple(images.name(index) for index in kept)
     return Features(rows[: len(kept)], images.labels[kept], names, tuple(kept), tuple(unreadable))
 

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
+from mst.data.background import read_in_threads
 from mst.evaluate.common.boxes import Box
 from mst.runtime.images import Header, image_header
 from mst.runtime.logging import warn
@@ -60,9 +60,8 @@ def mask_frames(
     """
     pairs = list(dict.fromkeys(pairs))
     images = list(dict.fromkeys(image for image, _ in pairs))
-    with ThreadPoolExecutor(THREADS) as pool:
-        found = zip(images, pool.map(_turned_header, images), strict=True)
-        headers = {image: header for image, header in found if header is not None}
+    found = zip(images, read_in_threads(_turned_header, images, THREADS), strict=True)
+    headers = {image: header for image, header in found if header is not None}
     told: dict[tuple[Path, Path], Frame | Literal["either"] | None] = {}
     for image, mask in pairs:
         if image not in headers:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
+from mst.data.background import read_in_threads
 from mst.data.decoding import UnreadableImage
 from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
@@ -285,12 +287,16 @@ def detect(
     """
     device = device_of(detector)
     found: list[Detection] = []
-    with frozen(detector), progress_bar("detecting", len(coco), shown=progress) as advance:
-        for image in coco.images:
-            try:
-                pixels = image.read(channels=channels)
-            except UnreadableImage as problem:
-                raise DataError(f"a validation image cannot be read: {problem}") from problem
+
+    def read(image: CocoImage) -> Tensor:
+        try:
+            return image.read(channels=channels)
+        except UnreadableImage as problem:
+            raise DataError(f"a validation image cannot be read: {problem}") from problem
+
+    pictures = read_in_threads(read, coco.images)
+    with frozen(detector), closing(pictures), progress_bar("detecting", len(coco), shown=progress) as advance:
+        for image, pixels in zip(coco.images, pictures, strict=True):
             detections = find_objects(detector, image, pixels.to(device).float() / 255)
             if watch is not None:
                 watch(image, pixels, detections)

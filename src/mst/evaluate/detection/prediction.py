@@ -9,10 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from torchvision.models.detection import MaskRCNN
 
-from mst.data.decoding import UnreadableImage, read_image
+from mst.data.decoding import read_image
 from mst.data.sources import ImageSource
+from mst.data.unreadable import LeftOut, each_readable
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
 from mst.evaluate.coco.masks import mask_of, read_segmentation
@@ -66,24 +68,28 @@ def predict_objects(
     device = device_of(detector)
     images: list[CocoImage] = []
     detections: list[Detection] = []
-    unreadable: list[str] = []
+    left_out = LeftOut(len(source))
+
+    def read(position: int) -> tuple[Tensor, CocoImage]:
+        pixels = read_image(source, position, channels=description.spec.channels, scale=scale)
+        image = CocoImage(position + 1, source, position, (pixels.shape[-2], pixels.shape[-1]), ())
+        check_proportions(image, description.shape)
+        return pixels, image
+
+    each = each_readable(read, range(len(source)), left_out.add, catch=DataError)
     with frozen(detector), progress_bar("detecting", len(source), shown=progress) as advance:
-        for position in range(len(source)):
+        for _, item in each:
             advance(1)
-            try:
-                pixels = read_image(source, position, channels=description.spec.channels, scale=scale)
-                image = CocoImage(position + 1, source, position, (pixels.shape[-2], pixels.shape[-1]), ())
-                check_proportions(image, description.shape)
-            except (UnreadableImage, DataError) as problem:
-                unreadable.append(str(problem))
+            if item is None:
                 continue
+            pixels, image = item
             found = find_objects(detector, image, pixels.to(device).float() / 255)
-            found = [item for item in found if item.score >= min_score]
+            found = [one for one in found if one.score >= min_score]
             if watch is not None:
                 watch(image, pixels, found)
             images.append(image)
             detections += found
-    return Prediction(tuple(images), tuple(detections), tuple(unreadable))
+    return Prediction(tuple(images), tuple(detections), tuple(left_out.lines))
 
 
 def prediction_json(prediction: Prediction, description: DetectorDescription, root: Path) -> dict[str, Any]:

@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from mst.data.decoding import UnreadableImage, read_image
+from mst.data.decoding import read_image
 from mst.data.sources import ImageSource, even_positions
 from mst.data.sources.arrays import MemoryImages
 from mst.data.synthetic.scenes import SceneSet
+from mst.data.unreadable import LeftOut, each_readable, tell_left_out
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError, UsageError
 from mst.evaluate.coco.image import check_size
@@ -266,15 +267,12 @@ def _score_all(
     """Return the score of every image, the Jaccard of choosing the whole image, and the unreadable images."""
     scores: list[ImageScore] = []
     everything: list[float] = []
-    unreadable: list[str] = []
+    left_out = LeftOut(len(objects), settings.max_unreadable_share)
+    each = each_readable(objects.read, range(len(objects)), left_out.add, workers=settings.workers)
     with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
-        for index in range(len(objects)):
-            name = objects.name(index)
-            try:
-                item = objects.read(index)
-            except UnreadableImage as problem:
-                unreadable.append(str(problem))
-            else:
+        for index, item in each:
+            if item is not None:
+                name = objects.name(index)
                 transform = ImageTransform(protocol.size or fitting_size(item.image, backbone.patch_size), mean, std)
                 importance = importance_map(backbone, squash(item.image, transform), settings.precision)
                 check_finite(importance[None], backbone, [name], "attention weights")
@@ -285,18 +283,8 @@ def _score_all(
                 if watch is not None:
                     watch(item, importance, chosen, score)
             advance(1)
-    _check_unreadable(unreadable, len(objects), settings.max_unreadable_share)
-    return scores, everything, unreadable
-
-
-def _check_unreadable(unreadable: Sequence[str], count: int, share: float) -> None:
-    if len(unreadable) > share * count or len(unreadable) == count:
-        raise DataError(
-            f"{len(unreadable)} of {count} images cannot be read, at most {share:.0%} may be left out; "
-            f"the last: {unreadable[-1]}"
-        )
-    if unreadable:
-        warn(f"objectness: {len(unreadable)} of {count} images left out, the first: {unreadable[0]}")
+    tell_left_out(left_out.lines, len(objects), "objectness")
+    return scores, everything, left_out.lines
 
 
 def _metrics(scores: Sequence[ImageScore], everything: Sequence[float], corloc_iou: float) -> dict[str, float]:

@@ -17,6 +17,7 @@ from mst.data.background import read_in_threads
 from mst.data.decoding import UnreadableImage
 from mst.data.labelled import LOOKED_AT, same_content
 from mst.data.sources import even_positions
+from mst.data.unreadable import each_readable
 from mst.errors import DataError
 from mst.evaluate.common.features import FeatureSettings, progress_bar
 from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, check_found
@@ -61,21 +62,20 @@ def usable_pairs(
     kept: list[int] = []
     bad: list[str] = []
 
-    def read(index: int) -> Tensor | DataError:
-        try:
-            values: Tensor = torch.unique(data.checked(pairs, index)[1])
-            return values
-        except DataError as problem:
-            return problem
+    def read(index: int) -> Tensor:
+        values: Tensor = torch.unique(data.checked(pairs, index)[1])
+        return values
 
+    def note(problem: DataError) -> None:
+        bad.append(str(problem))
+
+    each = each_readable(read, range(len(pairs)), note, workers=settings.workers, catch=DataError)
     with progress_bar(f"checking {title} masks", len(pairs), shown=settings.progress) as advance:
-        for index, values in enumerate(read_in_threads(read, range(len(pairs)), settings.workers)):
+        for index, values in each:
             advance(1)
-            if isinstance(values, DataError):
-                bad.append(str(values))
-                continue
-            kept.append(index)
-            found |= set(values.tolist())
+            if values is not None:
+                kept.append(index)
+                found |= set(values.tolist())
     left_out = judged(pairs, bad, settings, title)
     check_found(data, found, title)
     return (pairs.only(kept) if bad else pairs), left_out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from mst.data.unreadable import tell_left_out
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.detection.file import DetectorDescription, load_detector
 from mst.evaluate.detection.pictures import DRAWN_SCORE, detection_writer
@@ -12,7 +13,7 @@ from mst.evaluate.detection.prediction import MIN_SCORE, Prediction, predict_obj
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device, select_precision
 from mst.runtime.storage.outputs import Outputs
-from mst.workflows.prediction.inputs import PredictionInput, tell_left_out
+from mst.workflows.prediction.inputs import PredictionInput
 
 FILE = "predictions.json"
 

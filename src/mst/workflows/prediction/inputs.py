@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mst.data.sources import ImageSource, open_images
 from mst.data.value_range import Scale, check_range
-from mst.errors import DataError
 from mst.paths import PathText, user_path
 from mst.runtime.device import Precision
 from mst.runtime.limits import check_numbers
-from mst.runtime.logging import warn
 from mst.workflows.subject import prediction_scale
 
 
@@ -68,15 +65,3 @@ class PredictionInput:
     def pictures(self, images: ImageSource) -> int:
         """Return how many pictures to write."""
         return len(images) if self.picture_limit is None else self.picture_limit
-
-
-def tell_left_out(unreadable: Sequence[str], total: int) -> None:
-    """Say how many of all images could not be read; each is "path: reason".
-
-    Raises:
-        DataError: none could.
-    """
-    if unreadable and len(unreadable) == total:
-        raise DataError(f"none of {total} images can be read, the first: {unreadable[0]}")
-    if unreadable:
-        warn(f"{len(unreadable)} of {total} images left out, the first: {unreadable[0]}")

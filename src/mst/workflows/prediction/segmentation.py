@@ -8,12 +8,10 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from mst.data.background import read_in_threads
-from mst.data.decoding import UnreadableImage, read_image
+from mst.data.decoding import read_image
 from mst.data.sources import ImageSource
-from mst.data.value_range import Scale
+from mst.data.unreadable import LeftOut, each_readable, tell_left_out
 from mst.evaluate.common.features import progress_bar
 from mst.evaluate.detection.pictures import png
 from mst.evaluate.segmentation.file import load_segmenter
@@ -22,12 +20,10 @@ from mst.evaluate.segmentation.pictures import index_picture, sheet
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device
 from mst.runtime.storage.outputs import Outputs
-from mst.workflows.prediction.inputs import PredictionInput, tell_left_out
+from mst.workflows.prediction.inputs import PredictionInput
 
 MASKS, PICTURES = "masks", "pictures"
 """Folders in `--out`."""
-READERS = 2
-"""Threads that read images."""
 
 
 @dataclass(frozen=True)
@@ -91,32 +87,24 @@ def segment(given: PredictionInput) -> SegmentedImages:
     names, drawn = target_names(source, user_path(given.data)), given.pictures(source)
     outputs.check(Path(part, name) for name in names for part in ([MASKS, PICTURES] if drawn else [MASKS]))
     written: list[Path] = []
-    unreadable: list[str] = []
-    pixels = Counter[int]()
-
-    read = partial(_read, channels, source, given.scale(source, channels, saved.value_ranges))
+    left_out, pixels = LeftOut(len(source)), Counter[int]()
+    scale = given.scale(source, channels, saved.value_ranges)
+    read = partial(read_image, source, channels=channels, scale=scale)
     with torch.inference_mode(), progress_bar("segmenting", len(source), shown=given.progress) as advance:
-        for name, image in zip(names, read_in_threads(read, range(len(source)), READERS), strict=True):
+        for index, image in each_readable(read, range(len(source)), left_out.add):
             advance(1)
-            if isinstance(image, UnreadableImage):
-                unreadable.append(str(image))
+            if image is None:
                 continue
+            name = names[index]
             mask = predict_mask(saved.segmenter, image, saved.view, given.precision, str(name))  # [H,W]
             outputs.write(Path(MASKS, name), png(index_picture(mask, len(classes))), flush=False)
             if len(written) < drawn:
                 outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)
             written.append(outputs.folder / MASKS / name)
             pixels.update(dict(enumerate(torch.bincount(mask.flatten(), minlength=len(classes)).tolist())))
-    tell_left_out(unreadable, len(source))
+    tell_left_out(left_out.lines, len(source))
     shares = {name: 100 * pixels[index] / pixels.total() for index, name in enumerate(classes)}
-    return SegmentedImages(tuple(written), shares, tuple(unreadable))
-
-
-def _read(channels: int, source: ImageSource, scale: Scale, position: int) -> Tensor | UnreadableImage:
-    try:
-        return read_image(source, position, channels=channels, scale=scale)
-    except UnreadableImage as problem:
-        return problem
+    return SegmentedImages(tuple(written), shares, tuple(left_out.lines))
 
 
 def target_names(source: ImageSource, data: Path) -> list[Path]:

@@ -42,6 +42,11 @@ class MicrobatchSize:
     network: str
     section: str = "--"
 
+    @property
+    def processes(self) -> int:
+        """How many share a step's images."""
+        return max(1, round(self.batch_size / (self.images * self.microbatches)))
+
 
 @dataclass(frozen=True)
 class Fit:
@@ -124,10 +129,11 @@ def statement(found: Fit, asked: MicrobatchSize) -> str:
         return f"{beginning}, and not even one image does: use {asked.smaller} or {asked.network}"
     if found.images >= images:
         return f"{beginning}: raise {section}accumulate, or use {asked.smaller}"
-    parts = next(n for n in range(asked.microbatches, batch + 1) if batch % n == 0 and batch // n <= found.images)
+    fitting = found.images * asked.processes
+    parts = next(n for n in range(asked.microbatches, batch + 1) if batch % n == 0 and batch // n <= fitting)
     return (
         f"{beginning}; at most {found.images} do: {section}accumulate {parts} keeps the batch of {batch}, or use "
-        f"{section}batch-size {found.images * asked.microbatches}, {asked.smaller} or {asked.network}"
+        f"{section}batch-size {fitting * asked.microbatches}, {asked.smaller} or {asked.network}"
     )
 
 

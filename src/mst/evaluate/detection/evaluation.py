@@ -31,6 +31,7 @@ from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.evaluate.common.pyramid import Pyramid
 from mst.evaluate.detection.detector import DetectorShape, build_detector, check_proportions, find_objects
 from mst.evaluate.detection.file import DetectorDescription, save_detector
+from mst.evaluate.detection.memory import check_fits
 from mst.evaluate.detection.metrics import Detection, coco_metrics
 from mst.evaluate.detection.training import (
     TrainingSettings,
@@ -132,8 +133,10 @@ def evaluate_detection(
     )
     if begun is not None:
         prepared = prepared._replace(context=replace(prepared.context, begun=begun))
-    detector, trained = prepared.training.model, fit(*prepared)
+    detector = prepared.training.model
     assert isinstance(detector, MaskRCNN)
+    check_fits(detector, images, protocol.training)
+    trained = fit(*prepared)
     if save_to is not None:
         save_detector(save_to, detector, _description(backbone, data, protocol, mean, std))
     found = detect(detector, data.val, channels=backbone.spec.channels, progress=settings.progress, watch=watch)

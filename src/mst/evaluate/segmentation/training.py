@@ -249,7 +249,7 @@ def check_fits(segmenter: Segmenter, task: Task, dtype: torch.dtype) -> None:
     """
     loop, device = task.loop, device_of(segmenter)
     asked = MicrobatchSize(
-        -(-loop.batch_size // loop.accumulate),
+        -(-loop.batch_size // (loop.accumulate * own_share().size)),
         loop.batch_size,
         loop.accumulate,
         device,

@@ -14,6 +14,7 @@ from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.finetune.classifier import Classifier
 from mst.model.bounds import most_of_scores, most_of_tokens
+from mst.parallel.shares import own_share
 from mst.runtime.device import select_device, select_precision
 from mst.views.normalise import normalise
 from mst.workflows.finetuning.batches import mixed_loss
@@ -33,9 +34,9 @@ def check_fits(config: FinetuneConfig, network: Network, model: Classifier) -> N
 
 def microbatch_of(config: FinetuneConfig) -> MicrobatchSize:
     """Return what a microbatch is."""
-    protocol = config.protocol
+    protocol, parts = config.protocol, config.protocol.accumulate * own_share().size
     return MicrobatchSize(
-        min(protocol.batch_size, -(-protocol.images // protocol.accumulate) * protocol.repeats),
+        min(protocol.batch_size, -(-protocol.images // parts) * protocol.repeats),
         protocol.batch_size,
         protocol.accumulate,
         select_device(config.device, flag="--device"),

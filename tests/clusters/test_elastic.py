@@ -37,7 +37,10 @@ def whole(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_rank_that_is_killed_comes_back(recipe: Path, whole: Path, tmp_path: Path) -> None:
     run, log, mark = tmp_path / "run", tmp_path / "log", str(tmp_path)
     words = (*TWO, *pretrain(recipe, run), "--runtime.workers", "2")  # which may not outlive the rank
+    began = time.monotonic()
     with torchrun(*words, log=log, mark=mark) as agent:
+        wait_for_step(run, 1, agent, log)
+        first = time.monotonic() - began  # on a machine that others use as well, starting takes most of the time
         for rank, step in ((1, STEPS // 3), (0, 2 * STEPS // 3)):
             wait_for_step(run, step, agent, log)
             victim = rank_of(mark, rank)
@@ -46,8 +49,8 @@ def test_a_rank_that_is_killed_comes_back(recipe: Path, whole: Path, tmp_path: P
             at = steps_done(run)
             wait_for_step(run, at + 1, agent, log)
             seconds = time.monotonic() - killed
-            print(f"rank {rank} killed at step {at}: the next step after {seconds:.1f} s")
-            assert seconds < BACK_WITHIN
+            print(f"rank {rank} killed at step {at}: the next after {seconds:.1f} s, the first of all {first:.1f} s")
+            assert seconds < max(BACK_WITHIN, 1.5 * first)
         assert agent.wait(300) == 0, log.read_text()
         assert processes(mark) == {}
     assert outcome(run) == outcome(whole)

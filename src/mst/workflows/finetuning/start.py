@@ -190,8 +190,8 @@ class Network:
         return build_backbone(self.spec, drop_path=config.protocol.drop_path, seed=config.seed)
 
 
-def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
-    """Return the labelled images, or the part of them that was asked for.
+def labelled_folder(config: FinetuneConfig, network: Network, *, tell: bool = True) -> LabelledFolder:
+    """Return the labelled images, or the part of them that was asked for; `tell` = say what is odd about them.
 
     Raises:
         UsageError: no folder of train/<class>/ and val/<class>/, or nothing to tell apart.
@@ -220,7 +220,8 @@ def labelled_folder(config: FinetuneConfig, network: Network) -> LabelledFolder:
         named=f"the validation images of {folder.root}",
         advice=", or raise --max-unreadable-share",
     )
-    folder.tell()
+    if tell:
+        folder.tell()
     return folder
 
 

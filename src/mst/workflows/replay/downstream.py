@@ -7,6 +7,7 @@ import shlex
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mst.checkpoint.store import CheckpointStore
 from mst.engine.supervised import PreparedTraining
 from mst.engine.supervised_replay import replay_step
 from mst.errors import UsageError
@@ -42,7 +43,7 @@ def replay_downstream(run: RunDir, step: int, *, accept_changed_data: bool) -> d
         UsageError: no such step, something changed since, or a network or images in memory.
     """
     noted = _noted(run)
-    prepared = _fine_tuning(run) if noted.get("task", TASK) == TASK else _evaluation(run, noted)
+    prepared = _fine_tuning(run, step) if noted.get("task", TASK) == TASK else _evaluation(run, noted)
     accept = None if accept_changed_data else f"mst replay {shlex.quote(str(run.root))} {step} --accept-changed-data"
     done = replay_step(prepared, step, identity=noted.get("identity"), accept=accept)
     return found_in(
@@ -67,10 +68,13 @@ def _noted(run: RunDir) -> Mapping[str, Any]:
     return noted
 
 
-def _fine_tuning(run: RunDir) -> Built:
+def _fine_tuning(run: RunDir, step: int) -> Built:
+    """Build a fine-tuning; its first weights are looked for only where no checkpoint before the step replaces them."""
     config, network = stored_config(run, str(run.root)), stored_network(run, str(run.root))
-    folder = labelled_folder(config, network)
-    model = Classifier(started_backbone(config, network), len(folder.classes), seed=config.seed)
+    folder = labelled_folder(config, network, tell=False)
+    replaced = any(saved < step for saved in CheckpointStore(run.checkpoints, keep=1).steps())
+    backbone = network.build(config) if replaced else started_backbone(config, network)
+    model = Classifier(backbone, len(folder.classes), seed=config.seed)
     model.to(select_device(config.device, flag="--device"))
     return prepared_finetuning(Work(config, network, folder, run), model, identity_of(folder))
 

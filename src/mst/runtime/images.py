@@ -26,19 +26,19 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
 MAX_PIXELS = 178_956_970
-"""Larger claims are refused before any memory is taken (the size at which Pillow, too, sees a decompression bomb)."""
+"""An image that claims more pixels is refused before memory is taken. Pillow, too, calls it a decompression bomb."""
 
 MAX_BYTES = 1 << 31
-"""Larger files are refused before any memory is taken: more than 16 bits of four bands of `MAX_PIXELS`."""
+"""Larger files are refused before memory is taken; four bands of 16 bits of `MAX_PIXELS` are smaller."""
 
 FREE_BYTES = 1 << 28
-"""Memory that any file may ask for; beyond that it must be worth `MOST_PER_BYTE`."""
+"""Memory that every file may take; for more, `MOST_PER_BYTE` is the limit."""
 
 MOST_PER_BYTE = 1 << 13
-"""Bytes of memory for one byte of a file: deflate reaches 1,032 times its input, and a byte of it 4 bytes in memory."""
+"""Most bytes of memory for a byte of a file: deflate expands up to 1,032 times, and a byte of that takes up to 4."""
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
-"""What may be recognised, by content; never PostScript, which Pillow hands to another program."""
+"""Formats that are read, recognised by content. PostScript is not among them: Pillow runs another program for it."""
 
 _MODULES = {"WEBP": "WebP", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "PNG": "Png", "PPM": "Ppm"}
 _TURNS = MappingProxyType(
@@ -52,7 +52,7 @@ _TURNS = MappingProxyType(
         8: Image.Transpose.ROTATE_90,
     }
 )
-"""What turns an image upright, by its EXIF orientation (Exif 2.32, tag 0x0112)."""
+"""EXIF orientation (Exif 2.32, tag 0x0112) -> the operation that turns the image upright."""
 
 PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 _PIXEL_CHUNKS = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf"})
@@ -63,11 +63,11 @@ _PIECE = 1 << 20
 
 
 class Header(NamedTuple):
-    """What a file says of its image before any pixel is decoded.
+    """What a file states about its image, known before any pixel is decoded.
 
     Attributes:
-        stored: (H, W) as the pixels lie in the file.
-        upright: (H, W) as `upright` and the decoder give it.
+        stored: (H, W) of the pixels in the file.
+        upright: (H, W) of the image that `upright` and the decoder return.
         orientation: of EXIF or XMP, 1 to 8; 1 = as stored.
         mode: Pillow's name for its channels.
         form: one of `FORMATS`.
@@ -81,9 +81,9 @@ class Header(NamedTuple):
 
 
 class _QuietPillow:
-    """Keeps Pillow from warning about damaged metadata while any thread decodes.
+    """Silences Pillow's warnings about damaged metadata while any thread decodes.
 
-    One narrow filter is put in and taken out again; `warnings.catch_warnings` would swap the state of all threads.
+    One narrow filter is added and removed; `warnings.catch_warnings` would replace the filters of all threads.
     """
 
     def __init__(self) -> None:
@@ -134,9 +134,9 @@ def read_regular(path: str | bytes | Path) -> bytearray:
 def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ...] = FORMATS) -> Image.Image:
     """Open an image: its header is read and checked, no pixel is decoded yet.
 
-    A name is taken for nothing, the content counts. Trouble in what is no pixel (a large or damaged profile or text,
-    a wrong checksum of an ancillary chunk) costs nothing. What decoding may take is bounded here: `MAX_PIXELS`, and
-    above `FREE_BYTES` no more than `MOST_PER_BYTE` bytes for each byte of the file.
+    The format is that of the content, whatever the name says. Damage outside the pixels (a large or damaged profile or
+    text, a wrong checksum of an ancillary chunk) does not matter. The memory of decoding is limited here: to
+    `MAX_PIXELS`, and above `FREE_BYTES` to `MOST_PER_BYTE` bytes for each byte of the file.
 
     Args:
         source: a path, or the content of a file.
@@ -168,7 +168,7 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
 
 
 def image_header(path: str | Path | bytearray) -> Header:
-    """Return what a file says of its size and orientation.
+    """Return the size and orientation that a file states.
 
     Raises:
         OSError, ValueError: as `open_image`.
@@ -205,7 +205,7 @@ def orientation(image: Image.Image) -> int:
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Return the image, decoded, the way up that its orientation says."""
+    """Return the decoded image, turned by its orientation."""
     with quiet_pillow:
         image.load()  # PNGs may have their EXIF after the pixels, TIFFs are turned here
         method = _TURNS.get(orientation(image))
@@ -213,7 +213,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Return stored pixels [H, W] or [H, W, C] the way up that an orientation of 1 to 8 says."""
+    """Return stored pixels [H, W] or [H, W, C] turned by an orientation from 1 to 8."""
     if 5 <= orientation <= 8:
         values = values.swapaxes(0, 1)
     if orientation in {3, 4, 7, 8}:
@@ -225,7 +225,7 @@ def turned(values: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
 
 @cache
 def _available() -> frozenset[str]:
-    """Return those of `FORMATS` that the installed Pillow knows, made silent: what it says, its exceptions say."""
+    """Return those of `FORMATS` that the installed Pillow reads; silence its log, as its exceptions say the same."""
     for form in FORMATS:
         try:
             importlib.import_module(f"PIL.{_MODULES.get(form, form.title())}ImagePlugin")
@@ -251,7 +251,7 @@ def _check_claim(size: tuple[int, int] | None, file_bytes: int, bytes_per_pixel:
 
 
 def check_memory(needed: int, file_bytes: int) -> None:
-    """Refuse a file that needs far more memory than its bytes are worth.
+    """Refuse a file that would take far more memory than its size can justify.
 
     Raises:
         ValueError: more than `FREE_BYTES` and more than `MOST_PER_BYTE` for each byte.
@@ -276,14 +276,14 @@ def _webp_size(data: bytes | bytearray) -> tuple[int, int] | None:
 
 
 def without_remarks(data: bytes | bytearray, *, turning: bool = True) -> bytes | bytearray:
-    """Return a PNG without what says nothing about its pixels or its orientation, and without damaged extras.
+    """Return a PNG with only those chunks that matter for its pixels and its orientation.
 
-    An ancillary chunk of a wrong checksum is dropped, as libpng does; critical chunks stay as they are, for the decoder
-    to judge. The default image of an animation is its first frame.
+    Ancillary chunks with a wrong checksum are dropped, as libpng does. Critical chunks stay as they are; the decoder
+    judges them. Of an animation the default image stays, which is its first frame.
 
     Args:
         data: the file.
-        turning: keep EXIF, too.
+        turning: whether to keep EXIF.
     """
     kept = [
         (start, end)
@@ -323,11 +323,11 @@ def _chunks(data: bytes | bytearray) -> Iterator[tuple[int, int, bool]]:
 
 
 def is_whole_png(data: bytes | bytearray, row_bytes: int, rows: int) -> bool:
-    """Return whether a PNG has nothing but pixels, is not interlaced, and every byte of it is as it must be.
+    """Return whether a PNG is undamaged, not interlaced, and holds nothing but pixels.
 
-    Checked are the order and checksums of its chunks, and that the pixels inflate to so many rows, each after a filter
-    that exists (ISO/IEC 15948, sections 5.6, 9.2 and 10.1); little memory is taken. A decoder that fails badly at
-    damaged files can then be given this one.
+    Checked are the order and checksums of its chunks, and that the pixels inflate to the right number of rows, each
+    with a filter that exists (ISO/IEC 15948, sections 5.6, 9.2 and 10.1). It takes little memory. Such a file can be
+    given to a decoder that fails badly on damaged ones.
     """
     view, kinds = memoryview(data), []
     inflate, found = zlib.decompressobj(), 0

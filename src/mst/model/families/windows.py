@@ -140,10 +140,19 @@ def attend_in_windows(attention: Any, x: Tensor, windows: Windows, importance: b
     if importance:
         received = windows.join(_received(q.detach(), k.detach(), bias.detach(), windows).unsqueeze(-1)).squeeze(-1)
         received = received / received.shape[1]
-    weights = attention.attn_drop((q @ k.transpose(-2, -1) + bias).softmax(dim=-1))  # [B*n, A, M, M], M is small
-    out = weights.type_as(v) @ v  # [B*n, A, M, d]
+    if _fused(x):
+        dropout = attention.attn_drop.p if attention.training else 0.0
+        out = F.scaled_dot_product_attention(q, k, v, bias.type_as(q), dropout_p=dropout, scale=1.0)  # [B*n, A, M, d]
+    else:
+        weights = attention.attn_drop((q @ k.transpose(-2, -1) + bias).softmax(dim=-1))  # [B*n, A, M, M], M is small
+        out = weights.type_as(v) @ v  # [B*n, A, M, d]
     out = windows.join(out.transpose(1, 2).flatten(2)).view(*x.shape[:3], -1)  # [B, h', w', D]
     return attention.proj_drop(attention.proj(out)), received
+
+
+def _fused(x: Tensor) -> bool:
+    """Whether torch's fused kernels work on x: they keep no matrix of M x M for each window, and are slow on a CPU."""
+    return x.device.type != "cpu"
 
 
 def _received(q: Tensor, k: Tensor, bias: Tensor, windows: Windows) -> Tensor:

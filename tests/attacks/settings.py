@@ -63,7 +63,7 @@ def attack(folder: Path) -> Case:
         options = [word for name, value in FAST.items() if name != key for word in (flag(name), value)]
         options += [flag(key), *words]
         planned = _said(["plan", "debug", *options, "--no-probe", "--json"])
-        starts_others = key == "runtime.processes"
+        starts_others = key in {"runtime.processes", "runtime.workers"}
         trained = planned if starts_others else _said(["pretrain", "debug", *options, "--out", "run"])
         shutil.rmtree("run", ignore_errors=True)
         return f"plan {planned}, training {trained}"

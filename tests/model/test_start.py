@@ -138,6 +138,7 @@ def test_other_networks_are_refused(change: dict[str, Any], said: str, tmp_path:
         ("timm:test_vit4", "timm has no trained weights"),
         ("junk.pth", r"cannot read weights from .*junk\.pth: it is damaged, or nothing that torch.save wrote"),
         ("empty.pth", r"cannot read weights from .*empty\.pth: it is damaged, or nothing that torch.save wrote"),
+        ("cut.pth", r"cannot read weights from .*cut\.pth: it is damaged, or no file of torch\.save"),
         ("junk.safetensors", r"cannot read weights from .*junk\.safetensors: it is damaged"),
         ("code.pth", "holds no tensors by name"),
         ("plain.pkl", "nothing that torch.save wrote"),
@@ -156,6 +157,7 @@ def test_bad_sources(source: str, said: str, tmp_path: Path) -> None:
     (tmp_path / "plain.pkl").write_bytes(pickle.dumps({"weight": np.zeros(3)}, protocol=4))
     torch.save({"hook": print}, tmp_path / "code.pth")
     torch.save([1, 2], tmp_path / "list.pth")
+    (tmp_path / "cut.pth").write_bytes((tmp_path / "list.pth").read_bytes()[:500])
     with pytest.raises(CheckpointError, match=said) as caught:
         start_from(tiny(), source if ":" in source else str(tmp_path / source))
     assert "\n" not in str(caught.value)

@@ -170,8 +170,8 @@ def _check_archive(path: Path) -> None:
         CheckpointError: it is one.
     """
     try:
-        with path.open("rb") as file:
-            names = torch._C.PyTorchFileReader(file).get_all_records()  # as torch.load looks at it
+        with _utf8_name(path) as readable:
+            names = torch._C.PyTorchFileReader(str(readable)).get_all_records()  # as torch.load looks at it
         with zipfile.ZipFile(path) as archive:
             packed = any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist())
     except (RuntimeError, zipfile.BadZipFile, ValueError, NotImplementedError) as error:

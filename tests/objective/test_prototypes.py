@@ -77,3 +77,9 @@ def test_products_run_in_the_autocast_type_and_the_rest_in_float32() -> None:
     loss.backward()
     assert x.grad is not None
     assert x.grad.dtype == torch.float32
+
+
+def test_a_device_has_larger_chunks() -> None:
+    """DINO's 65,536 prototypes and eight crops of 128 images: few kernels on a GPU, cached logits on a CPU."""
+    counts = [len(list(module._chunks(torch.empty(1024, 1, device=place), 65536))) for place in ("cpu", "meta")]
+    assert counts == [64, 4]

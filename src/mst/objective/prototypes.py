@@ -18,7 +18,9 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CHUNK_LOGITS = 2**20
-"""Logits in memory at once; 4 MB in float32."""
+"""Logits in memory at once on a CPU; 4 MB in float32, which its cache holds."""
+CHUNK_ON_DEVICE = 2**24
+"""The same elsewhere; 64 MB, so that starting the kernels of a chunk costs little beside them."""
 
 
 def prototype_cross_entropy(vectors: Tensor, prototypes: Tensor, targets: Tensor, temperature: float) -> Tensor:
@@ -46,7 +48,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         x, weight = vectors.flatten(0, 1).to(dtype), prototypes.to(dtype)  # [V*B, d], [K, d]
         logsumexp = torch.full_like(targets[..., 0], -torch.inf).expand(vectors.shape[:2])  # [V, B]
         dot, mass = torch.zeros_like(targets[..., 0]), torch.zeros_like(targets[..., 0])  # [1, B] or [V, B]
-        for part in _chunks(len(x), len(weight)):
+        for part in _chunks(x, len(weight)):
             logits = _logits(x, weight[part], temperature, targets).view(*vectors.shape[:2], -1)  # [V, B, k]
             target = targets[..., part]
             logsumexp = torch.logaddexp(logsumexp, logits.logsumexp(dim=-1))
@@ -63,7 +65,7 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         scale = grad / ctx.temperature
         dx = torch.zeros_like(x, dtype=targets.dtype)  # [V*B, d]
         dweight = torch.empty_like(weight, dtype=targets.dtype)  # [K, d]
-        for part in _chunks(len(x), len(weight)):
+        for part in _chunks(x, len(weight)):
             logits = _logits(x, weight[part], ctx.temperature, targets).view(*ctx.shape[:2], -1)  # [V, B, k], again
             dlogits = logits.sub_(logsumexp[..., None]).exp_().mul_(mass[..., None]).sub_(targets[..., part])
             dlogits = dlogits.mul_(scale).flatten(0, 1).to(x.dtype)  # [V*B, k]
@@ -72,9 +74,9 @@ class _PrototypeCrossEntropy(torch.autograd.Function):
         return dx.view(ctx.shape), dweight, None, None, None
 
 
-def _chunks(rows: int, prototypes: int) -> Iterator[slice]:
-    """Yield slices of the prototypes with about CHUNK_LOGITS logits each."""
-    size = max(1, CHUNK_LOGITS // rows)
+def _chunks(x: Tensor, prototypes: int) -> Iterator[slice]:
+    """Yield slices of the prototypes whose logits of x [V*B, d] are about a chunk each."""
+    size = max(1, (CHUNK_LOGITS if x.device.type == "cpu" else CHUNK_ON_DEVICE) // len(x))
     for start in range(0, prototypes, size):
         yield slice(start, min(start + size, prototypes))
 

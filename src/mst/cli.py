@@ -33,6 +33,7 @@ COMMANDS = {
     "submit": "a training as a job of a cluster (SLURM) that goes on by itself until it is finished",
     "embed": "features and paths of a folder of images",
     "export": "the backbone for other tools",
+    "checkpoint": "convert: a checkpoint of networks in several parts (FSDP2) as a whole one",
     "compare": "results of several runs in one table, with differences",
     "replay": "one step of a run again: which image and which tensor went wrong",
     "report": "one self-contained HTML page about a run",

@@ -377,16 +377,16 @@ def test_too_many_unreadable_files_end_the_run(tmp_path: Path, capsys: pytest.Ca
 def test_full_disk_leaves_the_last_checkpoint(
     images: Path, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    write, run = store.write_folder, tmp_path / "run"
+    write, run = store.write_info, tmp_path / "run"
 
-    def full(folder: Path, step: int, *rest: Any) -> None:
+    def full(folder: Path, step: int, *rest: Any, **version: Any) -> None:
         if step == 3:
             raise OSError(errno.ENOSPC, "No space left on device")
-        write(folder, step, *rest)
+        write(folder, step, *rest, **version)
 
     words = ("--data.train", images, "--out", run, "--checkpoint.every-steps", "1", *QUICK)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(store, "write_folder", full)
+        patch.setattr(store, "write_info", full)
         answer = call(capsys, "pretrain", "debug", *words)
     assert answer.status == 1
     assert "No space left on device; the checkpoint of step 2 is intact" in answer.err.splitlines()[-1]

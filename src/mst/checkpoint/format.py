@@ -17,11 +17,13 @@ from typing import IO, Any, cast
 
 import torch
 
+from mst.checkpoint.sharded import Unjoined, joined
 from mst.errors import CheckpointError
 from mst.runtime.storage.files import sync_folder
 
-FORMAT_VERSION = 2
-"""Raised when a run of before could not go on as it would have: 2 draws masks and stochastic depth by position."""
+FORMAT_VERSION, SHARDED_FORMAT = 2, 3
+"""Raised when a run of before could not go on as it would have: 2 draws masks and stochastic depth by position.
+A checkpoint whose networks are in several parts has the second number: older versions cannot read it."""
 INFO = "info.json"
 PART = re.compile(r"\w+\.pt")
 """Name of a part's file."""
@@ -98,8 +100,27 @@ def write_folder(folder: Path, step: int, parts: dict[str, dict[str, Any]], info
     Raises:
         OSError: the disk refused.
     """
-    files = {f"{name}.pt": _write_part(folder / f"{name}.pt", part) for name, part in parts.items()}
-    content = {"format": FORMAT_VERSION, "step": step, "files": files, "info": info}
+    write_info(folder, step, write_parts(folder, parts), info)
+
+
+def write_parts(folder: Path, parts: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Write parts into `folder` and flush them to disk; return size and SHA-256 of each file by its name.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    return {f"{name}.pt": _write_part(folder / f"{name}.pt", part) for name, part in parts.items()}
+
+
+def write_info(
+    folder: Path, step: int, files: dict[str, dict[str, Any]], info: dict[str, Any], *, version: int | None = None
+) -> None:
+    """Make a checkpoint of the files in `folder`, and flush it to disk; version None = that of whole tensors.
+
+    Raises:
+        OSError: the disk refused.
+    """
+    content = {"format": version or FORMAT_VERSION, "step": step, "files": files, "info": info}
     record = {**content, "sha256": _digest(content)}
     with (folder / INFO).open("w", encoding="utf-8") as file:
         file.write(json.dumps(record, indent=1))
@@ -139,6 +160,10 @@ def _read_folder(folder: Path) -> Checkpoint:
         if not isinstance(part, dict):
             raise Damaged(f"{name} holds {type(part).__name__} instead of values by name")
         parts[name.removesuffix(".pt")] = part
+    try:
+        parts = joined(parts)
+    except Unjoined as error:
+        raise Damaged(str(error)) from error
     done = parts.get("progress", {}).get("step", record["step"])
     if type(done) is not int or done != record["step"]:
         raise Damaged(f"progress.pt says another step than {INFO}, which says {record['step']}")
@@ -161,7 +186,7 @@ def verified_info(folder: Path) -> dict[str, Any]:
     content = {key: value for key, value in record.items() if key != "sha256"} if isinstance(record, dict) else {}
     if not content or record.get("sha256") != _digest(content):
         raise Damaged(f"{INFO} was changed after it was written")
-    if content.get("format") != FORMAT_VERSION:
+    if content.get("format") not in {FORMAT_VERSION, SHARDED_FORMAT}:
         raise OtherFormat(
             f"it has format {content.get('format')}, this version of mst reads {FORMAT_VERSION}: finish the run with "
             "the version that began it, or start anew with --init FOLDER/backbone.safetensors"

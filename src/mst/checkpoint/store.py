@@ -7,12 +7,22 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from mst.checkpoint.format import INFO, Checkpoint, Damaged, OtherFormat, read_folder, verified_info, write_folder
-from mst.errors import CheckpointError, RunFailure
+from mst.checkpoint.format import (
+    INFO,
+    Checkpoint,
+    Damaged,
+    OtherFormat,
+    read_folder,
+    verified_info,
+    write_info,
+    write_parts,
+)
+from mst.errors import CheckpointError, RunFailure, UsageError
 from mst.runtime import logging
 from mst.runtime.storage.files import sync_folder
 
@@ -57,23 +67,71 @@ class CheckpointStore:
         Raises:
             RunFailure: the disk refused (full, read-only); the checkpoints before are intact, the new one is gone.
         """
-        target, aside = self.path(step), self._folder / f"{_ASIDE}{os.getpid()}-step_{step}"
-        try:
+        aside = self.begin(step)
+        if aside is None:
+            return self.path(step)
+        with self._undone(aside, step):
+            files = write_parts(aside, parts)
+        return self.commit(aside, step, files, {**info, PROVISIONAL: True} if provisional else info)
+
+    def begin(self, step: int) -> Path | None:
+        """Make an empty folder aside, for the files of a checkpoint; None if there is a sound one of this step.
+
+        Raises:
+            RunFailure: the disk refused.
+        """
+        aside = self._folder / f"{_ASIDE}{os.getpid()}-step_{step}"
+        with self._undone(aside, step):
             self._folder.mkdir(parents=True, exist_ok=True)
             self.remove_leftovers()
             if self._is_sound(step) and not self.is_provisional(step):  # it holds the same
-                return target
+                return None
             aside.mkdir()
-            write_folder(aside, step, parts, {**info, PROVISIONAL: True} if provisional else info)
+        return aside
+
+    def commit(
+        self,
+        aside: Path,
+        step: int,
+        files: dict[str, dict[str, Any]],
+        info: dict[str, Any],
+        *,
+        version: int | None = None,
+    ) -> Path:
+        """Make a checkpoint of the files in `aside`, all on disk; then delete what is no longer kept.
+
+        Args:
+            aside: from `begin`.
+            step: optimizer steps done.
+            files: size and SHA-256 of each file by its name, from `write_parts`.
+            info: see `save`; with `PROVISIONAL` where it is.
+            version: of the format; None = that of whole tensors.
+
+        Raises:
+            RunFailure: the disk refused; the checkpoints before are intact, the new one is gone.
+        """
+        target = self.path(step)
+        with self._undone(aside, step):
+            write_info(aside, step, files, info, version=version)
             if target.exists():
                 self._remove(target)  # a damaged or provisional one
             aside.rename(target)
             sync_folder(self._folder)
-        except OSError as error:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise RunFailure(self._disk_message(target, error)) from error
         self._retain(step)
         return target
+
+    @contextmanager
+    def _undone(self, aside: Path, step: int) -> Iterator[None]:
+        """Delete what is aside where the disk refuses, and say so.
+
+        Raises:
+            RunFailure: it did.
+        """
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise RunFailure(self._disk_message(self.path(step), error)) from error
 
     def load_latest(
         self, wanted: Callable[[Checkpoint], bool] = lambda checkpoint: True, *, most: int | None = None
@@ -149,3 +207,18 @@ class CheckpointStore:
         intact = f"the checkpoint of step {steps[-1]} is intact" if steps else "there is no earlier one"
         advice = "free space" if error.errno in FULL else "mend that"
         return f"cannot write checkpoint {target}: {error.strerror or error}; {intact}: {advice}, then resume"
+
+
+def convert(store: CheckpointStore, folder: Path) -> Path:
+    """Write the newest sound checkpoint with whole tensors into `folder`; return its path.
+
+    Raises:
+        CheckpointError: there is none.
+        UsageError: `folder` holds checkpoints.
+        RunFailure: the disk refused.
+    """
+    target = CheckpointStore(folder, keep=1)
+    if target.steps():
+        raise UsageError(f"{folder} holds checkpoints: name a new folder")
+    found = store.load_latest()
+    return target.save(found.step, found.parts, found.info)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mst.checkpoint.store import CheckpointStore
+from mst.engine.shards import ShardWriter
 from mst.engine.task import Outputs, Task
 from mst.errors import CheckpointError, Interrupted, MstError, RunFailure
 from mst.parallel.world import World
@@ -16,6 +17,8 @@ from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.rundir import RunDir
 
 Row = dict[str, Any]
+PATIENCE = 60.0
+"""Seconds that a training which ends with an error waits for a checkpoint that is being written."""
 
 
 class Saver:
@@ -40,6 +43,7 @@ class Saver:
         self._failed: BaseException | None = None
         self._saved_step, self._writes = 0, World.current().first
         self._described_by: dict[Path, bytes] = {}
+        self._shards = ShardWriter(self.store, task.shards) if self.store is not None and task.shards else None
         self.resumed = self._take_up(self.store) if self.store is not None else False
 
     def begin(self, run: RunDir) -> None:
@@ -79,14 +83,14 @@ class Saver:
         return self._writes and self.store is not None and self._task.state.step > 0
 
     def save(self) -> None:
-        """Write a checkpoint; before the first step there is nothing to save.
+        """Write a checkpoint, unless processes write parts of it; before the first step there is nothing to save.
 
         One in the middle of steps that were skipped is provisional: it takes no other one's place.
 
         Raises:
             RunFailure: the disk refused.
         """
-        if self.store is None or not self.saves:
+        if self.store is None or not self.saves or self._shards is not None:
             return
         task, state = self._task, self._task.state
         try:
@@ -96,6 +100,26 @@ class Saver:
             self._failed = error
             raise
         self._saved_step = state.step
+
+    def save_parts(self) -> None:
+        """Begin to write this process's parts of a checkpoint; called in all processes.
+
+        Raises:
+            RunFailure: the disk refused it, or the one before.
+        """
+        state = self._task.state
+        if self._shards is not None and state.step > 0:
+            info = {**self._task.info(), "rows": self.rows}
+            self._shards.start(state.step, self._task.state_dicts(), info, provisional=state.bad_streak > 0)
+
+    def wait(self) -> None:
+        """Wait until a checkpoint that is being written is whole.
+
+        Raises:
+            RunFailure: the disk refused it.
+        """
+        if self._shards is not None:
+            self._shards.wait()
 
     def rescue(self, error: BaseException, *, half_done: bool) -> BaseException:
         """Save what is learnt, because `error` ends the training; return what to raise in its place.
@@ -108,6 +132,8 @@ class Saver:
         if isinstance(error, Interrupted) or error is self._failed or not self.saves:
             return said
         step, resume = self._task.state.step, self._outputs.resume
+        if self._shards is not None:
+            return self._without_others(self._shards, said)
         if half_done:
             logging.warn(f"step {step + 1} was half done: {resume} goes on from the newest checkpoint")
             return said
@@ -124,6 +150,14 @@ class Saver:
             self._task.export()
         return said
 
+    def _without_others(self, shards: ShardWriter, said: BaseException) -> BaseException:
+        """Say where a run goes on whose networks are divided: nobody can save what others hold, who may be gone."""
+        with suppress(Exception):
+            shards.wait(PATIENCE)
+        done = f"of step {shards.committed}" if shards.committed else "before this sitting"
+        logging.warn(f"{self._outputs.resume} goes on from the newest checkpoint, {done}")
+        return said
+
     def interrupt(self, signum: int, steps: int) -> Interrupted:
         """Save because a signal asked for it; return what to raise.
 
@@ -133,6 +167,8 @@ class Saver:
         saves, step = self.saves, self._task.state.step
         self._task.collect()
         self.save()
+        self.save_parts()
+        self.wait()
         if saves:
             self._task.export()
         hint = f"all is saved: {self._outputs.resume} goes on from there" if saves else "nothing was saved"

@@ -334,6 +334,11 @@ class _Supervised(Generic[Batch]):
     def export(self) -> None:
         """The caller saves what was trained, once it is whole."""
 
+    @property
+    def shards(self) -> None:
+        """Every process has all of it."""
+        return None
+
     def collect(self) -> None:
         """Every process has all of it."""
 

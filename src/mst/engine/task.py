@@ -46,6 +46,19 @@ class StepReport(Protocol):
         """Return the losses and the gradient norm by their names in metrics.jsonl: `loss`, `grad_norm` and others."""
 
 
+class Shards(Protocol):
+    """How the parts of a task that is divided over processes are saved.
+
+    Attributes:
+        place: of this process in the order of parts; None if another one has the same and writes them.
+    """
+
+    place: int | None
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return the values of all processes; they call it in a thread that may run beside steps."""
+
+
 @dataclass(frozen=True)
 class Remarks:
     """What a task says after a step or an evaluation.
@@ -109,8 +122,12 @@ class Task(Protocol[Batch]):
     def export(self) -> None:
         """Write the network for use elsewhere, where every checkpoint brings one."""
 
+    @property
+    def shards(self) -> Shards | None:
+        """How its parts are saved; None where the first process has all of it."""
+
     def collect(self) -> None:
-        """Bring to the first process what others hold of what is saved, evaluated and drawn; called in all of them."""
+        """Bring to the first process what others hold of what is evaluated, drawn and exported; called in all."""
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """Return the parts of a checkpoint by name; tensors may be the live ones."""

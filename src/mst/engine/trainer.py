@@ -75,6 +75,7 @@ class Trainer(Generic[Batch]):
                             self._step(parts, waited=waited)
                         if signalled and self.state.step < self.intervals.steps:
                             raise self.saver.interrupt(signalled % WITHOUT, self.intervals.steps)
+                    self.saver.wait()
             except BaseException as error:
                 self._pass_time()
                 ended = self.saver.rescue(error, half_done=self.guard.half_done)
@@ -157,6 +158,10 @@ class Trainer(Generic[Batch]):
         self.guard.half_done = False
         if self.intervals.checkpoint_due(self.state.step) or self.intervals.evaluation_due(self.state.step):
             self.task.collect()
+        if self.intervals.checkpoint_due(self.state.step) and self.task.shards is not None:
+            if self.record is not None:
+                self.record.flush()
+            self.saver.save_parts()
         if self.world.first:
             self._write(report, remarks)
         if self.intervals.evaluation_due(self.state.step):

@@ -31,11 +31,11 @@ class Replicas:
         threads: of each one's operations.
 
     Attributes:
-        divides: whether each process holds a part of the networks.
+        shards: how the parts that each process holds of the networks are saved; None where they are whole.
         told: called with its images in the thread of each share before the work begins, where somebody watches.
     """
 
-    divides = False
+    shards: Any = None
     told: Callable[[slice], None] | None = None
 
     def __init__(self, pair: TeacherStudent, count: int = 1, *, threads: int = 1) -> None:
@@ -51,6 +51,11 @@ class Replicas:
 
     def __len__(self) -> int:
         return len(self._pairs)
+
+    @property
+    def divides(self) -> bool:
+        """Whether each process holds a part of the networks."""
+        return self.shards is not None
 
     @property
     def pairs(self) -> Sequence[TeacherStudent]:
@@ -118,10 +123,6 @@ class Replicas:
 
     def collect(self) -> None:
         """Bring what is divided over processes to the first one; called in all of them."""
-
-    def gathered(self, tree: Any) -> Any:
-        """Return a tree of values (an optimizer's state) with whole tensors."""
-        return tree
 
     def divided(self, value: Tensor, like: Tensor) -> Tensor:
         """Return what this process holds of a whole tensor that is to replace one like `like`."""

@@ -14,10 +14,11 @@ from __future__ import annotations
 import copy
 import importlib
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -43,13 +44,12 @@ class Sharded(OneEach):
         dtype: compute type, in which networks are gathered.
     """
 
-    divides = True
-
     def __init__(self, pair: TeacherStudent, world: World, dtype: torch.dtype) -> None:
         self._whole = copy.deepcopy(pair).cpu() if world.first else None
         device = pair.student.head.prototypes.device
         mesh = _mesh(world, device.type)
         self._repeats = world.size // mesh.size(-1)
+        self.shards = _Shards(mesh, world)
         warnings.filterwarnings("ignore", message="FSDP2-wrapped module")  # nobody adds to what a network returns
         self._student = _divided(mesh, dtype, pair.student.backbone, pair.student.head, pair.decoder, kept=True)
         self._teacher = _divided(mesh, dtype, pair.teacher.backbone, pair.teacher.head, kept=False)
@@ -99,17 +99,6 @@ class Sharded(OneEach):
         if self._whole is not None:
             self._whole.to(self.pairs[0].student.head.prototypes.device)
 
-    def gathered(self, tree: Any) -> Any:
-        """Return a tree of values with whole tensors on the CPU; on the first process, elsewhere without values."""
-        if isinstance(tree, Mapping):
-            return {key: self.gathered(value) for key, value in tree.items()}
-        if isinstance(tree, list | tuple):
-            return type(tree)(self.gathered(value) for value in tree)
-        if not isinstance(tree, DTensor):
-            return tree
-        found = full(tree)
-        return found.cpu() if self._world.first else None
-
     def divided(self, value: Tensor, like: Tensor) -> Tensor:
         """Return the part of a whole tensor that this process has of one like it."""
         if not isinstance(like, DTensor):
@@ -120,6 +109,25 @@ class Sharded(OneEach):
         part = parts[place] if place < len(parts) else value[:0]
         part = part.to(own.device, own.dtype, copy=True)
         return DTensor.from_local(part, mesh, like.placements, shape=like.shape, stride=like.stride())
+
+
+class _Shards:
+    """Which process writes which parts (`mst.engine.task.Shards`): those of the first host, where there are several.
+
+    What they tell each other of it goes over a group of its own, beside the steps.
+    """
+
+    def __init__(self, mesh: DeviceMesh, world: World) -> None:
+        repeat = mesh.get_local_rank(0) if mesh.ndim > 1 else 0
+        self.place = mesh.get_local_rank(mesh.ndim - 1) if repeat == 0 else None
+        self._size = world.size
+        self._group: Any = dist.new_group(backend="gloo")
+
+    def exchange(self, value: Any) -> list[Any]:
+        """Return the values of all processes."""
+        found: list[Any] = [None] * self._size
+        dist.all_gather_object(found, value, group=self._group)
+        return found
 
 
 def full(tensor: Tensor) -> Tensor:

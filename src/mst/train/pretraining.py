@@ -15,7 +15,7 @@ from mst.checkpoint.compare import NOTED, interventions, refuse_changed_settings
 from mst.checkpoint.format import Checkpoint
 from mst.checkpoint.store import PROVISIONAL
 from mst.config.schema import RunConfig, RunPlan
-from mst.engine.task import Intervals, Outputs, Remarks
+from mst.engine.task import Intervals, Outputs, Remarks, Shards
 from mst.errors import CheckpointError
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
@@ -216,9 +216,15 @@ class Pretraining:
         }
         save_backbone(self.run.backbone, self.state.replicas.whole.teacher.backbone, metadata)
 
+    @property
+    def shards(self) -> Shards | None:
+        """How divided networks are saved."""
+        shards: Shards | None = self.state.replicas.shards
+        return shards
+
     def collect(self) -> None:
-        """Bring networks and optimizer to the first process."""
-        self.state.collect()
+        """Bring the networks to the first process."""
+        self.state.replicas.collect()
 
     def state_dicts(self) -> dict[str, dict[str, Any]]:
         """Return networks, optimizer and progress."""

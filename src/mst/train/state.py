@@ -15,7 +15,7 @@ from torch.optim import AdamW
 
 from mst.checkpoint.fit import Unfit, check_module, check_optimizer, check_tensor, number, section, whole
 from mst.config.schema import RunConfig, RunPlan
-from mst.errors import CheckpointError, RunFailure, UsageError
+from mst.errors import CheckpointError, UsageError
 from mst.model.pair import TeacherStudent
 from mst.parallel.batch_norm import share_statistics
 from mst.parallel.data_parallel import DataParallel
@@ -49,7 +49,6 @@ class TrainState:
         seconds: time spent training, over all sittings.
         parameters: all that learns (not saved: part of student and decoder).
         buffers: running statistics of the networks (not saved either).
-        collected: the step of the last `collect`, and the optimizer's state then (not saved).
     """
 
     pair: TeacherStudent
@@ -66,34 +65,18 @@ class TrainState:
     seconds: float = 0.0
     parameters: list[nn.Parameter] = field(init=False)
     buffers: list[Tensor] = field(init=False)
-    collected: tuple[int, dict[str, Any]] | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         # Listed once: walking the modules costs milliseconds, which is a share of a small network's step.
         self.parameters = [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
         self.buffers = list(self.pair.buffers())
 
-    def collect(self) -> None:
-        """Bring what is divided over processes to the first one, which can then save it; called in all of them."""
-        if self.replicas.divides:
-            self.replicas.collect()
-            self.collected = self.step, self.replicas.gathered(self.optimizer.state_dict())
-
     def state_dicts(self) -> dict[str, dict[str, Any]]:
-        """Return the parts of a checkpoint by name; tensors are the live ones, not copies.
-
-        Raises:
-            RunFailure: the networks are divided over processes, and were not collected at this step.
-        """
-        pair, optimizer = self.replicas.whole, self.optimizer.state_dict()
-        if self.replicas.divides:
-            if self.collected is None or self.collected[0] != self.step:
-                raise RunFailure("the other processes, which hold parts of the networks, are not there to save them")
-            optimizer = self.collected[1]
+        """Return the parts of a checkpoint by name; tensors are the live ones, or parts of them, not copies."""
         parts: dict[str, dict[str, Any]] = {
-            "student": pair.student.state_dict(),
-            "teacher": pair.teacher.state_dict(),
-            "optimizer": optimizer,
+            "student": self.pair.student.state_dict(),
+            "teacher": self.pair.teacher.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "progress": {
                 "step": self.step,
                 "bad_steps": self.bad_steps,
@@ -105,8 +88,8 @@ class TrainState:
                 "collapse": self.collapse.state_dict(),
             },
         }
-        if pair.decoder is not None:
-            parts["decoder"] = pair.decoder.state_dict()
+        if self.pair.decoder is not None:
+            parts["decoder"] = self.pair.decoder.state_dict()
         return parts
 
     def load(self, parts: Mapping[str, Mapping[str, Any]]) -> None:

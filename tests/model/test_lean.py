@@ -63,6 +63,39 @@ def test_attention_equals_plain_torch(sizes: tuple[int, int, int, int]) -> None:
     assert_same(lambda: attention(qkv, heads, 0.3), lambda: reference.attention(qkv, heads, 0.3), qkv)
 
 
+@settings(max_examples=20, deadline=None)
+@given(sizes=SIZES, count=st.integers(0, 2), size=st.sampled_from([1.0, 30.0, 300.0, 3000.0]))
+def test_attention_with_a_bias_equals_plain_torch(
+    sizes: tuple[int, int, int, int], count: int, size: float
+) -> None:  # the larger, the further apart the scores: exponentials of them overflow, or all of a row vanish
+    batch, tokens, heads, width = sizes
+    qkv, bias = draw(batch * max(1, count), tokens, 3 * heads * width), draw(heads, tokens, tokens, name="bias")
+    scaled = size * (bias.detach() - 1)
+    blocked = 100 * draw(count, 1, tokens, tokens, name="blocked").detach() if count else None
+    for added in (bias, scaled.requires_grad_()):
+        arguments = (qkv, heads, 0.3, added, blocked)
+        assert_same(lambda: attention(*arguments), lambda: reference.attention(*arguments), qkv, added)  # noqa: B023
+
+
+@pytest.mark.parametrize("shift", [-100.0, 100.0])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_a_bias_adds_to_all_scores_changes_nothing(shift: float, dtype: torch.dtype) -> None:
+    qkv, bias = draw(4, 9, 3 * 8).detach().to(dtype), torch.arange(162.0).view(2, 9, 9) / 64
+    near = {"rtol": 1e-5, "atol": 1e-5} if dtype == torch.float32 else {"rtol": 0.01, "atol": 0.01}
+    torch.testing.assert_close(attention(qkv, 2, 0.3, bias + shift), attention(qkv, 2, 0.3, bias), **near)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_scores_beyond_what_exponentials_can_show(dtype: torch.dtype) -> None:
+    qkv, bias = 30 * draw(4, 9, 3 * 8).detach().to(dtype), torch.zeros(2, 9, 9)
+    found = attention(qkv, 2, 1.0, bias)
+    torch.testing.assert_close(found, attention(qkv, 2, 1.0), rtol=0.02, atol=0.02 if dtype == torch.float32 else 0.5)
+    wanted = reference.attention(qkv.double(), 2, 1.0)
+    assert torch.cosine_similarity(found.double().flatten(), wanted.flatten(), dim=0) > (
+        0.999 if dtype == torch.float32 else 0.99
+    )
+
+
 @pytest.mark.parametrize("groups", [1, 2])
 def test_norm_gelu_equals_plain_torch(groups: int) -> None:
     layer, x = NormGelu(groups, 4).double(), draw(3, 4, 2, 5)
@@ -70,7 +103,7 @@ def test_norm_gelu_equals_plain_torch(groups: int) -> None:
     assert_same(lambda: layer(x), lambda: reference.norm_gelu(x, *arguments), x, layer.weight, layer.bias)
 
 
-@pytest.mark.parametrize("rate", [0.0, 0.4, 0.999])
+@pytest.mark.parametrize("rate", [0.0, 0.01, 0.4, 0.999])  # 0.01 keeps all, 0.999 none
 def test_stochastic_depth_skips_what_it_drops(rate: float) -> None:
     x, weight, seen = draw(6, 2, 3), draw(3, 3, name="weight"), []
 

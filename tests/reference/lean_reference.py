@@ -7,16 +7,26 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-def attention(qkv: Tensor, heads: int, scale: float) -> Tensor:
-    """Softmax attention [B, T, D] of qkv [B, T, 3 * D], one image and one head at a time."""
+def attention(
+    qkv: Tensor, heads: int, scale: float, bias: Tensor | None = None, blocked: Tensor | None = None
+) -> Tensor:
+    """Softmax attention [B, T, D] of qkv [B, T, 3 * D], one image and one head at a time.
+
+    To the scores are added bias [A, T, T] and, for every n-th image the same, blocked [n, 1, T, T].
+    """
     width = qkv.shape[-1] // 3
     d = width // heads
     images = []
-    for rows in qkv:  # [T, 3 * D]
+    for index, rows in enumerate(qkv):  # [T, 3 * D]
         outputs = []
         for head in range(heads):
             q, k, v = (rows[:, part * width + head * d : part * width + (head + 1) * d] for part in range(3))
-            outputs.append((scale * q @ k.t()).softmax(dim=-1) @ v)  # [T, d]
+            scores = scale * q @ k.t()  # [T, T]
+            if bias is not None:
+                scores = scores + bias[head]
+            if blocked is not None:
+                scores = scores + blocked[index % len(blocked), 0]
+            outputs.append(scores.softmax(dim=-1) @ v)  # [T, d]
         images.append(torch.cat(outputs, dim=-1))
     return torch.stack(images)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from timm.layers.activations import GELU
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
@@ -25,7 +24,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from mst.model.attention import attend, cls_attention
-from mst.model.lean import attention, linear, norm_linear
+from mst.model.lean import attention, gelu_linear, linear, norm_linear
 from mst.model.stochastic_depth import kept_samples
 
 
@@ -193,6 +192,8 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
     kept, scale = kept_samples(len(x), drop_rate).nonzero()[:, 0], 1.0 / (1.0 - drop_rate)
     if len(kept) == 0:  # one sample with weight zero, so that every weight has its gradient of zero
         kept, scale = torch.zeros(1, dtype=torch.int64), 0.0
+    if len(kept) == len(x):
+        return torch.add(x, branch(inputs).to(x.dtype), alpha=scale)
     kept = kept.to(x.device, non_blocking=True)
     added = branch(inputs.index_select(0, kept))  # [b, ..., D]
     return x.index_add(0, kept, added.to(x.dtype), alpha=scale)
@@ -200,7 +201,7 @@ def add_branch(x: Tensor, branch: Callable[[Tensor], Tensor], inputs: Tensor, dr
 
 def _mlp(block: Any, x: Tensor) -> Tensor:
     hidden = norm_linear(x, block.norm2, block.mlp.fc1.weight, block.mlp.fc1.bias)  # [B, T, 4 * D]
-    return linear(F.gelu(hidden), block.mlp.fc2, _gamma(block.ls2))
+    return gelu_linear(hidden, block.mlp.fc2, _gamma(block.ls2))
 
 
 def _gamma(scale: nn.Module) -> Tensor | None:

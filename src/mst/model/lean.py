@@ -40,6 +40,11 @@ def compute_type(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
+def has_values(x: Tensor) -> bool:
+    """Whether x is numbers in memory, which can be looked at; not so in a simulation, an export or a compiler."""
+    return type(x) is Tensor and not (x.is_meta or torch.compiler.is_compiling())
+
+
 def linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None = None) -> Tensor:
     """Return layer(x) * gamma for x [..., D]; the scale of a LayerScale [E] is folded into weight and bias."""
     return product(x, *_scaled(layer, gamma))
@@ -51,9 +56,9 @@ def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return out
 
 
-def gelu_linear(x: Tensor, layer: nn.Linear) -> Tensor:
-    """Return layer(GELU(x)) for x [..., D]; GELU is computed again in the backward pass."""
-    out: Tensor = _GeluLinear.apply(x, layer.weight, layer.bias, compute_type(x))
+def gelu_linear(x: Tensor, layer: nn.Linear, gamma: Tensor | None = None) -> Tensor:
+    """Return layer(GELU(x)) * gamma, as `linear`; the gradient of GELU takes the place of its output's."""
+    out: Tensor = _GeluLinear.apply(x, *_scaled(layer, gamma), compute_type(x))
     return out
 
 
@@ -63,8 +68,10 @@ def norm_linear(x: Tensor, norm: nn.LayerNorm, weight: Tensor, bias: Tensor | No
     return out
 
 
-def attention(qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | None = None) -> Tensor:
-    """Return softmax(scale * q k^T + bias) v, heads side by side [B, T, D], of qkv [B, T, 3 * D].
+def attention(
+    qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | None = None, blocked: Tensor | None = None
+) -> Tensor:
+    """Return softmax(scale * q k^T + bias + blocked) v, heads side by side [B, T, D], of qkv [B, T, 3 * D].
 
     Keeps T x T matrices of up to 4 * d tokens only, when they are no larger than the hidden layer that follows.
 
@@ -72,10 +79,11 @@ def attention(qkv: Tensor, heads: int, scale: float | Tensor, bias: Tensor | Non
         qkv: queries, keys and values of all heads.
         heads: A.
         scale: of the scores; a tensor [A, 1, 1] makes them cosines times each head's scale, as in Swin V2.
-        bias: [A, T, T], or [n, A, T, T] with a factor n of B: one for each of n samples in turn.
+        bias: [A, T, T].
+        blocked: [n, 1, T, T] with a factor n of B, one for each of n samples in turn; needs `bias`, has no gradient.
     """
     cosine = isinstance(scale, Tensor)
-    out: Tensor = _Attention.apply(qkv, heads, 1.0 if cosine else scale, scale if cosine else None, bias)
+    out: Tensor = _Attention.apply(qkv, heads, 1.0 if cosine else scale, scale if cosine else None, bias, blocked)
     return out
 
 
@@ -83,7 +91,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         x, narrow = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, narrow)
+        ctx.save_for_backward(x, _kept(weight, narrow))
         ctx.bias = bias is not None
         return _product(x, narrow, bias)
 
@@ -91,22 +99,23 @@ class _Linear(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        return *_product_gradients(grad, x, weight, ctx.bias), None
+        return *_product_gradients(grad, x, weight.to(x.dtype), ctx.bias), None
 
 
 class _GeluLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Tensor:
         x, narrow = x.to(dtype), weight.to(dtype)
-        ctx.save_for_backward(x, narrow)
+        y = F.gelu(x)
+        ctx.save_for_backward(x, y, _kept(weight, narrow))
         ctx.bias = bias is not None
-        return _product(F.gelu(x), narrow, bias)
+        return _product(y, narrow, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
-        dy, dweight, dbias = _product_gradients(grad, F.gelu(x), weight, ctx.bias)
+        x, y, weight = ctx.saved_tensors
+        dy, dweight, dbias = _product_gradients(grad, y, weight.to(y.dtype), ctx.bias)
         return torch.ops.aten.gelu_backward.grad_input(dy, x, grad_input=dy), dweight, dbias, None
 
 
@@ -124,7 +133,7 @@ class _NormLinear(torch.autograd.Function):
     ) -> Tensor:
         x, narrow = _wide(x, norm_weight), weight.to(dtype)
         y, mean, rstd = torch.native_layer_norm(x, x.shape[-1:], norm_weight, norm_bias, eps)  # [..., D]
-        ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, narrow)
+        ctx.save_for_backward(x, norm_weight, norm_bias, mean, rstd, _kept(weight, narrow))
         ctx.eps, ctx.bias = eps, bias is not None
         return _product(y.to(dtype), narrow, bias)
 
@@ -134,7 +143,7 @@ class _NormLinear(torch.autograd.Function):
         x, norm_weight, norm_bias, mean, rstd, weight = ctx.saved_tensors
         shape = x.shape[-1:]
         y, _, _ = torch.native_layer_norm(x, shape, norm_weight, norm_bias, ctx.eps)  # [..., D], once more
-        dy, dweight, dbias = _product_gradients(grad, y.to(grad.dtype), weight, ctx.bias)
+        dy, dweight, dbias = _product_gradients(grad, y.to(grad.dtype), weight.to(grad.dtype), ctx.bias)
         dx, dnorm_weight, dnorm_bias = torch.ops.aten.native_layer_norm_backward(
             dy.to(x.dtype), x, shape, mean, rstd, norm_weight, norm_bias, [True, True, True]
         )
@@ -144,28 +153,35 @@ class _NormLinear(torch.autograd.Function):
 class _Attention(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (autograd passes by position)
-        ctx: Any, qkv: Tensor, heads: int, scale: float, temperature: Tensor | None, bias: Tensor | None
+        ctx: Any,
+        qkv: Tensor,
+        heads: int,
+        scale: float,
+        temperature: Tensor | None,
+        bias: Tensor | None,
+        blocked: Tensor | None,
     ) -> Tensor:
         batch, tokens, width = qkv.shape
-        packed = qkv.view(batch, tokens, 3, heads, -1).permute(2, 0, 3, 1, 4)  # [3, B, A, T, d]
-        packed = packed.clone(memory_format=torch.contiguous_format)  # a copy in any case: it is written to
+        packed = _moved(qkv.view(batch, tokens, 3, heads, -1), 2, 0, 3, 1, 4)  # [3, B, A, T, d]
         norms = None if temperature is None else _to_cosines(packed, temperature)  # [2, B, A, T, 1]
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
-        weights = _weights(q, k, scale, bias)  # [B*A, T, T]
-        ctx.save_for_backward(packed, temperature, norms, bias, weights if tokens <= 4 * q.shape[2] else None)
-        ctx.scale = scale
+        added = None if bias is None else _added(bias, blocked, qkv.dtype)  # [A, T, T] or [n, A, T, T]
+        weights = _weights(q, k, scale, added)  # [B*A, T, T]
+        keep = tokens <= 4 * q.shape[2]
+        ctx.save_for_backward(packed, temperature, norms, *((weights, None) if keep else (None, added)))
+        ctx.scale, ctx.bias = scale, None if bias is None else bias.dtype
         out = torch.bmm(weights, v)  # [B*A, T, d]
-        return out.view(batch, heads, tokens, -1).transpose(1, 2).reshape(batch, tokens, width // 3)
+        return _moved(out.view(batch, heads, tokens, -1), 0, 2, 1, 3).view(batch, tokens, width // 3)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        packed, temperature, norms, bias, weights = ctx.saved_tensors
+        packed, temperature, norms, weights, added = ctx.saved_tensors
         _, batch, heads, tokens, _ = packed.shape
         q, k, v = packed.flatten(1, 2)  # each [B*A, T, d]
         grad = grad.view(batch, tokens, heads, -1).transpose(1, 2).reshape(v.shape)  # [B*A, T, d]
         if weights is None:
-            weights = _weights(q, k, ctx.scale, bias)  # [B*A, T, T], once more
+            weights = _weights(q, k, ctx.scale, added)  # [B*A, T, T], once more
         dpacked = torch.empty_like(packed)
         dq, dk, dv = dpacked.flatten(1, 2)  # each [B*A, T, d]
         torch.bmm(weights.transpose(1, 2), grad, out=dv)
@@ -179,17 +195,55 @@ class _Attention(torch.autograd.Function):
             dpacked[:2] *= ctx.scale
         else:
             dtemperature = _from_cosines(dpacked, packed, norms, temperature)
-        dqkv = dpacked.permute(1, 3, 0, 2, 4)  # [B, T, 3, A, d]
-        dbias = dscores.view(-1, *bias.shape).sum(dim=0).to(bias.dtype) if ctx.needs_input_grad[4] else None
-        return dqkv.reshape(batch, tokens, -1), None, None, dtemperature, dbias
+        dqkv = _moved(dpacked, 1, 3, 0, 2, 4)  # [B, T, 3, A, d]
+        dbias = None
+        if ctx.needs_input_grad[4]:
+            dbias = dscores.view(batch, heads, tokens, tokens).sum(dim=0).to(ctx.bias)
+        return dqkv.view(batch, tokens, -1), None, None, dtemperature, dbias, None
+
+
+def _moved(x: Tensor, *order: int) -> Tensor:
+    """Return a copy of x with its dimensions in this order, the last one last; in words of 16 bytes where they fit."""
+    words = x.contiguous()
+    if words.shape[-1] * words.element_size() % 16 == 0 and words.storage_offset() * words.element_size() % 16 == 0:
+        words = words.view(torch.complex128)
+    return words.permute(order).clone(memory_format=torch.contiguous_format).view(x.dtype)
 
 
 def _weights(q: Tensor, k: Tensor, scale: float, bias: Tensor | None) -> Tensor:
-    """Return softmax(scale * q k^T + bias) [B*A, T, T] of queries and keys [B*A, T, d]; bias as in `attention`."""
-    scores = (q * scale if scale != 1.0 else q).bmm(k.transpose(1, 2))
-    if bias is not None:  # in the bias's type, float32 under autocast
-        scores = (scores.view(-1, *bias.shape) + bias).view(scores.shape)
-    return scores.softmax(dim=-1).to(q.dtype)
+    """Return softmax(scale * q k^T + bias) [B*A, T, T] of queries and keys [B*A, T, d], bias [A, T, T] or [n, A, T, T].
+
+    With a bias the windows are small, and exponentials divided by their sums take two thirds of the time of torch's
+    softmax, which is the way where a sum would leave the middle of the type's range.
+    """
+    if bias is None:
+        return (q * scale if scale != 1.0 else q).bmm(k.transpose(1, 2)).softmax(dim=-1).to(q.dtype)
+    if has_values(q):
+        weights = _scores(q, k, scale, bias).exp_()
+        sums = weights.sum(dim=-1, keepdim=True, dtype=torch.promote_types(q.dtype, torch.float32))  # [B*A, T, 1]
+        kind = torch.finfo(q.dtype)
+        lowest, highest = (value.item() for value in sums.aminmax())
+        if lowest > kind.tiny**0.5 and highest < kind.max**0.5:
+            return weights.mul_(sums.reciprocal_())
+    return _scores(q, k, scale, bias).softmax(dim=-1).to(q.dtype)
+
+
+def _scores(q: Tensor, k: Tensor, scale: float, bias: Tensor) -> Tensor:
+    """Return scale * q k^T + bias [B*A, T, T]; arguments as of `_weights`."""
+    scores = q.bmm(k.transpose(1, 2))
+    by_bias = scores.view(-1, *bias.shape)
+    torch.add(bias, by_bias, alpha=scale, out=by_bias)
+    return scores
+
+
+def _added(bias: Tensor, blocked: Tensor | None, dtype: torch.dtype) -> Tensor:
+    """Return the sum of both arguments of `attention` in a type, in the order in which scores lie in memory.
+
+    Less each head's mean, which changes no softmax: narrow types are finer near zero.
+    """
+    added = bias - bias.mean(dim=(1, 2), keepdim=True)
+    added = added if blocked is None else added + blocked
+    return added.to(dtype, memory_format=torch.contiguous_format)
 
 
 def _to_cosines(packed: Tensor, temperature: Tensor) -> Tensor:
@@ -215,6 +269,11 @@ def _from_cosines(dpacked: Tensor, packed: Tensor, norms: Tensor, temperature: T
     grad[0] *= temperature
     dpacked[:2] = grad
     return along[0].sum(dim=(0, 2)).unsqueeze(-1)  # [A, 1, 1]
+
+
+def _kept(weight: Tensor, narrow: Tensor) -> Tensor:
+    """Return what to keep of a weight and its copy in the compute type: a parameter is there anyway, and cast again."""
+    return weight if weight.is_leaf else narrow
 
 
 def _scaled(layer: nn.Linear, gamma: Tensor | None) -> tuple[Tensor, Tensor | None]:
@@ -268,7 +327,7 @@ class _NormGelu(torch.autograd.Function):
         x, weight, bias, mean, rstd = ctx.saved_tensors
         wide, sizes = _wide(x, weight), _sizes(x)
         y, _, _ = torch.native_group_norm(wide, weight, bias, *sizes, ctx.groups, ctx.eps)  # [B, C, h, w], once more
-        dy = torch.ops.aten.gelu_backward(grad.to(y.dtype), y)
+        dy = torch.ops.aten.gelu_backward.grad_input(grad.to(y.dtype), y, grad_input=y)
         dx, dweight, dbias = torch.ops.aten.native_group_norm_backward(
             dy, wide, mean, rstd, weight, *sizes, ctx.groups, [True, True, True]
         )

@@ -104,10 +104,11 @@ class DropPath(TimmDropPath):
         self.drawn, self.before = self._draw(x), True
 
     def _draw(self, x: Tensor) -> Tensor | None:
-        """Return factors [B, 1, ...], float32, or None where nothing is left out."""
+        """Return factors [B, 1, ...], float32 or wider, or None where nothing is left out."""
         if not self.training or not self.drop_prob:
             return None
-        kept = kept_samples(len(x), self.drop_prob).to(x.device, non_blocking=True) / (1.0 - self.drop_prob)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        kept = kept_samples(len(x), self.drop_prob).to(x.device, wide, non_blocking=True) / (1.0 - self.drop_prob)
         return kept.view(-1, *[1] * (x.ndim - 1))
 
 

@@ -14,7 +14,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
-from mst.model.families.swin_block import read_stages
+from mst.model.families.swin_block import _known_cut, read_stages
 from mst.model.families.windows import cut
 from mst.model.stochastic_depth import replace_drop_paths
 from mst.runtime.seeding import generator
@@ -146,6 +146,16 @@ def test_a_step_keeps_less(family: str) -> None:
             block(draw(8, 14, 14, 8))
         kept[name] = sum(t.untyped_storage().nbytes() for place, t in seen.items() if place not in weights)
     assert kept["lean"] < 0.6 * kept["timm"]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_pass_in_inference_mode_spoils_no_later_one(family: str) -> None:
+    plain, lean = blocks(family, (6, 6), (3, 3), shifted=True)
+    x = draw(2, 6, 6, 8)
+    _known_cut.cache_clear()
+    with torch.inference_mode():
+        lean(x)
+    assert_same(gradients(lean, lean, x), gradients(plain, plain, x))
 
 
 def test_what_stands_in_the_padding_is_left_out() -> None:

@@ -9,15 +9,17 @@ Letters (docs/algorithm.md): B images, D embedding size; here also h' w' = the m
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
+import torch
 from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.swin_transformer_v2 import SwinTransformerV2Block
 from torch import Tensor, nn
 
 from mst.model.block import add_branch, drop_rate, has_standard_parts
 from mst.model.families.windows import Windows, attend_in_windows, cut, logit_scale, position_bias, qkv_bias
-from mst.model.lean import attention, gelu_linear, linear, norm_linear, product
+from mst.model.lean import attention, gelu_linear, has_values, linear, norm_linear, product
 
 
 class SwinBlock(SwinTransformerBlock):
@@ -77,7 +79,15 @@ _BLOCKS: dict[type[nn.Module], type[nn.Module]] = {
 
 def _windows(block: Any, x: Tensor) -> Windows:
     """Return how the block cuts a map [B, h', w', D]."""
-    return cut((x.shape[1], x.shape[2]), block.window_size, shifted=block.shifted, device=x.device)
+    size, make = (x.shape[1], x.shape[2]), _known_cut if has_values(x) else cut
+    return make(size, block.window_size, shifted=block.shifted, device=x.device)
+
+
+@lru_cache(maxsize=32)
+def _known_cut(size: tuple[int, int], window: tuple[int, int], *, shifted: bool, device: torch.device) -> Windows:
+    """Return `cut` of the same, kept for the next block and step: it is some thirty small operations."""
+    with torch.inference_mode(False):
+        return cut(size, window, shifted=shifted, device=device)
 
 
 def _is_lean(block: Any, x: Tensor, importance: bool) -> bool:
@@ -86,12 +96,21 @@ def _is_lean(block: Any, x: Tensor, importance: bool) -> bool:
 
 def _attended(block: Any, x: Tensor, windows: Windows, norm: Any = None) -> Tensor:
     """Return the attention of a standard block to a map x [B, h', w', D] through its norm, if any."""
-    attn = block.attn
-    qkv = _product(x, norm, attn.qkv.weight, qkv_bias(attn))  # [B, h', w', 3 * D]
-    bias = position_bias(attn, windows.sides) + windows.blocked()  # [A, M, M] or [n, A, M, M]
+    attn, shape = block.attn, x.shape
+    tiled = windows.padding is None
+    rows = windows.split(x) if tiled else x  # [B*n, M, D]; with padding the map, so that it takes part in no product
+    qkv = _product(rows, norm, attn.qkv.weight, qkv_bias(attn))  # [..., 3 * D]
     scale = logit_scale(attn) if hasattr(attn, "logit_scale") else attn.scale
-    out = windows.join(attention(windows.split(qkv), attn.num_heads, scale, bias))  # [B, h'*w', D]
-    return linear(out.view(*x.shape[:3], -1), attn.proj)
+    out = attention(
+        qkv if tiled else windows.split(qkv),
+        attn.num_heads,
+        scale,
+        position_bias(attn, windows.sides),
+        windows.blocked(),
+    )  # [B*n, M, D]
+    if tiled:
+        return windows.join(linear(out, attn.proj)).view(shape)
+    return linear(windows.join(out).view(shape), attn.proj)
 
 
 def _mlp(block: Any, x: Tensor, norm: Any = None) -> Tensor:

@@ -31,6 +31,7 @@ class Windows(NamedTuple):
         labels: a number per place of each window [n, M], or None where every place sees every other: places see each
             other only where their numbers agree. Negative marks padding.
         padding: where the windows hold padding [n*M], or None without any.
+        whole: whether the map is one window, so that nothing changes its place.
     """
 
     sides: tuple[int, int]
@@ -38,23 +39,26 @@ class Windows(NamedTuple):
     back: Tensor
     labels: Tensor | None
     padding: Tensor | None
+    whole: bool
 
     def split(self, x: Tensor) -> Tensor:
         """Return the windows [B*n, M, C] of a map [B, h', w', C] or [B, h'*w', C]."""
         rows = x.flatten(1, -2)  # [B, h'*w', C]
-        out: Tensor = _Rearrange.apply(rows, self.places, self.back, None)  # [B, n*M, C]
-        return out.view(-1, self.sides[0] * self.sides[1], x.shape[-1])
+        if not self.whole:
+            rows = _Rearrange.apply(rows, self.places, self.back, None)  # [B, n*M, C]
+        return rows.view(-1, self.sides[0] * self.sides[1], x.shape[-1])
 
     def join(self, windows: Tensor) -> Tensor:
         """Return the map [B, h'*w', C] of windows [B*n, M, C]; what stands in the padding is left out."""
         rows = windows.reshape(-1, len(self.places), windows.shape[-1])  # [B, n*M, C]
-        out: Tensor = _Rearrange.apply(rows, self.back, self.places, self.padding)
-        return out
+        if not self.whole:
+            rows = _Rearrange.apply(rows, self.back, self.places, self.padding)
+        return rows
 
-    def blocked(self) -> Tensor | float:
-        """Return what is added to scores so that places see only those of their number [n, 1, M, M], or 0."""
+    def blocked(self) -> Tensor | None:
+        """Return what is added to scores so that places see only those of their number [n, 1, M, M], or None."""
         if self.labels is None:
-            return 0.0
+            return None
         return ((self.labels.unsqueeze(1) != self.labels.unsqueeze(2)) * BLOCKED).unsqueeze(1)
 
 
@@ -79,6 +83,7 @@ def cut(size: tuple[int, int], window: tuple[int, int], *, shifted: bool, device
         ).flatten(),
         labels=labels if padded or rows.shift or columns.shift else None,
         padding=(labels < 0).flatten() if padded else None,
+        whole=not padded and rows.count == columns.count == 1,
     )
 
 
@@ -134,8 +139,9 @@ def attend_in_windows(attention: Any, x: Tensor, windows: Windows, importance: b
         [B, h'*w'], float32, detached, where padding neither gives nor takes; or None.
     """
     q, k, v = _queries_keys_values(attention, windows.split(x))  # each [B*n, A, M, d]
-    bias = position_bias(attention, windows.sides) + windows.blocked()  # [A, M, M] or [n, A, M, M]
-    bias = bias.repeat(len(q) // len(bias), 1, 1, 1) if bias.ndim == 4 else bias  # [B*n, A, M, M]
+    bias, blocked = position_bias(attention, windows.sides), windows.blocked()  # [A, M, M], [n, 1, M, M] or None
+    if blocked is not None:
+        bias = (bias + blocked).repeat(len(q) // len(blocked), 1, 1, 1)  # [B*n, A, M, M]
     received = None
     if importance:
         received = windows.join(_received(q.detach(), k.detach(), bias.detach(), windows).unsqueeze(-1)).squeeze(-1)

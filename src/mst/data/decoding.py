@@ -20,7 +20,7 @@ from PIL import Image, ImageSequence
 from torch import Tensor
 
 from mst.data.formats.large import AS_STORED, NATIVE_PNG, by_strips, is_large, large_png, rows_at_a_time
-from mst.data.formats.npy import NPY_MAGIC, array_header
+from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header
 from mst.data.formats.tiff import Page, have_tifffile, pillow_reads, read_pages
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
@@ -315,7 +315,7 @@ def _check_bands(name: str, found: int, channels: int) -> None:
 
 def _decode_array(name: str, data: bytearray, channels: int, scale: Scale) -> Tensor:
     """Decode a .npy file: the header is read by NumPy's own reader and must agree with the file's size."""
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(memoryview(data)[:LONGEST_HEADER])
     shape, fortran, dtype = array_header(stream)
     if dtype.kind not in "buif":
         raise ValueError(f"an array of {dtype}: only whole numbers and floats are understood")

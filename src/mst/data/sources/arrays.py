@@ -136,7 +136,7 @@ class MemoryImages(ImageSource):
     @classmethod
     def of_tensors(cls, images: Sequence[Tensor], title: str = "image") -> MemoryImages:
         """Hold uint8 images [C, H, W]."""
-        return cls.of([image.permute(1, 2, 0) for image in images], title)  # [H, W, C], which is never mistaken
+        return cls.of([_unmistakable(image) for image in images], title)
 
     def __len__(self) -> int:
         return len(self.arrays)
@@ -168,6 +168,11 @@ class MemoryImages(ImageSource):
     def fingerprint(self, name: str = "") -> DataIdentity:
         """Return what these images are: their names, and an even sample of them."""
         return identity_of_bytes(self, name, map(os.fsencode, self.names))
+
+
+def _unmistakable(image: Tensor) -> Tensor:
+    """Return an image [C, H, W] as it is, or as [H, W, C] where it would be taken for that (W = C)."""
+    return image.permute(1, 2, 0) if image.shape[2] == image.shape[0] else image
 
 
 def is_array_of_images(path: Path, channels: int) -> bool:

@@ -324,6 +324,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     plan = Plan(args.device, args.small, args.out.resolve())
     if args.chunk is None:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the chunk at work, too
         return run_all(plan, {name: chunk.limit for name, chunk in CHUNKS.items()})
     try:
         print(json.dumps(CHUNKS[args.chunk].work(plan)))

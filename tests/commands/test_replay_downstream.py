@@ -70,6 +70,16 @@ def test_a_step_of_a_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert (answer.status, "step 7 is outside this training: give 1 to 6" in last(answer)) == (2, True)
 
 
+def test_a_step_of_several_processes_is_said_to_differ(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tuned(capsys, tmp_path, "--base-lr", "0.02")
+    noted = json.loads((run / "training.json").read_text())
+    assert noted["processes"] == 1
+    (run / "training.json").write_text(json.dumps({**noted, "processes": 2}))
+    answer = call(capsys, "replay", run, 1)
+    assert answer.status == 0
+    assert "2 processes shared the batches" in answer.err
+
+
 def test_a_huge_rate_of_a_fine_tuning(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tuned(capsys, tmp_path, "--base-lr", "1e20", "--warmup-epochs", "0")
     bad = json.loads((run / "bad_steps.jsonl").read_text().splitlines()[0])

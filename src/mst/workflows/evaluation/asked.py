@@ -14,6 +14,7 @@ from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import Begun, PreparedTraining
 from mst.errors import UsageError
 from mst.evaluate.common.features import FeatureSettings
+from mst.parallel.world import World
 from mst.paths import user_path
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.rundir import RunDir
@@ -91,7 +92,8 @@ class AskedTraining(Generic[Numbers, Options]):
         outputs.check([name])
 
         def write(identity: Mapping[str, Any]) -> None:
-            record = {"format": FORMAT, "task": task, "identity": identity, "asked": self.to_json()}
+            record = {"format": FORMAT, "task": task, "processes": World.current().size, "identity": identity}
+            record["asked"] = self.to_json()
             outputs.write(name, (json.dumps(record, indent=2) + "\n").encode())
 
         return write

@@ -206,7 +206,10 @@ def _carry_out(work: Work, model: Classifier) -> Result:
     prepared = prepared_finetuning(work, model, contents, scorer.row, unreadable=run.unreadable)
 
     def note(identity: Mapping[str, Any]) -> None:
-        write_atomic(run.training, json.dumps({"task": TASK, "identity": identity}, indent=2) + "\n")
+        write_atomic(
+            run.training,
+            json.dumps({"task": TASK, "processes": World.current().size, "identity": identity}, indent=2) + "\n",
+        )
 
     outcome = fit(prepared.training, prepared.settings, replace(prepared.context, run=run, begun=note))
     _save(work, model, outcome)

@@ -14,6 +14,7 @@ from mst.errors import UsageError
 from mst.evaluate.detection.evaluation import DetectionProtocol
 from mst.evaluate.segmentation.evaluation import SegmentationProtocol
 from mst.finetune.classifier import Classifier
+from mst.runtime import logging
 from mst.runtime.device import select_device
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation import detection, segmentation
@@ -43,6 +44,11 @@ def replay_downstream(run: RunDir, step: int, *, accept_changed_data: bool) -> d
         UsageError: no such step, something changed since, or a network or images in memory.
     """
     noted = _noted(run)
+    if (processes := noted.get("processes", 1)) != 1:
+        logging.warn(
+            f"{processes} processes shared the batches of {run.root}, one computes the step here: draws within a share "
+            "(mixing of images, sampling of boxes) are others, and so are the numbers"
+        )
     prepared = _fine_tuning(run, step) if noted.get("task", TASK) == TASK else _evaluation(run, noted)
     accept = None if accept_changed_data else f"mst replay {shlex.quote(str(run.root))} {step} --accept-changed-data"
     done = replay_step(prepared, step, identity=noted.get("identity"), accept=accept)

@@ -15,7 +15,6 @@ from pathlib import Path
 
 import mst
 from mst.errors import Interrupted, MstError, RunFailure, UsageError
-from mst.parallel.launch import Launch, from_environment, joined
 from mst.runtime.leaving import end_process, leave_behind
 from mst.runtime.names import shown
 from mst.runtime.signals import Signalled, ended_by_signals
@@ -41,6 +40,8 @@ COMMANDS = {
 }
 """Command -> what it does; `mst.commands.<command>.run(argv)` does it."""
 
+STARTED = {"RANK", "WORLD_SIZE", "LOCAL_RANK", "SLURM_STEP_NUM_TASKS"}
+"""Variables without which a process has not been started with others: then nothing is imported to find out."""
 SEVERAL = {"pretrain", "finetune", "evaluate", "embed"}
 """Commands whose work several processes can share."""
 
@@ -100,8 +101,7 @@ def _status(words: list[str]) -> int:
     """Run the command line, and turn whatever it raises into one line and an exit status."""
     try:
         with ended_by_signals():
-            launch = from_environment()
-            status = _dispatch(words) if launch is None else _one_of_several(launch, words)
+            status = _dispatch(words) if STARTED.isdisjoint(os.environ) else _one_of_several(words)
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
@@ -174,12 +174,19 @@ def _dispatch(words: list[str]) -> int:
     return run(words[1:])
 
 
-def _one_of_several(launch: Launch, words: list[str]) -> int:
+def _one_of_several(words: list[str]) -> int:
     """Hand over to the command's module in one of several processes, of which the first speaks for all.
+
+    Variables of torchrun or srun may also be those of a process alone.
 
     Raises:
         BaseException: what ended the command here or elsewhere.
     """
+    from mst.parallel.launch import from_environment, joined
+
+    launch = from_environment()
+    if launch is None:
+        return _dispatch(words)
     if words and words[0] in COMMANDS and words[0] not in SEVERAL:
         raise UsageError(f"mst {words[0]} runs in one process: start it without torchrun or srun")
     from mst.parallel.world import World

@@ -83,8 +83,10 @@ def test_every_path_option_expands_a_tilde(
         for word in (flag(leaf.name), "x")
     ]
     given = "~/a.json"
-    positional = name in {"path", "runs", "run"} or (name == "recipe" and prog != "mst ablate")
-    words = [given] if positional else [flag(name), given] if form == "two words" else [f"{flag(name)}={given}"]
+    before = {"run": ["convert"], "out": ["convert", "x"]}[name] if prog == "mst checkpoint" else []
+    positional = before or name in {"path", "runs", "run"} or (name == "recipe" and prog != "mst ablate")
+    option = [flag(name), given] if form == "two words" else [f"{flag(name)}={given}"]
+    words = [*before, given] if positional else option
     record = parsing._converted(RECORDS[prog], parsing._written([*words, *others]), prog)
     found = [getattr(part, name) for part in (record, *vars(record).values()) if hasattr(part, name)]
     assert str(tmp_path / "a.json") in (found[0] if isinstance(found[0], tuple) else found)

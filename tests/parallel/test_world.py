@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from mst.errors import DataError, MstError, RunFailure
-from mst.parallel.launch import from_environment
+import mst
+from mst.errors import DataError, MstError, RunFailure, UsageError
+from mst.parallel.launch import from_environment, wanted_here
 from mst.parallel.world import Elsewhere, World
 from parallel.processes import run_in_processes
 
@@ -122,6 +123,25 @@ def test_half_set_variables_are_one_line(changes: dict[str, str | None], message
     environment = {name: value for name, value in {**TORCHRUN, **changes}.items() if value is not None}
     with pytest.raises(MstError, match=message):
         from_environment(environment)
+
+
+def test_how_many_processes_a_command_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in TORCHRUN:
+        monkeypatch.delenv(name, raising=False)
+    assert wanted_here(1) == 1
+    assert wanted_here(2) == 2
+    for count in (0, -1, 100_000):
+        with pytest.raises(UsageError, match=rf"--processes {count}: this machine has \d+ cores and \d+ GPUs"):
+            wanted_here(count, flag="--processes")
+    for name, value in TORCHRUN.items():
+        monkeypatch.setenv(name, value)
+    assert wanted_here(2) == 1
+
+
+def test_a_call_from_python_is_one_process(tmp_path: Path) -> None:
+    config = mst.load_recipe("debug", {"data.train": str(tmp_path), "runtime.processes": 2})
+    with pytest.raises(UsageError, match=r"--runtime.processes 2: this call is one process"):
+        mst.pretrain(config, tmp_path / "run")
 
 
 def test_a_first_host_without_an_address() -> None:

@@ -15,8 +15,8 @@ from mst.runtime.storage.files import left_to_another
 TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 SRUN = ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID")
 """What srun gives each task of a step; a batch script has the numbers of its job, but no step."""
-MOST = 1024
-"""Processes on one machine."""
+FEW, A_CORE = 8, 2
+"""Processes that any machine can be asked for, and more of them where there are more cores."""
 MINUTES = 60.0
 """That a process waits for another: the first one evaluates and saves meanwhile. A dead one is noticed at once."""
 MEETING = 600.0
@@ -185,14 +185,18 @@ def wanted_here(asked: int | str, *, flag: str = "--runtime.processes") -> int:
         flag: the option, for the message.
 
     Raises:
-        UsageError: more than any machine has use for, or fewer than one.
+        UsageError: more than this machine has use for, or fewer than one.
     """
-    if asked != "auto" and not 1 <= int(asked) <= MOST:
-        raise UsageError(f"{flag} {asked}: use a number from 1 to {MOST}, or auto")
-    if from_environment() is not None:
+    if asked == 1 or from_environment() is not None:
         return 1
-    if asked != "auto":
-        return int(asked)
     import torch
 
-    return max(1, torch.cuda.device_count())
+    cards, cores = torch.cuda.device_count(), os.cpu_count() or 1
+    if asked == "auto":
+        return max(1, cards)
+    most = max(FEW, A_CORE * cores, cards)
+    if not 1 <= int(asked) <= most:
+        raise UsageError(
+            f"{flag} {asked}: this machine has {cores} cores and {cards} GPUs: use a number from 1 to {most}, or auto"
+        )
+    return int(asked)

@@ -29,6 +29,7 @@ from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.pair import TeacherStudent
+from mst.parallel.launch import wanted_here
 from mst.parallel.shares import own_share
 from mst.parallel.world import World
 from mst.paths import user_path
@@ -105,6 +106,10 @@ def pretrain(
         Interrupted: a signal; everything is saved.
     """
     world = World.current()
+    if world.size == 1 and (processes := wanted_here(config.runtime.processes)) > 1:
+        raise UsageError(
+            f"--runtime.processes {processes}: this call is one process: use mst pretrain, or start it with torchrun"
+        )
     require_data(config)
     config = with_absolute_paths(config)
     world.refuse_differences(config.model_dump(mode="json"), "settings")

@@ -111,10 +111,13 @@ def trained_by(folders: pytest.TempPathFactory, sizes: Sequence[int], cases: Seq
 
 
 def without_zeros(name: str, value: Tensor) -> Tensor:
-    """Leave out what has no gradient but rounding, which Adam blows up: biases of keys and before BatchNorm."""
+    """Leave out what has no gradient but rounding, which Adam blows up: biases of keys and before BatchNorm.
+
+    A running mean holds the bias before it.
+    """
     if name.endswith("qkv.bias"):
         return value.view(3, -1)[[0, 2]]
-    return value[:0] if name.endswith(("head.mlp.0.bias", "head.mlp.3.bias")) else value
+    return value[:0] if name.endswith(("head.mlp.0.bias", "head.mlp.3.bias", "running_mean")) else value
 
 
 def relative(one: dict[str, Tensor], other: dict[str, Tensor]) -> float:
@@ -130,7 +133,7 @@ def compare(alone: dict[str, Tensor], several: dict[str, Tensor], *, bits: bool)
     """Compare weights, center, features and the history of losses and statistics."""
     if bits:
         assert all(torch.equal(several[name], value) for name, value in alone.items() if name != "history")
-    assert relative(alone, several) < 1e-5
+    assert relative(alone, several) < 1e-6
     torch.testing.assert_close(several["center"], alone["center"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(several["features"], alone["features"], rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(several["history"], alone["history"], rtol=1e-3, atol=1e-4, equal_nan=True)
@@ -152,4 +155,4 @@ def test_weights_do_not_depend_on_processes(tmp_path_factory: pytest.TempPathFac
     for size in (2, 3, 4):
         for case, several in outcomes[size].items():
             compare(outcomes[1][case], several, bits=case.startswith("lanes"))
-    assert relative(outcomes[1]["low"], outcomes[1]["lanes"]) < 1e-5
+    assert relative(outcomes[1]["low"], outcomes[1]["lanes"]) < 1e-6

@@ -196,7 +196,8 @@ class Trainer(Generic[Batch]):
         self.world.waited = 0.0
         if not self.world.first:  # it shows and resets its own below
             self.throughput.reset()
-        batches, others = ([wait / max(whole, 1e-9) for wait, whole in pairs] for pairs in _pairs(found))
+        batches = [wait / max(whole, 1e-9) for wait, whole, _ in found]
+        others = [waited / max(whole, 1e-9) for _, whole, waited in found]
         return {
             "processes": self.world.size,
             "data_wait_most": max(batches),
@@ -280,8 +281,3 @@ class Trainer(Generic[Batch]):
                 self.record.close()
             except Exception as error:
                 logging.warn(f"the TensorBoard events could not be ended: {error}")
-
-
-def _pairs(found: list[tuple[float, float, float]]) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
-    """Return (waited for batches, all) and (waited for others, all) of each process, in seconds."""
-    return [(wait, whole) for wait, whole, _ in found], [(others, whole) for _, whole, others in found]

@@ -158,6 +158,7 @@ def _go_on(run: RunDir, config: FinetuneConfig, named: str) -> Result:
         return done[-1]
     network = stored_network(run, named)
     folder = labelled_folder(config, network)
+    World.current().keep_log(run.root)
     begun = any(run.checkpoints.glob("step_*"))
     backbone = network.build(config) if begun else started_backbone(config, network)
     model = Classifier(backbone, len(folder.classes), seed=config.seed)

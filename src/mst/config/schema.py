@@ -254,7 +254,7 @@ class RuntimeConfig(Section):
     workers: Annotated[int, Field(ge=-1, le=256)] = -1
     """Processes that decode and augment; 0 = in a background thread of this process; -1 = derived from the cores."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """Compute threads; 0 = torch's choice."""
+    """Compute threads; 0 = torch's choice, or one with lanes."""
     replicas: Annotated[int, Field(ge=0, le=64)] = 0
     """Parts of a batch that a CPU works on at the same time, each with its share of the threads; 0 = one per thread, up
     to four. A head with BatchNorm has one."""
@@ -266,7 +266,8 @@ class RuntimeConfig(Section):
     """What several processes hold: each all of the networks, or (for networks too large for a GPU) each a part."""
     lanes: Annotated[int, Field(ge=0, le=1024)] = 0
     """Parts of a batch, a power of two, whose gradients are added as a binary tree: weights are then bit-equal for 1,
-    2, 4, ... processes, up to as many as lanes, on machines of one kind. 0 = none, which is faster."""
+    2, 4, ... processes of as many threads, up to as many as lanes, on machines of one kind. 0 = none, which is
+    faster."""
     compile: Literal["auto", "on", "off"] = "auto"
     """Let torch.compile merge the operations of each block, which takes minutes at the start; auto = on CUDA, where a
     run has 1,000 steps or more."""

@@ -124,8 +124,8 @@ def prepare_process(config: RunConfig) -> None:
             f"--runtime.threads {threads}: this machine has {cores} cores: use at most "
             f"{max(THREADS, THREADS_A_CORE * cores)} threads, or 0 for torch's choice"
         )
-    if threads:
-        torch.set_num_threads(threads)
+    if threads or config.runtime.lanes:  # lanes: the order of a sum must not depend on how many cores a process has
+        torch.set_num_threads(threads or 1)
     keep_freed_memory()
 
 
@@ -361,6 +361,8 @@ def describe_setup(setup: Setup) -> Table:
     replicas = replica_count(setup.config, plan, setup.device)
     if replicas > 1:
         table.add_row("replicas", str(replicas), f"of {torch.get_num_threads()} compute threads")
+    if setup.config.runtime.lanes and not setup.config.runtime.threads:
+        table.add_row("threads", "1", "lanes: the same sums in every process; --runtime.threads N, or more processes")
     table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
     for key, reason in plan.reasons.items():
         table.add_row(key, format_value(getattr(plan, key)), reason)

@@ -87,12 +87,17 @@ def solarize(planes: Tensor) -> None:
     torch.minimum(planes, 255 - planes, out=planes)
 
 
+def beside(numbers: Tensor, planes: Tensor) -> Tensor:
+    """Return numbers on the device of the planes; a CPU's, already there, cost nothing."""
+    return numbers.to(planes.device, non_blocking=True) if planes.is_cuda else numbers
+
+
 def on_rows(planes: Tensor, rows: Sequence[int], operation: Callable[[Tensor], None]) -> None:
     """Apply an operation that works in place to the given ones of the n crops of [C, n, h, w]."""
     if len(rows) == planes.shape[1]:
         operation(planes)
     elif rows:
-        numbers = torch.tensor(rows).to(planes.device, non_blocking=True)
+        numbers = beside(torch.tensor(rows), planes)
         some = planes.index_select(1, numbers)
         operation(some)
         planes.index_copy_(1, numbers, some)
@@ -126,4 +131,4 @@ def jitter(planes: Tensor, parameters: ColourParameters) -> None:
         for number in set(numbers) - {-1}:
             rows = [row for row, other in enumerate(numbers) if other == number]
             factor = factors[:, number] if len(rows) == len(numbers) else factors[rows, number]
-            on_rows(planes, rows, partial(_ADJUST[number], factor=factor.to(planes.device, non_blocking=True)))
+            on_rows(planes, rows, partial(_ADJUST[number], factor=beside(factor, planes)))

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mst.views.colour import beside
 from mst.views.parameters import CropParameters, Floats
 
 SMALLEST_SIGMA = 0.25
@@ -49,9 +50,7 @@ def resize(box: Tensor, size: Sequence[int]) -> Tensor:
 
     CUDA has no such kernel for uint8: there they are float32 in between, and within one grey level of a CPU's.
     """
-    if box.device.type == "cpu":
-        return F.interpolate(box, size, mode="bicubic", antialias=True)
-    return in_floats(box, size)
+    return in_floats(box, size) if box.is_cuda else F.interpolate(box, size, mode="bicubic", antialias=True)
 
 
 def in_floats(box: Tensor, size: Sequence[int]) -> Tensor:
@@ -81,7 +80,7 @@ def blur(planes: Tensor, sigma: Floats) -> None:
     """
     weights = blur_weights(sigma, min(planes.shape[-2:]))  # [n, R + 1]
     reach = weights.shape[1] - 1
-    columns = weights.to(planes.device, non_blocking=True).T[:, None, :, None, None]  # [R + 1, 1, n, 1, 1]
+    columns = beside(weights, planes).T[:, None, :, None, None]  # [R + 1, 1, n, 1, 1]
     for axis in (-1, -2):
         padding = (reach, reach, 0, 0) if axis == -1 else (0, 0, reach, reach)
         padded = F.pad(planes, padding, mode="reflect")

@@ -18,7 +18,10 @@ from PIL import Image
 
 from mst.runtime.storage.results import read_jsonl
 
-TIMES = {"seconds", "images_per_second", "data_wait"}
+TIMES = {
+    *("seconds", "images_per_second", "data_wait"),
+    *("data_wait_most", "wait_for_others_least", "wait_for_others_most", "slowest_rank"),  # of several processes
+}
 STEPS = 60
 SETTINGS = {
     "views": {"global_size": 16, "local_size": 8, "local_crops": 2},

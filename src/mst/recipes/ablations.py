@@ -6,7 +6,21 @@ from collections.abc import Sequence
 
 from mst.config.keys import suggestion
 from mst.errors import ConfigError
-from mst.recipes.variants import BLOCK, BN, DINO, HIGH, HINT, MST, RANDOM, UNMASKED, Variant
+from mst.recipes.variants import (
+    BLOCK,
+    BN,
+    DINO,
+    DINO_PLAIN,
+    HIGH,
+    HINT,
+    MASKS_ONLY,
+    MST,
+    PLAIN,
+    RANDOM,
+    RESTORATION,
+    UNMASKED,
+    Variant,
+)
 
 
 def _grid(word: str, key: str, values: Sequence[float], what: str) -> tuple[Variant, ...]:
@@ -16,7 +30,9 @@ def _grid(word: str, key: str, values: Sequence[float], what: str) -> tuple[Vari
 
 FAMILIES: dict[str, tuple[Variant, ...]] = {
     "strategies": (MST, UNMASKED, RANDOM, BLOCK, HIGH, HINT, DINO),
-    "head": (Variant("plain", "no normalisation in the head", {"model.head_norm": "none"}), BN),
+    "evidence": (MST, DINO, UNMASKED, RANDOM, BLOCK, HIGH, HINT, MASKS_ONLY, RESTORATION, PLAIN, DINO_PLAIN),
+    "weight": _grid("weight", "objective.restoration_weight", (0.2, 0.6, 1.8), "weight of the restoration"),
+    "head": (PLAIN, BN),
     "decoder": (
         Variant("cnn", "convolutional image decoder", {"model.decoder": "cnn"}),
         Variant("linear", "linear image decoder", {"model.decoder": "linear"}),

@@ -43,6 +43,12 @@ BLOCK = _masked("block", "block", "rectangles are hidden")
 HIGH = _masked("high", "attention_high", "the most attended tokens may be hidden")
 HINT = _masked("hint", "attention_hint", "the most attended tokens may be hidden, some are revealed")
 UNMASKED = _masked("unmasked", "none", "nothing is hidden, the image is still restored")
+RESTORATION = Variant("restoration", "restoration alone, no self-distillation", {"objective.distillation_weight": 0.0})
+MASKS_ONLY = Variant(
+    "masks-only", "the least attended tokens may be hidden, nothing is restored", {"objective.restoration_weight": 0.0}
+)
+PLAIN = Variant("plain", "no normalisation in the head", {"model.head_norm": "none"})
+DINO_PLAIN = Variant("dino-plain", "as DINO, no normalisation in the head", {**DINO_CHANGES, **PLAIN.changes})
 BN = Variant("bn", "BatchNorm in the head", {"model.head_norm": "batch"})
 
 TWINS = (DINO, RANDOM, BLOCK, HIGH, HINT, BN)

@@ -1,0 +1,152 @@
+"""The runs of docs/evidence.md: train every arm with every seed, evaluate it, and keep what a published number needs.
+
+    python benchmarks/evidence.py run --set cifar10 --work WORK --data DATA [--arms mst dino] [--seeds 0 1 2]
+    python benchmarks/evidence.py publish --work WORK --data DATA
+
+`run` goes on where it stopped; several of them share the work, as a run that another process is at is left to it.
+DATA holds `cifar10`, `imagenette128`, `camvid` and `coco_mini`. `publish` copies what belongs into `runs/evidence`:
+settings, environment, rows and results, neither weights nor pictures. `evidence_tables.py` makes tables from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import mst
+from mst.config.load import override
+from mst.config.schema import RunConfig
+from mst.errors import UsageError
+from mst.evaluate.objectness.evaluation import ObjectnessProtocol
+from mst.evaluate.segmentation.evaluation import SegmentationProtocol
+from mst.recipes import base_config
+from mst.recipes.ablations import FAMILIES
+from mst.runtime.storage.results import Result
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows.evaluation.objectness import ObjectOptions
+from mst.workflows.evaluation.segmentation import SegmentationOptions
+
+PUBLISHED = Path(__file__).resolve().parent.parent / "runs" / "evidence"
+KEPT = ("config.json", "plan.json", "environment.json", "metrics.jsonl", "results.jsonl", "evidence.json")
+SCENES = "scenes:300"
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What the arms of a set have in common.
+
+    Attributes:
+        folder: name below --data, with `train/` and the folder of the validation images.
+        changes: of the recipe `vit-tiny-cifar10`.
+        dense: (H, W) at which street scenes are segmented.
+        objects: (H, W) at which objectness is measured.
+    """
+
+    folder: str
+    changes: Mapping[str, object]
+    dense: tuple[int, int]
+    objects: tuple[int, int]
+
+
+SETS = {
+    "cifar10": DataSet("cifar10", {"train.epochs": 4}, (176, 240), (96, 96)),
+    "imagenette64": DataSet(
+        "imagenette128",
+        {
+            "train.epochs": 6,
+            "views.global_size": 64,
+            "views.local_size": 32,
+            "model.patch_size": 8,
+            "views.mean": [0.485, 0.456, 0.406],
+            "views.std": [0.229, 0.224, 0.225],
+        },
+        (352, 480),
+        (192, 192),
+    ),
+}
+
+
+def settings(arm: str, seed: int, which: DataSet, data: Path) -> RunConfig:
+    """Return the configuration of a run."""
+    twins = {twin.name: twin for twin in FAMILIES["evidence"]}
+    base = override(base_config("vit-tiny-cifar10"), which.changes)
+    folder = str((data / which.folder / "train").absolute())
+    common = {"runtime.seed": seed, "runtime.threads": 1, "data.train": [folder], "monitor.tensorboard": False}
+    return override(twins[arm].apply(base), common)
+
+
+def evaluations(run: Path, which: DataSet, data: Path, seed: int) -> dict[str, Callable[[], Result]]:
+    """Return what is measured of a finished run; each adds its row to results.jsonl."""
+    labelled, dense = data / which.folder, SegmentationProtocol(size=which.dense)
+    objects, quiet = ObjectnessProtocol(size=which.objects), ObjectOptions(picture_limit=0)
+    few = SegmentationOptions(picture_limit=0)
+    return {
+        "knn": lambda: mst.evaluate_knn(run, labelled, seed=seed),
+        "linear": lambda: mst.evaluate_linear(run, labelled, seed=seed),
+        "camvid": lambda: mst.evaluate_segmentation(run, data / "camvid", protocol=dense, options=few, seed=seed),
+        "coco_mini": lambda: mst.evaluate_objectness(run, data / "coco_mini", protocol=objects, objects=quiet),
+        "scenes": lambda: mst.evaluate_objectness(run, SCENES, objects=quiet),
+    }
+
+
+def finish(run: RunDir, config: RunConfig, which: DataSet, data: Path) -> None:
+    """Train and evaluate what is not done yet."""
+    mst.pretrain(config, out=run.root, resume=run.exists())
+    record = run.root / "evidence.json"
+    done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
+    for name, measure in evaluations(run.root, which, data, config.runtime.seed).items():
+        if name not in done:
+            done[name] = measure().metrics
+            record.write_text(json.dumps(done, indent=2) + "\n")
+
+
+def run_all(options: argparse.Namespace) -> None:
+    """Go through all runs, seed by seed."""
+    which = SETS[options.set]
+    for seed in options.seeds:
+        for arm in options.arms:
+            run = RunDir(options.work / options.set / arm / f"seed_{seed}")
+            try:
+                finish(run, settings(arm, seed, which, options.data), which, options.data)
+            except UsageError as error:
+                if "is in use by" not in str(error):
+                    raise
+                print(f"{run.root}: {error}", flush=True)
+
+
+def publish(work: Path, data: Path) -> None:
+    """Copy the files that belong to published numbers, their paths shortened."""
+    shorter = {f"{work.absolute()}/": "runs/", f"{data.absolute()}/": "data/"}
+    for record in sorted(work.glob("*/*/seed_*/evidence.json")):
+        into = PUBLISHED / record.parent.relative_to(work)
+        into.mkdir(parents=True, exist_ok=True)
+        for name in KEPT:
+            text = (record.parent / name).read_text(encoding="utf-8")
+            for path, short in shorter.items():
+                text = text.replace(path, short)
+            (into / name).write_text(text, encoding="utf-8")
+        print(into)
+
+
+def main() -> None:
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    parser.add_argument("action", choices=["run", "publish"])
+    parser.add_argument("--set", choices=SETS, default="cifar10")
+    parser.add_argument("--work", type=Path, required=True, help="where the run folders are")
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--arms", nargs="+", default=[twin.name for twin in FAMILIES["evidence"]])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    options = parser.parse_args()
+    if options.action == "run":
+        run_all(options)
+    else:
+        publish(options.work, options.data)
+
+
+if __name__ == "__main__":
+    main()

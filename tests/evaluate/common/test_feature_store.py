@@ -23,6 +23,8 @@ from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
+from mst.parallel.world import World
+from parallel.processes import run_in_processes
 
 QUIET = FeatureSettings(forward_batch=4, precision="fp32", progress=False, max_unreadable_share=0.5)
 TRANSFORM = ImageTransform((16, 16))
@@ -238,3 +240,28 @@ def test_files_of_other_names_are_the_users(backbone: Backbone, images: ImageSet
         path.write_bytes(b"mine")
     FeatureSource(backbone, TRANSFORM, QUIET, tmp_path).read("training", images)
     assert [path.read_bytes() for path in mine] == [b"mine"] * 3
+
+
+def kept_by_two(folder: str) -> None:
+    """Keep, read, and compute anew where one process cannot use what is kept."""
+    rank, root = World.current().rank, Path(folder)
+    spec = BackboneSpec("vit_tiny_patch16_224", (16, 16), 3, 8, embed_dim=32, depth=3, num_heads=2)
+    network = build_backbone(spec, seed=3).eval()
+    paths = sorted((root / "images").glob("*.png"))
+    some = ImageSet(ImageIndex.of(paths), torch.zeros(len(paths), dtype=torch.int64))
+    direct = FeatureSource(network, TRANSFORM, QUIET).read("training", some, blocks=2)
+    source = FeatureSource(network, TRANSFORM, QUIET, root / "kept")
+    for turn in range(3):
+        if turn == 2 and rank == 1:
+            source = replace(source, folder=root / "elsewhere")  # as a disk that shows files late
+        found = source.read("training", some, blocks=2)
+        torch.testing.assert_close(found.features, direct.features, rtol=1e-5, atol=1e-6)
+    assert len(list((root / "kept").glob("training-*.npy"))) == 1
+    assert not (root / "elsewhere").exists()
+
+
+def test_processes_agree_on_what_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for index, image in enumerate(colour_images(5, 4, size=16)[0]):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(tmp_path / "images" / f"{index}.png")
+    run_in_processes("evaluate.common.test_feature_store:kept_by_two", 2, str(tmp_path))

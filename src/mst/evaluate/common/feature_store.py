@@ -3,7 +3,7 @@
 A file holds the global features of the last blocks, one block after the other: k-NN and retrieval map the last one into
 memory, a linear probe finds the others in the same file. It is used only if weights, image files, transform and
 precision are the same and its bytes are those that were written. Otherwise features are computed anew, and a warning
-says what is different.
+says what is different. Of several processes the first one writes, and all compute anew unless all can use what is kept.
 Letters: n images, D features of a block, b blocks.
 """
 
@@ -30,9 +30,10 @@ from mst.errors import RunFailure
 from mst.evaluate.common.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import ImageTransform
+from mst.parallel.world import World
 from mst.runtime.device import select_precision
 from mst.runtime.logging import info, warn
-from mst.runtime.storage.files import check_folder, write_atomic
+from mst.runtime.storage.files import check_folder, may_write, write_atomic
 
 if TYPE_CHECKING:
     from mst.model.backbone import Backbone
@@ -98,7 +99,7 @@ class FeatureSource:
             RunFailure: no room for the file.
         """
         key = self._key(images) if self.folder is not None else None
-        if self.folder is not None:
+        if self.folder is not None and may_write():
             _clear(self.folder, part, keep=_noted_file(self.folder / f"{part}.json"))
         if self.folder is not None and key is None:
             warn(f"{part} features are not kept: these images are no files")
@@ -106,7 +107,11 @@ class FeatureSource:
             wanted = images if chosen is None else images.subset(chosen)
             found = self._extract(wanted, blocks, part)
             return Features(found.features.flatten(1), found.labels, found.names, found.positions, found.unreadable)
-        stored, missing = self._kept(part, images, key, blocks) or self._keep(part, images, key, blocks)
+        kept = self._kept(part, images, key, blocks)
+        all_can_use_it = all(World.current().collect(kept is not None))
+        if kept is None or not all_can_use_it:
+            kept = self._keep(part, images, key, blocks)
+        stored, missing = kept
         return _select(stored[-blocks:], missing, images, chosen)
 
     def _extract(
@@ -177,21 +182,28 @@ class FeatureSource:
         """Compute the features [b, n, D], write them, and return them with what was unreadable."""
         assert self.folder is not None
         blocks = max(blocks, KEPT_BLOCKS)
+        if not may_write():
+            found = self._extract(images, blocks, part)
+            return found.features.transpose(0, 1), _missing(found, images)
         self.folder.mkdir(parents=True, exist_ok=True)
         name = f"{part}-{hashlib.sha256(json.dumps([key, blocks]).encode()).hexdigest()[:16]}.npy"
         aside = self.folder / f".{name}.{os.getpid()}-{threading.get_ident()}.tmp"
         with _claimed(aside):
             found = self._extract(images, blocks, part, lambda shape: _mapped(aside, shape))
             stored = torch.from_numpy(np.load(aside, mmap_mode="c"))
-            read = set(found.positions)
-            places = [place for place in range(len(images)) if place not in read]
-            missing = dict(zip(places, found.unreadable, strict=True))
+            missing = _missing(found, images)
             digests = [_digest(block) for block in stored]
             note = {"key": key, "blocks": blocks, "file": name, "sha256": digests, "unreadable": list(missing.items())}
             aside.replace(self.folder / name)
             write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
         _clear(self.folder, part, keep=name)
         return stored, missing
+
+
+def _missing(found: Features, images: ImageSet) -> dict[int, str]:
+    """Return position -> reason of the images that gave no features."""
+    read = set(found.positions)
+    return dict(zip((place for place in range(len(images)) if place not in read), found.unreadable, strict=True))
 
 
 @contextmanager

@@ -441,7 +441,8 @@ def test_a_drop_of_trained_weights_is_warned_of(
 ) -> None:
     train(tmp_path, tiny_config(**sections), evaluator=falling(*accuracies))
     said = " ".join(capsys.readouterr().err.split())
-    assert said.count("k-NN ") == len(warnings)
+    assert said.count("more than --monitor.guard-drop") == len(warnings)
+    assert f"k-NN {accuracies[-1]:.1f} % (start 70.0)" in said
     assert all(warning in said for warning in warnings)
 
 

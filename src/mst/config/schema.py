@@ -46,6 +46,9 @@ class DataConfig(Section):
     """Black and white among values that are not stored in 8 bits, such as -1024 3071; auto = measured on a sample."""
     limit: Count | None = None
     """Use only this many images, drawn evenly from the sorted list; None = all."""
+    held_out: Natural = 0
+    """Keep so many images out of training, drawn evenly, at most a tenth of all: scores without labels are measured on
+    them. 0 = none (with --monitor.knn-data its validation images are used)."""
     max_unreadable_share: Fraction = 0.05
     """Stop when more than this share of the files read so far could not be decoded."""
     cache: bool = True

@@ -19,7 +19,7 @@ from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ra
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings
-from mst.evaluate.common.image_sets import LabelledSets
+from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.model.backbone import BackboneSpec, check_image_size
 from mst.model.build import backbone_spec
 from mst.model.pair import TeacherStudent, build_pair
@@ -27,6 +27,7 @@ from mst.model.recomputation import recompute_blocks
 from mst.model.start import start_from
 from mst.parallel.world import World
 from mst.planning.environment import device_name
+from mst.planning.held_out import held_out_set, set_apart
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.memory import keep_freed_memory
@@ -59,6 +60,7 @@ class Setup:
         device: where the networks go.
         precision: compute type of the networks.
         precision_reason: why.
+        held_out: images that are not learned from, for scores without labels, or None.
     """
 
     config: RunConfig
@@ -69,6 +71,7 @@ class Setup:
     device: torch.device
     precision: torch.dtype
     precision_reason: str
+    held_out: ImageSet | None = None
 
     @property
     def scale(self) -> Scale:
@@ -153,6 +156,7 @@ def prepare(config: RunConfig) -> Setup:
         strict=config.data.strict,
         by_content=config.data.by_content,
     )
+    images, apart = set_apart(images, config.data.held_out)
     world = World.current()
     plan = derive(config, len(images), world.size)
     spec = checked_spec(config, plan)
@@ -163,7 +167,8 @@ def prepare(config: RunConfig) -> Setup:
         plan = derive(config, len(images), world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
     plan = with_ranges(plan, ranges, len(images))
     labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
-    return Setup(config, plan, images, labelled, spec, device, precision, reason)
+    held_out = held_out_set(apart, labelled, channels=channels, scale=ranges)
+    return Setup(config, plan, images, labelled, spec, device, precision, reason, held_out)
 
 
 def value_ranges(config: RunConfig, images: ImageSource) -> ValueRanges:
@@ -364,6 +369,8 @@ def describe_setup(setup: Setup) -> Table:
     if setup.config.runtime.lanes and not setup.config.runtime.threads:
         table.add_row("threads", "1", "lanes: the same sums in every process; --runtime.threads N, or more processes")
     table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
+    if setup.held_out is not None:
+        table.add_row("held out", str(len(setup.held_out)), "not learned from: for scores without labels")
     for key, reason in plan.reasons.items():
         table.add_row(key, format_value(getattr(plan, key)), reason)
     return table

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mst.config.schema import RunConfig, TrainConfig
+from mst.config.schema import DataConfig, RunConfig, TrainConfig
 from mst.recipes.record import Recipe
 
 OWN_IMAGES = Recipe(
@@ -14,7 +14,7 @@ OWN_IMAGES = Recipe(
     time="`mst plan own-images --data.train PATH` estimates it",
     expected="depends on the images",
     note="Smaller GPU: --train.accumulate 2 or 4. Small pictures: --views.global-size 96 --views.local-size 48.",
-    config=RunConfig(recipe="own-images", train=TrainConfig(batch_size=128, epochs=100)),
+    config=RunConfig(recipe="own-images", data=DataConfig(held_out=256), train=TrainConfig(batch_size=128, epochs=100)),
 )
 
 RECIPES = (OWN_IMAGES,)

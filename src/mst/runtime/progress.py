@@ -43,12 +43,12 @@ class Throughput:
 
 
 class _TwoLines(Progress):
-    """The bar with its times, and below it the numbers, so that both fit into 80 columns."""
+    """The bar with its times, and below it the numbers, so that both fit into 80 columns; longer ones are folded."""
 
     def get_renderables(self) -> Iterable[RenderableType]:
         yield self.make_tasks_table(self.tasks)
         for task in self.tasks:
-            yield Text(task.fields["numbers"], no_wrap=True, overflow="ellipsis")
+            yield Text(task.fields["numbers"])
 
 
 class TrainingProgress:

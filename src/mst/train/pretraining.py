@@ -27,9 +27,11 @@ from mst.runtime.seeding import generator
 from mst.runtime.storage.rundir import RunDir
 from mst.train.compilation import eager
 from mst.train.guard import METRIC, KnnGuard, knn_guard
+from mst.train.label_free import label_free_scores
 from mst.train.monitors import collapse_message, feature_std, rankme
 from mst.train.previews import preview, save_preview
 from mst.train.schedule import step_values
+from mst.train.shown import LatestScores
 from mst.train.state import TrainState
 from mst.train.step import StepReport, apply_step, step_gradients
 from mst.views.normalise import as_views, normalise
@@ -65,6 +67,8 @@ class Pretraining:
         environment: JSON types; versions and commit, kept with every checkpoint.
         evaluator: scores the teacher's backbone; None = no evaluation.
         samples: uint8 global crops [n, C, H, W] for the previews; None = no previews.
+        held_out: two crops of each of n images that are not learned from, uint8 [2, n, C, H, W]; None = no scores
+            without labels.
     """
 
     state: TrainState
@@ -76,6 +80,7 @@ class Pretraining:
     environment: Mapping[str, Any] = field(default_factory=lambda: {"torch": torch.__version__})
     evaluator: Evaluator | None = None
     samples: Tensor | None = None
+    held_out: Tensor | None = None
     title: str = field(default="pre-training", init=False)
     buffers: Sequence[Tensor] = field(init=False)
 
@@ -83,6 +88,7 @@ class Pretraining:
         self.buffers = self.state.buffers
         self._guard: KnnGuard | None = None
         self._guard_begun = False
+        self._scores: LatestScores | None = None
 
     @property
     def too_many(self) -> str:
@@ -165,23 +171,51 @@ class Pretraining:
         return Remarks(row, shown, warning=None if ends else message, failure=message if ends else None)
 
     def evaluate(self) -> Remarks | None:
-        """Score the teacher's backbone, and compare with trained weights at the start."""
+        """Score the teacher's backbone with and without labels, and compare with trained weights at the start."""
         divided = self.state.replicas.divides  # then only the first process has a whole network
-        if self.evaluator is None or (divided and not World.current().first):
+        if (self.evaluator is None and self.held_out is None) or (divided and not World.current().first):
             return None
+        with eager(), alone() if divided else nullcontext():
+            numbers = self._measure()
+        scores = self._latest()
+        scores.observe(self.state.step, numbers)
+        if World.current().first:
+            logging.info(f"step {self.state.step}: {scores}")
+        if METRIC not in numbers:
+            return Remarks(numbers)
         if not self._guard_begun:  # not before: what it compares with is in the run's record
             self._guard, self._guard_begun = knn_guard(self.config, self.run, step=self.state.step), True
-        with eager(), alone() if divided else nullcontext():
-            numbers = self.evaluator(self.state.replicas.whole.teacher.backbone)
         message = self._guard.observe(numbers[METRIC], self.state.step) if self._guard is not None else None
         if message is not None and self.config.monitor.guard == "stop":
             again = f"{self.run.resume_command} --monitor.guard warn goes on all the same"
             return Remarks(numbers, failure=f"{message}; {again}")
         return Remarks(numbers, warning=message)
 
+    def _measure(self) -> dict[str, float]:
+        """Return the numbers of an evaluation."""
+        pair, numbers = self.state.replicas.whole, dict[str, float]()
+        if self.evaluator is not None:
+            numbers |= self.evaluator(pair.teacher.backbone)
+        if self.held_out is not None:
+            numbers |= label_free_scores(
+                pair,
+                self.held_out,
+                restores=pair.decoder is not None and self.config.objective.strategy != "none",
+                mean=self.plan.mean,
+                std=self.plan.std,
+                dtype=self.dtype,
+            )
+        return numbers
+
+    def _latest(self) -> LatestScores:
+        """Return the scores for the screen; those before a resume are in the run's rows."""
+        if self._scores is None:
+            self._scores = LatestScores(self.run, step=self.state.step)
+        return self._scores
+
     def describe(self, shown: Mapping[str, float]) -> str:
-        """Write losses, learning rate and speed."""
-        return describe(shown)
+        """Write losses, learning rate and speed, and what the latest evaluation gave."""
+        return "  ".join(filter(None, [describe(shown), str(self._latest())]))
 
     def draw(self, *, missing_only: bool) -> None:
         """Draw the sample images as method and networks see them now."""

@@ -35,6 +35,7 @@ from mst.parallel.world import World
 from mst.paths import user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
+from mst.planning.held_out import crop_pairs
 from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
 from mst.recipes import base_config
@@ -187,6 +188,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         environment=environment,
         evaluator=partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None,
         samples=preview_samples(setup),
+        held_out=crop_pairs(setup.held_out, setup.plan.global_size),
     )
     trainer = Trainer(task, task.intervals, task.outputs)
     if resume and not trainer.saver.resumed:

@@ -92,18 +92,20 @@ def cover_size(image: tuple[int, int], size: tuple[int, int], ratio: float) -> t
     return max(int(image[0] * scale + 1e-6), target[0]), max(int(image[1] * scale + 1e-6), target[1])
 
 
-def random_resized_crop(image: Tensor, size: tuple[int, int], draw: torch.Generator) -> Tensor:
+def random_resized_crop(
+    image: Tensor, size: tuple[int, int], draw: torch.Generator, *, least_area: float = 0.08
+) -> Tensor:
     """Return a random crop of a uint8 image [C, H, W], resized to `size` and flipped half of the time.
 
-    Share of the area uniform in 0.08-1, aspect ratio log-uniform in 3/4-4/3 times that of `size`, as in supervised
-    ImageNet training; ten draws, then the centre.
+    Share of the area uniform in `least_area`-1, aspect ratio log-uniform in 3/4-4/3 times that of `size`, as in
+    supervised ImageNet training; ten draws, then the centre.
     """
     height, width = image.shape[-2:]
     uniform = torch.rand(10, 4, generator=draw).tolist()
     flip = torch.rand((), generator=draw).item() < 0.5
     top, left, h, w = 0, 0, height, width
     for area_draw, ratio_draw, y_draw, x_draw in uniform:
-        area = height * width * (0.08 + 0.92 * area_draw)
+        area = height * width * (least_area + (1 - least_area) * area_draw)
         ratio = size[1] / size[0] * (4 / 3) ** (2 * ratio_draw - 1)
         h, w = round(math.sqrt(area / ratio)), round(math.sqrt(area * ratio))
         if 0 < h <= height and 0 < w <= width:

@@ -44,8 +44,9 @@ def test_evenly_takes_from_all_classes(tmp_path: Path) -> None:
     ("names", "error", "message"),
     [
         ([], UsageError, "does not exist"),
-        (["file"], UsageError, "has no folder train"),
-        (["train/a/1.jpg"], UsageError, "has no folder val or valid or test"),
+        (["file"], DataError, "has no class folders"),
+        (["val/a/1.jpg", "b/1.jpg"], UsageError, "has no folder train beside val/"),
+        (["train/a/1.jpg", "Validation/a/1.jpg", "val/a/1.jpg"], UsageError, "holds Validation/ and val/: keep one"),
         (["train/1.jpg", "val/a/1.jpg"], DataError, "train has no class folders"),
         (["train/a/1.jpg", "val/1.jpg"], DataError, "val has no class folders"),
         (["train/a/1.jpg", "train/b/no.txt", "val/a/1.jpg"], DataError, "train/b holds no images"),
@@ -75,7 +76,8 @@ def test_what_is_no_class_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert data.classes == ("a", "b[x]")
     assert {(entry.kind, entry.count) for entry in data.passed.troubles} == {("link", 1), ("loose", 1)}
     told = capsys.readouterr().err
-    assert told.count("warning:") == 1
+    assert told.count("warning:") == 2
+    assert "1 of 2 classes have no image to score (val): b[x]" in told
     for part in ("train/c", "val/loop", "1 image beside the class folders", "train/loose.png"):
         assert part in told
     with pytest.raises(DataError, match="train/c"):

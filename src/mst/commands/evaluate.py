@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from mst.data.labelled import LabelOptions
 from mst.engine.schedule import Checkpointing
 from mst.evaluate.classification.knn import KnnProtocol
 from mst.evaluate.classification.linear_probe import LinearProtocol
@@ -33,7 +34,7 @@ from mst.workflows.subject import ImageOptions
 
 @dataclass(frozen=True)
 class LabelledArguments(Common):
-    """What the tasks on train/<class>/ and val/<class>/ share.
+    """What the tasks on labelled images share: train/<class>/ and val/<class>/, <class>/ alone, or a table.
 
     Attributes:
         features: folder that keeps the features, so that the next of these tasks reads them; they are computed anew,
@@ -43,26 +44,27 @@ class LabelledArguments(Common):
     features: PathText | None = None
     image: ImageOptions = field(default_factory=ImageOptions)
     limits: Limits = field(default_factory=Limits)
+    labels: LabelOptions = field(default_factory=LabelOptions)
     settings: FeatureSettings = field(default_factory=FeatureSettings)
 
 
 @dataclass(frozen=True)
 class KnnArguments(LabelledArguments):
-    """k-nearest-neighbour classification of train/<class>/ and val/<class>/."""
+    """k-nearest-neighbour classification of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: KnnProtocol = field(default_factory=KnnProtocol)
 
 
 @dataclass(frozen=True)
 class LinearArguments(LabelledArguments):
-    """Linear classification of train/<class>/ and val/<class>/."""
+    """Linear classification of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
 
 
 @dataclass(frozen=True)
 class LogisticArguments(LabelledArguments):
-    """Logistic regression (L-BFGS) on the features of train/<class>/ and val/<class>/."""
+    """Logistic regression (L-BFGS) on the features of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: LogisticProtocol = field(default_factory=LogisticProtocol)
 

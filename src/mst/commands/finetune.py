@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mst.data.labelled import LabelOptions
 from mst.errors import UsageError
 from mst.finetune.classifier import FinetuneProtocol
 from mst.parallel.launch import wanted_here
@@ -24,12 +25,12 @@ PROG = "mst finetune"
 
 @dataclass(frozen=True)
 class FinetuneArguments(RecipeOption):
-    """Train a backbone and a linear classifier on train/<class>/, score them on val/<class>/.
+    """Train a backbone and a linear classifier on labelled images: train/<class>/ and val/<class>/, or a table.
 
     Attributes:
         backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE`; `random:` before it means the same network
             with fresh weights; `scratch:NAME` is timm's network of that name with fresh weights.
-        data: the labelled folder.
+        data: the labelled folder, or a table (.csv, .tsv) of paths and labels.
         out: new folder of the run.
         device: auto, cpu, cuda or cuda:N.
         seed: of every random draw and of fresh weights.
@@ -51,6 +52,7 @@ class FinetuneArguments(RecipeOption):
     protocol: FinetuneProtocol = field(default_factory=FinetuneProtocol)
     image: InputOptions = field(default_factory=InputOptions)
     limits: Limits = field(default_factory=Limits)
+    labels: LabelOptions = field(default_factory=LabelOptions)
     running: Running = field(default_factory=Running)
 
 
@@ -95,6 +97,7 @@ def run(argv: Sequence[str]) -> int:
         protocol=a.protocol,
         image=a.image,
         limits=a.limits,
+        labels=a.labels,
         running=a.running,
         device=a.device,
         seed=a.seed,

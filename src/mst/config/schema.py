@@ -228,7 +228,10 @@ class MonitorConfig(Section):
     every_steps: Count = 50
     """Steps between rows of statistics in metrics.jsonl."""
     knn_data: str | None = None
-    """A labelled folder (train/<class>/, val/<class>/) for k-NN while training."""
+    """A labelled folder (train/<class>/ and val/<class>/, or <class>/ alone) or a table (.csv, .tsv) for k-NN while
+    training."""
+    knn_labels: str | None = None
+    """A table (.csv, .tsv) of paths and labels, where monitor.knn_data is the folder that its paths are relative to."""
     knn_every_steps: Count = 1000
     """Steps between k-NN evaluations."""
     knn_train_limit: Count = 10_000

@@ -1,211 +1,128 @@
-"""Labelled images in folders: train/<class>/ and val/<class>/ (or valid, or test), images at any depth below."""
+"""A labelled set: source, labels and split, from class folders or a table; the one function that everything uses.
+
+`find_labels` is the seam: it turns what a user names into `FoundLabels` (a source, labels, perhaps a split); another
+form of labels is one more case there. Splitting, limits, warnings and what is written down follow from that.
+"""
 
 from __future__ import annotations
 
-import os
-import stat
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
-import torch
-from torch import Tensor
-
-from mst.data.files.kinds import EXTENSIONS, SYSTEM, extension
-from mst.data.files.passed import FIRST, Kind, Passed, PassedOver
-from mst.data.sources import ImageIndex, ImageSource, even_positions, index_images
-from mst.errors import DataError, UsageError
+from mst.data.files.passed import PassedOver
+from mst.data.labels.folders import labelled_by_folders
+from mst.data.labels.listed import labelled_by_table
+from mst.data.labels.overlap import LOOKED_AT, MOST_COMPARED, tell_overlap
+from mst.data.labels.record import FoundLabels, LabelledImages, LabelOptions
+from mst.data.labels.splitting import Split, split_off
+from mst.data.labels.table import is_table
+from mst.errors import UsageError
 from mst.paths import user_path
 from mst.runtime import logging
 from mst.runtime.names import shown
 
-VALIDATION_NAMES = ("val", "valid", "test")
-LOOKED_AT = 64
-"""Validation images that are compared with the training images of the same name."""
-MOST_COMPARED = 1 << 20
-"""Bytes of each that are compared."""
+__all__ = ["LOOKED_AT", "LabelOptions", "LabelledFolder", "LabelledImages", "Split", "find_labels", "same_content"]
 
-
-class LabelledImages(NamedTuple):
-    """Images and their classes.
-
-    Attributes:
-        paths: n images, class by class.
-        labels: position of each one's class in `LabelledFolder.classes`: int64 [n].
-    """
-
-    paths: ImageSource
-    labels: Tensor
-
-    def evenly(self, limit: int | None) -> LabelledImages:
-        """Return at most `limit` of the images, drawn evenly, hence from all classes alike; None = all."""
-        if limit is None or limit >= len(self.paths):
-            return self
-        keep = even_positions(len(self.paths), limit)
-        return LabelledImages(self.paths.evenly(limit), self.labels[torch.from_numpy(keep)])
+DEFAULTS = LabelOptions()
 
 
 class LabelledFolder:
     """A training and a validation set with the same classes.
 
     Attributes:
-        root: the folder.
+        root: the folder or table.
         classes: names of the training classes, sorted.
         train: the training images.
-        val: the validation images; may lack some classes.
+        val: the images to score, from val or test; may lack some classes.
+        split: who divided them, and how.
         passed: what was found beside the classes, and in them, and not taken.
 
     Args:
-        root: the folder.
+        root: a folder of train/<class>/ and val/<class>/ (or their other names), of <class>/, or of the images of a
+            table; or a table.
+        labels: the table, its columns, the part to score, and the split where there is none.
         channels: of the images.
-        strict: accept nothing that cannot be used: no dead links, no images beside the class folders.
-        tell: say on stderr what was passed over, and whether validation images are training images.
+        strict: accept nothing that cannot be used: no dead links, no images beside the class folders, none missing.
+        tell: say on stderr what was passed over, how images were split, and whether some are on both sides.
 
     Raises:
-        UsageError: `root` is no folder, or lacks train or all of val, valid and test.
-        DataError: no class folders, a class without images, validation classes that training does not have, or (with
-            `strict`) something that cannot be used.
+        UsageError: no such folder or table, or a part or column that is asked for is missing.
+        DataError: no class folders, a class without images, validation classes that training does not have, a class
+            that cannot be split, a table that contradicts itself, or (with `strict`) something that cannot be used.
     """
 
-    def __init__(self, root: str | Path, *, channels: int = 3, strict: bool = False, tell: bool = True) -> None:
+    def __init__(
+        self,
+        root: str | Path,
+        *,
+        labels: LabelOptions = DEFAULTS,
+        channels: int = 3,
+        strict: bool = False,
+        tell: bool = True,
+    ) -> None:
         self.root = user_path(root)
-        if not _is_folder(self.root):
-            state = "is a file" if self.root.exists() else "does not exist"
-            raise UsageError(f"{shown(self.root)} {state}: give a folder that holds train/<class>/ and val/<class>/")
-        train = _classes(_part(self.root, ("train",)))
-        val = _classes(_part(self.root, VALIDATION_NAMES))
-        self.classes: tuple[str, ...] = train.names
-        unknown = sorted(set(val.names) - set(self.classes))
-        if unknown:
-            raise DataError(
-                f"{shown(val.folder)} has {len(unknown)} class{'es' * (len(unknown) > 1)} that {shown(train.folder)}"
-                f" lacks: {', '.join(map(shown, unknown[:5]))}{', ...' if len(unknown) > 5 else ''}"
-            )
-        self.train = _labelled(train, self.classes, channels)
-        self.val = _labelled(val, self.classes, channels)
-        inside = (*train.passed, *val.passed, *self.train.paths.passed.entries, *self.val.paths.passed.entries)
-        self.passed = PassedOver.of(inside)
+        found = find_labels(self.root, labels, channels=channels)
+        self.passed: PassedOver = found.passed
         if strict:
             self.passed.check()
-        self._folders = train.folder, val.folder
+        self.classes: tuple[str, ...] = found.classes
+        self.split = _divided(found, labels, self.root if self.root.is_dir() else self.root.parent)
+        self.train, self.val = self.split.train, self.split.scored
         if tell:
             self.tell()
 
     def tell(self) -> None:
-        """Say on stderr what was passed over, and whether validation images are training images."""
+        """Say on stderr what was passed over, how images were split, and whether some are on both sides."""
         self.passed.tell()
-        _compare(*self._folders, self.val.paths)
+        absent = sorted(set(range(len(self.classes))) - set(self.split.scored.labels.tolist()))
+        if self.split.automatic:
+            logging.info(f"{shown(self.root)} has no validation images: split by class: {self.split}")
+            return
+        if absent:
+            names = ", ".join(shown(self.classes[number]) for number in absent[:5])
+            logging.warn(
+                f"{shown(self.root)}: {len(absent)} of {len(self.classes)} classes have no image to score"
+                f" ({self.split.part}): {names}{', ...' * (len(absent) > 5)}"
+            )
+        tell_overlap(self.split.train.paths, self.split.scored.paths)
 
 
-@dataclass(frozen=True)
-class _Classes:
-    """The class folders in a folder.
-
-    Attributes:
-        folder: where they are.
-        names: sorted.
-        passed: what else is there.
-    """
-
-    folder: Path
-    names: tuple[str, ...]
-    passed: tuple[Passed, ...]
-
-
-def _part(root: Path, names: Sequence[str]) -> Path:
-    """Return the first of the named folders that is there."""
-    for name in names:
-        if _is_folder(root / name):
-            return root / name
-    inner = [folder for folder in _folders(root) if any(os.path.isdir(folder / name) for name in names)]
-    hint = f"; {shown(inner[0])} has: give that folder" if inner else ""
-    raise UsageError(
-        f"{shown(root)} has no folder {' or '.join(names)}: train/<class>/ and val/<class>/ are expected{hint}"
-    )
-
-
-def _is_folder(path: Path) -> bool:
-    """Return whether there is a folder.
+def find_labels(root: Path, labels: LabelOptions, *, channels: int) -> FoundLabels:
+    """Return the labelled images that a folder or a table names, with their split if they have one.
 
     Raises:
-        UsageError: that cannot be found out.
+        UsageError, DataError: as `LabelledFolder`.
     """
-    try:
-        return stat.S_ISDIR(path.stat().st_mode)
-    except (FileNotFoundError, NotADirectoryError):
-        return False
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else error
-        raise UsageError(f"{shown(path)} cannot be read: {reason}") from error
+    if is_table(root):
+        if labels.labels is not None:
+            raise UsageError(
+                f"--labels {labels.labels} and --data {shown(root)} are two tables: give a folder as --data"
+            )
+        return labelled_by_table(root, None, labels)
+    if labels.labels is not None:
+        return labelled_by_table(user_path(labels.labels), root, labels)
+    for name in ("path_column", "label_column", "split_column"):
+        if getattr(labels, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} belongs to a table: give it with --labels FILE.csv")
+    return labelled_by_folders(root, labels, channels=channels)
 
 
-def _folders(root: Path) -> list[Path]:
-    """Return the folders in a folder, sorted, without hidden ones and those of systems."""
-    try:
-        return sorted(root / name for name in os.listdir(root) if _ordinary(name) and os.path.isdir(root / name))
-    except OSError as error:
-        raise UsageError(f"{shown(root)} cannot be searched: {error.strerror}") from error
-
-
-def _ordinary(name: str) -> bool:
-    return not name.startswith(".") and os.fsencode(name).lower() not in SYSTEM
-
-
-def _classes(folder: Path) -> _Classes:
-    """Find the class folders; a dead link in their place, and images beside them, are counted."""
-    names: list[str] = []
-    beside: dict[tuple[Kind, str], list[bytes]] = {}
-    try:
-        entries = sorted(name for name in os.listdir(folder) if _ordinary(name))
-    except OSError as error:
-        raise UsageError(f"{shown(folder)} cannot be searched: {error.strerror}") from error
-    for name in entries:
-        path = os.fsencode(folder / name)
-        try:
-            os.stat(path)
-        except OSError as error:
-            beside.setdefault(("link", error.strerror or "unknown"), []).append(path)
-            continue
-        if os.path.isdir(path):
-            names.append(name)
-        elif extension(path) in EXTENSIONS:
-            beside.setdefault(("loose", ""), []).append(path)
-    passed = tuple(Passed(*key, len(paths), tuple(paths[:FIRST])) for key, paths in beside.items())
-    if not names:
-        found = f"; found: {'; '.join(map(str, passed))}" if passed else ""
-        raise DataError(
-            f"{shown(folder)} has no class folders: one folder per class is expected, with its images inside{found}"
-        )
-    return _Classes(folder, tuple(names), passed)
-
-
-def _labelled(found: _Classes, classes: Sequence[str], channels: int) -> LabelledImages:
-    """Index the classes that are there, numbered as in `classes`."""
-    # names a class without images
-    parts = [index_images(found.folder / name, channels=channels, tell=False) for name in found.names]
-    number = {name: position for position, name in enumerate(classes)}
-    numbers = torch.tensor([number[name] for name in found.names], dtype=torch.int64)
-    labels = numbers.repeat_interleave(torch.tensor([len(part) for part in parts]))  # [n]
-    return LabelledImages(ImageIndex.joined(parts), labels)
-
-
-def _compare(train: Path, val: Path, images: ImageSource) -> None:
-    """Warn where validation images lie in the training folder under the same name and with the same content."""
-    looked = [Path(images.name(position)) for position in even_positions(len(images), LOOKED_AT).tolist()]
-    same = [path for path in looked if same_content(path, train / os.path.relpath(path, os.path.abspath(val)))]
-    if same:
-        logging.warn(
-            f"{len(same)} of the {len(looked)} validation images looked at are training images too (the same name and"
-            f" content), such as {shown(same[0])}: what is measured on them says nothing about new images"
-        )
+def _divided(found: FoundLabels, labels: LabelOptions, root: Path) -> Split:
+    scored = next((part for part in found.parts if part != "train"), None)
+    root = Path(root).absolute()
+    train = found.parts["train"]
+    if scored is not None:
+        return Split(scored, found.given, None, None, 0, train, found.parts[scored], found.classes, root)
+    if labels.split == "test":
+        raise UsageError(f"--split test: {found.origin} has no images for testing: leave --split away")
+    train, val, copies = split_off(found, share=labels.val_share, seed=labels.split_seed)
+    return Split("val", "automatic", labels.val_share, labels.split_seed, copies, train, val, found.classes, root)
 
 
 def same_content(one: Path, other: Path) -> bool:
     """Return whether two paths are one file, or have the same size and beginning."""
     try:
         first, second = one.stat(), other.stat()
-        if os.path.samestat(first, second):
+        if first.st_dev == second.st_dev and first.st_ino == second.st_ino:
             return True
         if first.st_size != second.st_size or not first.st_size:
             return False

@@ -14,6 +14,8 @@ from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
 from mst.data.formats.card import check_card
+from mst.data.labelled import LabelOptions
+from mst.data.labels.overlap import tell_parts, tell_pretraining_overlap
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
@@ -168,6 +170,9 @@ def prepare(config: RunConfig) -> Setup:
     plan = with_ranges(plan, ranges, len(images))
     labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
     held_out = held_out_set(apart, labelled, channels=channels, scale=ranges)
+    if labelled is not None:
+        tell_pretraining_overlap(images, labelled.val.images, "--monitor.knn-data")
+    tell_parts(config.data.train)
     return Setup(config, plan, images, labelled, spec, device, precision, reason, held_out)
 
 
@@ -210,6 +215,7 @@ def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
         train_limit=monitor.knn_train_limit,
         val_limit=monitor.knn_val_limit,
         strict=config.data.strict,
+        labels=LabelOptions(monitor.knn_labels),
     )
     check_labelled(sets, "--monitor.knn-data")
     most = FeatureSettings().max_unreadable_share

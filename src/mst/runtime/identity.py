@@ -26,6 +26,7 @@ GROUP = 4096
 LETTERS = 32
 """Hexadecimal digits of a digest that are kept: 128 bits."""
 WORDS = {
+    "split": "another split into training and validation",
     "names": "other file names",
     "files": "other files under the same names",
     "annotations": "other annotations or labels",
@@ -113,6 +114,12 @@ def annotated(identity: DataIdentity, annotations: Iterable[bytes | Path]) -> Da
     return _identity(identity.name, identity.count, {**identity.parts, "annotations": _described(annotations)})
 
 
+def with_split(identity: DataIdentity, split: Mapping[str, Any]) -> DataIdentity:
+    """Return the identity of images together with how they were divided into training and validation."""
+    said = f"{split['how']} {split['part']} share {split['share']} seed {split['seed']}".encode()
+    return _identity(identity.name, identity.count, {**identity.parts, "split": _digest([said])})
+
+
 def difference(before: DataIdentity, now: DataIdentity) -> str:
     """Return in words what differs: "17 images, not 16", "other file names"; "" if nothing does."""
     if before.digest == now.digest:
@@ -120,7 +127,8 @@ def difference(before: DataIdentity, now: DataIdentity) -> str:
     if before.count != now.count:
         return f"{now.count} images, not {before.count}"
     differ = [part for part in WORDS if before.parts.get(part) != now.parts.get(part)]
-    found = [WORDS[part] for part in differ if part != "files" or "names" not in differ]
+    follow = {"files": "names", "names": "split", "annotations": "split"}  # from another difference
+    found = [WORDS[part] for part in differ if follow.get(part) not in differ]
     return " and ".join(found) or "other contents"
 
 

@@ -18,7 +18,7 @@ from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
 from mst.data.inside import refuse_inside
-from mst.data.labelled import LabelledFolder
+from mst.data.labelled import LabelOptions, find_labels
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
@@ -140,7 +140,8 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
             become training images.
     """
     root = run.root.resolve()
-    for source in map(Path, [*config.data.train, *filter(None, [config.monitor.knn_data])]):
+    monitor = config.monitor
+    for source in map(Path, [*config.data.train, *filter(None, [monitor.knn_data, monitor.knn_labels])]):
         if source.resolve().is_relative_to(root):
             raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
     start = config.model.init_from
@@ -164,8 +165,8 @@ def indexed(config: RunConfig) -> list[ImageSource]:
         open_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)
     ]
     if labelled is not None:
-        folder = LabelledFolder(labelled, channels=data.channels, tell=False)
-        found += [folder.train.paths, folder.val.paths]
+        options = LabelOptions(config.monitor.knn_labels)
+        found.append(find_labels(user_path(labelled), options, channels=data.channels).images)
     return found
 
 
@@ -197,6 +198,8 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
         write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
         write_atomic(run.plan, json_text(task.plan))
+        if setup.labelled is not None and setup.labelled.split is not None and setup.labelled.split.automatic:
+            write_atomic(run.root / setup.labelled.split.file, setup.labelled.split.table)
     train(setup, trainer)
     logging.info(
         f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"

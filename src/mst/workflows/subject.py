@@ -11,6 +11,7 @@ import timm
 from safetensors.torch import save
 
 from mst.config.schema import ModelConfig
+from mst.data.labelled import Split
 from mst.data.sources import ImageSource
 from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges, check_range
@@ -151,6 +152,22 @@ class Subject:
             return None
         folder = RunDir(self.folder).pictures_of(task, untrained=self.name.startswith(RANDOM))
         return Outputs(folder, command, "--pictures", earlier=ANY)
+
+    def keep_split(self, split: Split) -> None:
+        """Write an automatic split beside the results, as a table that `--labels` takes.
+
+        Raises:
+            UsageError: a file of its name is there that was not written by an evaluation.
+        """
+        if not split.automatic:
+            return
+        if self.folder is None:
+            info("the split is not written down: --out DIR keeps it beside the result")
+            return
+        outputs = Outputs(self.folder, "evaluate", "--out")
+        if not (self.folder / split.file).exists():
+            outputs.write(split.file, split.table)
+            info(f"the split is in {self.folder / split.file}: --labels takes it")
 
     def record(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of its folder.

@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from mst.data.decoding import read_image
-from mst.data.labelled import LabelledFolder
+from mst.data.labelled import LabelledFolder, LabelOptions, Split
 from mst.data.sources import ImageSource
 from mst.data.sources.arrays import MemoryImages
 from mst.data.sources.mixed import MixedImages
 from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
-from mst.runtime.identity import DataIdentity, annotated, identify, together
+from mst.runtime.identity import DataIdentity, annotated, identify, together, with_split
 
 
 @dataclass(frozen=True)
@@ -76,11 +76,19 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class LabelledSets:
-    """A training and a validation set over the same classes."""
+    """A training and a validation set over the same classes.
+
+    Attributes:
+        classes: their names.
+        train: images to learn from.
+        val: images to score.
+        split: who divided them, and how; None = they were given in memory.
+    """
 
     classes: tuple[str, ...]
     train: ImageSet
     val: ImageSet
+    split: Split | None = None
 
     def __post_init__(self) -> None:
         for name, images in (("train", self.train), ("val", self.val)):
@@ -92,7 +100,8 @@ class LabelledSets:
     def fingerprint(self) -> DataIdentity:
         """Return the identity of both sets and their classes."""
         classes = identify("", [], count=0, annotations=[os.fsencode(name) for name in self.classes])
-        return together("", self.train.fingerprint(), self.val.fingerprint(), classes)
+        found = together("", self.train.fingerprint(), self.val.fingerprint(), classes)
+        return with_split(found, self.split.row()) if self.split is not None and self.split.automatic else found
 
     def check_classes(self, part: Literal["train", "val"] = "train") -> None:
         """Refuse a part whose images are all of one class: every answer would be right.
@@ -117,27 +126,30 @@ class LabelledSets:
         train_limit: int | None = None,
         val_limit: int | None = None,
         strict: bool = False,
+        labels: LabelOptions | None = None,
     ) -> LabelledSets:
-        """Return the sets of `train/<class>/` and `val/<class>/` below `root`.
+        """Return the sets of `train/<class>/` and `val/<class>/` below `root`, or in another form (`LabelledFolder`).
 
         Args:
-            root: the folder.
+            root: the folder, or a table of paths and labels.
             channels: of the images.
             ranges: value ranges that are known; those of other types of numbers are measured on these images.
                 None = each image decides for itself.
             train_limit: at most this many training images, drawn evenly over the classes; None = all.
             val_limit: at most this many validation images.
             strict: refuse a folder that holds anything that cannot be used.
+            labels: a table of labels, the part to score, and the split of images that have none.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.
             DataError: no value range is known and none can be seen.
         """
-        folder = LabelledFolder(root, channels=channels, strict=strict)
+        folder = LabelledFolder(root, labels=labels or LabelOptions(), channels=channels, strict=strict)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
         scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,
             ImageSet(train.paths, train.labels, channels, scale),
             ImageSet(val.paths, val.labels, channels, scale),
+            folder.split,
         )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, TypeVar
 
+from mst.data.labelled import LabelOptions
+from mst.errors import UsageError
 from mst.evaluate.classification import knn, linear_probe, logistic, retrieval
 from mst.evaluate.classification.knn import KnnProtocol
 from mst.evaluate.classification.linear_probe import LinearProtocol
@@ -60,6 +62,7 @@ class LabelledEvaluation(Generic[Numbers]):
         protocol: Numbers | None = None,
         image: ImageOptions | None = None,
         limits: Limits | None = None,
+        labels: LabelOptions | str | Path | None = None,
         settings: FeatureSettings | None = None,
         features: str | Path | None = None,
         out: str | Path | None = None,
@@ -71,10 +74,12 @@ class LabelledEvaluation(Generic[Numbers]):
         Args:
             backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE` (a timm name and a file of weights),
                 `random:` before any of them, or a module in memory.
-            data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or sets in memory.
+            data: a folder with `train/<class>/` and `val/<class>/` (or valid, test), or with `<class>/` alone, the
+                folder of the images of a table, a table (.csv, .tsv), or sets in memory.
             protocol: what changes the numbers: how many neighbours, learning rates, how many labels, ...
             image: size and cropping of the input.
             limits: use only parts of a folder.
+            labels: a table of paths and labels, or all options of labels: the part to score, the split.
             settings: batch size, threads, compute type.
             features: folder that keeps the features for the next of these tasks; None = nowhere.
             out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
@@ -89,7 +94,7 @@ class LabelledEvaluation(Generic[Numbers]):
         """
         given = EvaluationInput[LabelledSets](backbone, data, settings, out, device, seed)
         subject, image = given.load(), image or ImageOptions()
-        sets = _labelled(given, subject, limits or Limits(), image)
+        sets = _labelled(given, subject, limits or Limits(), image, label_options(labels))
         identity = sets.fingerprint()
         result = self._evaluate(
             subject.backbone,
@@ -100,6 +105,9 @@ class LabelledEvaluation(Generic[Numbers]):
             features=user_path(features) if features else None,
             seed=seed,
         )
+        if sets.split is not None:
+            result = replace(result, extra={**result.extra, "split": sets.split.row()})
+            subject.keep_split(sets.split)
         return subject.record(result, data, identity, sets.train.scale)
 
 
@@ -114,9 +122,11 @@ evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_re
 
 
 def _labelled(
-    given: EvaluationInput[LabelledSets], subject: Subject, parts: Limits, image: ImageOptions
+    given: EvaluationInput[LabelledSets], subject: Subject, parts: Limits, image: ImageOptions, labels: LabelOptions
 ) -> LabelledSets:
     if isinstance(given.data, LabelledSets):
+        if labels != LabelOptions():
+            raise UsageError("labels= goes with a path as data: sets in memory have their labels and their split")
         return given.data
     return LabelledSets.from_folder(
         given.data,
@@ -125,4 +135,12 @@ def _labelled(
         train_limit=parts.train_limit,
         val_limit=parts.val_limit,
         strict=parts.strict,
+        labels=labels,
     )
+
+
+def label_options(labels: LabelOptions | str | Path | None) -> LabelOptions:
+    """Return options of labels: as they are, or those of a table alone."""
+    if labels is None or isinstance(labels, LabelOptions):
+        return labels or LabelOptions()
+    return LabelOptions(labels=str(user_path(labels)))

@@ -12,7 +12,7 @@ from typing import Any
 from safetensors.torch import save
 
 from mst.data.inside import refuse_inside
-from mst.data.labelled import LabelledFolder
+from mst.data.labelled import LabelledFolder, LabelOptions, find_labels
 from mst.data.statistics import measured_scale
 from mst.engine.supervised import Outcome, fit
 from mst.errors import UsageError
@@ -34,7 +34,7 @@ from mst.runtime.storage.files import remove_asides, write_atomic, write_togethe
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
-from mst.workflows.evaluation.labelled import Limits
+from mst.workflows.evaluation.labelled import Limits, label_options
 from mst.workflows.finetuning.batches import Work, loop_settings, train_views
 from mst.workflows.finetuning.fitting import check_fits
 from mst.workflows.finetuning.start import (
@@ -58,6 +58,7 @@ def finetune_backbone(
     protocol: FinetuneProtocol | None = None,
     image: InputOptions | None = None,
     limits: Limits | None = None,
+    labels: LabelOptions | str | Path | None = None,
     running: Running | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -70,12 +71,14 @@ def finetune_backbone(
     Args:
         backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE`, `random:` before any of them (the same
             network with fresh weights), or `scratch:NAME` (timm's network of that name with fresh weights).
-        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test).
+        data: a folder with `train/<class>/` and `val/<class>/` (or valid, test) or with `<class>/` alone, the folder of
+            the images of a table, or a table (.csv, .tsv).
         out: the new folder: `backbone.safetensors`, `classifier.safetensors`, `classes.json`, `metrics.jsonl`,
             `results.jsonl`, `checkpoints/`.
         protocol: what changes the numbers.
         image: size and channels.
         limits: use only parts of the folder.
+        labels: a table of paths and labels, or all options of labels: the part to score, the split.
         running: validation, checkpoints, workers, compute type.
         device: auto, cpu, cuda or cuda:N.
         seed: of all draws and of fresh weights.
@@ -101,6 +104,7 @@ def finetune_backbone(
         device,
         seed,
         recipe,
+        with_absolute_table(label_options(labels)),
     )
     run = RunDir(user_path(out))
     if resume and World.current().from_first(run.exists):  # which the first may make before another has looked
@@ -127,6 +131,9 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
         write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")
+        if folder.split.automatic:
+            write_atomic(run.root / folder.split.file, folder.split.table)
+            logging.info(f"the split is in {run.root / folder.split.file}: --labels takes it")
         write_atomic(run.config, json.dumps(values, indent=2) + "\n")  # last: it makes the folder a run
         return _carry_out(Work(config, network, folder, run), model)
 
@@ -178,9 +185,17 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
     backbone = config.backbone.removeprefix("random:")
     if any(Path(name).resolve().is_relative_to(place) for name in (backbone, backbone.partition("=")[2] or backbone)):
         raise UsageError(f"--out {root} holds the weights to start from, {config.backbone}: name another folder")
+    table = config.labels.labels
+    if table is not None and Path(table).resolve().is_relative_to(place):
+        raise UsageError(f"--out {root} holds --labels {table}: name another folder")
     if RunDir(root).exists():  # it would be deleted
-        folder = LabelledFolder(config.data, channels=2, tell=False)  # .npy files count as well
-        refuse_inside(root, folder.train.paths, folder.val.paths)
+        found = find_labels(data, config.labels, channels=2)  # .npy files count as well
+        refuse_inside(root, *(part.paths for part in found.parts.values()))
+
+
+def with_absolute_table(labels: LabelOptions) -> LabelOptions:
+    """Return options whose table is found from any working folder."""
+    return labels if labels.labels is None else replace(labels, labels=str(user_path(labels.labels).resolve()))
 
 
 def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
@@ -278,6 +293,7 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scorer: _Scorer, co
         "train_images": len(folder.train.paths),
         "val_images": len(folder.val.paths),
         "classes": len(folder.classes),
+        "split": folder.split.row(),
         "unreadable": list(scores.unreadable),
         **asdict(outcome),
     }

@@ -10,7 +10,7 @@ import timm
 
 from mst.config.schema import ModelConfig
 from mst.data.decoding import read_image
-from mst.data.labelled import LabelledFolder
+from mst.data.labelled import LabelledFolder, LabelOptions, find_labels
 from mst.data.sources import ImageSource
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges, check_range
@@ -20,6 +20,7 @@ from mst.finetune.classifier import FRESH_LAYER_DECAY, TRAINED_LAYER_DECAY, Fine
 from mst.model.backbone import Backbone, BackboneSpec, check_image_size
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import start_from
+from mst.paths import user_path
 from mst.planning.setup import check_readable, check_sample
 from mst.runtime import logging
 from mst.runtime.device import Precision
@@ -88,10 +89,11 @@ class FinetuneConfig:
 
     Attributes:
         backbone: as it was given.
-        data: the labelled folder, an absolute path.
+        data: the labelled folder or table, an absolute path.
         protocol: the training.
         image: size and channels.
         limits: parts of the folder.
+        labels: table, columns, part to score and split.
         running: how it is carried out.
         device: auto, cpu, cuda or cuda:N.
         seed: of all draws and fresh weights.
@@ -107,6 +109,7 @@ class FinetuneConfig:
     device: str = "auto"
     seed: int = 0
     recipe: str = ""
+    labels: LabelOptions = field(default_factory=LabelOptions)
 
     @property
     def fresh(self) -> bool:
@@ -138,6 +141,7 @@ class FinetuneConfig:
                     "image": InputOptions((int(size[0]), int(size[1])) if size else None, **image),
                     "limits": Limits(**plain["limits"]),
                     "running": Running(**plain["running"]),
+                    "labels": LabelOptions(**plain.get("labels", {})),
                 }
             )
         except (TypeError, KeyError, ValueError) as error:
@@ -198,7 +202,9 @@ def labelled_folder(config: FinetuneConfig, network: Network, *, tell: bool = Tr
         DataError: no image that can be read, or fewer than one batch.
     """
     channels, scale = network.spec.channels, network.scale
-    folder = LabelledFolder(config.data, channels=channels, strict=config.limits.strict, tell=False)
+    folder = LabelledFolder(
+        config.data, labels=config.labels, channels=channels, strict=config.limits.strict, tell=False
+    )
     if len(folder.classes) < 2:
         raise DataError(f"{folder.root} has one class, {folder.classes[0]}: at least two are needed to tell apart")
     folder.train, folder.val = (
@@ -249,7 +255,7 @@ def described_network(config: FinetuneConfig) -> Network:
 
 
 def _training_images(config: FinetuneConfig, channels: int) -> ImageSource:
-    return LabelledFolder(config.data, channels=channels, tell=False).train.paths
+    return find_labels(user_path(config.data), config.labels, channels=channels).parts["train"].paths
 
 
 def _from_scratch(config: FinetuneConfig) -> Network:

@@ -77,4 +77,4 @@ def prepared_finetuning(
 def identity_of(folder: LabelledFolder) -> DataIdentity:
     """Return what a labelled folder holds."""
     train, val = (ImageSet(*part) for part in (folder.train, folder.val))
-    return LabelledSets(folder.classes, train, val).fingerprint()
+    return LabelledSets(folder.classes, train, val, folder.split).fingerprint()

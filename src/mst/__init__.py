@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from mst.config.schema import RunConfig
     from mst.model.backbone_file import load_backbone
     from mst.workflows.embedding import embed
+    from mst.workflows.evaluation.baselines import evaluate_baselines
     from mst.workflows.evaluation.detection import evaluate_detection
     from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear, evaluate_logistic, evaluate_retrieval
     from mst.workflows.evaluation.objectness import evaluate_objectness
@@ -39,6 +40,7 @@ __all__ = [
     "RunConfig",
     "__version__",
     "embed",
+    "evaluate_baselines",
     "evaluate_detection",
     "evaluate_knn",
     "evaluate_linear",
@@ -60,6 +62,7 @@ _HOMES = {
     "Run": "mst.workflows.pretraining",
     "RunConfig": "mst.config.schema",
     "embed": "mst.workflows.embedding",
+    "evaluate_baselines": "mst.workflows.evaluation.baselines",
     "evaluate_detection": "mst.workflows.evaluation.detection",
     "evaluate_knn": "mst.workflows.evaluation.labelled",
     "evaluate_linear": "mst.workflows.evaluation.labelled",

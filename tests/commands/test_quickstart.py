@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 from pathlib import Path
 
@@ -42,7 +43,9 @@ def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
     assert all(task in page for task in ("k-NN classification", "Linear probe", "Segmentation from patch tokens"))
     assert run.backbone.exists()
     assert len(list((run.root / "data" / "train").rglob("*.png"))) == 40
-    rows = read_jsonl(run.results)
+    judged, rows = read_jsonl(run.results)[:5], read_jsonl(run.results)[5:]
+    assert [row["task"] for row in judged] == ["baseline"] * 4 + ["verdict"]
+    assert judged[-1]["extra"]["sentence"] in html.unescape(page)
     assert [row["task"] for row in rows] == ["knn", "linear", "patch_segmentation"] * 2
     assert [row["backbone"].startswith("random:") for row in rows] == [True] * 3 + [False] * 3
     assert {row["extra"]["val_images"] for row in rows} == {20}
@@ -53,7 +56,7 @@ def test_the_untrained_network_is_the_one_that_training_started_from(tmp_path: P
     command.quickstart(tmp_path / "run", config=TINY, scenes=SCENES)
     run = RunDir(tmp_path / "run")
     first = next(row for row in read_jsonl(run.metrics) if row["step"] == 0)
-    untrained = read_jsonl(run.results)[0]
+    untrained = next(row for row in read_jsonl(run.results) if row["task"] == "knn")
     assert untrained["metrics"][f"top1_k{first['knn_k']}"] == pytest.approx(first["knn_top1"])
 
 

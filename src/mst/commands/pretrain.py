@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -67,7 +67,10 @@ def run(argv: Sequence[str]) -> int:
         accept_changed_data=options.accept_changed_data,
     )
     if options.json:
-        emit_json({key: str(value) if isinstance(value, Path) else value for key, value in asdict(result).items()})
+        found = {own.name: getattr(result, own.name) for own in fields(result)}
+        verdict = None if result.verdict is None else result.verdict.to_json()
+        shown = {key: str(value) if isinstance(value, Path) else value for key, value in found.items()}
+        emit_json({**shown, "verdict": verdict})
     return 0
 
 

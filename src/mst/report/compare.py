@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from mst.errors import UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
-from mst.report.results import HEADLINES, TASKS, is_untrained, metric_title
+from mst.report.results import HEADLINES, JUDGING, TASKS, is_untrained, metric_title
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
 
@@ -131,9 +131,8 @@ def _rows(path: Path) -> list[Row]:
     if not path.exists():
         raise UsageError(f"{path} does not exist: name run folders or results.jsonl files")
     try:
-        rows: list[Row] = [
-            clean(row) for row in read_jsonl(file) if isinstance(row, dict) and isinstance(row.get("metrics"), dict)
-        ]
+        read = [row for row in read_jsonl(file) if isinstance(row, dict) and row.get("task") not in JUDGING]
+        rows: list[Row] = [clean(row) for row in read if isinstance(row.get("metrics"), dict)]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as results ({error})") from error
     if not rows:

@@ -22,7 +22,8 @@ def chart_groups(records: RunRecords) -> list[Group]:
     """Return the groups of charts for which there are numbers."""
     groups = [
         Group(
-            "Learning", [_knn(records), _validation(records), _losses(records), _restoration(records), _psnr(records)]
+            "Learning",
+            [each(records) for each in (_knn, _validation, _losses, _found_again, _restoration, _psnr, _gain)],
         ),
         Group("Health", [_entropy(records), _rank(records), _spread(records), _gradient(records)]),
         Group("Schedules", _schedules(records), small=True),
@@ -47,6 +48,26 @@ def _knn(records: RunRecords) -> Chart:
         "Labels are used to measure, never to learn.",
         _series(records, {"knn_top1": "top-1"}, " %"),
         reference,
+    )
+
+
+def _found_again(records: RunRecords) -> Chart:
+    images = records.last("retrieval_images")
+    return Chart(
+        "Augmented crops found again",
+        "Share of crops whose nearest other crop is of the same image, among images that were not learned from. "
+        "No labels are needed.",
+        _series(records, {"retrieval_top1": "retrieval"}, " %"),
+        ("chance", 100 / images) if images else None,
+    )
+
+
+def _gain(records: RunRecords) -> Chart:
+    return Chart(
+        "Restoration against one colour",
+        "PSNR of hidden patches less that of the mean colour of the others, on images that were not learned from. "
+        "0 is no better than one colour.",
+        _series(records, {"restore_gain": "gain"}, " dB"),
     )
 
 

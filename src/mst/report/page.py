@@ -21,6 +21,7 @@ from mst.report.plots import draw
 from mst.report.reading import RunRecords, is_number, read_run
 from mst.report.results import comparisons
 from mst.report.story import Story, tell
+from mst.report.verdict import answer
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.rundir import RunDir
 
@@ -69,6 +70,7 @@ def page_context(records: RunRecords) -> dict[str, Any]:
     """Return everything the templates show."""
     results, story = comparisons(records.results), tell(records)
     findings = checks(records, results)
+    judged = answer(records) if story.kind == "pre-training" else None
     groups = [
         {
             "title": group.title,
@@ -85,6 +87,7 @@ def page_context(records: RunRecords) -> dict[str, Any]:
         "story": story,
         "facts": facts(records, story),
         "findings": findings,
+        "answer": judged,
         "warnings": sum(not finding.good for finding in findings),
         "headlines": [row for row in results if row.headline],
         "results": results,

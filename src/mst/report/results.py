@@ -11,6 +11,8 @@ from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, is_number
 
 FINETUNE = "finetune"
+JUDGING = ("baseline", "verdict")
+"""Tasks of rows that say whether a training helped (`mst.report.verdict`); they compare no two networks."""
 TASKS = {
     FINETUNE: "Fine-tuning",
     "knn": "k-NN classification",
@@ -94,7 +96,7 @@ class Comparison:
 def comparisons(results: Sequence[Row]) -> list[Comparison]:
     """Pair untrained and trained rows of the same task and protocol; of repeated evaluations the last counts."""
     pairs: dict[tuple[str, str], dict[bool, Row]] = {}
-    for row in results:
+    for row in (each for each in results if each.get("task") not in JUDGING):
         if isinstance(row.get("metrics"), Mapping):
             same = [row.get("protocol"), data_key(row), drawn_labels(row)]
             key = (str(row.get("task", "")), json.dumps(same, sort_keys=True))

@@ -23,11 +23,8 @@ from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
 from mst.errors import RunFailure, UsageError
-from mst.evaluate.classification.knn import KnnProtocol, evaluate_knn
-from mst.evaluate.common.features import FeatureSettings
-from mst.evaluate.common.image_sets import LabelledSets
+from mst.evaluate.classification.verdict import Verdict
 from mst.evaluate.common.protocol import ImageTransform
-from mst.model.backbone import Backbone
 from mst.model.pair import TeacherStudent
 from mst.parallel.launch import wanted_here
 from mst.parallel.shares import own_share
@@ -47,9 +44,9 @@ from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
 from mst.train.pretraining import Pretraining
 from mst.views.record import Crops
 from mst.workflows.changed_data import resumed_setup, with_identity
+from mst.workflows.judged import Judged, tell_without_labels
 
 PREVIEW_IMAGES = 6
-KNN_NEIGHBORS = 20
 
 
 @dataclass(frozen=True)
@@ -61,12 +58,14 @@ class Run:
         backbone: the teacher's backbone, for `mst.load_backbone`.
         steps: optimizer steps done.
         metrics: the last value of every metric, by its name in metrics.jsonl.
+        verdict: whether it helped, where there were labelled images to say it.
     """
 
     root: Path
     backbone: Path
     steps: int
     metrics: dict[str, float]
+    verdict: Verdict | None = None
 
 
 def load_recipe(name: str | Path, overrides: Mapping[str, object] | None = None) -> RunConfig:
@@ -179,6 +178,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
     """
     state = setup.new_state(pair)
     environment = describe_environment(setup.device, setup.precision_reason)
+    judged = Judged(setup.labelled, setup, run, state) if setup.labelled is not None else None
     task = Pretraining(
         state,
         partial(batches, setup, run),
@@ -187,7 +187,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         run=run,
         dtype=setup.precision,
         environment=environment,
-        evaluator=partial(knn_row, setup.labelled, setup=setup) if setup.labelled else None,
+        evaluator=judged,
         samples=preview_samples(setup),
         held_out=crop_pairs(setup.held_out, setup.plan.global_size),
     )
@@ -201,10 +201,14 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         if setup.labelled is not None and setup.labelled.split is not None and setup.labelled.split.automatic:
             write_atomic(run.root / setup.labelled.split.file, setup.labelled.split.table)
     train(setup, trainer)
-    logging.info(
-        f"done: {run.backbone}; try it: mst evaluate knn --backbone {shlex.quote(str(run.root))} --data LABELLED"
-    )
-    return Run(run.root, run.backbone, state.step, last_metrics(run))
+    verdict = None
+    if judged is not None:
+        verdict = judged.conclude()
+    else:
+        tell_without_labels(run)
+    again = f"--backbone {shlex.quote(str(run.root))} --data LABELLED"
+    logging.info(f"done: {run.backbone}; try it: mst evaluate {'knn' if judged else 'baselines'} {again}")
+    return Run(run.root, run.backbone, state.step, last_metrics(run), verdict)
 
 
 def train(setup: Setup, trainer: Trainer[Crops]) -> None:
@@ -230,20 +234,6 @@ def batches(setup: Setup, run: RunDir, first_step: int) -> Generator[Crops, None
             yield from crops
         finally:
             report_unreadable(crops.loader, run)
-
-
-def knn_row(labelled: LabelledSets, backbone: Backbone, *, setup: Setup) -> dict[str, float]:
-    """Return one row of metrics: the k-NN accuracy of the teacher's backbone in percent."""
-    transform = ImageTransform(setup.plan.global_size, setup.plan.mean, setup.plan.std)
-    neighbors = min(KNN_NEIGHBORS, len(labelled.train))
-    result = evaluate_knn(
-        backbone,
-        labelled,
-        transform,
-        KnnProtocol(neighbors=(neighbors,), headline=neighbors),
-        settings=FeatureSettings(progress=False),
-    )
-    return {"knn_top1": result.metrics["top1"], "knn_k": neighbors}
 
 
 def preview_samples(setup: Setup) -> Tensor | None:

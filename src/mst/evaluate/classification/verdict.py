@@ -1,0 +1,183 @@
+"""Does it help? The rule that compares a backbone's k-NN with what costs nothing, from which images each gets right.
+
+A difference counts when it is more than two of its standard errors. On the same images that is McNemar's (1947): only
+the images that one gets right and the other wrong say anything, b of one kind and c of the other, and under no
+difference b - c has a deviation of sqrt(b + c).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from mst.runtime.noise import accuracy_se, difference_se, is_clear
+
+Call = Literal["helps", "unclear", "no better", "worse"]
+START, UNTRAINED = "start", "untrained"
+SIMPLE = ("majority", "colour", "pixels")
+"""What needs no network."""
+NAMES = {
+    START: "at the start",
+    UNTRAINED: "untrained",
+    "colour": "colour statistics",
+    "pixels": "pixels",
+    "majority": "majority class",
+}
+"""What a sentence calls each, in its order."""
+OBJECTS = {START: "the weights it started from", UNTRAINED: "untrained weights", "majority": "the majority class"}
+"""The same after `than` or `from`, where it differs."""
+SEE = "docs/no-improvement.md"
+
+
+@dataclass(frozen=True)
+class Answers:
+    """Which of n validation images a classifier gets right.
+
+    Attributes:
+        bits: a one for each image that is right; the first image is the lowest.
+        images: n.
+    """
+
+    bits: int
+    images: int
+
+    @staticmethod
+    def of(right: Iterable[bool]) -> Answers:
+        """Return the record of a truth value for each image, in their order."""
+        flags = [bool(flag) for flag in right]
+        return Answers(int("".join("1" if flag else "0" for flag in reversed(flags)) or "0", 2), len(flags))
+
+    @staticmethod
+    def from_text(text: object, images: object) -> Answers | None:
+        """Return what `text` wrote; None for anything else."""
+        try:
+            found = Answers(int(str(text), 16), int(images))  # type: ignore[call-overload]
+        except (TypeError, ValueError):
+            return None
+        return found if found.images > 0 and 0 <= found.bits < 1 << found.images else None
+
+    @property
+    def text(self) -> str:
+        """The bits as a hexadecimal number, for a row of results."""
+        return f"{self.bits:x}"
+
+    @property
+    def percent(self) -> float:
+        """The accuracy."""
+        return round(100 * self.bits.bit_count() / self.images, 6)
+
+    @property
+    def se(self) -> float:
+        """Its standard error in percent points."""
+        return accuracy_se(self.percent, self.images)
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A backbone against one thing that it is compared with.
+
+    Attributes:
+        which: `start`, `untrained`, `majority`, `colour` or `pixels`.
+        top1: the other's accuracy in percent.
+        points: what the backbone has more, in percent points.
+        se: standard error of that.
+        paired: whether both answered the same images.
+    """
+
+    which: str
+    top1: float
+    points: float
+    se: float
+    paired: bool
+
+    @property
+    def clear(self) -> bool:
+        """Whether it is more than noise."""
+        return is_clear(self.points, self.se)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a training helped.
+
+    Attributes:
+        call: `helps`: clearly above everything; `no better`: above untrained weights, but not clearly above something
+            that needs no network; `unclear`: not clearly above where it began; `worse`: clearly below that.
+        sentence: all of it in one sentence.
+        top1: k-NN accuracy of the backbone in percent.
+        top1_se: its standard error.
+        images: validation images.
+        differences: to each thing that it is compared with.
+    """
+
+    call: Call
+    sentence: str
+    top1: float
+    top1_se: float
+    images: int
+    differences: tuple[Difference, ...]
+
+    @property
+    def good(self) -> bool:
+        """Whether the training helped."""
+        return self.call == "helps"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as JSON types, with the page to read where it did not help."""
+        differences = [{**asdict(each), "clear": each.clear} for each in self.differences]
+        return {**asdict(self), "differences": differences, "see": "" if self.good else SEE}
+
+
+def difference(which: str, trained: Answers, other: Answers) -> Difference:
+    """Return by how much `trained` is better; for other numbers of images the errors are taken as independent."""
+    paired = trained.images == other.images
+    if paired:
+        one_only, other_only = ((a & ~b).bit_count() for a, b in _both_ways(trained.bits, other.bits))
+        points = 100 * (one_only - other_only) / trained.images
+        se = 100 * math.sqrt(one_only + other_only) / trained.images
+    else:
+        points, se = trained.percent - other.percent, difference_se(trained.se, other.se)
+    return Difference(which, other.percent, points, se, paired)
+
+
+def _both_ways(first: int, second: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    return (first, second), (second, first)
+
+
+def judge(trained: Answers, others: Mapping[str, Answers], *, names: Mapping[str, str] | None = None) -> Verdict:
+    """Return the verdict on a backbone's k-NN.
+
+    Args:
+        trained: of the backbone.
+        others: of what it is compared with, by the names of `NAMES`; what is missing is not compared with.
+        names: other words for some of them.
+    """
+    words = {**NAMES, **(names or {})}
+    found = tuple(difference(which, trained, others[which]) for which in NAMES if which in others)
+    call, end = _call(found, {**words, **OBJECTS})
+    numbers = ", ".join(f"{words[each.which]} {each.top1:.1f}" for each in found)
+    sentence = f"k-NN {trained.percent:.1f} % (± {trained.se:.1f}){', ' if numbers else ''}{numbers}: {end}"
+    sentence += "" if call == "helps" else f": see {SEE}"
+    return Verdict(call, sentence, trained.percent, trained.se, trained.images, found)
+
+
+def _call(found: tuple[Difference, ...], words: Mapping[str, str]) -> tuple[Call, str]:
+    """Return the call and its words: first against where the weights began, then against what needs no network."""
+    for each in found:
+        if each.which in (START, UNTRAINED) and each.clear and each.points < 0:
+            return "worse", f"worse than {words[each.which]}"
+    for each in found:
+        if each.which in (START, UNTRAINED) and not each.clear:
+            return "unclear", f"no clear difference from {words[each.which]}"
+    simple = [each for each in found if each.which in SIMPLE]
+    best = max(simple, key=lambda each: each.top1, default=None)
+    above = [each for each in simple if each.clear and each.points < 0]
+    if above and best is not None:
+        return "no better", f"better than untrained weights, but below {words[best.which]}"
+    near = [each for each in simple if not each.clear]
+    if near:
+        nearest = max(near, key=lambda each: each.top1)
+        return "no better", f"no better than {words[nearest.which]} (no clear difference)"
+    return "helps", "it helps"

@@ -1,0 +1,109 @@
+"""Does it help? The answer at the top of a report, from rows that a pre-training or `mst evaluate baselines` left."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from mst.report.reading import RunRecords, is_number
+
+Tone = Literal["good", "bad", "neutral"]
+TITLES: dict[str, tuple[str, Tone]] = {
+    "helps": ("It helps.", "good"),
+    "unclear": ("No clear difference.", "neutral"),
+    "no better": ("No better than what needs no training.", "neutral"),
+    "worse": ("It did harm.", "bad"),
+}
+"""Call of a verdict -> heading and tone."""
+NAMES = {
+    "start": "k-NN at the start",
+    "untrained": "k-NN, untrained weights",
+    "colour": "colour statistics",
+    "pixels": "pixels, 8 x 8",
+    "majority": "majority class",
+}
+SEE = "docs/no-improvement.md"
+
+
+@dataclass(frozen=True)
+class Bar:
+    """One accuracy.
+
+    Attributes:
+        name: whose.
+        top1: in percent.
+        change: what the trained backbone has more, in points; None for itself.
+        se: of `change`, or of `top1` for the backbone itself.
+        clear: whether `change` is more than two standard errors.
+    """
+
+    name: str
+    top1: float
+    change: float | None
+    se: float
+    clear: bool
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the page says first.
+
+    Attributes:
+        title: in a few words.
+        tone: good, bad or neutral.
+        sentence: with the numbers.
+        bars: the backbone and what it is compared with; empty without labels.
+        images: validation images; None without labels.
+    """
+
+    title: str
+    tone: Tone
+    sentence: str
+    bars: tuple[Bar, ...]
+    images: int | None
+
+
+def answer(records: RunRecords) -> Answer | None:
+    """Return the newest verdict on a pre-training; without one, what scores without labels say; None without either."""
+    for row in reversed(records.results):
+        extra, metrics = row.get("extra"), row.get("metrics")
+        if row.get("task") == "verdict" and isinstance(extra, Mapping) and isinstance(metrics, Mapping):
+            found = _judged(extra, metrics, grey=records.setting("data", "channels", 3) == 1)
+            if found is not None:
+                return found
+    return _without_labels(records)
+
+
+def _judged(extra: Mapping[str, Any], metrics: Mapping[str, Any], *, grey: bool) -> Answer | None:
+    """Return a verdict's row for the page; None where it is damaged."""
+    call, sentence, listed = extra.get("call"), extra.get("sentence"), extra.get("differences")
+    top1, se, images = metrics.get("knn_top1"), metrics.get("knn_top1_se"), extra.get("val_images")
+    if call not in TITLES or not isinstance(sentence, str) or not is_number(top1) or not is_number(se):
+        return None
+    bars = [Bar("k-NN, this backbone", top1, None, se, clear=False)]
+    for each in listed if isinstance(listed, list) else []:
+        if not isinstance(each, dict) or each.get("which") not in NAMES:
+            continue
+        name, other, change, noise = NAMES[each["which"]], each.get("top1"), each.get("points"), each.get("se")
+        if is_number(other) and is_number(change) and is_number(noise):
+            name = name.replace("colour", "grey") if grey else name
+            bars.append(Bar(name, other, change, noise, clear=each.get("clear") is True))
+    title, tone = TITLES[str(call)]
+    return Answer(title, tone, sentence, tuple(bars), images if isinstance(images, int) else None)
+
+
+def _without_labels(records: RunRecords) -> Answer | None:
+    """Return what is known without labels: nothing about whether it helps, and how two scores went."""
+    found, images = records.column("retrieval_top1"), records.last("retrieval_images")
+    if records.column("knn_top1") or not found or not images:
+        return None
+    sentence = (
+        f"Two crops of an image were found again {found[-1][1]:.1f} % of the time among {images:.0f} images that were "
+        f"not learned from (start {found[0][1]:.1f}, chance {100 / images:.1f})"
+    )
+    gain = records.last("restore_gain")
+    if gain is not None:
+        sentence += f"; hidden patches were restored {gain:+.1f} dB against one colour"
+    sentence += f". How far such scores can be trusted: {SEE}. With --monitor.knn-data LABELLED it would be known."
+    return Answer("Whether it helps is not known without labels.", "neutral", sentence, (), None)

@@ -24,6 +24,7 @@ TASKS = {
 WORK = (
     ("mst.planning.setup", "Setup.build_pair"),
     ("mst.planning.setup", "prepare_process"),
+    ("mst.planning.resolving", "device_facts"),
     ("mst.commands.quickstart", "quickstart"),
     ("mst.commands.ablate", "finish"),
     ("mst.workflows.embedding", "extract_features"),

@@ -54,9 +54,10 @@ def run(argv: Sequence[str]) -> int:
     config = override(base_config(options.recipe), words)
 
     from mst.planning.measuring import measure, prepare_without_images
+    from mst.planning.resolving import resolved
     from mst.planning.setup import loader_workers, prepare
 
-    setup = prepare(config) if config.data.train else prepare_without_images(config)
+    setup = prepare(resolved(config)) if config.data.train else prepare_without_images(config)
     speed = measure(setup, steps=options.steps, seconds=options.seconds)
     advice = bottleneck(speed, workers=loader_workers(config, setup.device), on_gpu=setup.device.type != "cpu")
     if options.json:

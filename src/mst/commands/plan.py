@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from mst.config.load import override, require_data
+from mst.config.load import flatten, override, require_data
+from mst.config.schema import RunConfig
 from mst.errors import UsageError
 from mst.paths import SourceText
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.limits import check_numbers
+from mst.terminal.minutes import timed
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_run_words
 
@@ -29,6 +31,8 @@ class PlanOptions:
 
     recipe: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="RECIPE")] = ""
     """A recipe (see `mst recipes`) or a JSON file of settings."""
+    minutes: float | None = None
+    """How long the run may take: own-images chooses everything for it, any other recipe its epochs only."""
     probe: bool = True
     """Run a few steps for an estimate of time and memory."""
     devices: tuple[int, ...] | None = None
@@ -46,14 +50,16 @@ def run(argv: Sequence[str]) -> int:
     if not options.recipe:
         raise UsageError("name a recipe: mst plan RECIPE --data.train PATH (all recipes: mst recipes)")
     check_numbers(options, "devices", least=1)
-    config = override(base_config(options.recipe), words)
+    config = timed(override(base_config(options.recipe), words), options.minutes, words)
     require_data(config)
 
     from mst.engine.fitting import statement
     from mst.planning.fitting import check_fits, fit, microbatch_of
+    from mst.planning.resolving import resolved
     from mst.planning.setup import describe_setup, prepare
 
-    setup = prepare(config)
+    setup = prepare(resolved(config))
+    choice = setup.config.choice
     if not options.json:
         emit(describe_setup(setup))
     probed, plans = None, None
@@ -75,6 +81,7 @@ def run(argv: Sequence[str]) -> int:
                 "device": str(setup.device),
                 "precision": setup.precision_reason,
                 "plan": setup.plan.model_dump(mode="json"),
+                **({"choice": {**choice.model_dump(mode="json"), "settings": chosen(setup.config)}} if choice else {}),
                 "estimate": asdict(probed) if probed else None,
                 **({"devices": [asdict(plan) for plan in plans]} if plans is not None else {}),
             }
@@ -84,6 +91,12 @@ def run(argv: Sequence[str]) -> int:
     elif probed:
         emit(describe_estimate(probed))
     return 0
+
+
+def chosen(config: RunConfig) -> dict[str, object]:
+    """Return the settings that were chosen, by their dotted keys."""
+    values = flatten(config)
+    return {key: values[key] for key in config.choice.reasons} if config.choice else {}
 
 
 def describe_estimate(estimate: Estimate) -> Table:

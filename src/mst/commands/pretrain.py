@@ -11,8 +11,16 @@ import tyro
 
 from mst.checkpoint.compare import INTERVENTIONS, is_free
 from mst.config.keys import flag
-from mst.config.load import changed_keys, flatten, load_config, override, require_data, with_absolute_paths
-from mst.config.schema import RunConfig
+from mst.config.load import (
+    as_chosen,
+    changed_keys,
+    flatten,
+    load_config,
+    override,
+    require_data,
+    with_absolute_paths,
+)
+from mst.config.schema import Choice, RunConfig
 from mst.errors import UsageError
 from mst.parallel.launch import wanted_here
 from mst.parallel.local import run_here
@@ -20,6 +28,7 @@ from mst.paths import PathText, SourceText, user_path
 from mst.recipes import base_config
 from mst.runtime import logging
 from mst.runtime.storage.rundir import RunDir, open_run_dir
+from mst.terminal.minutes import timed
 from mst.terminal.output import emit_json
 from mst.terminal.parsing import Words, parse_run_words
 
@@ -32,6 +41,8 @@ class PretrainOptions:
     """A recipe (see `mst recipes`) or a JSON file of settings."""
     out: PathText = ""
     """New folder of the run."""
+    minutes: float | None = None
+    """How long the run may take: own-images chooses everything for it, any other recipe its epochs only."""
     resume: PathText = ""
     """Folder of an interrupted run: go on from its newest checkpoint."""
     continue_: Annotated[bool, tyro.conf.arg(name="continue")] = False
@@ -98,7 +109,7 @@ def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
         raise UsageError("--accept-changed-data goes with --resume: a new run has no images of before")
     if not options.recipe:
         raise UsageError("name a recipe: mst pretrain RECIPE --data.train PATH --out RUN (all recipes: mst recipes)")
-    config = override(base_config(options.recipe), words)
+    config = timed(override(base_config(options.recipe), words), options.minutes, words)
     require_data(config)
     if not options.out:
         raise UsageError("--out is missing: name a new folder for the run")
@@ -116,17 +127,23 @@ def resumed(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
         raise UsageError("--resume goes on with a run and --overwrite deletes it: use one of them")
     if options.out and user_path(options.out) != run.root:
         raise UsageError(f"--out {options.out} differs from --resume {options.resume}: leave --out away")
-    return checked_resume(run, options.recipe, words), run.root
+    config = checked_resume(run, options.recipe, words)
+    if options.minutes is not None and (config.choice is None or config.choice.minutes != options.minutes):
+        was = "without --minutes" if config.choice is None else f"with --minutes {config.choice.minutes:g}"
+        raise UsageError(f"--resume {run.root} cannot change --minutes {options.minutes:g}: the run was started {was}")
+    return config, run.root
 
 
 def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
     """Return the configuration of the run at `run` with the harmless changes that were asked for.
 
+    What the run chose at its start for images, device and time stays, also where its whole command is repeated.
+
     Raises:
         UsageError: names each setting that would change the result.
     """
     stored = with_absolute_paths(load_config(run.config))
-    asked = with_absolute_paths(override(base_config(recipe) if recipe else stored, words))
+    asked = with_absolute_paths(override(as_chosen(base_config(recipe), stored) if recipe else stored, words))
     before, after = flatten(stored), flatten(asked)
     allowed = [key for key in INTERVENTIONS if key in words]  # said, not left away in a repeated command
     refused = [key for key in changed_keys(stored, asked) if not is_free(key) and key not in allowed]
@@ -135,4 +152,13 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")
     if asked.data.train != stored.data.train:
         logging.info(f"images now come from {' '.join(asked.data.train)}, before from {' '.join(stored.data.train)}")
-    return asked.model_copy(update={"recipe": stored.recipe})
+    return asked.model_copy(update={"recipe": stored.recipe, "choice": _kept_choice(stored, asked)})
+
+
+def _kept_choice(stored: RunConfig, asked: RunConfig) -> Choice | None:
+    """Return what the run chose at its start, without what was changed since."""
+    if stored.choice is None:
+        return None
+    changed = changed_keys(stored, asked)
+    reasons = {key: reason for key, reason in stored.choice.reasons.items() if key not in changed}
+    return stored.choice.model_copy(update={"reasons": reasons})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from mst.config.keys import flag
 from mst.config.schema import RunConfig, RunPlan, Size, ViewsConfig
 from mst.errors import ConfigError
 
@@ -91,6 +92,12 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1, measured: 
     )
 
 
+def set_by(config: RunConfig, key: str) -> str:
+    """Return who set a setting that has a value: the reason of whoever chose it, or its option."""
+    chosen = config.choice.reasons if config.choice is not None else {}
+    return chosen.get(key, f"set by {flag(key)}")
+
+
 def as_pair(size: Size) -> tuple[int, int]:
     """Return (height, width)."""
     return size if isinstance(size, tuple) else (size, size)
@@ -160,7 +167,7 @@ def _learning_rate(config: RunConfig, reasons: dict[str, str]) -> float:
     """Linear rule of Goyal et al. 2017, as DINO applies it to AdamW."""
     optimizer, batch = config.optimizer, config.train.batch_size
     if optimizer.lr is not None:
-        reasons["lr"] = "set by --optimizer.lr"
+        reasons["lr"] = set_by(config, "optimizer.lr")
         return optimizer.lr
     linear = optimizer.base_lr * batch / 256
     reasons["lr"] = f"linear rule: base_lr {optimizer.base_lr:g} * batch {batch} / 256"
@@ -176,7 +183,7 @@ def _prototypes(config: RunConfig, images: int, reasons: dict[str, str]) -> int:
     DINO at ImageNet's size (appendix on the output dimension): k-NN 67.8 with K 1024, 69.3 with 4096, 69.7 with 65536.
     """
     if config.model.prototypes is not None:
-        reasons["prototypes"] = "set by --model.prototypes"
+        reasons["prototypes"] = set_by(config, "model.prototypes")
         return config.model.prototypes
     share = IMAGENET_PROTOTYPES * images / IMAGENET_IMAGES
     count = min(max(1 << max(round(math.log2(share)), 0), FEWEST_PROTOTYPES), IMAGENET_PROTOTYPES)
@@ -197,7 +204,7 @@ def _teacher_temperature(
     objective, epochs = config.objective, config.train.epochs
     final = objective.teacher_temp
     if final is not None:
-        reasons["teacher_temp"] = "set by --objective.teacher-temp"
+        reasons["teacher_temp"] = set_by(config, "objective.teacher_temp")
     elif total_steps >= LONG_RUN_STEPS:
         final = LATE_TEACHER_TEMP
         reasons["teacher_temp"] = f"DINO's value after a warm-up, for runs of {LONG_RUN_STEPS} steps or more"
@@ -209,10 +216,10 @@ def _teacher_temperature(
         start = min(SAFE_TEACHER_TEMP, final)
         reasons["teacher_temp_start"] = f"DINO's {SAFE_TEACHER_TEMP}, or teacher_temp if that is lower"
     else:
-        reasons["teacher_temp_start"] = "set by --objective.teacher-temp-start"
+        reasons["teacher_temp_start"] = set_by(config, "objective.teacher_temp_start")
     asked = objective.teacher_temp_warmup_epochs
     if asked is not None:
-        reasons["teacher_temp_warmup_steps"] = "set by --objective.teacher-temp-warmup-epochs"
+        reasons["teacher_temp_warmup_steps"] = set_by(config, "objective.teacher_temp_warmup_epochs")
         return final, start, min(round(asked * steps_per_epoch), total_steps)
     if start == final:
         reasons["teacher_temp_warmup_steps"] = "none: the temperature is constant"
@@ -232,7 +239,7 @@ def _teacher_momentum(config: RunConfig, total_steps: int, reasons: dict[str, st
     teacher has left the initialisation; BYOL too lowers it for shorter runs (0.996 for 1000 epochs, 0.99 for 300).
     """
     if config.objective.teacher_momentum is not None:
-        reasons["teacher_momentum"] = "set by --objective.teacher-momentum"
+        reasons["teacher_momentum"] = set_by(config, "objective.teacher_momentum")
         return config.objective.teacher_momentum
     scaled: float = REFERENCE_MOMENTUM ** (config.train.batch_size / REFERENCE_BATCH)
     memory = 1 / (1 - scaled)
@@ -253,7 +260,7 @@ def _warmup(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: 
     """Ten epochs as DINO, but at most a tenth of the run."""
     asked = config.schedule.warmup_epochs
     if asked is not None:
-        reasons["warmup_steps"] = "set by --schedule.warmup-epochs"
+        reasons["warmup_steps"] = set_by(config, "schedule.warmup_epochs")
         return min(round(asked * steps_per_epoch), total_steps)
     reasons["warmup_steps"] = f"{WARMUP_EPOCHS:g} epochs (DINO), at most {WARMUP_SHARE:.0%} of the run"
     return min(round(WARMUP_EPOCHS * steps_per_epoch), round(WARMUP_SHARE * total_steps))
@@ -263,7 +270,7 @@ def _freeze(config: RunConfig, steps_per_epoch: int, total_steps: int, reasons: 
     """One epoch as DINO, but at most a few percent of the run."""
     asked = config.schedule.freeze_last_layer_epochs
     if asked is not None:
-        reasons["freeze_last_layer_steps"] = "set by --schedule.freeze-last-layer-epochs"
+        reasons["freeze_last_layer_steps"] = set_by(config, "schedule.freeze_last_layer_epochs")
         return min(round(asked * steps_per_epoch), total_steps)
     reasons["freeze_last_layer_steps"] = f"{FREEZE_EPOCHS:g} epoch (DINO), at most {FREEZE_SHARE:.0%} of the run"
     return min(round(FREEZE_EPOCHS * steps_per_epoch), round(FREEZE_SHARE * total_steps))
@@ -273,7 +280,7 @@ def _freeze_backbone(config: RunConfig, steps_per_epoch: int, total_steps: int, 
     """With trained weights, one epoch for head and decoder alone: gradients through fresh ones are noise."""
     asked = config.schedule.freeze_backbone_epochs
     if asked is not None:
-        reasons["freeze_backbone_steps"] = "set by --schedule.freeze-backbone-epochs"
+        reasons["freeze_backbone_steps"] = set_by(config, "schedule.freeze_backbone_epochs")
         return min(round(asked * steps_per_epoch), total_steps)
     if config.model.init_from is None:
         return 0

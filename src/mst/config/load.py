@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
 from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
-from mst.config.schema import RunConfig, Settings
+from mst.config.schema import Choice, RunConfig, Settings, ViewsConfig
 from mst.errors import ConfigError, UsageError
 from mst.paths import user_path
 
@@ -44,11 +44,56 @@ def override(base: RunConfig, overrides: Overrides) -> RunConfig:
         ConfigError: an unknown key, a value of the wrong type or outside its range.
     """
     values = base.model_dump(mode="python")
-    for name, value in overrides.items():
-        key = known_key(name)
+    keys = [known_key(name) for name in overrides]
+    for key, value in zip(keys, overrides.values(), strict=True):
         section, _, leaf = key.partition(".")
         values[section][leaf] = _from_words(key, value)
-    return _checked(values)
+    _let_statistics_give_way(values, keys)
+    return _stated(_checked(values), keys)
+
+
+def _stated(config: RunConfig, keys: Iterable[str]) -> RunConfig:
+    """Return a configuration whose choice knows that these keys were set: they stay, or are no choice any more."""
+    choice = config.choice
+    if choice is None:
+        return config
+    keys = tuple(dict.fromkeys((*choice.given, *keys)))
+    reasons = {key: reason for key, reason in choice.reasons.items() if key not in keys}
+    return config.model_copy(update={"choice": choice.model_copy(update={"given": keys, "reasons": reasons})})
+
+
+def _let_statistics_give_way(values: dict[str, Any], keys: Iterable[str]) -> None:
+    """Measure mean and deviation where a recipe's own are those of another number of channels than was asked for."""
+    if "data.channels" not in keys or {"views.mean", "views.std"} & set(keys):
+        return
+    views, default = values["views"], ViewsConfig()
+    if (tuple(views["mean"]), tuple(views["std"])) == (default.mean, default.std):
+        return  # measured anyhow, unless they fit
+    fits = [name for name in ("mean", "std") if str(len(views[name])) == str(values["data"]["channels"])]
+    if "auto" not in (views["mean"], views["std"]) and not fits:
+        views["mean"] = views["std"] = "auto"
+
+
+def as_chosen(config: RunConfig, stored: RunConfig) -> RunConfig:
+    """Return a configuration with what a run with these settings has chosen for itself, where it has."""
+    if stored.choice is None:
+        return config
+    values = flatten(stored)
+    chosen = override(config.model_copy(update={"choice": None}), {key: values[key] for key in stored.choice.reasons})
+    return chosen.model_copy(update={"choice": stored.choice})
+
+
+def with_minutes(config: RunConfig, minutes: float | None) -> RunConfig:
+    """Return a configuration whose run shall take so long; None = as long as it says itself.
+
+    A recipe that leaves its settings to the images keeps doing so; of any other the number of epochs alone is chosen.
+    """
+    if minutes is None:
+        return config
+    choice = config.choice
+    if choice is None or choice.facts:
+        choice = Choice(given=tuple(key for key in setting_fields() if key != "train.epochs"))
+    return config.model_copy(update={"choice": choice.model_copy(update={"minutes": minutes})})
 
 
 def load_config(path: str | Path, base: Callable[[str], RunConfig] | None = None) -> RunConfig:
@@ -68,7 +113,17 @@ def load_config(path: str | Path, base: Callable[[str], RunConfig] | None = None
     if isinstance(values.get("task"), str):
         task = values["task"]
         raise ConfigError(f"{path} holds the settings of mst {task}, not of mst pretrain: go on with mst {task}")
-    return _checked(_over(values, base, path), where=f"{path}: ")
+    config = _checked(_over(values, base, path), where=f"{path}: ")
+    if config.choice is None or "choice" in values:
+        return config
+    return _stated(config, _keys_of(values))
+
+
+def _keys_of(values: dict[str, Any]) -> list[str]:
+    """Return the dotted keys that a file's object sets."""
+    keys = [known_key(name) for name in values if "." in name]
+    nested = [f"{name}.{key}" for name, value in values.items() if isinstance(value, dict) for key in value]
+    return [*keys, *nested]
 
 
 def _read(path: Path) -> dict[str, Any]:

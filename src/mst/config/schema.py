@@ -299,11 +299,29 @@ class Settings(Section):
     runtime: RuntimeConfig = RuntimeConfig()
 
 
+class Choice(Section):
+    """What this program chose for the images, the device and the time (`mst.config.choosing`), and what it may choose.
+
+    It is asked for by a recipe or by --minutes and made once, at the start of a run; config.json keeps it.
+    """
+
+    minutes: Annotated[float, Field(gt=0.0, le=1e6)] | None = None
+    """How long the run may take; None = a usual length for the device."""
+    given: tuple[str, ...] = ()
+    """Dotted keys that the user, or a recipe with values of its own, set: they stay as they are."""
+    reasons: dict[str, str] = {}
+    """For each setting that was chosen, by dotted key, why."""
+    facts: dict[str, dict[str, Any]] = {}
+    """What was known of `images`, `device` and `speed`, as measured; empty = nothing was chosen yet."""
+
+
 class RunConfig(Settings):
     """One complete run."""
 
     recipe: str = "custom"
     """Name of the recipe this configuration started from."""
+    choice: Choice | None = None
+    """What was, or is to be, chosen for the images, the device and the time; None = nothing."""
 
 
 class RunPlan(Section):

@@ -55,12 +55,12 @@ def estimate(setup: Setup) -> Estimate:
     libraries = process_memory() if setup.device.type == "cpu" else 0
     memory = libraries + networks_memory(setup)
     step_seconds = _line(list(_points(setup))[-2:], plan.batch_size)
-    data_rate = _data_rate(setup)
-    rate = min(plan.batch_size / step_seconds, data_rate)
+    prepared = data_rate(setup)
+    rate = min(plan.batch_size / step_seconds, prepared)
     return Estimate(
         step_seconds=step_seconds,
         images_per_second=rate,
-        data_images_per_second=data_rate,
+        data_images_per_second=prepared,
         total_seconds=plan.total_steps * plan.batch_size / rate,
         memory_bytes=memory,
     )
@@ -124,7 +124,7 @@ def _line(points: list[tuple[int, float]], at: int) -> float:
     return low + (high - low) / (large - small) * (at - small)
 
 
-def _data_rate(setup: Setup) -> float:
+def data_rate(setup: Setup) -> float:
     """Return the images per second that the loader can decode and augment; infinite where it cannot be told."""
     seconds, done = 0.0, 0
     with make_loader(setup, None, start_step=0) as loader:

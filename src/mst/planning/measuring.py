@@ -17,7 +17,7 @@ from mst.config.schema import RunConfig
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageIndex
 from mst.errors import RunFailure
-from mst.planning.estimate import process_memory
+from mst.planning.estimate import data_rate, process_memory
 from mst.planning.fitting import check_fits
 from mst.planning.setup import Setup, checked_spec, prepare_process
 from mst.planning.simulation import random_views, step_operations
@@ -38,6 +38,8 @@ FIRST_IMAGES = 4
 SIDES = {"cpu": 2048, "cuda": 8192}
 """Sides of the square matrices whose product tells how many FLOP/s the device can reach."""
 PRODUCTS = 5
+MOST_STEPS = 20
+"""Of a measurement of speed that is bounded by time."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +143,29 @@ def measure(setup: Setup, *, steps: int, seconds: float) -> Speed:
         ceiling_share=flops / step_seconds / ceiling,
         memory_bytes=memory,
     )
+
+
+def measure_speed(setup: Setup, *, seconds: float) -> float:
+    """Return the images per second of a run's steps on this process's device, loading included where it has images.
+
+    Args:
+        setup: the run.
+        seconds: about how long steps are measured; as many images make one as let a few fit.
+
+    Raises:
+        RunFailure: not even a few images fit into memory.
+    """
+    try:
+        state = setup.new_state(setup.build_pair())
+        part = with_images(setup, images_that_fit(setup, state, seconds))
+        if not len(setup.images):
+            times = timed(partial(noise_step, part, state), part, steps=MOST_STEPS, seconds=seconds)
+            return part.plan.batch_size / statistics.median(times)
+        with CropStream(part, None, first_step=0) as stream:
+            rate, _ = both_speed(part, state, stream, steps=MOST_STEPS, seconds=seconds)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunFailure(f"a few images do not fit into the memory of {setup.device}: use smaller crops") from error
+    return min(rate, data_rate(setup))
 
 
 def with_images(setup: Setup, images: int) -> Setup:

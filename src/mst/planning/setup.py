@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 from rich.table import Table
 
+from mst.config.choosing import choices_shown
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
@@ -379,6 +380,8 @@ def describe_setup(setup: Setup) -> Table:
         table.add_row("held out", str(len(setup.held_out)), "not learned from: for scores without labels")
     for key, reason in plan.reasons.items():
         table.add_row(key, format_value(getattr(plan, key)), reason)
+    for option, value, reason in choices_shown(setup.config):
+        table.add_row(option, format_value(value), reason)
     return table
 
 

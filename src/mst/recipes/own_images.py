@@ -1,20 +1,26 @@
-"""Your own unlabelled photographs on one GPU: a moderate batch, everything else derived from how many there are."""
+"""Your own unlabelled images: network, crops, rates and length are chosen for the images, the device and the time."""
 
 from __future__ import annotations
 
-from mst.config.schema import DataConfig, RunConfig, TrainConfig
+from mst.config.schema import Choice, DataConfig, RunConfig, TrainConfig
 from mst.recipes.record import Recipe
 
 OWN_IMAGES = Recipe(
     name="own-images",
-    summary="any folder of photographs, 224 px, DeiT-S/16, one GPU",
+    summary="any folder of images: everything chosen for them, this machine and --minutes",
     paper_row="none",
-    command="mst pretrain own-images --data.train PATH --out runs/mine",
-    hardware="one GPU with 16 GB or more",
-    time="`mst plan own-images --data.train PATH` estimates it",
+    command="mst pretrain own-images --data.train PATH --minutes 15 --out runs/mine",
+    hardware="two CPU cores or a GPU: it chooses what fits",
+    time="as long as --minutes says; 15 minutes on a CPU and 4 hours on a GPU unless it is given",
     expected="depends on the images",
-    note="Smaller GPU: --train.accumulate 2 or 4. Small pictures: --views.global-size 96 --views.local-size 48.",
-    config=RunConfig(recipe="own-images", data=DataConfig(held_out=256), train=TrainConfig(batch_size=128, epochs=100)),
+    note="`mst plan own-images --data.train PATH` shows each choice, why, and the option that sets another value.",
+    # Without images (mst bench): what a GPU would be given.
+    config=RunConfig(
+        recipe="own-images",
+        data=DataConfig(held_out=256),
+        train=TrainConfig(batch_size=128, epochs=100),
+        choice=Choice(),
+    ),
 )
 
 RECIPES = (OWN_IMAGES,)

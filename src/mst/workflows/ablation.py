@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mst.checkpoint.compare import is_free
 from mst.config.keys import flag
-from mst.config.load import changed_keys, load_config, override, require_data, with_absolute_paths
+from mst.config.load import as_chosen, changed_keys, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import Interrupted, UsageError
 from mst.paths import PathText, SourceText, user_path
@@ -100,7 +100,24 @@ def planned(options: Ablation, words: Mapping[str, list[str]]) -> list[Cell]:
     root = user_path(options.out)
     if root.exists() and not root.is_dir():
         raise UsageError(f"--out {root} is a file, not a folder: name a new folder")
+    base = chosen_once(base, root)
     return [_cell(twin, base, seed, root) for seed in range(options.seeds) for twin in twins]
+
+
+def chosen_once(base: RunConfig, root: Path) -> RunConfig:
+    """Return what all runs share; what is left to images and device is chosen once: by the runs that are there, or now.
+
+    Raises:
+        UsageError: the images cannot be read, or the time is too short.
+    """
+    if base.choice is None:
+        return base
+    stored = [load_config(path) for path in sorted(root.glob("*/seed_*/config.json"))]
+    if stored:
+        return as_chosen(base, max(stored, key=lambda config: len(config.choice.reasons if config.choice else ())))
+    from mst.planning.resolving import resolved
+
+    return resolved(base)
 
 
 def labelled_images(options: Ablation) -> Labelled:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.config.load import dump_config, json_text, override, require_data, with_absolute_paths
+from mst.config.load import dump_config, json_text, override, require_data, with_absolute_paths, with_minutes
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.files.folders import cache_folder
@@ -22,7 +22,7 @@ from mst.data.labelled import LabelOptions, find_labels
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions, open_images
 from mst.engine.trainer import Trainer
-from mst.errors import RunFailure, UsageError
+from mst.errors import ConfigError, RunFailure, UsageError
 from mst.evaluate.classification.verdict import Verdict
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.pair import TeacherStudent
@@ -33,6 +33,7 @@ from mst.paths import user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import crop_pairs
+from mst.planning.resolving import resolved
 from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
 from mst.recipes import base_config
@@ -68,17 +69,24 @@ class Run:
     verdict: Verdict | None = None
 
 
-def load_recipe(name: str | Path, overrides: Mapping[str, object] | None = None) -> RunConfig:
+def load_recipe(
+    name: str | Path, overrides: Mapping[str, object] | None = None, *, minutes: float | None = None
+) -> RunConfig:
     """Return the configuration of a recipe (or of a JSON file) with some settings replaced.
+
+    What `own-images` leaves to the images, the device and the time is chosen when the run starts.
 
     Args:
         name: a recipe's name or the path of a JSON file.
         overrides: dotted key -> value, as on the command line: `{"data.train": "photos", "train.epochs": 10}`.
+        minutes: how long a run may take: `own-images` chooses everything for it, any other recipe its epochs.
 
     Raises:
         ConfigError: an unknown recipe, key or value; the nearest name or the allowed range is named.
     """
-    return override(base_config(name), overrides or {})
+    if minutes is not None and not 0 < minutes <= 1e6:
+        raise ConfigError(f"minutes {minutes:g}: must be above 0, at most 1e+06")
+    return with_minutes(override(base_config(name), overrides or {}), minutes)
 
 
 def pretrain(
@@ -117,7 +125,7 @@ def pretrain(
     if not resume:
         world.from_first(lambda: check_new_run_dir(run.root, overwrite=overwrite))
         check_apart(config, run)
-    setup = with_identity(prepare(config))
+    setup = with_identity(prepare(resolved(config)))
     if resume:
         setup = resumed_setup(setup, run, accept=accept_changed_data)
     world.refuse_differences(setup.plan.model_dump(mode="json"), "images")

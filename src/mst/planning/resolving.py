@@ -1,0 +1,163 @@
+"""From a run that leaves its settings to images, device and time to one that says them all (`mst.config.choosing`).
+
+The images are looked at, a small network's steps are timed, the rules choose, and the chosen run is timed. Nothing is
+kept beside the configuration: a run that is resumed or replayed has its choice in config.json.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from math import prod
+
+import torch
+
+from mst.config.choosing import allowed_minutes, choose, lengthen
+from mst.config.derive import check_consistent, derive
+from mst.config.facts import DeviceFacts, SetFacts, Shape
+from mst.config.load import override
+from mst.config.schema import RunConfig
+from mst.data.files.folders import cache_folder
+from mst.data.look import look_at
+from mst.data.sources import ImageIndex, ImageSource, open_images
+from mst.parallel.world import World, alone
+from mst.planning.fitting import check_fits
+from mst.planning.held_out import set_apart
+from mst.planning.measuring import WITHOUT_IMAGES, measure_speed
+from mst.planning.setup import Setup, backbone_spec_of_any_size, checked_spec, prepare_process, value_ranges
+from mst.runtime import logging
+from mst.runtime.device import free_memory, select_device, select_precision
+
+PROBE_SECONDS, SPEED_SECONDS = 3.0, 6.0
+"""About how long the small network, and then the chosen run, are timed."""
+SMALL = {"cpu": ("vit_tiny_patch16_224", 128, 4, 64, 8, 16), "cuda": ("deit_small_patch16_224", 384, 12, 128, 16, 64)}
+"""The network that tells a device's speed: name, width, depth, side, patch, batch."""
+
+
+def resolved(config: RunConfig) -> RunConfig:
+    """Return a run with all its settings, chosen where it leaves them to images, device and time.
+
+    The first process chooses; the others receive it. A run that has made its choice, or has none to make, is returned.
+
+    Raises:
+        UsageError: the images cannot be read, or the time is too short for one pass over them.
+    """
+    if config.choice is None or config.choice.facts:
+        return config
+    return World.current().from_first(lambda: _chosen(config))
+
+
+def _chosen(config: RunConfig) -> RunConfig:
+    processes = World.current().size
+    check_consistent(config)
+    prepare_process(config)
+    with alone():
+        device = select_device(config.runtime.device)
+        facts, images = look_at_images(config)
+        place = device_facts(config, device, processes)
+        patch = backbone_spec_of_any_size(config).patch_size if "model.backbone" in _given(config) else None
+        chosen = choose(config, facts, place, patch=patch)
+        setup = _setup(chosen, images, device, processes)
+        check_fits(setup)
+        speed = processes * measure_speed(setup, seconds=SPEED_SECONDS)
+    found = lengthen(chosen, facts, place, images_per_second=speed)
+    _warn_of_length(found, place, speed, len(images))
+    return with_facts(found, facts, place)
+
+
+def with_facts(config: RunConfig, images: SetFacts, device: DeviceFacts) -> RunConfig:
+    """Return the configuration whose choice says what it was made from."""
+    assert config.choice is not None
+    facts = {**config.choice.facts, "images": asdict(images), "device": asdict(device)}
+    return config.model_copy(update={"choice": config.choice.model_copy(update={"facts": facts})})
+
+
+def _given(config: RunConfig) -> tuple[str, ...]:
+    return config.choice.given if config.choice else ()
+
+
+def _warn_of_length(config: RunConfig, device: DeviceFacts, speed: float, images: int) -> None:
+    """Say when the epochs that were asked for take another time than was allowed."""
+    if "train.epochs" not in _given(config) or config.choice is None or config.choice.minutes is None:
+        return
+    minutes, who = allowed_minutes(config, device)
+    needed = config.train.epochs * images / speed / 60
+    if needed > minutes:
+        logging.warn(
+            f"--train.epochs {config.train.epochs:g} takes about {needed:.3g} minutes at {speed:.3g} images/s, {who}: "
+            "leave --train.epochs away to fit it into the time"
+        )
+
+
+def look_at_images(config: RunConfig) -> tuple[SetFacts, ImageSource]:
+    """Return what the images look like that are learned from, and these images.
+
+    Raises:
+        UsageError: there are none that can be read.
+    """
+    data = config.data
+    images = open_images(
+        data.train,
+        limit=data.limit,
+        channels=data.channels,
+        cache=cache_folder() if data.index_cache else None,
+        strict=data.strict,
+        by_content=data.by_content,
+        tell=False,
+    )
+    images, _ = set_apart(images, data.held_out)
+    return look_at(images, channels=data.channels, scale=value_ranges(config, images)), images
+
+
+def device_facts(config: RunConfig, device: torch.device, processes: int) -> DeviceFacts:
+    """Return what a device can do, by a few steps of a small network."""
+    name, width, depth, side, patch, batch = SMALL[device.type]
+    probe = override(
+        RunConfig(runtime=config.runtime.model_copy(update={"compile": "off", "sharding": "ddp", "lanes": 0})),
+        {
+            "model.backbone": name,
+            "model.embed_dim": width,
+            "model.depth": depth,
+            "model.num_heads": width // 32 if device.type == "cpu" else 6,
+            "model.patch_size": patch,
+            "model.prototypes": 1024,
+            "model.head_hidden": 512,
+            "model.head_bottleneck": 128,
+            "views.global_size": side,
+            "views.local_size": side // 2,
+            "views.local_crops": 4,
+            "train.batch_size": batch,
+        },
+    )
+    setup = _setup(probe, ImageIndex.of([]), device)
+    speed = measure_speed(setup, seconds=PROBE_SECONDS)
+    return DeviceFacts(
+        kind=device.type,
+        flops_per_second=backbone_flops(setup) * speed * processes,
+        memory_bytes=free_memory(device),
+        threads=torch.get_num_threads() if device.type == "cpu" else 1,
+        processes=processes,
+    )
+
+
+def backbone_flops(setup: Setup) -> float:
+    """Return the operations of a step for one image, as the rules count them."""
+    model, views = setup.config.model, setup.config.views
+    patch, plan = setup.spec.patch_size, setup.plan
+    tokens = [prod(size) // patch**2 for size in (plan.global_size, plan.local_size)]
+    return Shape(
+        width=model.embed_dim or 0,
+        depth=model.depth or 0,
+        global_tokens=tokens[0],
+        local_tokens=tokens[1],
+        global_crops=views.global_crops,
+        local_crops=views.local_crops,
+    ).step_flops
+
+
+def _setup(config: RunConfig, images: ImageSource, device: torch.device, processes: int = 1) -> Setup:
+    """Return a run that is measured; normalisation and value ranges make no difference to its speed."""
+    precision, reason = select_precision(config.runtime.precision, device)
+    plan = derive(config, len(images) or config.train.batch_size * WITHOUT_IMAGES, processes)
+    if len(images):
+        plan = plan.model_copy(update={"value_ranges": dict(value_ranges(config, images).ranges)})
+    return Setup(config, plan, images, None, checked_spec(config, plan), device, precision, reason)

@@ -18,6 +18,14 @@ SourceText = Annotated[str, SOURCE]
 PREFIX = re.compile(r"(?:random:)?(?:[\w.]+=)?(?=~)")
 """What may stand before the `~` of a source."""
 
+ADDRESS = re.compile(r"hf:|[A-Za-z][A-Za-z0-9+.-]+://")
+"""How a source begins that is no path: a Hugging Face data set, or a file or folder on another machine."""
+
+
+def is_address(text: str) -> bool:
+    """Return whether a source is no path but `hf:NAME`, `s3://...`, `gs://...` or `https://...`."""
+    return ADDRESS.match(text) is not None
+
 
 def user_path(value: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Path:
     """Return the path that a user means. Applied twice, it gives the same.

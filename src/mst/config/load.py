@@ -14,7 +14,7 @@ from pydantic_core import PydanticSerializationError
 from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
 from mst.config.schema import Choice, RunConfig, Settings, ViewsConfig
 from mst.errors import ConfigError, UsageError
-from mst.paths import user_path
+from mst.paths import is_address, user_path
 
 Overrides = Mapping[str, object]
 """Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
@@ -191,7 +191,7 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     labelled = {key: None if path is None else _absolute(path) for key, path in labelled.items()}
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"train": tuple(map(_absolute, data.train))}),
+            "data": data.model_copy(update={"train": tuple(map(_absolute_images, data.train))}),
             "model": model.model_copy(update={"init_from": _absolute_source(model.init_from)}),
             "monitor": monitor.model_copy(update=labelled),
         }
@@ -200,6 +200,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(user_path(path))
+
+
+def _absolute_images(source: str) -> str:
+    return source if is_address(source) else _absolute(source)
 
 
 def _absolute_source(source: str | None) -> str | None:

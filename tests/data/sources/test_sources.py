@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import os
 import pickle
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,10 +15,13 @@ import torch
 
 from data.pictures import by_sample
 from mst.data.decoding import UnreadableImage, read_image
+from mst.data.files.kinds import ARRAY
 from mst.data.loader import BatchLoader
-from mst.data.sources import ImageIndex, ImageSource, even_positions, open_images
+from mst.data.sources import EXTENSIONS, ImageIndex, ImageSource, even_positions, open_images
 from mst.data.sources.arrays import ArrayFile, MemoryImages
 from mst.data.sources.mixed import MixedImages
+from mst.data.sources.shard import LocalShard
+from mst.data.sources.tar import tar_images
 from mst.data.statistics import channel_statistics, measured_ranges
 from mst.data.survey import inspect_images
 from mst.data.value_range import ValueRanges
@@ -71,7 +76,23 @@ def mixed(folder: Path) -> ImageSource:
     return open_images([folder / name for name in ("b.npy", "0.npy", "1.npy", "2.npy", "c.npz")])
 
 
-SOURCES = [files, array, channels_first, stored, compressed, memory, mixed]
+def tar(folder: Path) -> ImageSource:
+    """Two shards of unequal sizes, arrays as members."""
+    folder.mkdir()
+    for number, places in enumerate((range(4), range(4, COUNT))):
+        with tarfile.open(folder / f"{number}.tar", "w") as shard:
+            for place in places:
+                stream = io.BytesIO()
+                np.save(stream, PIXELS[place])
+                info = tarfile.TarInfo(f"{place:02}.npy")
+                info.size = len(stream.getvalue())
+                stream.seek(0)
+                shard.addfile(info, stream)
+    shards = [LocalShard(str(folder / f"{number}.tar")) for number in range(2)]
+    return tar_images(shards, EXTENSIONS | {ARRAY}, None)
+
+
+SOURCES = [files, array, channels_first, stored, compressed, memory, mixed, tar]
 Make = Callable[[Path], ImageSource]
 
 

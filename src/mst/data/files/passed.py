@@ -11,7 +11,9 @@ from mst.errors import DataError
 from mst.runtime import logging
 from mst.runtime.names import shown
 
-Kind = Literal["folder", "link", "circle", "path", "special", "file", "missing", "loose", "other", "hidden", "system"]
+Kind = Literal[
+    "folder", "link", "circle", "path", "special", "file", "missing", "loose", "bare", "other", "hidden", "system"
+]
 WORDS: dict[Kind, tuple[str, str]] = {
     "folder": ("folder that cannot be searched", "folders that cannot be searched"),
     "link": ("link that leads nowhere", "links that lead nowhere"),
@@ -21,11 +23,14 @@ WORDS: dict[Kind, tuple[str, str]] = {
     "file": ("file that cannot be read", "files that cannot be read"),
     "missing": ("listed file that does not exist", "listed files that do not exist"),
     "loose": ("image beside the class folders", "images beside the class folders"),
+    "bare": ("sample without an image", "samples without an image"),
     "other": ("file without a known extension", "files without a known extension"),
     "hidden": ("hidden name", "hidden names"),
     "system": ("file or folder of the system", "files or folders of the system"),
 }
-TROUBLES: frozenset[Kind] = frozenset({"folder", "link", "circle", "path", "special", "file", "missing", "loose"})
+TROUBLES: frozenset[Kind] = frozenset(
+    {"folder", "link", "circle", "path", "special", "file", "missing", "loose", "bare"}
+)
 """What a person should know of; with `strict` none is accepted."""
 FIRST = 3
 """Names of a kind that are kept."""

@@ -2,7 +2,9 @@
 
 from mst.data.files.kinds import EXTENSIONS
 from mst.data.sources.index import ImageIndex
+from mst.data.sources.opening import open_images
+from mst.data.sources.places import Source
 from mst.data.sources.protocol import ImageSource, even_positions
-from mst.data.sources.search import Source, index_images, open_images
+from mst.data.sources.search import index_images
 
 __all__ = ["EXTENSIONS", "ImageIndex", "ImageSource", "Source", "even_positions", "index_images", "open_images"]

@@ -1,4 +1,4 @@
-"""Several sources one after the other."""
+"""Several sources one after the other, each with a weight: how often an epoch of a pre-training shows its images."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mst.data.files.passed import PassedOver
-from mst.data.sources.protocol import ImageSource
+from mst.data.sources.protocol import ClassLabels, ImageSource
 from mst.runtime.identity import DataIdentity, together
 
 
@@ -22,14 +22,18 @@ class MixedImages(ImageSource):
 
     Attributes:
         parts: the sources.
+        given: weight of each; none = 1 each.
     """
 
     parts: Sequence[ImageSource]
+    given: Sequence[float] = ()
 
     @classmethod
-    def of(cls, parts: Sequence[ImageSource]) -> ImageSource:
-        """Return all images of the sources; of one source, itself."""
-        return parts[0] if len(parts) == 1 else cls(parts)
+    def of(cls, parts: Sequence[ImageSource], weights: Sequence[float] = ()) -> ImageSource:
+        """Return all images of the sources; of one source of weight 1, itself."""
+        if all(weight == 1 for weight in weights):
+            return parts[0] if len(parts) == 1 else cls(parts)
+        return cls(parts, tuple(weights))
 
     @property
     def passed(self) -> PassedOver:
@@ -57,13 +61,36 @@ class MixedImages(ImageSource):
     def only(self, positions: npt.NDArray[np.int64]) -> MixedImages:
         """Return the images at these positions, in this order."""
         numbers = np.searchsorted(self._ends, positions, side="right")
-        cuts = np.flatnonzero(np.diff(numbers)) + 1  # where another source begins
+        firsts = self._pieces(numbers)
         parts = [
             self.parts[numbers[first]].only(positions[first:last] - self._starts[numbers[first]])
-            for first, last in zip([0, *cuts], [*cuts, len(positions)], strict=True)
-            if last > first
+            for first, last in zip(firsts, [*firsts[1:], len(positions)], strict=True)
         ]
-        return MixedImages(parts)
+        chosen = [self.given[numbers[first]] for first in self._pieces(numbers)] if self.given else ()
+        return MixedImages(parts, chosen)
+
+    def weights(self) -> Sequence[tuple[int, float]]:
+        """Return the number of images of each part, and its weight."""
+        given = self.given or [1.0] * len(self.parts)
+        return [(len(part), weight) for part, weight in zip(self.parts, given, strict=True)]
+
+    def runs(self) -> npt.NDArray[np.int64]:
+        """Return the ends of the pieces of all sources."""
+        return np.concatenate([part.runs() + start for part, start in zip(self.parts, self._starts, strict=True)])
+
+    def expect(self, positions: npt.NDArray[np.int64]) -> None:
+        """Prepare for images that are going to be read soon."""
+        numbers = np.searchsorted(self._ends, positions, side="right")
+        for number in dict.fromkeys(numbers.tolist()):
+            self.parts[number].expect(positions[numbers == number] - self._starts[number])
+
+    def labels(self) -> ClassLabels | None:
+        """Return the classes that the sources know; None where one knows none."""
+        found = [part.labels() for part in self.parts]
+        known = [labels for labels in found if labels is not None]
+        if len(known) < len(found):
+            return None
+        return ClassLabels.of([labels.classes[number] for labels in known for number in labels.numbers.tolist()])
 
     def files(self) -> Iterable[Path]:
         """Return the files of all sources."""
@@ -72,6 +99,11 @@ class MixedImages(ImageSource):
     def fingerprint(self, name: str = "") -> DataIdentity:
         """Return what these images are: what those of the sources are, one after the other."""
         return together(name, *(part.fingerprint() for part in self.parts))
+
+    @staticmethod
+    def _pieces(numbers: npt.NDArray[np.int64]) -> list[int]:
+        """Return where another source begins, the beginning included."""
+        return [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist()] if len(numbers) else []
 
     @cached_property
     def _ends(self) -> npt.NDArray[np.int64]:

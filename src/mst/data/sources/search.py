@@ -6,24 +6,23 @@ import os
 import stat
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mst.data.files.folders import FEWEST, Folder, cache_file, recall, remember, walk
-from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, ZIPPED_ARRAYS, extension, listed_names
+from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, extension, listed_names
 from mst.data.files.lists import read_list
 from mst.data.files.passed import Passed, PassedOver
-from mst.data.sources.arrays import array_images, is_array_of_images
 from mst.data.sources.index import ImageIndex
-from mst.data.sources.mixed import MixedImages
-from mst.data.sources.protocol import ImageSource
+from mst.data.sources.places import Source
 from mst.errors import DataError, UsageError
 from mst.paths import user_path
 from mst.runtime.names import shown
 
-Source = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+class NoImages(DataError):
+    """A folder without a single image."""
 
 
 def index_images(
@@ -60,7 +59,7 @@ def index_images(
         DataError: a folder without an image, an empty list, a list of files none of which exists, or (with `strict`)
             something that cannot be used.
     """
-    sources = _listed(paths)
+    sources = listed(paths)
     wanted = EXTENSIONS if channels in {1, 3} else EXTENSIONS | {ARRAY}
     search = _Search(wanted | {BY_CONTENT} if by_content else wanted, cache)
     for source in sources:
@@ -73,38 +72,7 @@ def index_images(
     return index.evenly(limit)
 
 
-def open_images(paths: Source | Iterable[Source], *, limit: int | None = None, **options: Any) -> ImageSource:
-    """Find the images under `paths`, those that are slices of an array too.
-
-    A `.npz` file, and a `.npy` file that holds more than one image, follow the files of all other sources.
-
-    Args:
-        paths, limit, options: as of `index_images`.
-
-    Raises:
-        UsageError, DataError: as `index_images`; or an array that is damaged, or holds no images.
-    """
-    channels = options.get("channels", 3)
-    sources = _listed(paths)
-    arrays = [source for source in sources if _is_array(source, channels)]
-    others = [source for source in sources if source not in arrays]
-    parts: list[ImageSource] = []
-    if others or not arrays:
-        parts.append(index_images(others, **options))
-    parts += [array_images(_looked_up(source)[0], channels) for source in arrays]
-    return MixedImages.of(parts).evenly(limit)
-
-
-def _is_array(source: Source, channels: int) -> bool:
-    """Return whether a source is a file of an array of images."""
-    kind = extension(os.fsencode(source))
-    if kind not in {ARRAY, ZIPPED_ARRAYS}:
-        return False
-    path, mode = _looked_up(source)
-    return stat.S_ISREG(mode) and (kind == ZIPPED_ARRAYS or is_array_of_images(path, channels))
-
-
-def _listed(paths: Source | Iterable[Source]) -> list[Source]:
+def listed(paths: Source | Iterable[Source]) -> list[Source]:
     """Return the sources.
 
     Raises:
@@ -133,7 +101,7 @@ class _Search:
 
     def add(self, source: Source) -> None:
         """Add what a source names."""
-        path, mode = _looked_up(source)
+        path, mode = looked_up(source)
         if stat.S_ISDIR(mode):
             self._add_folder(os.fsencode(path))
         elif not stat.S_ISREG(mode):
@@ -166,7 +134,7 @@ class _Search:
         folders = list(walk(top, self._visited, self._wanted, known))
         count = sum(len(folder.lengths) for folder in folders)
         if not count and len(self._visited) > already:
-            raise DataError(_nothing(top, folders, self._wanted))
+            raise NoImages(_nothing(top, folders, self._wanted))
         changed = len(folders) != len(known) or any(known.get(folder.path) is not folder for folder in folders)
         if file is not None and changed and count >= FEWEST:
             remember(file, folders)
@@ -175,7 +143,7 @@ class _Search:
         self._passed += (entry for folder in folders for entry in folder.passed)
 
 
-def _looked_up(source: Source) -> tuple[Path, int]:
+def looked_up(source: Source) -> tuple[Path, int]:
     """Return the absolute path of a source, and its mode.
 
     Raises:

@@ -36,7 +36,8 @@ COMMANDS = {
     "compare": "results of several runs in one table, with differences",
     "replay": "one step of a run again: which image and which tensor went wrong",
     "report": "one self-contained HTML page about a run",
-    "inspect": "scan a folder of images: counts, sizes, modes, unreadable files",
+    "pack": "images in balanced shards, tar or parquet, made smaller if asked for",
+    "inspect": "scan images: counts, sizes, damage, duplicates, leaks between train and val, advice",
 }
 """Command -> what it does; `mst.commands.<command>.run(argv)` does it."""
 

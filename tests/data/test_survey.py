@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mst.data import statistics, survey
+from mst.data import statistics
 from mst.data.formats import large as large_images
+from mst.data.inspection import facts
 from mst.data.survey import inspect_images
 from mst.errors import DataError, UsageError
 
@@ -63,10 +64,10 @@ def test_large_images_give_the_same_numbers(
     noise = np.random.default_rng(0).integers(0, 256, (37, 53, 4), np.uint8)
     Image.fromarray(noise).convert("RGB" if mode == "CMYK" else "RGBA").convert(mode).save(tmp_path / "x.tif")
     small = inspect_images(tmp_path, channels=channels)
-    monkeypatch.setattr(survey, "LARGE", 100)
-    for module in (survey, statistics):
+    monkeypatch.setattr(facts, "LARGE", 100)
+    for module in (facts, statistics):
         monkeypatch.setattr(module, "STRIP", 500)
-    monkeypatch.setattr(survey, "HEAVY", 10)
+    monkeypatch.setattr(facts, "HEAVY", 10)
     large = inspect_images(tmp_path, channels=channels)
     assert large == small
     assert small["readable"] == 1
@@ -129,7 +130,7 @@ def test_large_pngs_give_the_same_numbers(
     exif[0x0112] = turn
     picture.save(tmp_path / "x.png", **({"exif": exif} if turn > 1 else {}))
     small = inspect_images(tmp_path, channels=channels)
-    for module in (survey, large_images):
+    for module in (facts, large_images):
         monkeypatch.setattr(module, "LARGE", 100)
     large = inspect_images(tmp_path, channels=channels)
     assert large == small

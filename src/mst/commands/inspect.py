@@ -1,9 +1,10 @@
-"""`mst inspect`: open every image and say what is there: counts, sizes, modes, statistics, unreadable files."""
+"""`mst inspect`: open every image and say what is there, what is wrong with it, and what to type next."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
@@ -12,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from mst.errors import UsageError
-from mst.paths import PathText
+from mst.paths import PathText, user_path
 from mst.runtime.memory import keep_freed_memory
+from mst.runtime.signals import GracefulStop
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
 
@@ -23,15 +25,30 @@ if TYPE_CHECKING:
 SHOWN = 10
 """Unreadable files and sizes that the table shows; --json has them all."""
 MOST_CHANNELS = 64
-ROWS = {"sizes": "sizes (H x W)", "modes": "modes", "formats": "formats", "depths": "depths"}
+ROWS = {
+    "sizes": "sizes (H x W)",
+    "shapes": "shapes",
+    "shorter_sides": "shorter side",
+    "modes": "modes",
+    "formats": "formats",
+    "depths": "depths",
+    "parts": "parts",
+    "classes": "classes",
+}
+MARKS = {"bad": "!", "note": "-", "good": "+"}
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """Open every image of a folder: counts, sizes, modes, statistics, unreadable files."""
+    """Open every image: counts, sizes, damage, duplicates, leaks between train and val, advice, the next command."""
 
     path: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="PATH")] = ""
-    """A folder (searched at any depth), an image, or a text file with one path per line."""
+    """A folder (searched at any depth), an image, a text file with one path per line, or what --data.train takes."""
+    val: PathText = ""
+    """Images to measure on, in another place: those that are in PATH, too, are found. Folders called train and val in
+    PATH, lists (train.txt) and COCO files are understood without it."""
+    out: PathText = ""
+    """A page with charts and small pictures: one self-contained HTML file."""
     channels: int = 3
     """Channels of an image: 3 for RGB, 1 for grey, others for TIFFs of many bands and .npy files."""
     limit: int | None = None
@@ -57,6 +74,18 @@ class InspectOptions:
         if not 1 <= self.channels <= MOST_CHANNELS:
             raise UsageError(f"--channels {self.channels}: must be a whole number of 1 to {MOST_CHANNELS}")
 
+    @property
+    def data_options(self) -> str:
+        """The options of the data that a training has to be given as well."""
+        words = []
+        if self.channels != 3:
+            words.append(f"--data.channels {self.channels}")
+        if self.by_content:
+            words.append("--data.by-content")
+        if self.value_range is not None:
+            words.append("--data.value-range {:g} {:g}".format(*self.value_range))
+        return " ".join(words)
+
 
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
@@ -65,68 +94,139 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not options.path:
         raise UsageError("name a folder of images: mst inspect PATH")
-    from mst.data.survey import inspect_images
+    from mst.workflows.inspection import inspect, page_outputs, write_page
 
     keep_freed_memory()  # in one store for all threads: large images come one after the other
-    summary = inspect_images(
-        options.path,
-        channels=options.channels,
-        limit=options.limit,
-        workers=options.workers,
-        strict=options.strict,
-        by_content=options.by_content,
-        value_range=options.value_range,
-        progress=_shown_progress,
-    )
+    page = user_path(options.out) if options.out else None
+    outputs = page_outputs(page) if page is not None else None
+    with GracefulStop("what was opened is evaluated; again ends at once") as stop:
+        inspected = inspect(
+            options.path,
+            source=options.path,
+            data_options=options.data_options,
+            validation=[options.val] if options.val else [],
+            channels=options.channels,
+            limit=options.limit,
+            workers=options.workers,
+            strict=options.strict,
+            by_content=options.by_content,
+            value_range=options.value_range,
+            progress=lambda facts, total: _shown_progress(facts, total, stop),
+        )
+    row = {**inspected.row, "of": len(inspected.images), "page": None if page is None else str(page)}
+    if outputs is not None and page is not None:
+        write_page(inspected, _title(options), outputs, page.name)
     if options.json:
-        emit_json(summary)
+        emit_json(row)
     else:
-        emit(*_tables(summary))
-    return 0
+        emit(*_tables(row))
+    return 0 if stop.signum is None else 128 + stop.signum
 
 
-def _shown_progress(facts: Iterator[ImageFacts], total: int) -> Iterable[ImageFacts]:
-    """Draw a bar on stderr while the images are opened."""
+def _title(options: InspectOptions) -> str:
+    from mst.runtime.names import shown
+
+    return shown(Path(options.path).name or options.path)
+
+
+def _shown_progress(facts: Iterator[ImageFacts], total: int, stop: GracefulStop) -> Iterable[ImageFacts]:
+    """Draw a bar on stderr while the images are opened; end where a signal asks for it."""
     from mst.runtime.logging import console
 
-    return track(facts, "images", total=total, console=console, transient=True, disable=not console.is_terminal)
+    for fact in track(facts, "images", total=total, console=console, transient=True, disable=not console.is_terminal):
+        yield fact
+        if stop.signum is not None:
+            return
 
 
-def _tables(summary: dict[str, Any]) -> list[Table]:
+def _tables(row: dict[str, Any]) -> list[Table | Text]:
     """Return the tables for a person."""
     table = Table(box=None, show_header=False, pad_edge=False)
-    table.add_row("images", str(summary["images"]))
-    table.add_row("unreadable", str(len(summary["unreadable"])))
-    if summary["readable"]:
-        table.add_row("sides", f"{summary['shortest_side']} to {summary['longest_side']} px")
-        for key, title in ROWS.items():
-            found = list(summary[key].items())
-            rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-            table.add_row(title, ", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest)
-        for depth, (low, high) in summary["values"].items():
-            table.add_row("values", f"{depth}: {low:g} to {high:g} as stored")
-        for kind, (low, high) in summary["value_ranges"].items():
-            source = (
-                "as given" if kind == "given" else f"{kind}, measured; pretrain --data.value-range LO HI sets another"
-            )
-            table.add_row("value range", f"{low:.15g} to {high:.15g} ({source})")
-        if summary["turned"]:
-            table.add_row("turned", f"{summary['turned']} by their EXIF orientation")
-        for key in ("mean", "std"):
-            table.add_row(key, " ".join(f"{value:.3f}" for value in summary[key]))
-    if summary["value_range_problem"]:
-        table.add_row("value range", summary["value_range_problem"])
-    if summary["same_names"]:
-        table.add_row("same names", f"{summary['same_names']} images have the name of another in another folder")
-    tables = [table]
-    if summary["unreadable"]:
-        broken = Table("unreadable", "why", box=None, pad_edge=False)
-        for row in summary["unreadable"][:SHOWN]:
-            broken.add_row(Text(row["path"]), Text(row["reason"]))
-        tables.append(broken)
-    if summary["passed_over"]:
+    stopped = f" of {row['of']}, stopped before the end" if row["images"] < row["of"] else ""
+    table.add_row("images", f"{row['images']}{stopped} ({row['bytes'] / 1e6:.1f} MB)")
+    table.add_row("unreadable", f"{len(row['unreadable'])}{_counted(row['unreadable_kinds'])}")
+    if row["truncated"]:
+        table.add_row("truncated", f"{len(row['truncated'])} more, readable without their end")
+    if row["readable"]:
+        _add_pictures(table, row)
+    if row["value_range_problem"]:
+        table.add_row("value range", row["value_range_problem"])
+    if row["same_names"]:
+        table.add_row("same names", f"{row['same_names']} images have the name of another in another folder")
+    tables: list[Table | Text] = [table]
+    for title, rows in _lists(row):
+        listed = Table(title, "", box=None, pad_edge=False)
+        for first, second in rows[:SHOWN]:
+            listed.add_row(Text(first), Text(second))
+        if len(rows) > SHOWN:
+            listed.add_row(f"and {len(rows) - SHOWN} more (--json, --out PAGE.html)", "")
+        tables.append(listed)
+    if row["passed_over"]:
         passed = Table("passed over", "", "why", "such as", box=None, pad_edge=False)
-        for row in summary["passed_over"]:
-            passed.add_row(row["kind"], str(row["count"]), Text(row["reason"]), Text("\n".join(row["names"])))
+        for entry in row["passed_over"]:
+            passed.add_row(entry["kind"], str(entry["count"]), Text(entry["reason"]), Text("\n".join(entry["names"])))
         tables.append(passed)
-    return tables
+    advice = Table("", "advice", box=None, pad_edge=False)
+    for entry in row["advice"]:
+        advice.add_row(MARKS[entry["level"]], Text(entry["text"]))
+    tables.append(advice)
+    if row["page"]:
+        tables.append(Text(f"page: {row['page']}"))
+    return [*tables, Text(f"next: {row['next']}")]
+
+
+def _add_pictures(table: Table, row: dict[str, Any]) -> None:
+    """Add what is known of the pictures."""
+    table.add_row("sides", f"{row['shortest_side']} to {row['longest_side']} px")
+    for key, title in ROWS.items():
+        found = list(row[key].items())
+        rest = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        if found:
+            table.add_row(title, Text(", ".join(f"{name} ({count})" for name, count in found[:SHOWN]) + rest))
+    table.add_row("grey", f"{row['grey']} of {row['pictures']} have no colours")
+    if row["blank"]:
+        table.add_row("blank", f"{len(row['blank'])} blank or nearly")
+    for key, title in (("exact_duplicates", "exact copies"), ("near_duplicates", "near duplicates")):
+        found = row[key]
+        table.add_row(title, f"{found['images']}{' or more' * (key[0] == 'n' and row['near_duplicates_cut'])}")
+    if row["parts"]:
+        leaks = row["leaks"]
+        table.add_row("leaks", f"{len(leaks['exact'])} exact, {len(leaks['near'])} near, between parts")
+    for depth, (low, high) in row["values"].items():
+        table.add_row("values", f"{depth}: {low:g} to {high:g} as stored")
+    for kind, (low, high) in row["value_ranges"].items():
+        source = "as given" if kind == "given" else f"{kind}, measured; pretrain --data.value-range LO HI sets another"
+        table.add_row("value range", f"{low:.15g} to {high:.15g} ({source})")
+    if row["turned"]:
+        table.add_row("turned", f"{row['turned']} by their EXIF orientation")
+    for key in ("mean", "std"):
+        table.add_row(key, " ".join(f"{value:.3f}" for value in row[key]))
+    if cost := row["decoding"]:
+        table.add_row("decoding", f"{cost['images_per_second']:.0f} images/s on {cost['cores']} cores")
+
+
+def _lists(row: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return titles and lines of the files that a person may want to look at."""
+    leaks = [(first, " = ".join(rest)) for first, *rest in row["leaks"]["exact"]]
+    leaks += [(first, f"nearly {' = '.join(rest)}") for first, *rest in row["leaks"]["near"]]
+    lists = [
+        ("unreadable", [(entry["path"], entry["reason"]) for entry in row["unreadable"]]),
+        ("truncated", [(name, "its end is missing") for name in row["truncated"]]),
+        ("in several parts", leaks),
+        ("in several classes", [(first, " = ".join(rest)) for first, *rest in row["conflicts"]]),
+        ("blank", [(name, "") for name in row["blank"]]),
+        *(
+            (title, [(group[0], _others(group)) for group in row[key]["groups"]])
+            for key, title in (("exact_duplicates", "exact copies"), ("near_duplicates", "nearly the same"))
+        ),
+    ]
+    return [(title, rows) for title, rows in lists if rows]
+
+
+def _others(group: list[str]) -> str:
+    more = f", and {len(group) - 2} more" if len(group) > 2 else ""
+    return f"{group[1]}{more}"
+
+
+def _counted(kinds: dict[str, int]) -> str:
+    return f" ({', '.join(f'{count} {kind}' for kind, count in kinds.items())})" if kinds else ""

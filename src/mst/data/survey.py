@@ -2,78 +2,65 @@
 
 from __future__ import annotations
 
-import io
 import os
-import threading
+import tempfile
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from mst.data.background import read_in_threads
-from mst.data.decoding import Detail, UnreadableImage, decode_bytes, decode_large_png, said
 from mst.data.files.passed import PassedOver
-from mst.data.formats.large import png_orientation
-from mst.data.formats.npy import NPY_MAGIC
+from mst.data.inspection.detail import detail_checker
+from mst.data.inspection.facts import ImageFacts, image_facts
+from mst.data.inspection.findings import Findings, find, kind_of
+from mst.data.inspection.places import PlaceNotes
+from mst.data.inspection.signature import LENGTH
 from mst.data.sources import ImageSource, Source, open_images
-from mst.data.statistics import STRIP, measured_ranges, moments, sums_of
-from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges
+from mst.data.sources.mixed import MixedImages
+from mst.data.statistics import measured_ranges
+from mst.data.value_range import Range, Scale, ValueRanges
 from mst.errors import DataError
-from mst.runtime.images import PNG_MAGIC, image_header, open_image, orientation, quiet_pillow
 from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
-HEAVY = 1 << 24
-"""Bytes of a file from which it is opened one at a time, whatever it holds."""
-LARGE = 1 << 24
-"""Pixels above which images are opened one at a time, in strips, and JPEGs at a part of their size."""
+__all__ = ["ImageFacts", "Inspected", "Survey", "image_facts", "inspect_images", "look_through"]
+
 ROOM = 1 << 28
 """Bytes of memory that a thread may need for an image that is not large."""
 AT_ONCE = 256
 """Images that wait for a thread."""
-COMPOSED = {"RGBA", "LA", "PA", "La", "RGBa"}
-STRIPPED = {"1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"} | COMPOSED
-DEPTHS = {"1": "1 bit", "I": "32 bits", "F": "32-bit float"}
-
 OPTION = "--value-range"
 
-_one_large = threading.RLock()
+
+SHAPES = ("taller than 2:1", "tall, to 2:1", "tall, to 4:3", "square", "wide, to 4:3", "wide, to 2:1", "wider than 2:1")
+"""Shapes of images, from tall (H > W) to wide (W > H)."""
+_EDGES = (32, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 2048, 4096)
+SIDES = (f"below {_EDGES[0]}", *(f"{a} to {b - 1}" for a, b in pairwise(_EDGES)), f"{_EDGES[-1]} and more")
+"""Ranges of the shorter side in pixels."""
 
 
-@dataclass(frozen=True)
-class ImageFacts:
-    """What one file holds.
+def shape_of(size: tuple[int, int]) -> str:
+    """Return which of `SHAPES` an image of (H, W) has; square is within 1 %."""
+    height, width = size
+    longer, shorter = max(height, width), min(height, width)
+    if longer <= 1.01 * shorter:
+        return SHAPES[3]
+    step = 1 if longer * 3 <= shorter * 4 * 1.005 else 2 if longer <= 2.015 * shorter else 3
+    return SHAPES[3 + step if width > height else 3 - step]
 
-    Attributes:
-        name: its path, or where it lies in a larger file.
-        reason: why it cannot be read; empty for a readable one.
-        size: (H, W), upright.
-        mode: Pillow's name for its channels; "array" for a .npy file.
-        form: Pillow's name for its format; "NPY" for an array.
-        depth: of its values as stored: "8 bits", "16 bits", "float32", ...
-        values: least and largest value as stored, where it is not 8 bits deep; None for others.
-        turned: whether EXIF data turn or mirror it.
-        mean: of the channels in [0, 1].
-        square: mean of their squares.
-    """
 
-    name: str
-    reason: str = ""
-    size: tuple[int, int] = (0, 0)
-    mode: str = ""
-    form: str = ""
-    depth: str = ""
-    values: tuple[float, float] | None = None
-    turned: bool = False
-    mean: tuple[float, ...] = ()
-    square: tuple[float, ...] = ()
+def side_of(side: int) -> str:
+    """Return which of `SIDES` a shorter side lies in."""
+    return SIDES[bisect_right(_EDGES, side)]
 
 
 @dataclass
@@ -93,14 +80,27 @@ class Survey:
     square: Tensor | None = None
     names: Counter[int] = field(default_factory=Counter)
     passed: PassedOver = field(default_factory=PassedOver)
+    shapes: Counter[str] = field(default_factory=Counter)
+    shorter: Counter[str] = field(default_factory=Counter)
+    troubles: Counter[str] = field(default_factory=Counter)
+    cut: list[str] = field(default_factory=list)
+    stored: int = 0
+    moving: int = 0
 
     def add(self, fact: ImageFacts) -> None:
         """Count an image."""
         self.images += 1
         self.names[hash(os.path.basename(fact.name))] += 1
+        self.stored += fact.stored
         if fact.reason:
+            self.troubles[fact.trouble] += 1
             self.unreadable.append((fact.name, fact.reason))
             return
+        if fact.trouble:
+            self.cut.append(fact.name)
+        self.moving += fact.frames > 1
+        self.shapes[shape_of(fact.size)] += 1
+        self.shorter[side_of(min(fact.size))] += 1
         self.sizes[f"{fact.size[0]}x{fact.size[1]}"] += 1
         self.modes[fact.mode] += 1
         self.forms[fact.form] += 1
@@ -134,6 +134,12 @@ class Survey:
             "mean": mean,
             "std": std,
             "passed_over": self.passed.rows(),
+            "bytes": self.stored,
+            "unreadable_kinds": dict(self.troubles.most_common()),
+            "truncated": [shown(name) for name in self.cut],
+            "moving": self.moving,
+            "shapes": {name: self.shapes[name] for name in SHAPES if self.shapes[name]},
+            "shorter_sides": {name: self.shorter[name] for name in SIDES if self.shorter[name]},
         }
 
     def _statistics(self, count: int) -> tuple[list[float], list[float]]:
@@ -145,42 +151,109 @@ class Survey:
         return [round(value, 4) for value in mean.tolist()], [round(value, 4) for value in std.tolist()]
 
 
-def inspect_images(
+@dataclass
+class Inspected:
+    """What `look_through` found.
+
+    Attributes:
+        images: all of them.
+        row: as `inspect_images` returns it.
+        findings: by position in `images`.
+        channels: of the images.
+        scale: of values that are not stored in 8 bits.
+        looked_at: how many were opened; fewer than there are where it was stopped.
+    """
+
+    images: ImageSource
+    row: dict[str, Any]
+    findings: Findings
+    channels: int
+    scale: Scale
+    looked_at: int
+
+
+Progress = Callable[[Iterator[ImageFacts], int], Iterable[ImageFacts]]
+
+
+def inspect_images(paths: Source | Iterable[Source], **options: Any) -> dict[str, Any]:
+    """Open the images under `paths`.
+
+    Args:
+        paths, options: as of `look_through`.
+
+    Returns:
+        images, readable, unreadable (list of {path, reason}), unreadable_kinds (counts), truncated (readable, but the
+        end is missing), bytes, sizes ("HxW"), shapes, shorter_sides, modes, formats, depths (counts), values (least and
+        largest as stored, by depth, where it is not 8 bits), shortest and longest side in pixels, turned (by EXIF),
+        moving (animations and files of several pages), same_names (images whose name another has in another folder),
+        mean and std per channel in [0, 1] (over images, each with equal weight), passed_over (list of {kind, reason,
+        count, names}), value_ranges (black and white by how values are stored), value_range_problem (why there is none,
+        else empty), and what `Findings.row` returns.
+
+    Raises:
+        UsageError, DataError: as `index_images`.
+    """
+    return look_through(paths, **options).row
+
+
+def look_through(
     paths: Source | Iterable[Source],
     *,
+    validation: Iterable[Source] = (),
     channels: int = 3,
     limit: int | None = None,
     workers: int = 4,
     strict: bool = False,
     by_content: bool = False,
     value_range: Range | None = None,
-    progress: Callable[[Iterator[ImageFacts], int], Iterable[ImageFacts]] | None = None,
-) -> dict[str, Any]:
-    """Open the images under `paths`.
+    progress: Progress | None = None,
+) -> Inspected:
+    """Open the images under `paths`, see `inspect_images`.
 
     Args:
-        paths: as of `mst.data.sources.index_images`; `channels`, `limit`, `strict`, `by_content` too.
+        paths: as of `mst.data.sources.open_images`; `channels`, `limit`, `strict`, `by_content` too.
+        validation: images of another part, which are compared with those of `paths`.
         workers: threads, at most; fewer where there is little memory.
         value_range: black and white among values that are not stored in 8 bits; None = measured on a sample.
-        progress: is given the facts as they come and how many there will be, and hands them on.
-
-    Returns:
-        images, readable, unreadable (list of {path, reason}), sizes ("HxW"), modes, formats, depths (counts), values
-        (least and largest as stored, by depth, where it is not 8 bits), shortest and longest side in pixels, turned
-        (by EXIF), same_names (images whose name another has in another folder), mean and std per channel in [0, 1]
-        (over images, each with equal weight), passed_over (list of {kind, reason, count, names}), value_ranges
-        (black and white by how values are stored), value_range_problem (why there is none, else empty).
+        progress: is given the facts as they come and how many there will be, and hands them on, or ends.
 
     Raises:
-        UsageError, DataError: as `index_images`.
+        UsageError, DataError: as `open_images`.
     """
-    images = open_images(paths, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
-    found = Survey(passed=images.passed)
+    sources = [paths] if isinstance(paths, str | bytes | os.PathLike) else list(paths)
+    opened = partial(open_images, limit=limit, channels=channels, strict=strict, by_content=by_content, tell=False)
+    images, others = opened(sources), list(validation)
+    train = len(images)
+    if others:
+        images = MixedImages.of([images, opened(others)])
+    survey, notes = Survey(passed=images.passed), PlaceNotes()
     ranges, problem = _ranges(images, channels, value_range)
     facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)), ranges)
-    for fact in facts if progress is None else progress(facts, len(images)):
-        found.add(fact)
-    return {**found.row(), "value_ranges": ranges.to_json(), "value_range_problem": problem}
+    digests, kinds = bytearray(), bytearray()
+    with tempfile.TemporaryFile() as signatures:
+        for fact in facts if progress is None else progress(facts, len(images)):
+            survey.add(fact)
+            notes.add(fact.name)
+            digests += fact.digest or bytes(16)
+            kinds.append(kind_of(fact))
+            signatures.write(fact.signature or bytes(LENGTH))
+        signatures.flush()
+        places = notes.places([Path(os.fsdecode(source)) for source in sources] if not others else [])
+        if others:
+            places = places.with_parts(train)
+        findings = find(
+            digests, kinds, _mapped(signatures, len(kinds)), places, detail_checker(images, channels, ranges)
+        )
+    row = {**survey.row(), "value_ranges": ranges.to_json(), "value_range_problem": problem}
+    row |= findings.row(images.name)
+    return Inspected(images, row, findings, channels, ranges, len(kinds))
+
+
+def _mapped(file: Any, count: int) -> Any:
+    """Return signatures in a file, uint8 [n, LENGTH], read as they are asked for."""
+    if not count:
+        return np.zeros((0, LENGTH), np.uint8)
+    return np.memmap(file, np.uint8, "r", shape=(count, LENGTH))
 
 
 def _ranges(images: ImageSource, channels: int, given: Range | None) -> tuple[ValueRanges, str]:
@@ -192,106 +265,10 @@ def _ranges(images: ImageSource, channels: int, given: Range | None) -> tuple[Va
         return known, str(problem)
 
 
-def image_facts(images: ImageSource, position: int, channels: int = 3, scale: Scale = BY_TYPE) -> ImageFacts:
-    """Open one image completely; a broken one is a fact, not an error."""
-    name = images.name(position)
-    try:
-        with _one_large if images.size(position) > HEAVY else nullcontext():
-            data = images.read_bytes(position)
-            facts = _array_facts if data.startswith(NPY_MAGIC) else _picture_facts
-            return facts(name, data, channels, scale)
-    except UnreadableImage as problem:
-        return ImageFacts(name, problem.reason)
-    except OSError as problem:
-        return ImageFacts(name, problem.strerror or " ".join(said(problem).split()))
-    except Exception as problem:  # a decoder may stumble over damaged bytes in any way
-        return ImageFacts(name, " ".join(said(problem).split()))
-
-
 def _scan(images: ImageSource, channels: int, workers: int, scale: Scale) -> Iterator[ImageFacts]:
     """Open the images in threads, in order, a few hundred at a time."""
     look = partial(image_facts, images, channels=channels, scale=scale)
     return read_in_threads(look, range(len(images)), workers, ahead=AT_ONCE)
-
-
-def _array_facts(name: str, data: bytearray, channels: int, scale: Scale) -> ImageFacts:
-    """Return what a .npy file holds."""
-    pixels = decode_bytes(name, data, channels=channels, scale=scale)  # [C, H, W]; its header has been checked
-    stored = np.load(io.BytesIO(data), allow_pickle=False)
-    values = None if stored.dtype == np.uint8 else (float(stored.min()), float(stored.max()))
-    mean, square = moments(pixels)
-    height, width = pixels.shape[-2:]
-    return ImageFacts(name, "", (height, width), "array", "NPY", str(stored.dtype), values, False, mean, square)
-
-
-def _picture_facts(name: str, data: bytearray, channels: int, scale: Scale) -> ImageFacts:
-    """Return what an image file holds."""
-    decoded = partial(decode_bytes, name, data, channels=channels, scale=scale)
-    try:
-        with quiet_pillow, open_image(data) as image:
-            mode, form = image.mode, image.format or "unknown"
-            stored = image.height, image.width
-            large = stored[0] * stored[1] > LARGE
-            turn = 1 if large and form == "PNG" else orientation(image)  # of a PNG it is known after decoding
-    except (
-        OSError,
-        ValueError,
-        SyntaxError,
-    ):  # bands that Pillow does not know, or no image: the decoder's word counts
-        pixels = decoded()
-        mean, square = moments(pixels)
-        shape = int(pixels.shape[-2]), int(pixels.shape[-1])
-        return ImageFacts(name, "", shape, f"{channels} bands", "TIFF", "unknown", None, False, mean, square)
-    if not large:
-        pixels = decoded()
-        size = (int(pixels.shape[-2]), int(pixels.shape[-1]))
-        mean, square = moments(pixels)
-    else:
-        with _one_large:
-            mean, square, turn = _large(decoded, data, channels, (mode, form, turn))
-        size = stored[::-1] if turn >= 5 else stored
-    depth, values = _depth(data, mode)
-    return ImageFacts(name, "", size, mode, form, depth, values, turn > 1, mean, square)
-
-
-def _large(
-    decoded: Callable[..., Tensor], data: bytearray, channels: int, stored: tuple[str, str, int]
-) -> tuple[tuple[float, ...], tuple[float, ...], int]:
-    """Return the moments of a large image, taken with little memory, and its orientation."""
-    mode, form, turn = stored
-    if form == "JPEG":
-        return *moments(decoded(enough=Detail(LARGE // 16, 1))), turn
-    if channels not in {1, 3} or mode not in STRIPPED or _deep_png(data):
-        return *moments(decoded()), image_header(data).orientation
-    if form == "PNG" and (pixels := decode_large_png(data, channels)) is not None:
-        return *moments(pixels), png_orientation(data)
-    sums = torch.zeros(2, channels, dtype=torch.float64)
-    with quiet_pillow, open_image(data) as image:
-        image.load()
-        rows = max(1, STRIP // image.width)
-        for top in range(0, image.height, rows):
-            strip = image.crop((0, top, image.width, min(top + rows, image.height)))
-            if image.has_transparency_data:
-                front = strip.convert("RGBA")
-                strip = Image.alpha_composite(Image.new("RGBA", front.size, "white"), front)
-            values = np.asarray(strip.convert("L" if channels == 1 else "RGB")).reshape(-1, channels)
-            sums += sums_of(torch.from_numpy(np.array(values.T)))
-        sums /= image.width * image.height
-        return tuple(sums[0].tolist()), tuple(sums[1].tolist()), orientation(image)
-
-
-def _depth(data: bytearray, mode: str) -> tuple[str, tuple[float, float] | None]:
-    """Return how deep the values are, and their range where it is not 8 bits."""
-    if not mode.startswith(("I", "F")):
-        return "16 bits" if _deep_png(data) else DEPTHS.get(mode, "8 bits"), None
-    with quiet_pillow, open_image(data) as image:
-        found = np.asarray(image)
-    return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
-
-
-def _deep_png(data: bytearray) -> bool:
-    """Return whether these bytes are a PNG of 16 bits, whose colours Pillow calls 8 bits."""
-    return data.startswith(PNG_MAGIC) and data[24] == 16
 
 
 def _wider(one: tuple[Any, Any] | None, other: tuple[Any, Any]) -> tuple[Any, Any]:

@@ -1,0 +1,91 @@
+"""An inspection of images with advice, and its page."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from mst.data.inspection.advice import advise, next_command
+from mst.data.inspection.cost import decoding_cost
+from mst.data.inspection.thumbnails import thumbnail
+from mst.data.sources import Source, even_positions
+from mst.data.survey import Inspected, look_through
+from mst.report.inspection import Shelf, Thumbnail, page
+from mst.runtime.names import shown
+from mst.runtime.storage.outputs import Outputs
+
+GROUPS, OF_A_GROUP, SINGLE, DRAWN = 12, 4, 12, 32
+"""What the page shows: groups of images that are alike, images of each, others of a kind, and of the whole set."""
+
+
+def inspect(paths: Source | Iterable[Source], *, source: str = "", data_options: str = "", **options: Any) -> Inspected:
+    """Open all images, and say what is there, what is wrong with it and what to do.
+
+    Args:
+        paths: images, as of `mst.data.sources.open_images`.
+        source: the path as the user typed it, for the commands in the advice.
+        data_options: options of the data for the next command.
+        options: as of `mst.data.survey.look_through`.
+
+    Returns:
+        what was found; `row` has `decoding`, `advice` (list of {level, about, text}) and `next` besides.
+
+    Raises:
+        UsageError, DataError: as `look_through`.
+    """
+    inspected = look_through(paths, **options)
+    row = inspected.row
+    source = source or os.fsdecode(paths if isinstance(paths, str | bytes | os.PathLike) else next(iter(paths)))
+    row["decoding"] = decoding_cost(inspected.images, inspected.channels, inspected.scale)
+    row["advice"] = [advice._asdict() for advice in advise(row, shown(source))]
+    row["next"] = next_command(row, source, data_options)
+    return inspected
+
+
+def page_outputs(path: Path) -> Outputs:
+    """Return where the page goes, checked before the work.
+
+    Raises:
+        UsageError: a file is there that this command did not write.
+    """
+    outputs = Outputs(path.parent, "inspect", "mst inspect --out")
+    outputs.check([path.name])
+    return outputs
+
+
+def write_page(inspected: Inspected, title: str, outputs: Outputs, name: str) -> None:
+    """Write the page about an inspection.
+
+    Raises:
+        RunFailure: the disk refused.
+    """
+    outputs.write(name, page(title, inspected.row, _shelves(inspected)).encode())
+
+
+def _shelves(inspected: Inspected) -> list[Shelf]:
+    """Return the images that the page shows."""
+    found, images = inspected.findings, inspected.images
+
+    def small(position: int) -> Thumbnail:
+        name = shown(images.name(position))
+        part = found.places.parts[found.places.part[position]]
+        uri = thumbnail(images, position, inspected.channels, inspected.scale)
+        return Thumbnail(name.rpartition("/")[2], name, uri, part)
+
+    def shelf(title: str, note: str, groups: Sequence[Sequence[int]]) -> Shelf:
+        chosen = groups[:GROUPS]
+        return Shelf(title, note, len(groups), [[small(place) for place in group[:OF_A_GROUP]] for group in chosen])
+
+    leaks = [*found.leaks(found.exact), *found.leaks(found.near)]
+    drawn = even_positions(inspected.looked_at, DRAWN).tolist()
+    shelves = [
+        shelf("In several parts", "The same image, or nearly, among those to train on and those to measure on.", leaks),
+        shelf("In several classes", "The same image, or nearly, under different labels.", found.conflicts()),
+        shelf("Exact copies", "Files with the same bytes.", found.exact),
+        shelf("Nearly the same", "Other files that show nearly the same.", found.near),
+        Shelf("Blank", "All pixels the same, or nearly.", len(found.blank), [list(map(small, found.blank[:SINGLE]))]),
+        Shelf("Some of all", "At even distances.", inspected.looked_at, [list(map(small, drawn))]),
+    ]
+    return [one for one in shelves if one.number]

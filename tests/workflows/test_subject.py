@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mst.errors import CheckpointError
+from mst.errors import CheckpointError, UsageError
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD
 from mst.model.backbone import BackboneSpec
 from mst.model.build import build_backbone
@@ -45,3 +45,14 @@ def test_what_is_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             load_subject(name)
+
+
+def test_a_folder_without_room_for_pictures_costs_the_pictures_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    subject = load_subject(f"random:timm:{NAME}", out=tmp_path)
+    (tmp_path / "pictures").write_text("a file of the user's")
+    assert subject.pictures("objectness", None) is None
+    assert "going on without pictures" in capsys.readouterr().err
+    with pytest.raises(UsageError, match="--pictures"):
+        subject.pictures("objectness", tmp_path / "pictures" / "mine")

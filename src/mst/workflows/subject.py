@@ -142,8 +142,10 @@ class Subject:
     def pictures(self, task: str, given: str | Path | None) -> Outputs | None:
         """Return where an evaluation's pictures go: `given`, else a folder beside its results, else nowhere.
 
+        A run folder that cannot be written gets no pictures, with a warning.
+
         Raises:
-            UsageError: no folder can be made there.
+            UsageError: no folder can be made where `given` says.
         """
         command = f"evaluate {task.removeprefix('patch_')}"
         if given:
@@ -151,7 +153,11 @@ class Subject:
         if self.folder is None:
             return None
         folder = RunDir(self.folder).pictures_of(task, untrained=self.name.startswith(RANDOM))
-        return Outputs(folder, command, "--pictures", earlier=ANY)
+        try:
+            return Outputs(folder, command, "--pictures", earlier=ANY)
+        except UsageError as error:
+            warn(f"{error}; going on without pictures")
+            return None
 
     def keep_split(self, split: Split) -> None:
         """Write an automatic split beside the results, as a table that `--labels` takes.

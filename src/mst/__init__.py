@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from mst.workflows.evaluation.segmentation import evaluate_segmentation
     from mst.workflows.export import export_backbone
     from mst.workflows.finetuning.run import finetune_backbone
+    from mst.workflows.prediction.classification import predict_classification
     from mst.workflows.prediction.detection import predict_detection
     from mst.workflows.prediction.segmentation import predict_segmentation
     from mst.workflows.pretraining import Run, load_recipe, pretrain
@@ -53,6 +54,7 @@ __all__ = [
     "load_backbone",
     "load_config",
     "load_recipe",
+    "predict_classification",
     "predict_detection",
     "predict_segmentation",
     "pretrain",
@@ -75,6 +77,7 @@ _HOMES = {
     "load_backbone": "mst.model.backbone_file",
     "load_config": "mst.config.load",
     "load_recipe": "mst.workflows.pretraining",
+    "predict_classification": "mst.workflows.prediction.classification",
     "predict_detection": "mst.workflows.prediction.detection",
     "predict_segmentation": "mst.workflows.prediction.segmentation",
     "pretrain": "mst.workflows.pretraining",

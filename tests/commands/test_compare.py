@@ -46,7 +46,8 @@ def test_table_and_differences(runs: tuple[Path, Path], capsys: pytest.CaptureFi
     assert ("knn", "top5") not in lines
     assert {task for task, _ in lines} == {"knn", "patch_segmentation", "detection", "objectness"}
     answer = call(capsys, "compare", *runs)
-    assert "55.50 (+25.50)" in answer.out
+    assert "55.5 ± 15.7 (+25.5 ± 21.4, within noise)" in answer.out  # ten images
+    assert lines["knn", "top1"]["within_noise"] == [None, True, True]
     assert "k-NN classification, top-1 " in answer.out
 
 

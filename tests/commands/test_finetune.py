@@ -69,7 +69,8 @@ def test_a_row_and_what_other_commands_take(
     row = json.loads(answer.out)
     assert row == read_jsonl(out / "results.jsonl")[-1]
     assert (row["task"], row["protocol"]["layer_decay"], row["protocol"]["lr"]) == ("finetune", 0.75, 0.02 * 4 / 256)
-    assert set(row["metrics"]) == {"top1", "top5"}
+    names = {"top1", "balanced_accuracy", "auroc"}  # few classes: no top-5
+    assert set(row["metrics"]) == names | {f"{name}_se" for name in names}
     assert (row["extra"]["train_images"], row["extra"]["val_images"], row["extra"]["steps"]) == (8, 8, 4)
     assert json.loads((out / "classes.json").read_text()) == ["cat", "dog"]
     assert load_file(out / "classifier.safetensors")["weight"].shape == (2, 32)
@@ -267,3 +268,59 @@ def test_overwrite_spares_images_and_weights_that_names_elsewhere_lead_to(
     answer = call(capsys, *words, backbone)
     assert (answer.status, "which --overwrite would delete: name another folder" in answer.line) == (2, True)
     assert len([path for path in kept.rglob("*") if path.is_file()]) == 12
+
+
+def test_a_finished_run_goes_on_for_longer(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    words = ["finetune", "--backbone", backbone, "--data", data, *FAST]
+    assert call(capsys, *words, "--out", out).status == 0
+    assert (
+        "is a training of 2 epochs: name more than 2" in call(capsys, "finetune", "--resume", out, "--epochs", "2").line
+    )
+    shutil.copytree(out, tmp_path / "cut")
+    answer = call(capsys, "finetune", "--resume", out, "--epochs", "5", "--json")
+    assert answer.status == 0, answer.err
+    row = json.loads(answer.out)
+    assert (row["protocol"]["epochs"], row["protocol"]["ended"], row["extra"]["steps"]) == (5, [2], 10)
+    again = call(capsys, "finetune", "--resume", out, "--epochs", "5", "--json")
+    assert (again.status, json.loads(again.out)) == (0, row)
+    own, steps = finetuning.batch_loss, []
+
+    def dying(*arguments: object) -> object:
+        steps.append(1)
+        if len(steps) == 3:
+            raise KeyboardInterrupt
+        return own(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(finetuning, "batch_loss", dying)
+    assert call(capsys, "finetune", "--resume", tmp_path / "cut", "--epochs", "5").status == 130
+    monkeypatch.setattr(finetuning, "batch_loss", own)
+    more = call(capsys, "finetune", "--resume", tmp_path / "cut", "--epochs", "9")
+    assert "is not at the end of its 5 epochs, whose learning rates are planned: finish it first" in more.line
+    assert call(capsys, "finetune", "--resume", tmp_path / "cut").status == 0
+    for name in ("backbone.safetensors", "classifier.safetensors"):
+        assert (tmp_path / "cut" / name).read_bytes() == (out / name).read_bytes()
+    assert json.loads((out / "plan.json").read_text())["total_steps"] == 10
+    assert call(capsys, "report", out).status == 0
+
+
+def test_from_trained_and_from_fresh_weights_are_compared(
+    data: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, start in (("trained", str(backbone)), ("fresh", f"random:{backbone}")):
+        assert (
+            call(capsys, "finetune", "--backbone", start, "--data", data, "--out", tmp_path / name, *FAST).status == 0
+        )
+    answer = call(capsys, "compare", tmp_path / "fresh", tmp_path / "trained", "--json")
+    (line,) = [line for line in json.loads(answer.out)["lines"] if line["metric"] == "top1"]
+    assert None not in line["values"]
+    for name in ("trained", "fresh"):
+        assert call(capsys, "report", tmp_path / name).status == 0
+        page = (tmp_path / name / "report.html").read_text()
+        assert "from trained weights" in page
+        assert "Where it goes wrong" in page
+    shutil.rmtree(tmp_path / "fresh")
+    assert call(capsys, "report", tmp_path / "trained").status == 0
+    assert "Not compared with fresh weights" in (tmp_path / "trained" / "report.html").read_text()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -60,3 +61,17 @@ def test_the_value_that_makes_no_sense_is_named(wrong: dict[str, float], message
 def test_checkpoints_have_a_distance() -> None:
     with pytest.raises(UsageError, match="--checkpoint-every 0"):
         Checkpointing("x", 0)
+
+
+def test_a_lengthened_training_keeps_its_first_rates_and_states_the_others() -> None:
+    short = LoopSettings(steps=20, batch_size=1, lr=1.0, warmup_steps=4, min_lr=0.01)
+    longer = replace(short, steps=50, earlier_ends=(20,))
+    assert [learning_rate(step, longer) for step in range(20)] == [learning_rate(step, short) for step in range(20)]
+    added = LoopSettings(steps=30, batch_size=1, lr=0.5, warmup_steps=3, min_lr=0.01)
+    assert [learning_rate(20 + step, longer) for step in range(30)] == [
+        learning_rate(step, added) for step in range(30)
+    ]
+    assert learning_rate(49, longer) == pytest.approx(0.01)
+    twice = replace(short, steps=60, earlier_ends=(20, 50))
+    assert [learning_rate(step, twice) for step in range(50)] == [learning_rate(step, longer) for step in range(50)]
+    assert max(learning_rate(step, twice) for step in range(50, 60)) == 0.5

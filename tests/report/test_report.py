@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -78,7 +79,13 @@ def metrics_row(step: int) -> dict[str, float | int | None]:
 
 
 def result(task: str, backbone: str, **metrics: float) -> dict[str, object]:
-    return {"task": task, "metrics": metrics, "protocol": {"k": 20}, "backbone": backbone, "extra": {"val_images": 10}}
+    return {
+        "task": task,
+        "metrics": metrics,
+        "protocol": {"k": 20},
+        "backbone": backbone,
+        "extra": {"val_images": 1000},
+    }
 
 
 @pytest.fixture
@@ -144,7 +151,7 @@ def test_a_complete_run(run: RunDir) -> None:
             "0123456789",
             "vit_tiny_patch16_224",
         ),
-        *("finished, no warnings", "+25.0", "k-NN classification", "mean IoU", "untrained 20.0 %"),
+        *("finished, no warnings", "+25.0", "k-NN classification", "mean IoU", "untrained 20.0 ± 1.3 %"),
         *("Entropy of the teacher", "ln K", "Restoration quality", "Learning rate", "Waiting for data"),
         *("linear <rule>", "asked for", "probability 0.3", "25 s"),
     ):
@@ -163,7 +170,7 @@ def test_the_model_card_has_the_numbers_and_no_escapes(run: RunDir) -> None:
     write_report(run)
     card = (run.root / "model_card.md").read_text(encoding="utf-8")
     assert "recipe `try <this> & that`" in card
-    assert "| k-NN classification | top-1 | 20.0 | 45.0 |" in card
+    assert "| k-NN classification | top-1 | 20.0 ± 1.3 | 45.0 ± 1.6 |" in card
     assert card.startswith("---\n")
 
 
@@ -351,3 +358,37 @@ def test_a_card_that_was_written_or_edited_by_hand_stays(run: RunDir) -> None:
     with pytest.raises(UsageError, match=r"model_card.md is there and was changed since"):
         write_report(run)
     assert card.read_text().endswith("photographs.\n")
+
+
+def test_a_difference_within_noise_is_neutral(run: RunDir) -> None:
+    for backbone, value in (("random:mine", 60.0), ("mine", 61.0)):
+        append_jsonl(run.results, result("linear", backbone, top1=value) | {"protocol": {}})
+    page = page_of(run)
+    assert "no clear difference" in page.text
+    assert "+1.0 ± 2.2" in page.text
+    assert 'class="delta even">+1.0' in run.report.read_text(encoding="utf-8")
+    assert 'class="delta up">+25.0' in run.report.read_text(encoding="utf-8")
+    append_jsonl(run.results, result("linear", "mine", top1=60.0) | {"protocol": {}})
+    assert "no clear difference to the untrained network (+0.0 ± 2.2)" in page_of(run).text
+
+
+def test_pairs_on_the_same_images_are_surer_than_counts() -> None:
+    right = np.arange(1000) % 10 != 0
+    better = right | (np.arange(1000) % 100 == 0)
+
+    def row(backbone: str, which: np.ndarray, names: str = "a") -> dict[str, object]:
+        bits = base64.b64encode(np.packbits(which).tobytes()).decode()
+        kept = {"images": 1000, "names": names, "bits": bits}
+        found = result("knn", backbone, top1=100 * float(which.mean()))
+        return found | {"extra": {"val_images": 1000, "right": kept}}
+
+    (pair,) = comparisons([row("random:mine", right), row("mine", better)])
+    assert (pair.change, pair.direction) == (pytest.approx(1.0), "up")
+    assert pair.change_se == pytest.approx(100 * float(np.std(better * 1.0 - right, ddof=1)) / 1000**0.5)
+    (pair,) = comparisons([row("random:mine", right, "b"), row("mine", better)])
+    assert pair.direction == "even"
+    for damage in ("", "AAAA", "\u00e9", 7, None):
+        damaged = row("random:mine", right)
+        damaged["extra"]["right"]["bits"] = damage  # type: ignore[index]
+        (pair,) = comparisons([damaged, row("mine", better)])
+        assert pair.direction == "even"

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 
 import tyro
 from rich.table import Table
+from rich.text import Text
 
 from mst.errors import UsageError
 from mst.paths import PathText, user_path
 from mst.report.compare import ComparisonTable, Line, compare_results, plot_comparison
+from mst.runtime.noise import with_error
 from mst.runtime.storage.files import check_folder
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
@@ -18,7 +20,9 @@ from mst.terminal.parsing import parse_words
 
 @dataclass(frozen=True)
 class CompareArguments:
-    """Results of several runs in one table; a number in brackets is the difference to the first column.
+    """Results of several runs in one table, ± their standard errors by the choice of validation images.
+
+    A number in brackets is the difference to the first column; below two of its standard errors it is within noise.
 
     Attributes:
         runs: run folders or results.jsonl files.
@@ -61,8 +65,16 @@ def _table(table: ComparisonTable) -> Table:
     return shown
 
 
-def _cell(line: Line, index: int) -> str:
-    value, difference = line.values[index], line.differences[index]
+def _cell(line: Line, index: int) -> Text:
+    """Return a value with its standard error, and its difference to the first column; grey where that may be chance."""
+    value, difference, se = line.values[index], line.differences[index], line.difference_errors[index]
     if value is None:
-        return "-"
-    return f"{value:.2f}" if index == 0 or difference is None else f"{value:.2f} ({difference:+.2f})"
+        return Text("-")
+    shown = Text(with_error(value, line.errors[index]))
+    if index == 0 or difference is None:
+        return shown
+    if se is None:
+        return shown.append(f" ({difference:+.2f})")
+    if line.within_noise[index]:
+        return shown.append(f" ({difference:+.1f} ± {se:.1f}, within noise)", style="dim")
+    return shown.append(f" ({difference:+.1f} ± {se:.1f})", style="green" if difference > 0 else "red")

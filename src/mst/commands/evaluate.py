@@ -46,9 +46,11 @@ class LabelledArguments(Common):
     Attributes:
         features: folder that keeps the features, so that the next of these tasks reads them; they are computed anew,
             and it is said, when weights, images, their size or the precision differ.
+        seeds: draws of labels, held-out parts and initial classifiers; their mean is reported, and their spread.
     """
 
     features: PathText | None = None
+    seeds: int = 1
     image: ImageOptions = field(default_factory=ImageOptions)
     limits: Limits = field(default_factory=Limits)
     labels: LabelOptions = field(default_factory=LabelOptions)

@@ -58,16 +58,19 @@ class FinetuneArguments(RecipeOption):
 
 @dataclass(frozen=True)
 class ResumeArguments:
-    """Go on with an interrupted run, with the settings it was started with.
+    """Go on with an interrupted run, with the settings it was started with, or with a finished one for longer.
 
     Attributes:
         resume: its folder.
+        epochs: of a finished run, how many it is to have in all: the added ones begin with half its highest learning
+            rate, after a warm-up, and end with its lowest; none = as before.
         device: another device; none = as before.
         processes: on this machine, which share the work; auto = one a GPU. torchrun and srun start their own.
         json: one JSON object on stdout instead of a table.
     """
 
     resume: PathText
+    epochs: int | None = None
     device: str | None = None
     processes: int | Literal["auto"] = 1
     json: bool = False
@@ -82,7 +85,9 @@ def run(argv: Sequence[str]) -> int:
         again = parse_words(ResumeArguments, words, prog=f"{PROG} --resume")
         if again is not None and (processes := wanted_here(again.processes, flag="--processes")) > 1:
             return run_here(["finetune", *words], processes)
-        return 0 if again is None else show(resume_finetuning(again.resume, device=again.device), json=again.json)
+        if again is None:
+            return 0
+        return show(resume_finetuning(again.resume, device=again.device, epochs=again.epochs), json=again.json)
     a = parse_words(FinetuneArguments, words, prog=PROG)
     if a is None:
         return 0

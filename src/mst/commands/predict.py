@@ -1,4 +1,4 @@
-"""`mst predict TASK`: a trained detector or segmenter on images without labels."""
+"""`mst predict TASK`: a trained classifier, detector or segmenter on images without labels."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mst.runtime.limits import check_numbers
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
 from mst.terminal.tasks import Task, run_first_word
+from mst.workflows.prediction.classification import ClassificationInput, classify
 from mst.workflows.prediction.detection import FILE, detect
 from mst.workflows.prediction.inputs import PredictionInput
 from mst.workflows.prediction.segmentation import MASKS, segment
@@ -92,7 +93,37 @@ def run_segmentation(argv: Sequence[str]) -> int:
     return 0
 
 
+@dataclass(frozen=True)
+class ClassificationArguments(ClassificationInput):
+    """Classify images without labels: a line with path, class and probability of each in --out.
+
+    Attributes:
+        json: one JSON object on stdout.
+    """
+
+    json: bool = False
+
+
+def run_classification(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    a = parse_words(ClassificationArguments, argv, prog="mst predict classification")
+    if a is None:
+        return 0
+    found = classify(a)
+    if a.json:
+        counts = {"images": len(found.names), "classes": found.counts, "unreadable": list(found.unreadable)}
+        emit_json({"out": str(found.file), **counts})
+        return 0
+    table = Table("class", "images", box=None, pad_edge=False)
+    for name, count in found.counts.items():
+        table.add_row(name, str(count))
+    left_out = f", {len(found.unreadable)} unreadable: {found.file}.unreadable.txt" if found.unreadable else ""
+    emit(table, f"{len(found.names)} images in {found.file}{left_out}")
+    return 0
+
+
 TASKS: dict[str, Task] = {
+    "classification": run_classification,
     "segmentation": run_segmentation,
     "detection": run_detection,
 }
@@ -102,5 +133,5 @@ TASKS: dict[str, Task] = {
 def run(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     return run_first_word(
-        argv, TASKS, prog="mst predict", noun="prediction", options="--model DIR --data FOLDER --out DIR"
+        argv, TASKS, prog="mst predict", noun="prediction", options="--model DIR --data FOLDER --out DIR|FILE"
     )

@@ -8,7 +8,7 @@ as in SETR (Zheng et al. 2021, section 4.1). Differs: the first step already lea
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from mst.errors import UsageError
@@ -16,6 +16,8 @@ from mst.paths import PathText, user_path
 from mst.runtime.limits import check_accumulate
 from mst.runtime.storage.files import check_folder
 
+RESTART = 0.5
+"""Highest rate of the steps that were added to a training, as a share of that before."""
 Schedule = Literal["cosine", "steps", "poly"]
 STEP_SHARES, STEP_FACTOR = (2 / 3, 11 / 12), 0.1
 POWER = 0.9
@@ -37,6 +39,7 @@ class LoopSettings:
         row_every: steps between two rows of metrics.
         evaluate_every: steps between two evaluations; None = only after the last step.
         max_bad_steps: so many steps in a row without a finite loss and gradient end the training.
+        earlier_ends: steps, ascending, at which the training had ended before it was made longer.
     """
 
     steps: int
@@ -50,6 +53,7 @@ class LoopSettings:
     row_every: int = 50
     evaluate_every: int | None = None
     max_bad_steps: int = 10
+    earlier_ends: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         counts = (("--steps", self.steps), ("--batch-size", self.batch_size), ("--accumulate", self.accumulate))
@@ -90,7 +94,13 @@ class Checkpointing:
 
 
 def learning_rate(step: int, settings: LoopSettings) -> float:
-    """Return the rate of step `step`, counted from 0, before any group's scale."""
+    """Return the rate of step `step`, counted from 0, before any group's scale.
+
+    A training that was made longer keeps the rates of its first steps. The added ones have a schedule of their own:
+    half the highest rate, after a warm-up of a tenth of them at most (a warm restart, Loshchilov and Hutter 2017).
+    """
+    if settings.earlier_ends:
+        return learning_rate(*_leg(step, settings))
     if step < settings.warmup_steps:
         return settings.lr * (step + 1) / settings.warmup_steps
     if settings.schedule == "steps":
@@ -99,3 +109,16 @@ def learning_rate(step: int, settings: LoopSettings) -> float:
     progress = min((step - settings.warmup_steps) / last, 1.0)
     share = (1 - progress) ** POWER if settings.schedule == "poly" else 0.5 * (1 + math.cos(math.pi * progress))
     return settings.min_lr + (settings.lr - settings.min_lr) * share
+
+
+def _leg(step: int, settings: LoopSettings) -> tuple[int, LoopSettings]:
+    """Return the step within its part of a lengthened training, and the settings of that part."""
+    ends = (*settings.earlier_ends, settings.steps)
+    number = sum(step >= end for end in settings.earlier_ends)
+    begin = ends[number - 1] if number else 0
+    steps = ends[number] - begin
+    if not number:
+        return step, replace(settings, steps=steps, earlier_ends=())
+    lr, warmup = settings.lr * RESTART, min(settings.warmup_steps, steps // 10)
+    min_lr = min(settings.min_lr, lr)
+    return step - begin, replace(settings, steps=steps, lr=lr, min_lr=min_lr, warmup_steps=warmup, earlier_ends=())

@@ -102,6 +102,8 @@ class TrainContext:
         resume: what to type to go on, in messages.
         progress: show a bar, or a line now and then where there is no terminal.
         begun: called once the newest checkpoint, if there is one, is known to fit.
+        shorter: identity of the training before it was made longer, whose checkpoints are taken up as well; None = it
+            was not.
     """
 
     device: torch.device
@@ -114,6 +116,7 @@ class TrainContext:
     resume: str = "the same command"
     progress: bool = True
     begun: Begun = lambda identity: None
+    shorter: Mapping[str, Any] | None = None
 
 
 def own_identity(context: TrainContext) -> dict[str, Any]:
@@ -356,7 +359,10 @@ class _Supervised(Generic[Batch]):
         return True
 
     def load(self, checkpoint: Checkpoint) -> None:
-        refuse_other_training(checkpoint.info.get("identity", {}), self.identity, checkpoint.path.parent)
+        known, shorter = checkpoint.info.get("identity", {}), self.context.shorter
+        longer_now = shorter is not None and known == {**shorter, "draws": DRAWS}
+        if not longer_now:
+            refuse_other_training(known, self.identity, checkpoint.path.parent)
         model, optimizer, parts = self.training.model, self.training.optimizer, checkpoint.parts
         try:
             progress = section(parts, "progress")
@@ -364,6 +370,8 @@ class _Supervised(Generic[Batch]):
             check_module(parts.get("model"), model, "model")
             check_optimizer(parts.get("optimizer"), optimizer, steps=step)
             self.state.load(progress)
+            if longer_now:
+                self.state.tail_sum, self.state.tail_count = 0.0, 0  # the last tenth is another now
         except Unfit as error:
             raise CheckpointError(f"{checkpoint.path} does not fit this training: {error}") from error
         model.load_state_dict(parts["model"])

@@ -14,12 +14,16 @@ from matplotlib.figure import Figure
 from mst.errors import UsageError
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
-from mst.report.results import HEADLINES, JUDGING, TASKS, is_untrained, metric_title
+from mst.report.results import FINETUNE, HEADLINES, JUDGING, TASKS, is_untrained, metric_title
+from mst.report.rows.uncertainty import SE, error_of, error_of_difference
+from mst.runtime.noise import is_clear
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
 
 COUNTS = ("train_images", "val_images", "classes")
 """Numbers in a result's extra that describe its data: rows that differ in one are different measurements."""
+FOLLOWS_FROM_START = ("layer_decay", "recipe")
+"""Settings of a fine-tuning that differ between trained and fresh weights by default."""
 PLOTS = (".png", ".svg", ".pdf")
 
 
@@ -32,12 +36,16 @@ class Line:
         metric: top1, ...
         settings: the data set, and the settings in which this protocol differs from the task's other ones.
         values: one per column; None = not measured.
+        errors: the standard error of each value; None = unknown.
+        difference_errors: the standard error of each difference to the first column.
     """
 
     task: str
     metric: str
     settings: dict[str, Any]
     values: tuple[float | None, ...]
+    errors: tuple[float | None, ...] = ()
+    difference_errors: tuple[float | None, ...] = ()
 
     @property
     def title(self) -> str:
@@ -50,6 +58,14 @@ class Line:
         """Each value less the first column's."""
         first = self.values[0]
         return tuple(None if value is None or first is None else value - first for value in self.values)
+
+    @property
+    def within_noise(self) -> tuple[bool | None, ...]:
+        """Whether each difference may be chance (at most two of its standard errors); None = unknown, or no other."""
+        return tuple(
+            None if not place or change is None or se is None else not is_clear(change, se)
+            for place, (change, se) in enumerate(zip(self.differences, self.difference_errors, strict=True))
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +83,10 @@ class ComparisonTable:
                 "metric": line.metric,
                 "settings": line.settings,
                 "values": list(line.values),
+                "standard_errors": list(line.errors),
                 "differences": list(line.differences),
+                "difference_errors": list(line.difference_errors),
+                "within_noise": list(line.within_noise),
             }
             for line in self.lines
         ]
@@ -95,9 +114,7 @@ def compare_results(runs: Sequence[Path], *, every_metric: bool = False) -> Comp
     groups: dict[tuple[str, str], dict[str, Row]] = {}
     for column, rows in columns.items():
         for row in rows:
-            groups.setdefault((str(row.get("task", "")), json.dumps(_conditions(row), sort_keys=True)), {})[column] = (
-                row
-            )
+            groups.setdefault((str(row.get("task", "")), json.dumps(conditions(row), sort_keys=True)), {})[column] = row
     lines = [
         _named(line, names)
         for (task, _), rows in groups.items()
@@ -140,13 +157,19 @@ def _rows(path: Path) -> list[Row]:
     return rows
 
 
-def _conditions(row: Row) -> dict[str, Any]:
+def conditions(row: Row) -> dict[str, Any]:
     """Return the data's key and size, the seed of drawn labels and the protocol, flat: `a.b` for nested settings."""
     extra = row.get("extra")
     counts = {key: extra[key] for key in COUNTS if key in extra} if isinstance(extra, Mapping) else {}
-    key = data_key(row)
-    protocol = {"annotations" if name == "data" else name: value for name, value in _flat(row.get("protocol")).items()}
+    key, protocol = data_key(row), _protocol(row)
+    if row.get("task") == FINETUNE:  # they follow from where the weights come from, which is what is compared
+        protocol = {name: value for name, value in protocol.items() if name not in FOLLOWS_FROM_START}
     return {**({"data": key} if key else {}), **protocol, **counts, **drawn_labels(row)}
+
+
+def _protocol(row: Row) -> dict[str, Any]:
+    """Return the protocol, flat; the data that a detection was annotated with under a name of its own."""
+    return {"annotations" if name == "data" else name: value for name, value in _flat(row.get("protocol")).items()}
 
 
 def _flat(value: Any, name: str = "") -> dict[str, Any]:
@@ -164,15 +187,26 @@ def _lines(
     every_metric: bool,
 ) -> list[Line]:
     """Return the lines of one task under one protocol."""
-    alike = [_conditions(next(iter(other.values()))) for (name, _), other in groups.items() if name == task]
-    own = _conditions(next(iter(rows.values())))
+    alike = [conditions(next(iter(other.values()))) for (name, _), other in groups.items() if name == task]
+    own = conditions(next(iter(rows.values())))
     settings = {
         key: value for key, value in own.items() if key == "data" or any(other.get(key) != value for other in alike)
     }
     metrics = dict.fromkeys(name for row in rows.values() for name in row["metrics"])
     main = HEADLINES.get(task)
-    shown = [name for name in metrics if every_metric or main is None or name in main]
-    return [Line(task, name, settings, tuple(_value(rows.get(column), name) for column in columns)) for name in shown]
+    shown = [name for name in metrics if (every_metric or main is None or name in main) and not name.endswith(SE)]
+    ordered = [rows.get(column) for column in columns]
+    return [
+        Line(
+            task,
+            name,
+            settings,
+            tuple(_value(row, name) for row in ordered),
+            tuple(error_of(row, name) for row in ordered),
+            tuple(error_of_difference(ordered[0], row, name) for row in ordered),
+        )
+        for name in shown
+    ]
 
 
 def _value(row: Row | None, metric: str) -> float | None:
@@ -201,13 +235,21 @@ def plot_comparison(table: ComparisonTable, path: Path) -> None:
     height = 0.8 / columns
     for index, column in enumerate(table.columns):
         places = [position + (index - (columns - 1) / 2) * height for position in range(count)]
-        bars = axes.barh(places, [line.values[index] or 0.0 for line in table.lines], height * 0.92, label=column)
+        errors = [line.errors[index] or 0.0 for line in table.lines]
+        bars = axes.barh(
+            places,
+            [line.values[index] or 0.0 for line in table.lines],
+            height * 0.92,
+            label=column,
+            xerr=errors,
+            error_kw={"elinewidth": 1, "alpha": 0.6},
+        )
         marks = ["" if line.values[index] is None else f"{line.values[index]:.1f}" for line in table.lines]
         axes.bar_label(bars, marks, padding=3, fontsize=8)
     axes.set_yticks(range(count), [line.title for line in table.lines], fontsize=9)
     axes.invert_yaxis()
     axes.margins(x=0.1)
-    axes.set_xlabel("percent")
+    axes.set_xlabel("percent, with standard errors")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=min(columns, 3), frameon=False, fontsize=9)
     content = io.BytesIO()

@@ -73,9 +73,10 @@ def _gain(records: RunRecords) -> Chart:
 
 def _validation(records: RunRecords) -> Chart:
     return Chart(
-        "Validation accuracy",
-        "Share of validation images whose class has the highest score, or is among the five highest, in percent.",
-        _series(records, {"val_top1": "top-1", "val_top5": "top-5"}, " %"),
+        "Accuracy",
+        "Share of images whose class has the highest score, in percent, without augmentation. Where training images "
+        "rise and validation images do not, they are learnt by heart.",
+        _series(records, {"val_top1": "validation", "train_top1": "training images", "val_top5": "top-5"}, " %"),
     )
 
 
@@ -83,8 +84,9 @@ def _losses(records: RunRecords) -> Chart:
     """Total and self-distillation; one curve where they are the same."""
     total, own = records.column("loss"), records.column("self_distillation")
     if not own:
-        note = "Cross-entropy with the labels, of augmented images: not that of the validation."
-        return Chart("Loss", note, _series(records, {"loss": "loss"}))
+        note = "Cross-entropy with the labels. The trained one is of augmented images with softened labels."
+        names = {"val_loss": "validation", "train_loss": "training images as they are", "loss": "as trained"}
+        return Chart("Loss", note, _series(records, names))
     names = {"loss": "total", "self_distillation": "self-distillation"}
     if total == own:
         names = {"loss": "self-distillation"}

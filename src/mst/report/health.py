@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from mst.report import numbers
 from mst.report.reading import RunRecords
 from mst.report.results import Comparison
 from mst.report.story import Story, tell
@@ -92,5 +93,8 @@ def _waiting(records: RunRecords) -> Iterator[Check]:
 
 def _gain(results: list[Comparison]) -> Iterator[Check]:
     for row in results:
-        if row.headline and row.change is not None and row.change <= 0:
-            yield Check(False, f"{row.task}, {row.metric}: training did not improve on the untrained network.")
+        if not row.headline or row.change is None or row.change > 0:
+            continue
+        by = f"no clear difference to the untrained network ({numbers.change(row.change, row.change_se)})"
+        worse = "training did not improve on the untrained network"
+        yield Check(False, f"{row.task}, {row.metric}: {by if row.within_noise else worse}.")

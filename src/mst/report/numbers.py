@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 NONE, TIMES, MINUS = "\N{EN DASH}", "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
+SMALL_ERROR = 0.1
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
@@ -36,6 +37,19 @@ def duration(seconds: float | None) -> str:
 def percent(value: float | None, digits: int = 1) -> str:
     """Write a number that is in percent already."""
     return NONE if value is None else f"{value:.{digits}f}"
+
+
+def measured(value: float | None, se: float | None, digits: int = 1) -> str:
+    """Write a number in percent with its standard error: "74.6 ± 1.8"; small errors with two digits."""
+    if value is None or se is None:
+        return percent(value, digits)
+    digits = max(digits, 1 if se >= SMALL_ERROR else 2)
+    return f"{percent(value, digits)} ± {se:.{digits}f}"
+
+
+def change(value: float | None, se: float | None, digits: int = 1) -> str:
+    """Write a difference with its standard error: "+1.2 ± 2.0"."""
+    return signed(value, digits) if value is None or se is None else f"{signed(value, digits)} ± {se:.{digits}f}"
 
 
 def signed(value: float | None, digits: int = 1) -> str:

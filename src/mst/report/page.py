@@ -14,11 +14,13 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from mst.report import markdown, numbers
+from mst.report.classifier.errors import task_errors
+from mst.report.classifier.twins import FinetuningVerdict, find_twin, judge, last_finetuning
 from mst.report.curves import chart_groups
 from mst.report.health import checks
 from mst.report.pictures import pictures, task_pictures
 from mst.report.plots import draw
-from mst.report.reading import RunRecords, is_number, read_run
+from mst.report.reading import RunRecords, is_number, read_run, result_rows
 from mst.report.results import comparisons
 from mst.report.story import Story, tell
 from mst.report.verdict import answer
@@ -86,6 +88,8 @@ def page_context(records: RunRecords) -> dict[str, Any]:
         "finetuned": story.kind in {"fine-tuning", "supervised training"},
         "story": story,
         "facts": facts(records, story),
+        "tuned": finetuning_verdict(records),
+        "errors": task_errors(records.results, records.errors),
         "findings": findings,
         "answer": judged,
         "warnings": sum(not finding.good for finding in findings),
@@ -104,6 +108,13 @@ def page_context(records: RunRecords) -> dict[str, Any]:
     }
 
 
+def finetuning_verdict(records: RunRecords) -> FinetuningVerdict | None:
+    """Return what a fine-tuning says about the weights that it began with; None for anything else."""
+    rows = [row for row in records.results if isinstance(row.get("metrics"), dict)]
+    own = last_finetuning(rows)
+    return None if own is None else judge(own, find_twin(records.root, own, result_rows))
+
+
 def facts(records: RunRecords, story: Story) -> list[Fact]:
     """Return the key facts of the header."""
     environment, plan = records.environment, records.plan
@@ -114,6 +125,8 @@ def facts(records: RunRecords, story: Story) -> list[Fact]:
         Fact("Images", numbers.short(plan.get("dataset_size")), _epochs(records)),
         Fact("Steps", numbers.short(plan.get("total_steps")), f"batch {numbers.short(batch)}" if batch else ""),
         Fact("Classes", numbers.short(plan.get("classes"))),
+        Fact("Trained weights", numbers.short(plan.get("trained_parameters")), "backbone and linear layer"),
+        Fact("Learning rate", *_rates(records)),
         Fact("Backbone", *backbone(records)),
         Fact("Started from", story.start or numbers.NONE),
         Fact("Changed on the way", _interventions(records) or numbers.NONE),
@@ -124,6 +137,15 @@ def facts(records: RunRecords, story: Story) -> list[Fact]:
         Fact("Commit", str(commit)[:10] if commit else numbers.NONE, f"mst {environment.get('mst', '')}".strip()),
     ]
     return [fact for fact in found if fact.value != numbers.NONE]
+
+
+def _rates(records: RunRecords) -> tuple[str, str]:
+    """Return the highest rate of a fine-tuning, and that of its lowest layers."""
+    highest, lowest = records.planned("lr"), records.planned("lr_lowest_layers")
+    if highest is None or lowest is None:
+        return numbers.NONE, ""
+    layers = f"; {numbers.short(lowest)} in the lowest layers" if lowest < highest else ", the same in all layers"
+    return numbers.short(highest), f"highest, after a warm-up, then a cosine{layers}"
 
 
 def _interventions(records: RunRecords) -> str:
@@ -243,5 +265,6 @@ def _templates(*, html: bool) -> Environment:
         lstrip_blocks=True,
     )
     environment.filters.update(percent=numbers.percent, signed=numbers.signed, short=numbers.short)
+    environment.filters.update(measured=numbers.measured, change=numbers.change)
     environment.filters.update(text=markdown.text, code=markdown.code, word=shlex.quote, literal=json.dumps)
     return environment

@@ -86,8 +86,8 @@ def caption(path: Path) -> str:
     return f"step {step}" if step else "untrained"
 
 
-def data_uri(path: Path) -> str:
-    """Return a PNG as it is, or as WebP of moderate size if it is large.
+def data_uri(path: Path, *, small: bool = True) -> str:
+    """Return a PNG as it is, or as WebP if it is large; of moderate size where it is to be `small`.
 
     Raises:
         OSError, ValueError, SyntaxError: no picture.
@@ -97,7 +97,8 @@ def data_uri(path: Path) -> str:
         if len(content) <= LARGE:
             return f"data:image/png;base64,{base64.b64encode(content).decode()}"
         shrunk = image.convert("RGB")
-        shrunk.thumbnail((LONGEST, LONGEST))
+        if small:
+            shrunk.thumbnail((LONGEST, LONGEST))
         buffer = io.BytesIO()
         shrunk.save(buffer, format="WEBP", quality=82)
     return f"data:image/webp;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -7,7 +7,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -39,6 +39,8 @@ class RunRecords:
         pictures: of evaluations, by the name of their folder.
         unreadable: lines of unreadable.txt.
         ablation: whether the run belongs to an ablation.
+        errors: folders of what classifiers get wrong, by task.
+        root: the folder.
     """
 
     name: str
@@ -51,6 +53,8 @@ class RunRecords:
     pictures: Mapping[str, Sequence[Path]]
     unreadable: Sequence[str]
     ablation: bool = False
+    errors: Mapping[str, Path] = field(default_factory=dict)
+    root: Path = Path()
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """Return one setting of config.json, or the default."""
@@ -102,12 +106,14 @@ def read_run(run: RunDir) -> RunRecords:
         config=_read_object(run.config),
         plan=_read_object(run.plan),
         environment=_read_object(run.environment),
-        metrics=[row for row in _rows(run.metrics) if is_step(row.get("step"))],
-        results=_rows(run.results),
+        metrics=[row for row in result_rows(run.metrics) if is_step(row.get("step"))],
+        results=result_rows(run.results),
         previews=_pictures(run.previews),
         pictures={visible(folder.name): _pictures(folder) for folder in _folders(run.pictures)},
         unreadable=[line for line in read_bytes(run.unreadable).decode(errors="replace").splitlines() if line.strip()],
         ablation=run.ablation.exists(),
+        errors={visible(folder.name): folder for folder in _folders(run.errors)},
+        root=run.root,
     )
 
 
@@ -165,7 +171,7 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def result_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows that are objects."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):

@@ -9,6 +9,8 @@ from typing import Any
 
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, is_number
+from mst.report.rows.uncertainty import SE, SPREAD, error_of, error_of_difference
+from mst.runtime.noise import is_clear
 
 FINETUNE = "finetune"
 JUDGING = ("baseline", "verdict")
@@ -25,7 +27,7 @@ TASKS = {
     "objectness": "Objects from attention",
 }
 HEADLINES = {
-    FINETUNE: ("top1",),
+    FINETUNE: ("top1", "balanced_accuracy"),
     "knn": ("top1",),
     "linear": ("top1",),
     "logistic": ("top1",),
@@ -38,6 +40,8 @@ HEADLINES = {
 METRICS = {
     "top1": "top-1",
     "top5": "top-5",
+    "balanced_accuracy": "balanced accuracy",
+    "auroc": "AUROC, one class against the rest",
     "map": "mAP",
     "miou": "mean IoU",
     "macc": "mean class accuracy",
@@ -61,6 +65,9 @@ class Comparison:
         metric: its title.
         before: of the untrained backbone, percent; None = not measured.
         after: of the trained backbone; None = not measured.
+        before_se: standard error of `before`; None = unknown.
+        after_se: standard error of `after`.
+        change_se: standard error of the difference; smaller than of two separate numbers on the same images.
         headline: whether it is among the task's main numbers.
         images: validation images, where known.
         data: name of the data set, where the results are of several.
@@ -78,6 +85,9 @@ class Comparison:
 
     alone: bool = False
     frozen: bool = True
+    before_se: float | None = None
+    after_se: float | None = None
+    change_se: float | None = None
 
     @property
     def title(self) -> str:
@@ -91,6 +101,18 @@ class Comparison:
     def change(self) -> float | None:
         """Points gained."""
         return None if self.before is None or self.after is None else self.after - self.before
+
+    @property
+    def within_noise(self) -> bool:
+        """Whether the difference may be chance: not above two of its standard errors."""
+        return self.change is not None and self.change_se is not None and not is_clear(self.change, self.change_se)
+
+    @property
+    def direction(self) -> str:
+        """`up`, `down`, or `even` within noise, for colours."""
+        if self.within_noise or not self.change:
+            return "even"
+        return "up" if self.change > 0 else "down"
 
 
 def comparisons(results: Sequence[Row]) -> list[Comparison]:
@@ -128,8 +150,12 @@ def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> l
             data if len(names) > 1 else "",
             task == FINETUNE,
             _frozen(task, next(iter(pair.values())).get("protocol")),
+            error_of(pair.get(True), name),
+            error_of(pair.get(False), name),
+            error_of_difference(pair.get(True), pair.get(False), name),
         )
         for name in metrics
+        if not name.endswith(SE)
     ]
 
 
@@ -146,7 +172,9 @@ def _metrics(row: Row | None) -> dict[str, Any]:
 
 
 def metric_title(name: str) -> str:
-    """`top1_k10` -> `top-1, k = 10`."""
+    """`top1_k10` -> `top-1, k = 10`; `top1_spread` -> `top-1, spread of the draws`."""
+    if name.endswith(SPREAD):
+        return f"{metric_title(name.removesuffix(SPREAD))}, spread of the draws"
     base, separator, neighbors = name.rpartition("_k")
     if separator and neighbors.isdigit():
         return f"{METRICS.get(base, base)}, k = {neighbors}"

@@ -35,3 +35,8 @@ def difference_se(first: float, second: float) -> float:
 def is_clear(difference: float, se: float) -> bool:
     """Whether a difference is more than `CLEAR` of its standard errors: else it is called within noise."""
     return abs(difference) > CLEAR * se
+
+
+def with_error(value: float, se: float | None) -> str:
+    """Write a number in percent with its standard error: "74.6 ± 1.8"; without one, with two digits as before."""
+    return f"{value:.2f}" if se is None else f"{value:.1f} ± {se:.1f}" if se >= 0.1 else f"{value:.2f} ± {se:.2f}"

@@ -11,10 +11,14 @@ from rich.table import Table
 from mst.parallel.launch import wanted_here
 from mst.parallel.local import run_here
 from mst.paths import PathText, SourceText
+from mst.runtime.noise import with_error
 from mst.runtime.storage.results import Result
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import RecipeOption, parse_words
 
+BESIDE = ("_se", "_spread")
+"""Endings of numbers that are shown beside the metric before them."""
+SHOWN_CLASSES = 10
 IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
 """Keys of a result's extra, and what they count."""
 
@@ -66,10 +70,15 @@ def show(result: Result, *, json: bool) -> int:
     if json:
         emit_json(result.row())
         return 0
-    table = Table(f"{result.task}, {result.data}", result.backbone, box=None, pad_edge=False)
+    table = Table(f"{result.task}, {result.data}", result.backbone, "", box=None, pad_edge=False)
     for name, value in result.metrics.items():
-        table.add_row(name, f"{value:.2f} %")
+        if not name.endswith(BESIDE):
+            table.add_row(name, f"{with_error(value, result.metrics.get(f'{name}_se'))} %", _draws(result, name))
     emit(table)
+    if result.task == "detection":
+        emit("AP is that of COCO, over all images at once: it has no standard error")
+    if result.extra.get("recalls"):
+        emit(_recalls(result))
     if result.extra.get("per_class"):
         classes = Table("class", "IoU %", "accuracy %", box=None, pad_edge=False)
         for row in result.extra["per_class"]:
@@ -87,6 +96,26 @@ def show(result: Result, *, json: bool) -> int:
     for part, kinds in _left_out(result.extra.get("left_out", {})):
         emit(f"{part}annotations: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
     return 0
+
+
+def _draws(result: Result, name: str) -> str:
+    """Return how much the draws of `--seeds` differ, or ""."""
+    spread = result.metrics.get(f"{name}_spread")
+    return "" if spread is None else f"spread of {result.protocol.get('seeds')} draws {spread:.2f}"
+
+
+def _recalls(result: Result) -> Table:
+    """Return a table of the classes: images, recall with standard error, precision; the worst first, ten at most."""
+    known = [row for row in result.extra["recalls"] if row["recall"] is not None]
+    title = "class" if len(known) <= SHOWN_CLASSES else f"worst {SHOWN_CLASSES} of {len(known)} classes"
+    if "draws" in result.extra:
+        title += " (first draw)"
+    table = Table(title, "images", "recall %", "precision %", box=None, pad_edge=False)
+    for row in sorted(known, key=lambda row: row["recall"])[:SHOWN_CLASSES]:
+        recall = with_error(row["recall"], row["recall_se"])
+        precision = "-" if row["precision"] is None else f"{row['precision']:.1f}"
+        table.add_row(row["name"], str(row["images"]), recall, precision)
+    return table
 
 
 def _left_out(counts: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, int]]]:

@@ -80,6 +80,11 @@ class Subject:
     folder: Path | None
 
     @property
+    def fresh(self) -> bool:
+        """Whether its weights are fresh."""
+        return self.name.startswith(RANDOM)
+
+    @property
     def channels(self) -> int:
         """Channels of the images it takes."""
         return self.backbone.spec.channels
@@ -152,7 +157,7 @@ class Subject:
             return Outputs(user_path(given), command, "--pictures")
         if self.folder is None:
             return None
-        folder = RunDir(self.folder).pictures_of(task, untrained=self.name.startswith(RANDOM))
+        folder = RunDir(self.folder).pictures_of(task, untrained=self.fresh)
         try:
             return Outputs(folder, command, "--pictures", earlier=ANY)
         except UsageError as error:

@@ -72,7 +72,8 @@ def test_evaluate_in_both_databases() -> None:
     assert result.metrics["map"] > 90
     within = RetrievalProtocol(database="val", ranks=(1, 3))
     result = evaluate_retrieval(FakeBackbone(), colour_sets(), ImageTransform((8, 8)), within, settings=QUIET)
-    assert set(result.metrics) == {"map", "recall_at_1", "recall_at_3"}
+    names = {"map", "recall_at_1", "recall_at_3"}
+    assert set(result.metrics) == names | {f"{name}_se" for name in names}
     assert (result.extra["train_images"], result.extra["val_images"]) == (0, 16)
     few = RetrievalProtocol(labels=LowShot(train_per_class=2))
     result = evaluate_retrieval(FakeBackbone(), colour_sets(), ImageTransform((8, 8)), few, settings=QUIET)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
-from mst.evaluate.common.metrics import confusion_matrix
+from mst.evaluate.common.metrics import SegmentationScores, confusion_matrix
 from mst.evaluate.common.uncertainty import (
     auroc,
     balanced_accuracy,
@@ -17,6 +17,7 @@ from mst.evaluate.common.uncertainty import (
     paired_se,
     recalls,
     resamples,
+    segmentation_se,
 )
 from mst.runtime.noise import accuracy_se, difference_se, is_clear
 from reference import uncertainty as slow
@@ -115,3 +116,15 @@ def test_the_bootstrap_finds_the_standard_error_of_a_mean_and_repeats_itself() -
 def test_two_standard_errors_are_clear() -> None:
     assert is_clear(-2.1, 1.0)
     assert not is_clear(1.9, 1.0)
+
+
+def test_mean_iou_has_the_spread_of_other_images() -> None:
+    draw = torch.Generator().manual_seed(5)
+    counts = torch.randint(1, 40, (400, 2, 3), generator=draw)
+    counts = torch.cat([counts.amin(1, keepdim=True), counts], 1)  # [n,3,K]: hits are at most the others
+    sets = torch.stack([SegmentationScores.from_counts(part.sum(0)).miou * torch.ones(()) for part in counts.split(20)])
+    found = segmentation_se(counts[:20], seed=0)
+    assert found == segmentation_se(counts[:20], seed=0)
+    assert set(found) == {"miou_se", "macc_se", "aacc_se"}
+    assert found["miou_se"] == pytest.approx(float(sets.std()), rel=0.5)  # of 20 sets of 20 images
+    assert segmentation_se(counts[:1], seed=0) == {}

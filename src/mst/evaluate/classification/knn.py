@@ -18,10 +18,11 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.evaluate.classification.neighbors import TILE, nearest_neighbors, query_rows
-from mst.evaluate.common.feature_store import FeatureSource
+from mst.evaluate.classification.outcome import Outcome, Watch, accuracies, shares
+from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource
 from mst.evaluate.common.features import Features, FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
-from mst.evaluate.common.metrics import accuracy, rank_of_label
+from mst.evaluate.common.metrics import rank_of_label
 from mst.evaluate.common.protocol import ImageTransform, LowShot
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
@@ -120,11 +121,53 @@ def knn_accuracy(
     device: torch.device,
     progress: bool = False,
 ) -> dict[str, float]:
-    """Return `top1_k{k}` and `top5_k{k}` in percent for every k. Neighbours are searched once, for the largest k.
+    """Return `top1_k{k}` with its standard error, in percent, for every k; `top5_k{k}` for more than ten classes.
 
-    The products run on `device`, which holds one tile of each side at a time.
+    Neighbours are searched once, for the largest k. The products run on `device`, which holds one tile of each side at
+    a time.
     """
+    answers = knn_answers(
+        train,
+        val,
+        neighbors=neighbors,
+        headline=neighbors[0],
+        temperature=temperature,
+        num_classes=num_classes,
+        device=device,
+        progress=progress,
+    )
+    return _by_k(answers.ranks, num_classes)
+
+
+def _by_k(ranks: dict[int, Tensor], num_classes: int) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for k, rank in ranks.items():
+        found |= accuracies(rank, num_classes, f"_k{k}")
+    return found
+
+
+@dataclass(frozen=True)
+class KnnAnswers:
+    """Rank of the true class [n] for each k, and every class's share of the votes [n, C] at the headline k."""
+
+    ranks: dict[int, Tensor]
+    shares: Tensor
+
+
+def knn_answers(
+    train: Features,
+    val: Features,
+    *,
+    neighbors: Sequence[int],
+    headline: int,
+    temperature: float,
+    num_classes: int,
+    device: torch.device,
+    progress: bool = False,
+) -> KnnAnswers:
+    """Classify every validation image for every k at once; `knn_accuracy` says how."""
     ranks: dict[int, list[Tensor]] = {k: [] for k in neighbors}
+    voted: list[Tensor] = []
     rows = query_rows(min(max(neighbors), len(train.labels)))
     with progress_bar("nearest neighbours", len(val.labels), shown=progress) as advance:
         for start in range(0, len(val.labels), rows):
@@ -133,14 +176,11 @@ def knn_accuracy(
             votes, labels = train.labels[index.cpu()].to(device), val.labels[part].to(device)  # [B,k], [B]
             for k in neighbors:
                 scores = vote(similarity[:, :k], votes[:, :k], temperature, num_classes)
-                ranks[k].append(rank_of_label(scores, labels))
+                ranks[k].append(rank_of_label(scores, labels).cpu())
+                if k == headline:
+                    voted.append(shares(scores).cpu())
             advance(len(labels))
-    metrics = {}
-    for k, parts in ranks.items():
-        rank = torch.cat(parts)
-        for top in (1, 5):
-            metrics[f"top{top}_k{k}"] = accuracy(rank, top)
-    return metrics
+    return KnnAnswers({k: torch.cat(parts) for k, parts in ranks.items()}, torch.cat(voted))
 
 
 def evaluate_knn(
@@ -150,47 +190,62 @@ def evaluate_knn(
     protocol: KnnProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
-    features: Path | None = None,
+    features: Path | FeatureMemory | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Result:
-    """Classify the validation images by their nearest training images; `features` is a folder that keeps features.
+    """Classify the validation images by their nearest training images.
+
+    Args:
+        backbone: frozen.
+        data: labelled images.
+        transform: of the images.
+        protocol: neighbours, temperature, labels.
+        settings: batch size, threads and compute type of the backbone.
+        features: folder that keeps the features.
+        seed: of the drawn training images.
+        watch: called with the answers at the headline k.
 
     Returns:
-        Result with `top1`, `top5` (at the headline k) and `top1_k{k}`, `top5_k{k}`, in percent. k larger than the
-        number of training images is cut; `extra["notes"]` says so.
+        Result with the metrics of `Outcome` at the headline k, and `top1_k{k}` (`top5_k{k}` for more than ten classes)
+        with `_se`, in percent. k larger than the number of training images is cut; `extra["notes"]` says so.
 
     Raises:
         UsageError: one class only.
     """
     protocol, settings = protocol or KnnProtocol(), settings or FeatureSettings()
     data.check_classes()
-    source = FeatureSource(backbone, transform, settings, features)
+    source = FeatureSource.kept_in(features, backbone, transform, settings)
     train = source.read("training", data.train, protocol.labels.select(data.train.labels, seed=seed))
     val = source.read("validation", data.val)
-    notes = []
-    limit = len(train.labels)
-    if max(protocol.neighbors) > limit:
-        notes.append(f"k is cut to the {limit} training images")
-        warn(f"k-NN: {notes[-1]}")
-    used = replace(
-        protocol,
-        neighbors=tuple(sorted({min(k, limit) for k in protocol.neighbors})),
-        headline=min(protocol.headline, limit),
-    )
-    metrics = knn_accuracy(
+    used, notes = _cut(protocol, len(train.labels))
+    answers = knn_answers(
         train,
         val,
         neighbors=used.neighbors,
+        headline=used.headline,
         temperature=used.temperature,
         num_classes=len(data.classes),
         device=device_of(backbone),
         progress=settings.progress,
     )
-    headline = {f"top{top}": metrics[f"top{top}_k{used.headline}"] for top in (1, 5)}
+    ranks = answers.ranks
+    outcome = Outcome(answers.shares, val.labels, ranks[used.headline], val.names, val.positions, data.classes)
+    outcome.tell(watch)
     return Result(
         task="knn",
-        metrics={**headline, **metrics},
+        metrics={**outcome.metrics(), **_by_k(ranks, len(data.classes))},
         protocol={**asdict(used), "transform": asdict(transform), "precision": used_precision(settings, backbone)},
         seed=seed,
-        extra={**counts(train, val, data.classes), "notes": notes},
+        extra={**counts(train, val, data.classes), "notes": notes, **outcome.extra()},
     )
+
+
+def _cut(protocol: KnnProtocol, limit: int) -> tuple[KnnProtocol, list[str]]:
+    """Return the protocol for so many training images, and what was changed; warn of it."""
+    notes = []
+    if max(protocol.neighbors) > limit:
+        notes.append(f"k is cut to the {limit} training images")
+        warn(f"k-NN: {notes[-1]}")
+    neighbors = tuple(sorted({min(k, limit) for k in protocol.neighbors}))
+    return replace(protocol, neighbors=neighbors, headline=min(protocol.headline, limit)), notes

@@ -56,6 +56,14 @@ class LinearHeads:
         """Return which classifiers have finite weights [R], bool; the others diverged."""
         return self.weight.isfinite().all(2).all(0) & self.bias.isfinite().all(1)
 
+    def probabilities(self, x: Tensor, which: int, *, chunk: int = 4096) -> Tensor:
+        """Return the class probabilities [n, C], float64 on the CPU, of the classifier of one learning rate."""
+        parts = [
+            self.logits(x[start : start + chunk].to(self.weight.device))[:, which].double().softmax(1).cpu()
+            for start in range(0, len(x), chunk)
+        ]
+        return torch.cat(parts)
+
     def ranks(self, x: Tensor, y: Tensor, *, chunk: int = 4096) -> Tensor:
         """Return how many classes each classifier ranks before the true one [R, n], for features [n, D]."""
         device = self.weight.device

@@ -20,7 +20,8 @@ from torch import Tensor
 from mst.data.sampler import sample_order
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.classification.linear_heads import LinearHeads
-from mst.evaluate.common.feature_store import FeatureSource, LastBlocks
+from mst.evaluate.classification.outcome import TOP5_ABOVE, Outcome, Watch
+from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource, LastBlocks
 from mst.evaluate.common.features import (
     FeatureFunction,
     Features,
@@ -38,6 +39,7 @@ from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.evaluate.common.metrics import accuracy
 from mst.evaluate.common.protocol import ImageTransform, LowShot, random_resized_crop
 from mst.runtime.limits import check_numbers
+from mst.runtime.noise import accuracy_se
 from mst.runtime.seeding import generator
 from mst.runtime.storage.results import Result
 
@@ -223,16 +225,17 @@ def evaluate_linear(
     protocol: LinearProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
-    features: Path | None = None,
+    features: Path | FeatureMemory | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Result:
     """Train linear classifiers on frozen features of the training images, score them on the validation images.
 
-    `features` is a folder that keeps the features of the centre crops.
+    `features` is a folder that keeps the features of the centre crops; `watch` is called with the answers.
 
     Returns:
-        Result with `top1`, `top5` (learning rate chosen on the held-out part of the training set; the classifier then
-        learnt from all training images), `top1_best_on_val` (what DINO prints) and `top1_held_out`, in percent.
+        Result with the metrics of `Outcome` (learning rate chosen on the held-out part of train, then learnt from all
+        of it), `top1_best_on_val` (what DINO prints) and `top1_held_out`, in percent, with standard errors `_se`;
         `extra["lr"]` is the chosen rate, `extra["rates"]` has one row for each.
 
     Raises:
@@ -240,20 +243,15 @@ def evaluate_linear(
     """
     protocol, settings = protocol or LinearProtocol(), settings or FeatureSettings()
     data.check_classes()
-    chosen = protocol.labels.select(data.train.labels, seed=seed)
-    source = FeatureSource(backbone, transform, settings, features)
+    chosen, classes = protocol.labels.select(data.train.labels, seed=seed), data.classes
+    source = FeatureSource.kept_in(features, backbone, transform, settings)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)
     val = source.read("validation", data.val, blocks=protocol.blocks)
     held_out = held_out_mask(train.labels, protocol.held_out_share, seed=seed)
     if len(protocol.lrs) > 1 and not bool(held_out.any()):
         raise UsageError("no class has two training images to choose a learning rate on: name one with --lrs")
-    batch_size = min(protocol.batch_size, len(train.labels))
-    if protocol.mode == "cached":
-        batches = cached_batches(train, batch_size=batch_size, seed=seed)
-    else:
-        readable = data.train.subset([chosen[position] for position in train.positions])
-        function = LastBlocks(protocol.blocks)
-        batches = augmented_batches(backbone, readable, transform, function, settings, batch_size=batch_size, seed=seed)
+    images = data.train.subset([chosen[position] for position in train.positions])
+    batches = _batches(backbone, train, images, transform, protocol, settings, seed)
     full, partial = train_heads(
         batches,
         train.labels,
@@ -267,21 +265,42 @@ def evaluate_linear(
     )
     on_val = full.ranks(val.features, val.labels)  # [R,n]
     on_held_out = partial.ranks(train.features[held_out], train.labels[held_out])  # [R,h]
-    metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out, full.finite())
+    metrics, rates, lr = summarise(protocol.lrs, on_val, on_held_out, full.finite(), top5=len(classes) > TOP5_ABOVE)
+    picked = protocol.lrs.index(lr)
+    shares = full.probabilities(val.features, picked)
+    outcome = Outcome(shares, val.labels, on_val[picked], val.names, val.positions, classes)
+    outcome.tell(watch)
     used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
     return Result(
         task="linear",
-        metrics=metrics,
+        metrics={**outcome.metrics(), **metrics},
         protocol={**asdict(protocol), **used, "precision": used_precision(settings, backbone)},
         seed=seed,
-        extra={**counts(train, val, data.classes), "lr": lr, "rates": rates},
+        extra={**counts(train, val, data.classes), "lr": lr, "rates": rates, **outcome.extra()},
     )
 
 
+def _batches(  # noqa: PLR0917
+    backbone: Backbone,
+    train: Features,
+    readable: ImageSet,
+    transform: ImageTransform,
+    protocol: LinearProtocol,
+    settings: FeatureSettings,
+    seed: int,
+) -> EpochBatches:
+    """Return the batches that the mode asks for, of features that are there or of crops of the readable images."""
+    batch_size = min(protocol.batch_size, len(train.labels))
+    if protocol.mode == "cached":
+        return cached_batches(train, batch_size=batch_size, seed=seed)
+    function = LastBlocks(protocol.blocks)
+    return augmented_batches(backbone, readable, transform, function, settings, batch_size=batch_size, seed=seed)
+
+
 def summarise(
-    lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor, finite: Tensor | None = None
+    lrs: Sequence[float], on_val: Tensor, on_held_out: Tensor, finite: Tensor | None = None, *, top5: bool = True
 ) -> tuple[dict[str, float], list[dict[str, float]], float]:
-    """Return the metrics, a row for each learning rate, and the chosen rate, from ranks [R, n] of the true classes.
+    """Return metrics with standard errors, a row for each learning rate, and the chosen rate, from ranks [R, n].
 
     Of equally good learning rates the lowest is chosen. A rate whose classifier diverged (not `finite` [R]) never is.
 
@@ -291,9 +310,9 @@ def summarise(
     good = [True] * len(lrs) if finite is None else finite.tolist()
     if not any(good):
         raise RunFailure(f"the linear probe diverged at every learning rate from {min(lrs):g} on: give lower --lrs")
+    tops = (1, 5) if top5 else (1,)
     rows = [
-        {"lr": lr, "top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5)}
-        for lr, ranks in zip(lrs, on_val, strict=True)
+        {"lr": lr, **{f"top{top}": accuracy(ranks, top) for top in tops}} for lr, ranks in zip(lrs, on_val, strict=True)
     ]
     sound = [row for row, made in zip(rows, good, strict=True) if made]
     best = picked = max(sound, key=lambda row: (row["top1"], -row["lr"]))
@@ -301,8 +320,10 @@ def summarise(
         for row, ranks in zip(rows, on_held_out, strict=True):
             row["top1_held_out"] = accuracy(ranks, 1)
         picked = max(sound, key=lambda row: (row["top1_held_out"], -row["lr"]))
-    metrics = {"top1": picked["top1"], "top5": picked["top5"]}
-    metrics |= {"top1_best_on_val": best["top1"], "top5_best_on_val": best["top5"]}
+    metrics = {f"top{top}": picked[f"top{top}"] for top in tops}
+    metrics |= {f"top{top}_best_on_val": best[f"top{top}"] for top in tops}
     if "top1_held_out" in picked:
         metrics["top1_held_out"] = picked["top1_held_out"]
+    counted = {name: on_held_out if name == "top1_held_out" else on_val for name in metrics}
+    metrics |= {f"{name}_se": round(accuracy_se(metrics[name], of.shape[1]), 6) for name, of in counted.items()}
     return metrics, rows, picked["lr"]

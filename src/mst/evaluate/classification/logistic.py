@@ -19,12 +19,14 @@ from torch import Tensor
 
 from mst.errors import RunFailure, UsageError
 from mst.evaluate.classification.linear_probe import held_out_mask
-from mst.evaluate.common.feature_store import FeatureSource
+from mst.evaluate.classification.outcome import Outcome, Watch
+from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource
 from mst.evaluate.common.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.metrics import accuracy, rank_of_label
 from mst.evaluate.common.protocol import ImageTransform, LowShot
 from mst.runtime.limits import check_numbers
+from mst.runtime.noise import accuracy_se
 from mst.runtime.storage.results import Result
 
 if TYPE_CHECKING:
@@ -77,6 +79,14 @@ class Solution:
             for start in range(0, len(x), CHUNK)
         ]
         return torch.cat(parts) if parts else y
+
+    def probabilities(self, x: Tensor) -> Tensor:
+        """Return the class probabilities [n, C], float64 on the CPU, for features [n, D]."""
+        parts = [
+            (x[start : start + CHUNK].to(self.weight) @ self.weight + self.bias).softmax(1).cpu()
+            for start in range(0, len(x), CHUNK)
+        ]
+        return torch.cat(parts)
 
 
 def solve(
@@ -159,8 +169,9 @@ def evaluate_logistic(
     protocol: LogisticProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
-    features: Path | None = None,
+    features: Path | FeatureMemory | None = None,
     seed: int = 0,
+    watch: Watch | None = None,
 ) -> Result:
     """Fit logistic regression to frozen features of the training images, score it on the validation images.
 
@@ -172,17 +183,19 @@ def evaluate_logistic(
         settings: batch size, threads and compute type of the backbone.
         features: folder that keeps the features.
         seed: of the drawn labels and of the held-out part.
+        watch: called with the answers.
 
     Returns:
-        Result with `top1`, `top5` (penalty chosen on the held-out part, solved again on all training images) and
-        `top1_held_out`, in percent; `extra["penalty"]` is the chosen one, `extra["converged"]` whether it was solved.
+        Result with the metrics of `Outcome` (penalty chosen on the held-out part, solved again on all training images)
+        and `top1_held_out`, in percent, each with its standard error `_se`; `extra["penalty"]` is the chosen one,
+        `extra["converged"]` whether it was solved.
 
     Raises:
         UsageError: one class only, or several penalties but no class with two training images to choose one on.
     """
     protocol, settings = protocol or LogisticProtocol(), settings or FeatureSettings()
     data.check_classes()
-    source, device = FeatureSource(backbone, transform, settings, features), device_of(backbone)
+    source, device = FeatureSource.kept_in(features, backbone, transform, settings), device_of(backbone)
     chosen = protocol.labels.select(data.train.labels, seed=seed)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)
     val = source.read("validation", data.val, blocks=protocol.blocks)
@@ -193,23 +206,33 @@ def evaluate_logistic(
     check_scale(scale)
     x, y = ((train.features - mean) / scale).to(device), train.labels.to(device)  # [n,D], [n]
     classes = len(data.classes)
-    penalty, metrics = protocol.penalties[0], {}
-    if bool(held_out.any()):
-        out = held_out.to(device)
-        path = solve_path(x[~out], y[~out], protocol, num_classes=classes, progress=settings.progress)
-        scores = {each: accuracy(found.ranks(x[out], y[out]), 1) for each, found in path.items()}
-        penalty = best_penalty(scores)
-        metrics["top1_held_out"] = scores[penalty]
+    penalty, metrics = _chosen(x, y, held_out.to(device), protocol, classes, progress=settings.progress)
     final = solve(x, y, penalty, protocol, num_classes=classes)
-    ranks = final.ranks(((val.features - mean) / scale).to(device), val.labels.to(device))
+    on_val = ((val.features - mean) / scale).to(device)  # [n,D]
+    ranks = final.ranks(on_val, val.labels.to(device)).cpu()
+    outcome = Outcome(final.probabilities(on_val), val.labels, ranks, val.names, val.positions, data.classes)
+    outcome.tell(watch)
     used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
     return Result(
         task="logistic",
-        metrics={"top1": accuracy(ranks, 1), "top5": accuracy(ranks, 5), **metrics},
+        metrics={**outcome.metrics(), **metrics},
         protocol={**asdict(protocol), **used, "precision": used_precision(settings, backbone)},
         seed=seed,
-        extra={**counts(train, val, data.classes), "penalty": penalty, "converged": final.converged},
+        extra={**counts(train, val, data.classes), "penalty": penalty, "converged": final.converged, **outcome.extra()},
     )
+
+
+def _chosen(
+    x: Tensor, y: Tensor, out: Tensor, protocol: LogisticProtocol, classes: int, *, progress: bool
+) -> tuple[float, dict[str, float]]:
+    """Return the penalty that is best on the samples `out` [n], bool, and its accuracy there with standard error."""
+    if not bool(out.any()):
+        return protocol.penalties[0], {}
+    path = solve_path(x[~out], y[~out], protocol, num_classes=classes, progress=progress)
+    scores = {each: accuracy(found.ranks(x[out], y[out]), 1) for each, found in path.items()}
+    penalty = best_penalty(scores)
+    se = round(accuracy_se(scores[penalty], int(out.sum())), 6)
+    return penalty, {"top1_held_out": scores[penalty], "top1_held_out_se": se}
 
 
 def check_scale(scale: float) -> None:

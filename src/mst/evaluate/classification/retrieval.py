@@ -17,11 +17,13 @@ from torch import Tensor
 
 from mst.errors import UsageError
 from mst.evaluate.classification.neighbors import TILE, tiles, unit
-from mst.evaluate.common.feature_store import FeatureSource
+from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource
 from mst.evaluate.common.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.metrics import percent
 from mst.evaluate.common.protocol import ImageTransform, LowShot
+from mst.evaluate.common.uncertainty import mean_se
+from mst.runtime.noise import accuracy_se
 from mst.runtime.storage.results import Result
 
 if TYPE_CHECKING:
@@ -128,7 +130,7 @@ def evaluate_retrieval(
     protocol: RetrievalProtocol | None = None,
     *,
     settings: FeatureSettings | None = None,
-    features: Path | None = None,
+    features: Path | FeatureMemory | None = None,
     seed: int = 0,
 ) -> Result:
     """Look up the validation images in a database.
@@ -143,14 +145,15 @@ def evaluate_retrieval(
         seed: of the drawn training images.
 
     Returns:
-        Result with `map` and `recall_at_{k}` in percent; `extra["queries_alone"]` queries had no right image.
+        Result with `map` and `recall_at_{k}` in percent, each with its standard error `_se`; `extra["queries_alone"]`
+        queries had no right image.
 
     Raises:
         UsageError: one class only, or no query has a right image.
     """
     protocol, settings = protocol or RetrievalProtocol(), settings or FeatureSettings()
     data.check_classes(protocol.database)
-    source = FeatureSource(backbone, transform, settings, features)
+    source = FeatureSource.kept_in(features, backbone, transform, settings)
     val = source.read("validation", data.val)
     same = protocol.database == "val"
     chosen = protocol.labels.select(data.train.labels, seed=seed)
@@ -159,11 +162,16 @@ def evaluate_retrieval(
     found = retrieve(base.features, base.labels, queries, val.labels, same=same, progress=settings.progress)
     if not len(found.precision):
         raise UsageError("no validation image has another image of its class to find: use --database train")
-    recall = {f"recall_at_{k}": percent((found.first < k).double().mean().item()) for k in protocol.ranks}
+    metrics = {"map": percent(found.precision.mean().item())}
+    if len(found.precision) > 1:
+        metrics["map_se"] = percent(mean_se(found.precision))
+    for k in protocol.ranks:
+        metrics[f"recall_at_{k}"] = percent((found.first < k).double().mean().item())
+        metrics[f"recall_at_{k}_se"] = round(accuracy_se(metrics[f"recall_at_{k}"], len(found.first)), 6)
     extra = counts(base, val, data.classes) | {"queries_alone": found.alone} | ({"train_images": 0} if same else {})
     return Result(
         task="retrieval",
-        metrics={"map": percent(found.precision.mean().item()), **recall},
+        metrics=metrics,
         protocol={**asdict(protocol), "transform": asdict(transform), "precision": used_precision(settings, backbone)},
         seed=seed,
         extra=extra,

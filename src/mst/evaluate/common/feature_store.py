@@ -65,6 +65,17 @@ class LastBlocks:
         return torch.stack([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
 
 
+class FeatureMemory:
+    """Features in memory, for an evaluation that is repeated with several draws: each image's are computed once.
+
+    Attributes:
+        kept: (part, blocks) -> position of an image -> its features [b, D], or why it is unreadable.
+    """
+
+    def __init__(self) -> None:
+        self.kept: dict[tuple[str, int], dict[int, Tensor | str]] = {}
+
+
 @dataclass(frozen=True)
 class FeatureSource:
     """Where an evaluator gets features.
@@ -74,16 +85,27 @@ class FeatureSource:
         transform: uint8 image -> input of the backbone.
         settings: batch size, threads and compute type.
         folder: where features are kept; None = nowhere.
+        memory: for repeated reads, in place of a folder.
     """
 
     backbone: Backbone
     transform: ImageTransform
     settings: FeatureSettings
     folder: Path | None = None
+    memory: FeatureMemory | None = None
 
     def __post_init__(self) -> None:
         if self.folder is not None:
             check_folder(self.folder, "--features")
+
+    @staticmethod
+    def kept_in(
+        place: Path | FeatureMemory | None, backbone: Backbone, transform: ImageTransform, settings: FeatureSettings
+    ) -> FeatureSource:
+        """Return a source with a folder, a memory, or neither."""
+        if isinstance(place, FeatureMemory):
+            return FeatureSource(backbone, transform, settings, memory=place)
+        return FeatureSource(backbone, transform, settings, place)
 
     def read(self, part: str, images: ImageSet, chosen: Sequence[int] | None = None, *, blocks: int = 1) -> Features:
         """Return the features [n, b*D] of a set's readable images, in its order.
@@ -98,6 +120,8 @@ class FeatureSource:
             DataError: too many images cannot be read.
             RunFailure: no room for the file.
         """
+        if self.memory is not None:
+            return self._remembered(self.memory, part, images, chosen, blocks)
         key = self._key(images) if self.folder is not None else None
         if self.folder is not None and may_write():
             _clear(self.folder, part, keep=_noted_file(self.folder / f"{part}.json"))
@@ -113,6 +137,27 @@ class FeatureSource:
             kept = self._keep(part, images, key, blocks)
         stored, missing = kept
         return _select(stored[-blocks:], missing, images, chosen)
+
+    def _remembered(
+        self, memory: FeatureMemory, part: str, images: ImageSet, chosen: Sequence[int] | None, blocks: int
+    ) -> Features:
+        """Return features as `read`; each image's are computed once."""
+        kept, wanted = memory.kept.setdefault((part, blocks), {}), range(len(images)) if chosen is None else chosen
+        new = [place for place in wanted if place not in kept]
+        if new:
+            found = self._extract(images.subset(new), blocks, part)
+            rows: dict[int, Tensor] = dict(zip(found.positions, found.features, strict=True))
+            reasons = iter(found.unreadable)
+            kept |= {place: rows[index] if index in rows else next(reasons) for index, place in enumerate(new)}
+        features = {place: row for place in wanted if isinstance(row := kept[place], Tensor)}
+        places = list(features)
+        return Features(
+            torch.stack([row.flatten() for row in features.values()]),
+            images.labels[places],
+            tuple(images.name(place) for place in places),
+            tuple(index for index, place in enumerate(wanted) if place in features),
+            tuple(why for place in wanted if isinstance(why := kept[place], str)),
+        )
 
     def _extract(
         self, images: ImageSet, blocks: int, part: str, place: Callable[[tuple[int, ...]], Tensor] = torch.empty

@@ -58,6 +58,11 @@ def confusion_matrix(prediction: Tensor, target: Tensor, num_classes: int, *, ig
     return torch.bincount(target * num_classes + prediction, minlength=num_classes**2).reshape(num_classes, num_classes)
 
 
+def class_counts(confusion: Tensor) -> Tensor:
+    """Return hits, pixels of the class and pixels predicted as it [3, K], of counts [K, K] (row = truth)."""
+    return torch.stack([confusion.diagonal(), confusion.sum(1), confusion.sum(0)])
+
+
 @dataclass(frozen=True)
 class SegmentationScores:
     """Scores of a confusion matrix, in percent; nan for a class that has none."""
@@ -71,8 +76,12 @@ class SegmentationScores:
     @staticmethod
     def from_confusion(confusion: Tensor) -> SegmentationScores:
         """Return the scores of counts [K, K] (row = truth, column = prediction)."""
-        counts = confusion.double()
-        hits, truth, predicted = counts.diagonal(), counts.sum(1), counts.sum(0)  # each [K]
+        return SegmentationScores.from_counts(class_counts(confusion))
+
+    @staticmethod
+    def from_counts(counts: Tensor) -> SegmentationScores:
+        """Return the scores of `class_counts` [3, K], of one image or summed over images."""
+        hits, truth, predicted = counts.double()
         iou = hits / (truth + predicted - hits)  # 0/0 = nan: a class that is nowhere
         recall = hits / truth  # 0/0 = nan: a class that is not in the truth
         return SegmentationScores(

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from mst.evaluate.common.metrics import SegmentationScores
 from mst.runtime.noise import accuracy_se
 from mst.runtime.seeding import generator
 
@@ -109,6 +110,25 @@ def resamples(count: int, *, seed: int, purpose: str, draws: int = DRAWS) -> Ite
     for number in range(draws):
         chosen = torch.randint(count, (count,), generator=generator(seed, "bootstrap", purpose, number))
         yield torch.bincount(chosen, minlength=count).double()
+
+
+def segmentation_se(counts: Tensor, *, seed: int) -> dict[str, float]:
+    """Return the standard errors of `miou`, `macc` and `aacc` in percent points, by bootstrap over images.
+
+    Args:
+        counts: of each image [n, 3, K], from `class_counts`.
+        seed: of the evaluation.
+    """
+    counts = counts.double()
+    rows = [
+        SegmentationScores.from_counts(torch.einsum("n,nck->ck", weights, counts))
+        for weights in resamples(len(counts), seed=seed, purpose="segmentation")
+    ]
+    found = {}
+    for name in ("miou", "macc", "aacc") if len(counts) > 1 else ():
+        values = torch.tensor([getattr(row, name) for row in rows], dtype=torch.float64)
+        found[f"{name}_se"] = round(float(values[~values.isnan()].std(correction=1)), 6)
+    return {name: value for name, value in found.items() if math.isfinite(value)}
 
 
 def bootstrap_se(

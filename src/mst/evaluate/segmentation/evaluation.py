@@ -20,9 +20,10 @@ from mst.engine.schedule import Checkpointing, LoopSettings
 from mst.engine.supervised import Begun, PreparedTraining, TrainContext, fit
 from mst.errors import DataError, UsageError
 from mst.evaluate.common.features import FeatureSettings, device_of, fingerprint, frozen, progress_bar, used_precision
-from mst.evaluate.common.metrics import SegmentationScores, confusion_matrix
+from mst.evaluate.common.metrics import SegmentationScores, class_counts, confusion_matrix
 from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, fitting_size
+from mst.evaluate.common.uncertainty import segmentation_se
 from mst.evaluate.segmentation.augment import Augmentation
 from mst.evaluate.segmentation.checks import compare_sets, read_pairs, usable_pairs
 from mst.evaluate.segmentation.data import NO_CLASS, SegmentationData, SegmentationSet
@@ -138,7 +139,8 @@ def evaluate_segmentation(
         watch: called with every validation image, its mask and the prediction.
 
     Returns:
-        Result with `miou`, `macc`, `aacc` in percent; `extra["per_class"]` has IoU and accuracy of each class (None
+        Result with `miou`, `macc`, `aacc` in percent, each with its standard error `_se` by bootstrap over the
+        validation images; `extra["per_class"]` has IoU and accuracy of each class (None
         where the class does not occur).
 
     Raises:
@@ -160,8 +162,7 @@ def evaluate_segmentation(
     extra |= _counts(data, train_left_out, val_left_out)
     if trained is not None:
         trained(work.segmenter, work.view)
-    confusion = score(work.segmenter, work.data, work.view, settings, watch)
-    return _result(work, SegmentationScores.from_confusion(confusion), extra)
+    return _result(work, score(work.segmenter, work.data, work.view, settings, watch), extra)
 
 
 def prepared_segmentation(
@@ -206,7 +207,9 @@ class _Work:
     seed: int
 
 
-def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> Result:
+def _result(work: _Work, counts: Tensor, extra: dict[str, Any]) -> Result:
+    """Return the row of an evaluation from the counts of its images [n, 3, K]."""
+    scores = SegmentationScores.from_counts(counts.sum(0))
     view, data, protocol = work.view, work.data, work.protocol
     described = {
         "size": list(view.size),
@@ -218,7 +221,10 @@ def _result(work: _Work, scores: SegmentationScores, extra: dict[str, Any]) -> R
     }
     return Result(
         task="patch_segmentation" if protocol.cached else "segmentation",
-        metrics={"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc},
+        metrics={
+            **{"miou": scores.miou, "macc": scores.macc, "aacc": scores.aacc},
+            **segmentation_se(counts, seed=work.seed),
+        },
         protocol={**protocol.row(), **described},
         seed=work.seed,
         extra={**extra, "per_class": per_class(scores, data.classes)},
@@ -330,23 +336,25 @@ def score(
     settings: FeatureSettings,
     watch: Watch | None = None,
 ) -> Tensor:
-    """Return the confusion matrix [K, K] over all validation pixels, each image at its mask's own size.
+    """Return hits, pixels of each class and pixels predicted as it, of each validation image [n, 3, K].
+
+    Each image is scored at its mask's own size.
 
     Raises:
         DataError: an image or a mask cannot be used.
     """
-    confusion = torch.zeros(len(data.classes), len(data.classes), dtype=torch.int64)
-
+    counts: list[Tensor] = []
     pairs = read_pairs(data, data.val, settings.workers)
     with frozen(segmenter), progress_bar("scoring", len(data.val), shown=settings.progress) as advance:
         for index, (image, mask) in enumerate(pairs):
             name = data.val.name(index)
             prediction = predict_mask(segmenter, image, view, settings.precision, name)  # [H,W]
-            confusion += confusion_matrix(prediction, mask, len(data.classes), ignore_index=NO_CLASS)
+            confusion = confusion_matrix(prediction, mask, len(data.classes), ignore_index=NO_CLASS)
+            counts.append(class_counts(confusion))
             if watch is not None:
                 watch(name, image, mask, prediction)
             advance(1)
-    return confusion
+    return torch.stack(counts)
 
 
 def per_class(scores: SegmentationScores, classes: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -82,6 +82,15 @@ class RunDir:
         return self.pictures / f"{task}{UNTRAINED if untrained else ''}"
 
     @property
+    def errors(self) -> Path:
+        """What classifiers get wrong, a folder for each task."""
+        return self.root / "errors"
+
+    def errors_of(self, task: str, *, untrained: bool) -> Path:
+        """Folder for the errors of one evaluation; the network with fresh weights has a folder of its own."""
+        return self.errors / f"{task}{UNTRAINED if untrained else ''}"
+
+    @property
     def tensorboard(self) -> Path:
         """TensorBoard event files."""
         return self.root / "tensorboard"

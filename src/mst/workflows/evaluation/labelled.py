@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Generic, TypeVar
 
 from mst.data.labelled import LabelOptions
-from mst.errors import UsageError
+from mst.errors import MstError, UsageError
 from mst.evaluate.classification import knn, linear_probe, logistic, retrieval
+from mst.evaluate.classification.draws import repeated
 from mst.evaluate.classification.knn import KnnProtocol
 from mst.evaluate.classification.linear_probe import LinearProtocol
 from mst.evaluate.classification.logistic import LogisticProtocol
+from mst.evaluate.classification.outcome import Outcome
 from mst.evaluate.classification.retrieval import RetrievalProtocol
+from mst.evaluate.common.feature_store import FeatureMemory
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
+from mst.evaluate.common.protocol import LowShot
 from mst.model.backbone import Backbone
 from mst.paths import user_path
 from mst.runtime.limits import check_numbers
+from mst.runtime.logging import warn
 from mst.runtime.storage.results import Result
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows.evaluation.errors import write_if_telling
 from mst.workflows.evaluation.inputs import EvaluationInput
 from mst.workflows.subject import ImageOptions, Subject
 
@@ -49,9 +57,15 @@ class Limits:
 class LabelledEvaluation(Generic[Numbers]):
     """A task on a labelled folder, called with a backbone and the folder."""
 
-    def __init__(self, evaluate: Callable[..., Result]) -> None:
-        """Make a task of the Python API from a function that takes a loaded backbone and loaded sets."""
-        self._evaluate = evaluate
+    def __init__(self, evaluate: Callable[..., Result], task: str, *, classifies: bool = True) -> None:
+        """Make a task of the Python API from a function that takes a loaded backbone and loaded sets.
+
+        Args:
+            evaluate: does the work.
+            task: the word after `mst evaluate`.
+            classifies: whether every image gets a class, so that errors can be listed.
+        """
+        self._evaluate, self._task, self._classifies = evaluate, task, classifies
         self.__name__, self.__doc__ = evaluate.__name__, evaluate.__doc__
 
     def __call__(
@@ -68,6 +82,7 @@ class LabelledEvaluation(Generic[Numbers]):
         out: str | Path | None = None,
         device: str = "auto",
         seed: int = 0,
+        seeds: int = 1,
     ) -> Result:
         """Evaluate a backbone on labelled images.
 
@@ -85,39 +100,67 @@ class LabelledEvaluation(Generic[Numbers]):
             out: folder whose `results.jsonl` gets the row; None = the backbone's run folder, if it has one.
             device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
             seed: of every draw, and of the weights after `random:`.
+            seeds: draws of labels, held-out parts and initial classifiers; the mean is returned, with `X_spread`.
 
         Returns:
-            `Result` with metrics in percent.
+            `Result` with metrics in percent; each `X` has its standard error as `X_se`. For few or unbalanced classes
+            the folder of the results gets `errors/TASK` as well, see `mst.workflows.evaluation.errors`.
 
         Raises:
             UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
         """
+        self._check_draws(protocol, seeds)
         given = EvaluationInput[LabelledSets](backbone, data, settings, out, device, seed)
         subject, image = given.load(), image or ImageOptions()
         sets = _labelled(given, subject, limits or Limits(), image, label_options(labels))
         identity = sets.fingerprint()
-        result = self._evaluate(
-            subject.backbone,
-            sets,
-            subject.transform(image),
-            protocol,
-            settings=settings,
-            features=user_path(features) if features else None,
-            seed=seed,
-        )
+        place = user_path(features) if features else FeatureMemory() if seeds > 1 else None
+        answers: list[Outcome] = []
+        watch = {"watch": answers.append} if self._classifies else {}
+        once = partial(self._evaluate, subject.backbone, sets, subject.transform(image), protocol, **watch)
+        once = partial(once, settings=settings, features=place)
+        result = once(seed=seed) if seeds == 1 else repeated(lambda own: once(seed=own), seed, seeds)
         if sets.split is not None:
             result = replace(result, extra={**result.extra, "split": sets.split.row()})
             subject.keep_split(sets.split)
-        return subject.record(result, data, identity, sets.train.scale)
+        result = subject.record(result, data, identity, sets.train.scale)
+        self._write_errors(subject, answers, sets)
+        return result
+
+    def _write_errors(self, subject: Subject, answers: Sequence[Outcome], sets: LabelledSets) -> None:
+        """Write what the first draw got wrong beside the row, if that goes anywhere; warn where it cannot be."""
+        if subject.folder is None or not answers:
+            return
+        folder = RunDir(subject.folder).errors_of(self._task, untrained=subject.fresh)
+        try:
+            write_if_telling(folder, f"evaluate {self._task}", answers[0], sets.val)
+        except MstError as error:
+            warn(f"{error}; what is wrong is not listed")
+
+    def _check_draws(self, protocol: Numbers | None, seeds: int) -> None:
+        """Refuse draws of nothing.
+
+        Raises:
+            UsageError: fewer than one draw, or all of them would be the same.
+        """
+        if seeds < 1:
+            raise UsageError(f"--seeds {seeds}: must be at least 1")
+        labels = getattr(protocol, "labels", None) or LowShot()
+        looked_up = self._task in {"knn", "retrieval"}
+        if seeds > 1 and looked_up and (labels == LowShot() or getattr(protocol, "database", "train") == "val"):
+            raise UsageError(
+                f"--seeds {seeds}: {self._task} draws nothing here, so all results would be the same: give "
+                "--train-per-class or --train-share, or leave --seeds away"
+            )
 
 
-evaluate_knn = LabelledEvaluation[KnnProtocol](knn.evaluate_knn)
-"""`top1`, `top5` (k = 20) and `top1_k10`, `top5_k10`, ... of the nearest training images."""
-evaluate_linear = LabelledEvaluation[LinearProtocol](linear_probe.evaluate_linear)
-"""`top1`, `top5` of a linear classifier (learning rate chosen on a held-out part of train), and `top1_best_on_val`."""
-evaluate_logistic = LabelledEvaluation[LogisticProtocol](logistic.evaluate_logistic)
-"""`top1`, `top5` of logistic regression (penalty chosen on a held-out part of train), and `top1_held_out`."""
-evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_retrieval)
+evaluate_knn = LabelledEvaluation[KnnProtocol](knn.evaluate_knn, "knn")
+"""`top1` (k = 20) and `top1_k10`, ... of the nearest training images; `top5` as well for more than ten classes."""
+evaluate_linear = LabelledEvaluation[LinearProtocol](linear_probe.evaluate_linear, "linear")
+"""`top1` of a linear classifier (learning rate chosen on a held-out part of train), and `top1_best_on_val`."""
+evaluate_logistic = LabelledEvaluation[LogisticProtocol](logistic.evaluate_logistic, "logistic")
+"""`top1` of logistic regression (penalty chosen on a held-out part of train), and `top1_held_out`."""
+evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_retrieval, "retrieval", classifies=False)
 """`map` and `recall_at_1`, ... of validation images looked up among the training images, or among each other."""
 
 

@@ -109,6 +109,7 @@ def loop_settings(config: FinetuneConfig, images: int) -> LoopSettings:
         clip_norm=protocol.clip_norm,
         accumulate=protocol.accumulate,
         evaluate_every=config.running.evaluate_epochs * per_epoch,
+        earlier_ends=tuple(epoch * per_epoch for epoch in config.ended),
     )
 
 

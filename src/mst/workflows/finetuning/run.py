@@ -14,6 +14,7 @@ from safetensors.torch import save
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelledFolder, LabelOptions, find_labels
 from mst.data.statistics import measured_scale
+from mst.engine.layer_decay import parameter_groups
 from mst.engine.supervised import Outcome, fit
 from mst.errors import UsageError
 from mst.evaluate.classification.scores import Scores, score_classifier
@@ -34,6 +35,7 @@ from mst.runtime.storage.files import remove_asides, write_atomic, write_togethe
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir
+from mst.workflows.evaluation.errors import write_if_telling
 from mst.workflows.evaluation.labelled import Limits, label_options
 from mst.workflows.finetuning.batches import Work, loop_settings, train_views
 from mst.workflows.finetuning.fitting import check_fits
@@ -45,9 +47,19 @@ from mst.workflows.finetuning.start import (
     labelled_folder,
     started_backbone,
 )
-from mst.workflows.finetuning.stored import TASK, stored_config, stored_network, unchanged_config
+from mst.workflows.finetuning.stored import (
+    TASK,
+    is_finished,
+    lengthened,
+    stored_config,
+    stored_network,
+    unchanged_config,
+)
 from mst.workflows.finetuning.training import identity_of, prepared_finetuning
 from mst.workflows.subject import described_data
+
+MOST_TRAIN_SCORED = 500
+"""Training images that are scored beside the validation images, without augmentation, to show over-fitting."""
 
 
 def finetune_backbone(
@@ -74,7 +86,7 @@ def finetune_backbone(
         data: a folder with `train/<class>/` and `val/<class>/` (or valid, test) or with `<class>/` alone, the folder of
             the images of a table, or a table (.csv, .tsv).
         out: the new folder: `backbone.safetensors`, `classifier.safetensors`, `classes.json`, `metrics.jsonl`,
-            `results.jsonl`, `checkpoints/`.
+            `results.jsonl`, `checkpoints/`, and `errors/` for few or unbalanced classes.
         protocol: what changes the numbers.
         image: size and channels.
         limits: use only parts of the folder.
@@ -87,7 +99,7 @@ def finetune_backbone(
         resume: go on with the run that `out` holds, if it holds one.
 
     Returns:
-        `Result` with `top1` and `top5` on the validation images in percent.
+        `Result` with the metrics of `mst.evaluate.classification.outcome.Outcome` on the validation images in percent.
 
     Raises:
         UsageError: something is wrong with the settings, the weights or the images, nothing was written.
@@ -130,7 +142,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
     world.keep_log(run.root)
     with only_process_in(run.root):
         values = {"task": TASK, "recipe": config.recipe or TASK, "settings": asdict(config)}
-        write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder)}, indent=2) + "\n")
+        write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder, model)}, indent=2) + "\n")
         if folder.split.automatic:
             write_atomic(run.root / folder.split.file, folder.split.table)
             logging.info(f"the split is in {run.root / folder.split.file}: --labels takes it")
@@ -138,26 +150,46 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
         return _carry_out(Work(config, network, folder, run), model)
 
 
-def resume_finetuning(out: str | Path, *, device: str | None = None) -> Result:
-    """Go on with an interrupted fine-tuning, with the settings it was started with.
+def resume_finetuning(out: str | Path, *, device: str | None = None, epochs: int | None = None) -> Result:
+    """Go on with an interrupted fine-tuning, with the settings it was started with, or with a finished one for longer.
 
     Args:
         out: its folder.
         device: None = as before.
+        epochs: of a finished one, how many it is to have in all; the added ones have a schedule of their own, see
+            `mst.engine.schedule.learning_rate`. None = as before.
 
     Raises:
-        UsageError: there is none.
+        UsageError: there is none, or it cannot be made longer.
         RunFailure, Interrupted: as `finetune_backbone`.
     """
     run = RunDir(user_path(out))
     named = f"--resume {run.root}"
     config = stored_config(run, named)
-    return _go_on(run, config if device is None else replace(config, device=device), named)
+    longer = config if epochs is None else lengthened(run, config, epochs, named)
+    World.current().from_first(lambda: None)  # nobody writes before all have read
+    if longer != config:
+        _make_longer(run, longer, named)
+    return _go_on(run, longer if device is None else replace(longer, device=device), named)
+
+
+def _make_longer(run: RunDir, config: FinetuneConfig, named: str) -> None:
+    """Write down that a finished run goes on."""
+    network = stored_network(run, named)
+    steps = loop_settings(config, len(labelled_folder(config, network, tell=False).train.paths)).steps
+    plan = json.loads(run.plan.read_text(encoding="utf-8"))
+    values = {**json.loads(run.config.read_text(encoding="utf-8")), "settings": asdict(config)}
+    with only_process_in(run.root):
+        write_atomic(run.plan, json.dumps({**plan, "total_steps": steps}, indent=2) + "\n")
+        write_atomic(run.config, json.dumps(values, indent=2) + "\n")
+    added = config.protocol.epochs - config.ended[-1]
+    logging.info(f"{run.root} goes on for {added} epochs: a warm-up, then a cosine from half its highest learning rate")
 
 
 def _go_on(run: RunDir, config: FinetuneConfig, named: str) -> Result:
     """Carry on in a folder, which messages call `named`; of a finished run, return the result."""
-    done = [result for result in map(Result.from_row, read_jsonl(run.results)) if result and result.task == TASK]
+    rows = map(Result.from_row, read_jsonl(run.results))
+    done = [result for result in rows if result and is_finished(config, result)]
     if done:
         with suppress(OSError, UsageError), only_process_in(run.root):  # takes away what a kill at the very end left
             remove_asides(run.root)
@@ -198,15 +230,19 @@ def with_absolute_table(labels: LabelOptions) -> LabelOptions:
     return labels if labels.labels is None else replace(labels, labels=str(user_path(labels.labels).resolve()))
 
 
-def planned(config: FinetuneConfig, folder: LabelledFolder) -> dict[str, int]:
+def planned(config: FinetuneConfig, folder: LabelledFolder, model: Classifier) -> dict[str, float]:
     """Return the numbers of a run for plan.json, where its report finds them."""
     images = len(folder.train.paths)
     settings = loop_settings(config, images)
+    groups = parameter_groups(model, weight_decay=config.protocol.weight_decay, layer_decay=config.layer_decay)
     return {
         "dataset_size": images,
         "classes": len(folder.classes),
         "batch_size": settings.batch_size,
         "total_steps": settings.steps,
+        "trained_parameters": sum(weight.numel() for weight in model.parameters() if weight.requires_grad),
+        "lr": settings.lr,
+        "lr_lowest_layers": settings.lr * min(group["scale"] for group in groups),
     }
 
 
@@ -229,6 +265,8 @@ def _carry_out(work: Work, model: Classifier) -> Result:
 
     outcome = fit(prepared.training, prepared.settings, replace(prepared.context, run=run, begun=note))
     _save(work, model, outcome)
+    scores = scorer.latest or scorer()
+    write_if_telling(run.errors_of(TASK, untrained=False), TASK, scores.outcome, scorer.images)
     result = _result(work, model, outcome, scorer, contents)
     append_jsonl(run.results, result.row())
     logging.info(f"done: {run.backbone}")
@@ -236,13 +274,15 @@ def _carry_out(work: Work, model: Classifier) -> Result:
 
 
 class _Scorer:
-    """Scores the classifier on the validation images and keeps the latest scores."""
+    """Scores the classifier on the validation images, and on some training images; keeps the latest scores."""
 
     def __init__(self, work: Work, model: Classifier) -> None:
-        running, val, network = work.config.running, work.folder.val, work.network
-        self.model = model
-        scale = measured_scale(val.paths, channels=network.spec.channels, known=network.ranges)
-        self.images = ImageSet(val.paths, val.labels, network.spec.channels, scale)
+        running, folder, network = work.config.running, work.folder, work.network
+        self.model, self.classes, channels = model, folder.classes, network.spec.channels
+        scale = measured_scale(folder.val.paths, channels=channels, known=network.ranges)
+        self.images = ImageSet(folder.val.paths, folder.val.labels, channels, scale)
+        some = folder.train.evenly(min(MOST_TRAIN_SCORED, len(folder.val.paths)))
+        self.train_images = ImageSet(some.paths, some.labels, channels, network.scale)
         self.transform = ImageTransform(network.spec.image_size, network.mean, network.std)
         self.settings = FeatureSettings(
             precision=running.precision,
@@ -252,13 +292,15 @@ class _Scorer:
         self.latest: Scores | None = None
 
     def __call__(self) -> Scores:
-        self.latest = score_classifier(self.model, self.images, self.transform, self.settings)
+        self.latest = self._score(self.images)
         return self.latest
+
+    def _score(self, images: ImageSet) -> Scores:
+        return score_classifier(self.model, images, self.transform, self.settings, self.classes)
 
     def row(self) -> Mapping[str, float]:
         """Return the numbers of a row of metrics."""
-        scores = self()
-        return {"val_top1": scores.top1, "val_top5": scores.top5}
+        return {**self().row("val"), **self._score(self.train_images).row("train")}
 
 
 def _save(work: Work, model: Classifier, outcome: Outcome) -> None:
@@ -286,6 +328,7 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scorer: _Scorer, co
         "layer_decay": config.layer_decay,
         "size": list(network.spec.image_size),
         "recipe": config.recipe,
+        **({"ended": list(config.ended)} if config.ended else {}),
         "precision": used_precision(FeatureSettings(precision=config.running.precision), model),
         **ranges_in_use(scorer.images.scale),
     }
@@ -295,11 +338,13 @@ def _result(work: Work, model: Classifier, outcome: Outcome, scorer: _Scorer, co
         "classes": len(folder.classes),
         "split": folder.split.row(),
         "unreadable": list(scores.unreadable),
+        "val_loss": scores.loss,
         **asdict(outcome),
+        **scores.outcome.extra(),
     }
     return Result(
         TASK,
-        {"top1": scores.top1, "top5": scores.top5},
+        scores.outcome.metrics(),
         protocol,
         config.backbone,
         network.sha256,

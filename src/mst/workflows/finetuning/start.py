@@ -98,6 +98,7 @@ class FinetuneConfig:
         device: auto, cpu, cuda or cuda:N.
         seed: of all draws and fresh weights.
         recipe: name of the recipe whose options were taken, or "".
+        ended: epochs, ascending, after which it had ended before it was made longer.
     """
 
     backbone: str
@@ -110,6 +111,7 @@ class FinetuneConfig:
     seed: int = 0
     recipe: str = ""
     labels: LabelOptions = field(default_factory=LabelOptions)
+    ended: tuple[int, ...] = ()
 
     @property
     def fresh(self) -> bool:
@@ -142,6 +144,7 @@ class FinetuneConfig:
                     "limits": Limits(**plain["limits"]),
                     "running": Running(**plain["running"]),
                     "labels": LabelOptions(**plain.get("labels", {})),
+                    "ended": tuple(int(epoch) for epoch in plain.get("ended", ())),
                 }
             )
         except (TypeError, KeyError, ValueError) as error:

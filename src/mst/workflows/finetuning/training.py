@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 from mst.data.labelled import LabelledFolder
 from mst.engine.layer_decay import build_optimizer, parameter_groups
@@ -18,6 +19,7 @@ from mst.parallel.shares import own_share
 from mst.runtime.device import select_device, select_precision
 from mst.runtime.identity import CONTENTS, DataIdentity
 from mst.workflows.finetuning.batches import LabelledBatch, Work, batch_loss, batches, loop_settings
+from mst.workflows.finetuning.start import FinetuneConfig
 
 SETTINGS_OF_NUMBERS = ("backbone", "protocol", "image", "limits", "seed")
 
@@ -52,15 +54,17 @@ def prepared_finetuning(
         evaluate,
         folder.train.paths.name,
     )
-    plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
-    plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's
-    identity = {
-        **json.loads(json.dumps(plain)),
+    given = {
         "network": network.to_json(),
         "classes": list(folder.classes),
         "images": len(folder.train.paths),
         CONTENTS: contents.digest,
     }
+    identity = {**_plain(config), **given}
+    shorter = None
+    if config.ended:
+        before = replace(config.protocol, epochs=config.ended[-1])
+        shorter = {**_plain(replace(config, protocol=before, ended=config.ended[:-1])), **given}
     context = TrainContext(
         device,
         select_precision(config.running.precision, device)[0],
@@ -70,8 +74,19 @@ def prepared_finetuning(
         tensorboard=config.running.tensorboard,
         resume=f"mst finetune --resume {shlex.quote(str(run.root))}",
         progress=config.running.progress,
+        shorter=shorter,
     )
     return PreparedTraining(training, settings, context)
+
+
+def _plain(config: FinetuneConfig) -> dict[str, Any]:
+    """Return the settings that change the numbers as JSON types."""
+    plain = {key: value for key, value in asdict(config).items() if key in SETTINGS_OF_NUMBERS}
+    plain["image"] = {key: value for key, value in plain["image"].items() if key != "value_range"}  # in the network's
+    if config.ended:
+        plain["ended"] = config.ended
+    values: dict[str, Any] = json.loads(json.dumps(plain))
+    return values
 
 
 def identity_of(folder: LabelledFolder) -> DataIdentity:

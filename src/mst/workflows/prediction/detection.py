@@ -57,7 +57,7 @@ def predict_detection(
         MissingExtra: the extra `detection` is not installed.
     """
     given = PredictionInput(
-        str(model), str(data), str(out), picture_limit, limit, value_range, device, precision, progress
+        str(model), str(data), str(out), limit, value_range, device, precision, progress, picture_limit
     )
     return detect(given, min_score=min_score, picture_score=picture_score)
 

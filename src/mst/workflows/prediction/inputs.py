@@ -13,14 +13,13 @@ from mst.workflows.subject import prediction_scale
 
 
 @dataclass(frozen=True)
-class PredictionInput:
+class ImagesToPredict:
     """A trained model and images without labels.
 
     Attributes:
         model: the folder of a trained network: --out or --save-model of the evaluation that trained it.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for the files; those of an earlier prediction are replaced, other files never.
-        picture_limit: at most this many pictures; 0 = none, None = one of each image.
         limit: only this many images, drawn evenly from the sorted list.
         value_range: black and white among values that are not stored in 8 bits; None = as in training.
         device: auto, cpu, cuda or cuda:N.
@@ -34,7 +33,6 @@ class PredictionInput:
     model: PathText
     data: PathText
     out: PathText
-    picture_limit: int | None = None
     limit: int | None = None
     value_range: tuple[float, float] | None = None
     device: str = "auto"
@@ -42,7 +40,6 @@ class PredictionInput:
     progress: bool = True
 
     def __post_init__(self) -> None:
-        check_numbers(self, "picture_limit", least=0)
         check_numbers(self, "limit", least=1)
         check_range(self.value_range)
 
@@ -61,6 +58,21 @@ class PredictionInput:
             DataError: as `mst.workflows.subject.prediction_scale`.
         """
         return prediction_scale(images, channels, kept, self.value_range)
+
+
+@dataclass(frozen=True)
+class PredictionInput(ImagesToPredict):
+    """A trained model and images without labels, which become pictures.
+
+    Attributes:
+        picture_limit: at most this many pictures; 0 = none, None = one of each image.
+    """
+
+    picture_limit: int | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_numbers(self, "picture_limit", least=0)
 
     def pictures(self, images: ImageSource) -> int:
         """Return how many pictures to write."""

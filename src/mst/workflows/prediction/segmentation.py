@@ -73,7 +73,7 @@ def predict_segmentation(
         RunFailure: the disk refused.
     """
     given = PredictionInput(
-        str(model), str(data), str(out), picture_limit, limit, value_range, device, precision, progress
+        str(model), str(data), str(out), limit, value_range, device, precision, progress, picture_limit
     )
     return segment(given)
 

@@ -1,0 +1,1 @@
+"""What single rows of results say beyond their numbers: how sure they are."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import json
 import shutil
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +17,13 @@ from PIL import Image, ImageEnhance
 
 from data.pictures import encoded, texture
 from mst.cli import main
-from mst.data.inspection.facts import ends_early
+from mst.commands import inspect as command
+from mst.data.inspection.facts import ImageFacts, ends_early
 from mst.data.inspection.near import RADIUS, alike, distance, near_images
 from mst.data.inspection.places import PlaceNotes
 from mst.data.inspection.signature import LENGTH, hashes, signature
 from mst.data.survey import SHAPES, inspect_images, shape_of
+from mst.runtime.signals import GracefulStop
 from mst.workflows.inspection import inspect
 
 CLASSES = ("bolt", "nut")
@@ -131,7 +135,7 @@ def test_advice(found: dict[str, Any]) -> None:
     about = {entry["about"]: entry["text"] for entry in found["advice"]}
     expected = {"unreadable", "truncated", "frames", "exact duplicates", "near duplicates", "conflicts", "leaks"}
     assert set(about) == expected | {"blank", "few", "decoding", "grey"}
-    assert found["next"].startswith("mst pretrain own-images --data.train ")
+    assert found["next"].startswith("mst pretrain own-images --data.train train --out runs/first --monitor.knn-data ")
 
 
 def test_nothing_is_invented(tmp_path: Path) -> None:
@@ -186,6 +190,7 @@ def test_masks_are_no_images(tmp_path: Path) -> None:
     row = inspect_images(tmp_path)
     assert (row["pictures"], row["blank"], row["classes"]) == (3, [], {})
     assert row["mask_folders"] == [f"{tmp_path}/masks"]
+    assert f"--data.train {tmp_path}/images " in inspect(tmp_path).row["next"]
     assert inspect_images(tmp_path / "masks")["pictures"] == 3
 
 
@@ -264,6 +269,25 @@ def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["inspect", str(root), "--out", str(page)]) == 2
     assert page.read_text() == "mine"
     assert "was changed since" in capsys.readouterr().err
+
+
+def test_ctrl_c_shows_what_was_found(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(9):
+        scene(number).save(tmp_path / f"{number}.png")
+
+    def stopped(facts: Iterator[ImageFacts], total: int, stop: GracefulStop) -> Iterator[ImageFacts]:
+        for _ in range(3):
+            yield next(facts)
+        stop.signum = signal.SIGINT
+
+    monkeypatch.setattr(command, "_shown_progress", stopped)
+    assert main(["inspect", str(tmp_path), "--json"]) == 130
+    row = json.loads(capsys.readouterr().out)
+    assert (row["images"], row["of"], row["pictures"]) == (3, 9, 3)
+    assert main(["inspect", str(tmp_path)]) == 130
+    assert "3 of 9, stopped before the end" in capsys.readouterr().out
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

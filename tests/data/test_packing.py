@@ -25,6 +25,7 @@ from mst.data.packing.pack import PackOptions, pack
 from mst.data.packing.shards import verify
 from mst.data.sampler import EpochOrder
 from mst.data.sources import open_images
+from mst.data.survey import inspect_images
 from mst.errors import RunFailure, UsageError
 
 
@@ -80,7 +81,7 @@ def test_parquet_shards(tmp_path: Path) -> None:
     assert first["image"]["bytes"] == (source / "train/cat/img_000.jpg").read_bytes() or first["label"] == 0
 
 
-@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize("form", ["tar", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_the_same_bytes_after_a_kill(tmp_path: Path, form: str) -> None:
     source = tmp_path / "images"
     write_textures(source, 60, size=64)
@@ -213,3 +214,17 @@ def test_shards_are_read_as_the_folder_is(tmp_path: Path) -> None:
     labels = shards.labels()
     assert labels is not None
     assert labels.numbers.tolist() == [0] * 5 + [1] * 5
+
+
+def test_shards_are_inspected_and_packed_again(tmp_path: Path) -> None:
+    source, out = labelled(tmp_path / "images"), tmp_path / "out"
+    packed(source, out)
+    row = inspect_images(out)
+    assert row["parts"] == {"train": 10, "val": 4}
+    assert row["classes"] == {"0": 7, "1": 7}
+    assert (row["readable"], row["leaks"]) == (14, {"exact": [], "near": []})
+    again = packed(out, tmp_path / "again", shards=2)
+    assert [shard["name"] for shard in again["shards"]] == [
+        f"{part}-0000{n}.tar" for part in ("train", "val") for n in (0, 1)
+    ]
+    assert again["classes"] == ["0", "1"]

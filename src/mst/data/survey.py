@@ -241,6 +241,7 @@ def look_through(
         places = notes.places([Path(os.fsdecode(source)) for source in sources] if not others else [])
         if others:
             places = places.with_parts(train)
+        places = places.with_labels(images)
         findings = find(
             digests, kinds, _mapped(signatures, len(kinds)), places, detail_checker(images, channels, ranges)
         )

@@ -37,9 +37,14 @@ FREE_BYTES = 1 << 28
 MOST_PER_BYTE = 1 << 13
 """Most bytes of memory for a byte of a file: deflate expands up to 1,032 times, and a byte of that takes up to 4."""
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000")
+FORMATS = (
+    *("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF", "PPM", "AVIF", "JPEG2000"),
+    *("QOI", "SGI", "PCX", "PSD", "DDS", "SUN", "TGA"),
+)
 """Formats that are read, recognised by content. PostScript is not among them: Pillow runs another program for it."""
 
+_TGA_END = b"TRUEVISION-XFILE."
+"""Near the end of a TGA of version 2.0. Older ones say nothing of themselves: Pillow takes other files for them."""
 _MODULES = {"WEBP": "WebP", "AVIF": "Avif", "JPEG2000": "Jpeg2K", "PNG": "Png", "PPM": "Ppm"}
 _TURNS = MappingProxyType(
     {
@@ -151,7 +156,7 @@ def open_image(source: str | Path | bytes | bytearray, *, formats: tuple[str, ..
         _check_claim(_webp_size(data), len(data), 15)  # Pillow takes memory for the canvas when it opens the file
     if data.startswith(PNG_MAGIC):
         data = without_remarks(data)
-    available = _available()
+    available = _available() if _TGA_END in data[-32:] else _available() - {"TGA"}
     with quiet_pillow:
         try:
             image = Image.open(io.BytesIO(data), formats=[form for form in formats if form in available])

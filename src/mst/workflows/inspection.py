@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mst.data.inspection.advice import advise, next_command
 from mst.data.inspection.cost import decoding_cost
 from mst.data.inspection.thumbnails import thumbnail
@@ -79,13 +81,14 @@ def _shelves(inspected: Inspected) -> list[Shelf]:
         return Shelf(title, note, len(groups), [[small(place) for place in group[:OF_A_GROUP]] for group in chosen])
 
     leaks = [*found.leaks(found.exact), *found.leaks(found.near)]
-    drawn = even_positions(inspected.looked_at, DRAWN).tolist()
+    pictures = np.flatnonzero(~found.places.masks)
+    drawn = pictures[even_positions(len(pictures), DRAWN)].tolist()
     shelves = [
         shelf("In several parts", "The same image, or nearly, among those to train on and those to measure on.", leaks),
         shelf("In several classes", "The same image, or nearly, under different labels.", found.conflicts()),
         shelf("Exact copies", "Files with the same bytes.", found.exact),
         shelf("Nearly the same", "Other files that show nearly the same.", found.near),
         Shelf("Blank", "All pixels the same, or nearly.", len(found.blank), [list(map(small, found.blank[:SINGLE]))]),
-        Shelf("Some of all", "At even distances.", inspected.looked_at, [list(map(small, drawn))]),
+        Shelf("Some of all", "At even distances.", len(pictures), [list(map(small, drawn))]),
     ]
     return [one for one in shelves if one.number]

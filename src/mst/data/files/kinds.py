@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 COMMON = ("bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp")
-RARE = ("avif", "dib", "gif", "j2k", "jfif", "jp2", "jpe", "pbm", "pgm", "pnm", "ppm")
+RARE = (
+    *("apng", "avif", "dds", "dib", "gif", "j2c", "j2k", "jfif", "jp2", "jpc", "jpe", "jpf", "jpx", "mpo"),
+    *("pbm", "pcx", "pgm", "pnm", "ppm", "psd", "qoi", "ras", "sgi", "tga"),
+)
 EXTENSIONS = frozenset(name.encode() for name in (*COMMON, *RARE))
 """Extensions of images, lower case."""
 ARRAY = b"npy"
@@ -39,8 +42,14 @@ MAGIC = (
     b"\0\0\0\x0cjP  \r\n\x87\n",
     b"\xff\x4f\xff\x51",
     b"\x93NUMPY",
+    b"qoif",
+    b"8BPS\0\1",
+    b"DDS |\0\0\0",
+    b"\x01\xda\0",
+    b"\x01\xda\1",
+    b"\x59\xa6\x6a\x95",
 )
-"""First bytes: JPEG, PNG, GIF, TIFF, BigTIFF, JPEG 2000 (boxed and bare), NumPy."""
+"""First bytes: JPEG, PNG, GIF, TIFF, BigTIFF, JPEG 2000 (boxed and bare), NumPy, QOI, PSD, DDS, SGI, Sun raster."""
 NETPBM = tuple(b"P%d" % kind for kind in range(1, 7))
 ENOUGH = 32
 """Bytes that tell."""
@@ -59,6 +68,8 @@ def begins_as_image(head: bytes) -> bool:
         return True
     if head[:2] == b"BM":  # two letters are little: the four reserved bytes are zero, the header's size is known
         return head[6:10] == bytes(4) and head[14:18] in {bytes([size, 0, 0, 0]) for size in (12, 40, 52, 56, 108, 124)}
+    if head[:1] == b"\n" and head[2:3] == b"\1":  # PCX: version, run lengths, bits of a plane
+        return head[1:2] in {b"\0", b"\2", b"\3", b"\5"} and head[3:4] in {b"\1", b"\2", b"\4", b"\x08"}
     if head[:4] == b"RIFF":
         return head[8:12] == b"WEBP"
     return head[4:8] == b"ftyp" and head[8:12] in {b"avif", b"avis"}

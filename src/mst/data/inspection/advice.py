@@ -58,9 +58,12 @@ def next_command(row: Mapping[str, Any], source: str, options: str = "") -> str:
         source: the path as the user typed it.
         options: options of the data that the user gave, such as `--data.by-content true`.
     """
-    words = f"mst pretrain own-images --data.train {shlex.quote(source)} --out runs/first"
+    train = row["image_folder"] or source
+    words = f"mst pretrain own-images --data.train {shlex.quote(train)} --out runs/first"
     if all_grey(row) and "--data.channels" not in options:
         words += " --data.channels 1"
+    if row["classes"] and "train" in row["parts"] and len(row["parts"]) > 1 and row["image_folder"]:
+        words += f" --monitor.knn-data {shlex.quote(source)}"
     return f"{words} {options}".strip()
 
 
@@ -112,10 +115,11 @@ def _leaks(row: Mapping[str, Any]) -> list[Advice]:
     exact, near = len(row["leaks"]["exact"]), len(row["leaks"]["near"])
     if not exact + near:
         return []
+    parts = ", ".join(sorted(row["parts"], key=_part))
     text = (
-        f"{exact + near} {_s(exact + near, 'image is', 'images are')} in several of {', '.join(row['parts'])}"
-        f" ({exact} exactly, {near} nearly):"
-        " what is measured on them says nothing about new images; take them out of the training images."
+        f"{exact + near} {_s(exact + near, 'image is', 'images are')} in several of {parts}"
+        f" ({exact} exactly, {near} nearly): what is measured on them says nothing about new images; take them out of"
+        " the training images."
     )
     return [Advice("bad", "leaks", text)]
 
@@ -216,6 +220,10 @@ def _minutes(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _part(name: str) -> int:
+    return {"train": 0, "val": 1}.get(name, 2)
 
 
 def _cores(cost: Mapping[str, Any]) -> str:

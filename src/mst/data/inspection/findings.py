@@ -63,7 +63,8 @@ class Findings:
         Returns:
             pictures (readable, without masks), grey, blank (names), exact_duplicates and near_duplicates ({images: how
             many could go, groups: names}), near_duplicates_cut, parts and classes (counts), leaks ({exact, near}:
-            groups of names, one of each part), conflicts (the same image in several classes), mask_folders.
+            groups of names, one of each part), conflicts (the same image in several classes), mask_folders, and
+            image_folder (to train on; "" = what was looked at).
         """
 
         def named(groups: Iterable[Group]) -> list[list[str]]:
@@ -87,6 +88,7 @@ class Findings:
             "leaks": {"exact": named(self.leaks(self.exact)), "near": named(self.leaks(self.near))},
             "conflicts": named(self.conflicts()),
             "mask_folders": list(places.mask_folders),
+            "image_folder": places.image_folder,
         }
 
 

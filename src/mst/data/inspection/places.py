@@ -12,9 +12,13 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from mst.data.sources import ImageSource
+from mst.errors import DataError
 from mst.runtime.names import shown
 
-PART = re.compile(r"(train|training|val|valid|validation|dev|test|testing)(?:[-_ ]?\d{2,4})?", re.I)
+PART = re.compile(r"(train|training|val|valid|validation|dev|test|testing)(?:[-_ ]?\d{2,8})?", re.I)
+SHARD = re.compile(r"(.*?)([^/]*)\.(?:tar|parquet|arrow)[:\[](.*)", re.S)
+"""Name of an image in a shard: folder, stem of the shard, member or row."""
 SAME = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 KINDS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames", "data", "raw"})
 """Names of folders that are no classes."""
@@ -38,6 +42,8 @@ class Places:
         label: position in `classes` of each image, -1 = of none; int32 [n].
         masks: which images lie in folders of annotations, bool [n].
         mask_folders: those folders.
+        image_folder: the folder to train on, where it is another than was looked at: that of the part train, or that
+            of all images but masks; else "".
     """
 
     parts: tuple[str, ...]
@@ -46,12 +52,26 @@ class Places:
     label: npt.NDArray[np.int32]
     masks: npt.NDArray[np.bool_]
     mask_folders: tuple[str, ...]
+    image_folder: str = ""
 
     def with_parts(self, train: int) -> Places:
         """Return the same with the first images as training images, and the others as validation images."""
         part = np.ones(len(self.part), np.int16)
         part[:train] = 0
         return replace(self, parts=("train", "val"), part=part)
+
+    def with_labels(self, images: ImageSource) -> Places:
+        """Return the same with the classes that the source itself knows, where folders are no classes."""
+        if self.classes:
+            return self
+        try:
+            labels = images.labels()
+        except DataError:  # some have a class and others do not
+            return self
+        if labels is None:
+            return self
+        numbers = labels.numbers[: len(self.part)].astype(np.int32)
+        return replace(self, classes=tuple(map(shown, labels.classes)), label=numbers)
 
 
 class PlaceNotes:
@@ -63,7 +83,11 @@ class PlaceNotes:
         self._stems: list[int] = []
 
     def add(self, name: str) -> None:
-        """Note the next image."""
+        """Note the next image; a shard that is called after a part (`train-00001.tar`) counts as a folder."""
+        shard = SHARD.fullmatch(name)
+        if shard is not None:
+            part = f"{shard[2]}/" if PART.fullmatch(shard[2]) else ""
+            name = f"{shard[1]}{part}{shard[3]}"
         folder, _, base = name.rpartition("/")
         self._of.append(self._folders.setdefault(folder, len(self._folders)))
         self._stems.append(hash(base.rpartition(".")[0] or base))
@@ -89,7 +113,18 @@ class PlaceNotes:
         folders = tuple(shown(folder) for folder, mask in zip(self._folders, masks, strict=True) if mask)
         labels = np.array(label, np.int32)[of] if len(of) else np.zeros(0, np.int32)
         hidden = np.array(masks, bool)[of] if len(of) else np.zeros(0, bool)
-        return Places(names, part, classes, labels, hidden, folders)
+        return Places(names, part, classes, labels, hidden, folders, self._image_folder(parts, masks))
+
+    def _image_folder(self, parts: list[str], masks: list[bool]) -> str:
+        """Return the folder to train on, see `Places`."""
+        words = [folder.split("/") for folder in self._folders]
+        kept = [one for one, part, mask in zip(words, parts, masks, strict=True) if part == "train" and not mask]
+        kept = kept or [one for one, mask in zip(words, masks, strict=True) if not mask]
+        if len(kept) in {0, len(words)}:
+            return ""
+        folder = _shared(kept)
+        inside = sum(one[: len(folder)] == folder for one in words)
+        return shown("/".join(folder)) if inside == len(kept) else ""
 
     def _listed(
         self, roots: Sequence[Path], names: tuple[str, ...], part: npt.NDArray[np.int16]

@@ -20,7 +20,8 @@ from mst.runtime.images import PNG_MAGIC, open_image, quiet_pillow
 Form = Literal["jpeg", "png", "webp"]
 EXTENSIONS = {
     **{"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp", "TIFF": "tif", "BMP": "bmp", "GIF": "gif"},
-    **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2", "NPY": "npy"},
+    **{"PPM": "ppm", "AVIF": "avif", "JPEG2000": "jp2", "NPY": "npy", "QOI": "qoi", "SGI": "sgi", "PCX": "pcx"},
+    **{"PSD": "psd", "DDS": "dds", "SUN": "ras", "TGA": "tga"},
 }
 """Pillow's name of a format -> extension of a member."""
 KEPT: dict[str, Form] = {"JPEG": "jpeg", "PNG": "png", "WEBP": "webp"}

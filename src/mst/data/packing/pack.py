@@ -90,7 +90,7 @@ def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progres
     notes = PlaceNotes()
     for position in range(len(images)):
         notes.add(images.name(position))
-    places = notes.places([])
+    places = notes.places([]).with_labels(images)
     shards = _divided(places, options)
     said = _said(images, places, options, shards)
     done = _done(out, said, shards)

@@ -372,6 +372,13 @@ def test_a_difference_within_noise_is_neutral(run: RunDir) -> None:
     assert "no clear difference to the untrained network (+0.0 ± 2.2)" in page_of(run).text
 
 
+def test_few_labels_are_said() -> None:
+    few = result("logistic", "mine", top1=60.0)
+    few["protocol"] = {"labels": {"train_share": 0.01, "train_per_class": 10}, "seeds": 5}
+    (row,) = comparisons([few])
+    assert row.title == "Logistic regression (1 % of the labels, 10 labels a class, 5 draws)"
+
+
 def test_pairs_on_the_same_images_are_surer_than_counts() -> None:
     right = np.arange(1000) % 10 != 0
     better = right | (np.arange(1000) % 100 == 0)

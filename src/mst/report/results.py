@@ -73,6 +73,7 @@ class Comparison:
         data: name of the data set, where the results are of several.
         alone: whether the task trains the network, so that there is no untrained one to compare with.
         frozen: whether the backbone stayed as it was.
+        labels: how many labels were used and how often they were drawn, where not all of them once.
     """
 
     task: str
@@ -85,6 +86,7 @@ class Comparison:
 
     alone: bool = False
     frozen: bool = True
+    labels: str = ""
     before_se: float | None = None
     after_se: float | None = None
     change_se: float | None = None
@@ -92,7 +94,7 @@ class Comparison:
     @property
     def title(self) -> str:
         """The task, the data where they are several, and whether the backbone was trained for it."""
-        said = [self.data] if self.data else []
+        said = [part for part in (self.data, self.labels) if part]
         if not self.frozen and not self.alone:
             said.append("backbone trained for it")
         return self.task + (f" ({', '.join(said)})" if said else "")
@@ -150,6 +152,7 @@ def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> l
             data if len(names) > 1 else "",
             task == FINETUNE,
             _frozen(task, next(iter(pair.values())).get("protocol")),
+            _labels(next(iter(pair.values())).get("protocol")),
             error_of(pair.get(True), name),
             error_of(pair.get(False), name),
             error_of_difference(pair.get(True), pair.get(False), name),
@@ -165,6 +168,17 @@ def _frozen(task: str, protocol: object) -> bool:
     if task == "detection":
         return settings.get("frozen") is True
     return task != FINETUNE and settings.get("train_backbone") is not True
+
+
+def _labels(protocol: object) -> str:
+    """Return how many labels a protocol uses and how many draws it has, in words; "" for all of them, once."""
+    settings = protocol if isinstance(protocol, Mapping) else {}
+    labels = settings.get("labels")
+    asked = labels if isinstance(labels, Mapping) else {}
+    share, each, draws = asked.get("train_share"), asked.get("train_per_class"), settings.get("seeds")
+    said = [f"{100 * share:g} % of the labels"] if is_number(share) and share < 1 else []
+    said += [f"{each:g} labels a class"] if is_number(each) else []
+    return ", ".join([*said, f"{draws:g} draws"] if is_number(draws) else said)
 
 
 def _metrics(row: Row | None) -> dict[str, Any]:

@@ -84,11 +84,12 @@ def show(result: Result, *, json: bool) -> int:
         for row in result.extra["per_class"]:
             classes.add_row(row["name"], *(_percent(row[key]) for key in ("iou", "accuracy")))
         emit(classes)
+    first = "first draw: " if "draws" in result.extra else ""
     if "lr" in result.extra:
-        emit(f"learning rate {result.extra['lr']:g} of {_list(result.protocol['lrs'])}")
+        emit(f"{first}learning rate {result.extra['lr']:g} of {_list(result.protocol['lrs'])}")
     if "penalty" in result.extra:
         solved = "" if result.extra["converged"] else ", not solved: raise --iterations"
-        emit(f"penalty {result.extra['penalty']:g} of {_list(result.protocol['penalties'])}{solved}")
+        emit(f"{first}penalty {result.extra['penalty']:g} of {_list(result.protocol['penalties'])}{solved}")
     parts = [(key, word) for key, word in IMAGE_COUNTS.items() if key in result.extra]
     counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"
     left_out = len(result.extra.get("unreadable", []))

@@ -183,7 +183,7 @@ def _make_longer(run: RunDir, config: FinetuneConfig, named: str) -> None:
         write_atomic(run.plan, json.dumps({**plan, "total_steps": steps}, indent=2) + "\n")
         write_atomic(run.config, json.dumps(values, indent=2) + "\n")
     added = config.protocol.epochs - config.ended[-1]
-    logging.info(f"{run.root} goes on for {added} epochs: a warm-up, then a cosine from half its highest learning rate")
+    logging.info(f"{run.root} goes on, epochs added: {added}; a warm-up, then a cosine from half its highest rate")
 
 
 def _go_on(run: RunDir, config: FinetuneConfig, named: str) -> Result:

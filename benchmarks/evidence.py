@@ -30,6 +30,8 @@ from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.objectness import ObjectOptions
 from mst.workflows.evaluation.segmentation import SegmentationOptions
 
+ARMS = {twin.name: twin for twin in (*FAMILIES["evidence"], *FAMILIES["heads"]) if not twin.name.endswith("bn")}
+"""The recipe has BatchNorm in the head: `mst` and `dino` stand for the twins that end in bn."""
 PUBLISHED = Path(__file__).resolve().parent.parent / "runs" / "evidence"
 KEPT = ("config.json", "plan.json", "environment.json", "metrics.jsonl", "results.jsonl", "evidence.json")
 SCENES = "scenes:300"
@@ -72,11 +74,10 @@ SETS = {
 
 def settings(arm: str, seed: int, which: DataSet, data: Path) -> RunConfig:
     """Return the configuration of a run."""
-    twins = {twin.name: twin for twin in FAMILIES["evidence"]}
     base = override(base_config("vit-tiny-cifar10"), which.changes)
     folder = str((data / which.folder / "train").absolute())
     common = {"runtime.seed": seed, "runtime.threads": 1, "data.train": [folder], "monitor.tensorboard": False}
-    return override(twins[arm].apply(base), common)
+    return override(ARMS[arm].apply(base), common)
 
 
 def evaluations(run: Path, which: DataSet, data: Path, seed: int) -> dict[str, Callable[[], Result]]:
@@ -139,7 +140,7 @@ def main() -> None:
     parser.add_argument("--set", choices=SETS, default="cifar10")
     parser.add_argument("--work", type=Path, required=True, help="where the run folders are")
     parser.add_argument("--data", type=Path, default=Path("data"))
-    parser.add_argument("--arms", nargs="+", default=[twin.name for twin in FAMILIES["evidence"]])
+    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     options = parser.parse_args()
     if options.action == "run":

@@ -129,7 +129,7 @@ def test_other_evaluations_of_its_runs_change_nothing(
         ("ablate head --recipe debug --data.train IMAGES --out OUT --runtime.seed 3", "sets itself"),
         ("ablate head --recipe debug --data.train IMAGES --out IMAGES", "holds no ablation"),
         ("ablate head --recipe debug --data.train nowhere --out OUT", "does not exist"),
-        ("ablate head --recipe debug --data.train IMAGES --out OUT --eval IMAGES", "has no folder train"),
+        ("ablate head --recipe debug --data.train IMAGES --out OUT --eval IMAGES", "are all of class deep"),
         (
             "ablate head --recipe debug --data.train IMAGES --out OUT --eval LABELLED --eval-train-limit 1",
             "--eval: the training images (1) are all of class cat",

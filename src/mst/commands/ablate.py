@@ -35,7 +35,7 @@ class AblateOptions(Ablation):
     """Run the twins of a family one after another and compare them; the same command again goes on."""
 
     family: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FAMILY")] = ""
-    """strategies, evidence, weight, head, decoder, eligible, probability, share or crops."""
+    """strategies, evidence, heads, weight, head, decoder, eligible, probability, share or crops."""
     json: bool = False
     """One JSON object on stdout instead of the table."""
 

@@ -10,6 +10,7 @@ from mst.recipes.variants import (
     BLOCK,
     BN,
     DINO,
+    DINO_BN,
     DINO_PLAIN,
     HIGH,
     HINT,
@@ -30,9 +31,10 @@ def _grid(word: str, key: str, values: Sequence[float], what: str) -> tuple[Vari
 
 FAMILIES: dict[str, tuple[Variant, ...]] = {
     "strategies": (MST, UNMASKED, RANDOM, BLOCK, HIGH, HINT, DINO),
-    "evidence": (MST, DINO, UNMASKED, RANDOM, BLOCK, HIGH, HINT, MASKS_ONLY, RESTORATION, PLAIN, DINO_PLAIN),
+    "evidence": (MST, DINO, UNMASKED, RANDOM, BLOCK, HIGH, HINT, MASKS_ONLY, RESTORATION),
     "weight": _grid("weight", "objective.restoration_weight", (0.2, 0.6, 1.8), "weight of the restoration"),
     "head": (PLAIN, BN),
+    "heads": (PLAIN, BN, DINO_PLAIN, DINO_BN),
     "decoder": (
         Variant("cnn", "convolutional image decoder", {"model.decoder": "cnn"}),
         Variant("linear", "linear image decoder", {"model.decoder": "linear"}),

@@ -50,6 +50,7 @@ MASKS_ONLY = Variant(
 PLAIN = Variant("plain", "no normalisation in the head", {"model.head_norm": "none"})
 DINO_PLAIN = Variant("dino-plain", "as DINO, no normalisation in the head", {**DINO_CHANGES, **PLAIN.changes})
 BN = Variant("bn", "BatchNorm in the head", {"model.head_norm": "batch"})
+DINO_BN = Variant("dino-bn", "as DINO, BatchNorm in the head", {**DINO_CHANGES, **BN.changes})
 
 TWINS = (DINO, RANDOM, BLOCK, HIGH, HINT, BN)
 """What the recipes of the paper's two backbones come with, besides MST itself."""

@@ -32,7 +32,7 @@ class Ablation:
     """What is compared, on what, and where the runs go."""
 
     family: str = ""
-    """strategies, evidence, weight, head, decoder, eligible, probability, share or crops."""
+    """strategies, evidence, heads, weight, head, decoder, eligible, probability, share or crops."""
     recipe: SourceText = ""
     """The recipe (or JSON file of settings) whose twins are run."""
     seeds: int = 1

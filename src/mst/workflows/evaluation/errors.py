@@ -45,7 +45,7 @@ def write_errors(folder: Path, command: str, outcome: Outcome, images: ImageSet)
     strip = _strip([images.read(outcome.positions[place]) for place in outcome.wrong()])
     files: list[tuple[str | Path, bytes]] = [
         ("predictions.csv", table(("image", "class", "predicted", "probability"), predictions)),
-        ("classes.csv", table(tuple(by_class[0]), (tuple(row.values()) for row in by_class))),
+        ("classes.csv", table(tuple(by_class[0]), ([_cell(value) for value in row.values()] for row in by_class))),
         (
             "confusion.csv",
             table(
@@ -66,6 +66,11 @@ def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> bytes:
     writer.writerow(head)
     writer.writerows(rows)
     return text.getvalue().encode("utf-8", "surrogateescape")
+
+
+def _cell(value: object) -> object:
+    """Return a percentage with two digits, anything else as it is."""
+    return f"{value:.2f}" if isinstance(value, float) else value
 
 
 def _strip(pictures: Sequence[Tensor]) -> Image.Image:

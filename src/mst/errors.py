@@ -36,6 +36,10 @@ class RunFailure(MstError):
     """Something went wrong while running: disk full, collapse, too many bad steps."""
 
 
+class Unreachable(RunFailure):
+    """A file of many images on another machine cannot be had; it is not taken for an unreadable image."""
+
+
 class Interrupted(MstError):
     """A signal stopped the work after everything was saved; exits with 128 + the signal's number, as shells expect."""
 

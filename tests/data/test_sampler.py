@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mst.data.order.epochs import EpochOrder
 from mst.data.sampler import (
-    EpochOrder,
     Microbatch,
     Share,
     batch_indices,

@@ -189,9 +189,10 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     data, model, monitor = config.data, config.model, config.monitor
     labelled = {"knn_data": monitor.knn_data, "knn_labels": monitor.knn_labels}
     labelled = {key: None if path is None else _absolute(path) for key, path in labelled.items()}
+    shards = None if data.shard_cache is None else _absolute(data.shard_cache)
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"train": tuple(map(_absolute_images, data.train))}),
+            "data": data.model_copy(update={"train": tuple(map(_absolute_images, data.train)), "shard_cache": shards}),
             "model": model.model_copy(update={"init_from": _absolute_source(model.init_from)}),
             "monitor": monitor.model_copy(update=labelled),
         }

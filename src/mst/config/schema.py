@@ -28,6 +28,15 @@ Size = Side | tuple[Side, Side]
 
 Strategy = Literal["none", "attention_low", "random", "block", "attention_high", "attention_hint"]
 
+SIZE = r"^\d+(\.\d+)?\s?([kKMGT]B)$"
+"""A number of bytes, as people write it."""
+
+
+def bytes_of(size: str) -> int:
+    """Return the bytes that a text like 50GB means; units are powers of 1000."""
+    unit = "KMGT".index(size[-2].upper()) + 1
+    return int(float(size[:-2]) * 1000.0**unit)
+
 
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent type changes."""
@@ -39,7 +48,7 @@ class DataConfig(Section):
     """Where the images are."""
 
     train: tuple[str, ...] = ()
-    """Folders (searched at any depth), image files, or text files with one path per line."""
+    """Folders (searched at any depth), lists of paths, arrays, shards, hf:NAME, addresses; SOURCE@2 counts twice."""
     channels: Annotated[int, Field(ge=1, le=64)] = 3
     """Channels of an image: 3 for RGB, 1 for grey."""
     value_range: Literal["auto"] | tuple[Number, Number] = "auto"
@@ -55,6 +64,14 @@ class DataConfig(Section):
     """Keep decoded images in memory where they fit in a quarter of it (small images only)."""
     reduced_decode: bool = True
     """Decode large JPEGs at 1/4 or 1/8 of their size, as far as no crop is enlarged by it."""
+    order: Literal["global", "shards"] = "global"
+    """Shuffle all images, or shards and windows of them, which remote and spinning media read quicker."""
+    shard_cache: str | None = None
+    """Folder of fetched shards, shared by the processes of a host; None = mst/shards in the user's cache."""
+    shard_cache_size: Annotated[str, Field(pattern=SIZE)] = "50GB"
+    """Room for fetched shards, such as 500MB or 2TB; the ones used longest ago go first."""
+    download: bool = False
+    """Fetch Hugging Face data sets that are not in the cache over the network."""
     index_cache: bool = True
     """Remember which images large folders hold; a folder that changed since is searched again."""
     by_content: bool = False
@@ -350,6 +367,8 @@ class RunPlan(Section):
     versions, which decided for each image."""
     reasons: dict[str, str]
     """For each derived value, one line that says where it comes from."""
+    order: str | None = None
+    """What decides which image comes when (`mst.planning.images.order_name`); None in runs of older versions."""
     data_identity: dict[str, Any] = {}
     """What the images are, `mst.runtime.identity.DataIdentity.row()`; empty in runs of older versions."""
     accepted_data: tuple[dict[str, Any], ...] = ()

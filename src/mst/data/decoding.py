@@ -24,7 +24,7 @@ from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header
 from mst.data.formats.tiff import Page, have_tifffile, pillow_reads, read_pages
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
-from mst.errors import DataError, MissingExtra
+from mst.errors import DataError, MissingExtra, Unreachable
 from mst.runtime.images import (
     MAX_PIXELS,
     PNG_MAGIC,
@@ -145,7 +145,7 @@ def _decoded(name: str, read: Callable[[], bytearray], channels: int, enough: De
         if image is None and data.startswith(PNG_MAGIC):
             image = decode_large_png(data, channels, scale)
         return image if image is not None else _decode_with_pillow(name, data, channels, reduction, scale)
-    except (UnreadableImage, MissingExtra):
+    except (UnreadableImage, MissingExtra, Unreachable):
         raise
     except OSError as error:
         raise UnreadableImage(name, error.strerror or said(error)) from error

@@ -13,7 +13,8 @@ from typing import Generic, NamedTuple, TypeVar
 
 from mst.data.background import read_in_threads
 from mst.data.decoding import UnreadableImage
-from mst.data.sampler import WHOLE, EpochOrder, Share, microbatches
+from mst.data.order.epochs import EpochOrder
+from mst.data.sampler import WHOLE, Share, microbatches
 from mst.errors import DataError
 
 Example = TypeVar("Example")

@@ -1,4 +1,4 @@
-"""A labelled set: source, labels and split, from class folders or a table; the one function that everything uses.
+"""A labelled set: source, labels and split, from class folders, a table or shards; the one function that everything uses.
 
 `find_labels` is the seam: it turns what a user names into `FoundLabels` (a source, labels, perhaps a split); another
 form of labels is one more case there. Splitting, limits, warnings and what is written down follow from that.
@@ -13,6 +13,7 @@ from mst.data.labels.folders import labelled_by_folders
 from mst.data.labels.listed import labelled_by_table
 from mst.data.labels.overlap import LOOKED_AT, MOST_COMPARED, tell_overlap
 from mst.data.labels.record import FoundLabels, LabelledImages, LabelOptions
+from mst.data.labels.shards import is_sharded, labelled_by_shards
 from mst.data.labels.splitting import Split, split_off
 from mst.data.labels.table import is_table
 from mst.errors import UsageError
@@ -103,6 +104,8 @@ def find_labels(root: Path, labels: LabelOptions, *, channels: int) -> FoundLabe
     for name in ("path_column", "label_column", "split_column"):
         if getattr(labels, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to a table: give it with --labels FILE.csv")
+    if is_sharded(root):
+        return labelled_by_shards(root, labels, channels=channels)
     return labelled_by_folders(root, labels, channels=channels)
 
 

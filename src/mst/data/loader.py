@@ -24,6 +24,7 @@ from torch import Tensor
 from mst.data.background import CLOSING, BackgroundThreads, read_ahead
 from mst.data.decoding import Detail
 from mst.data.formats.card import CardDecoder
+from mst.data.order.epochs import OrderKind, epoch_samples
 from mst.data.reader import Chunk, ImageCache, Places, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import WHOLE, Microbatch, Share, divided, microbatches, position_of, steps_per_epoch
 from mst.data.sources.protocol import ImageSource
@@ -69,9 +70,10 @@ RUN_FLAGS = Flags("--runtime.workers", "--data.max-unreadable-share")
 class BatchLoader:
     """Iterates, once, over the batches of steps start_step..total_steps-1.
 
-    The sample at position p of epoch e is image `sample_order(seed, e, size)[p]`, transformed with
-    `generator(seed, e, p)`. An epoch has size // batch_size steps; what is left over waits for another epoch. An
-    unreadable file is replaced by the next one in the epoch's order, keeping the position's generator.
+    The sample at position p of epoch e is image `EpochOrder(images, seed).of(e)[p]`, transformed with
+    `generator(seed, e, p)`. An epoch has size // batch_size steps (its size counts weights); what is left over waits
+    for another epoch. An unreadable file is replaced by the next one in the epoch's order, keeping the position's
+    generator.
 
     Use it as a context manager, or call `close`: that ends the threads or processes.
 
@@ -104,6 +106,7 @@ class BatchLoader:
         unreadable_file: Path | None = None,
         flags: Flags = RUN_FLAGS,
         card: CardDecoder | None = None,
+        order: OrderKind = "global",
     ) -> None:
         """Prepare; nothing is read before the first batch is asked for.
 
@@ -123,6 +126,7 @@ class BatchLoader:
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
             flags: of the command, for messages.
             card: decodes JPEGs, and the transform then works on its device; without workers only.
+            order: of the images in an epoch, see `mst.data.order`.
 
         Raises:
             DataError: the batch is larger than the data set.
@@ -130,7 +134,7 @@ class BatchLoader:
         """
         if workers < 0:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
-        self.steps_per_epoch, self.wait_seconds = steps_per_epoch(len(images), batch_size), 0.0
+        self.steps_per_epoch, self.wait_seconds = steps_per_epoch(epoch_samples(images), batch_size), 0.0
         parts = share.microbatches(batch_size, accumulate)
         samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * sum(map(len, parts))
         self.unreadable = UnreadableFiles(
@@ -141,7 +145,7 @@ class BatchLoader:
         self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
         self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 and card is None else None
-        self.reader = SampleReader(images, transform, channels, seed, enough, memory, scale, card)
+        self.reader = SampleReader(images, transform, channels, seed, enough, memory, scale, card, order)
         self._executor: Executor | None = None
         self._batches = self._iterate()
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from mst.data.decoding import Detail, UnreadableImage, read_image
 from mst.data.formats.card import CardDecoder
-from mst.data.sampler import EpochOrder
+from mst.data.order.epochs import ComputedOrder, EpochOrder, OrderKind
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError
@@ -34,6 +34,8 @@ kept for the next epoch.
 MOST_IN_A_ROW = 64
 """Unreadable files one after the other at which a sample gives up: no plausible data set does that by chance."""
 
+AHEAD = 8192
+"""Places of the order that a source is told of before they are read."""
 AT_ONCE = 1 << 28
 """Bytes of decoded images from which a part of a chunk is transformed before the next images are read."""
 
@@ -97,6 +99,7 @@ class SampleReader:
         scale: see there as well.
         cache: None = decode every time.
         card: decodes JPEGs where the transform works on a CUDA device; all images are then on that device.
+        order: of the images in an epoch, see `mst.data.order`.
     """
 
     images: ImageSource
@@ -107,9 +110,11 @@ class SampleReader:
     cache: ImageCache | None = None
     scale: Scale = BY_TYPE
     card: CardDecoder | None = None
+    order: OrderKind = "global"
 
     def __post_init__(self) -> None:
-        self._order = EpochOrder(len(self.images), self.seed)
+        self._order = EpochOrder(self.images, self.seed, kind=self.order)
+        self._expected = -1, 0
 
     def read(self, places: Places) -> Chunk:
         """Return the samples at these places.
@@ -119,6 +124,7 @@ class SampleReader:
         """
         epoch, first, count = places
         order = self._order.of(epoch)
+        self._expect(epoch, first)
         images: list[Tensor] = []
         made: list[tuple[Tensor, ...]] = []
         indices: list[int] = []
@@ -136,7 +142,17 @@ class SampleReader:
         tensors = made[0] if len(made) == 1 else tuple(torch.cat(parts) for parts in zip(*made, strict=True))
         return Chunk(tensors, torch.tensor(indices), torch.tensor(read), unreadable)  # tensors each [count, ...]
 
-    def _image_at(self, order: Tensor, position: int, read: list[int], unreadable: list[tuple[int, str]]) -> Tensor:
+    def _expect(self, epoch: int, first: int) -> None:
+        """Tell the source which images come next, half of `AHEAD` at a time."""
+        known, end = self._expected
+        begin = max(first, end) if known == epoch else first
+        if first + AHEAD // 2 > begin or known != epoch:
+            self._expected = epoch, first + AHEAD
+            self.images.expect(self._order.span(epoch, begin, first + AHEAD))
+
+    def _image_at(
+        self, order: Tensor | ComputedOrder, position: int, read: list[int], unreadable: list[tuple[int, str]]
+    ) -> Tensor:
         """Return the image at a position of the order, or else the next readable one after it; note what was tried."""
         tries = min(len(order), MOST_IN_A_ROW)
         for offset in range(tries):

@@ -1,8 +1,9 @@
 """Which image comes when: pure functions of (seed, epoch, position), so any step can be reached without a history.
 
-Every epoch is a new permutation of the images; the images left over after its last full batch are dropped, different
-ones each epoch. A run may end inside an epoch. Every process of a run takes a share of each batch, in one or more
-microbatches; which images a batch has, and in which order, depends on neither.
+Every epoch is a new permutation of the images (`mst.data.order` has the order of very many, that by shards, and
+weights); the images left over after its last full batch are dropped, different ones each epoch. A run may end inside an
+epoch. Every process of a run takes a share of each batch, in one or more microbatches; which images a batch has, and in
+which order, depends on neither.
 """
 
 from __future__ import annotations
@@ -107,31 +108,6 @@ def steps_per_epoch(size: int, batch_size: int) -> int:
 def sample_order(seed: int, epoch: int, size: int, *, purpose: str = "order") -> Tensor:
     """Return the epoch's order, a permutation of 0..size-1: int64 [size]."""
     return torch.randperm(size, generator=generator(seed, purpose, epoch))
-
-
-class EpochOrder:
-    """The order of the images in every epoch of a training; the last one asked for is kept.
-
-    Attributes:
-        size: images.
-        seed: of the run.
-        purpose: names the draw.
-    """
-
-    def __init__(self, size: int, seed: int, *, purpose: str = "order") -> None:
-        self.size, self.seed, self.purpose = size, seed, purpose
-        self._kept = -1, torch.empty(0, dtype=torch.int64)
-
-    def of(self, epoch: int) -> Tensor:
-        """Return the order of an epoch: int64 [size]."""
-        if self._kept[0] != epoch:
-            self._kept = epoch, sample_order(self.seed, epoch, self.size, purpose=self.purpose)
-        return self._kept[1]
-
-    def image(self, place: int) -> int:
-        """Return the image at a place of a training that goes through all images again and again, none left out."""
-        epoch, position = divmod(place, self.size)
-        return int(self.of(epoch)[position])
 
 
 def position_of(step: int, batch_size: int, steps: int) -> tuple[int, int]:

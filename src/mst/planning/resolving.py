@@ -17,12 +17,12 @@ from mst.config.derive import check_consistent, derive
 from mst.config.facts import DeviceFacts, SetFacts, Shape
 from mst.config.load import flatten, override
 from mst.config.schema import RunConfig
-from mst.data.files.folders import cache_folder
 from mst.data.look import look_at
-from mst.data.sources import ImageIndex, ImageSource, open_images
+from mst.data.sources import ImageIndex, ImageSource
 from mst.parallel.world import World, alone
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import set_apart
+from mst.planning.images import training_images
 from mst.planning.measuring import WITHOUT_IMAGES, measure_speed
 from mst.planning.setup import Setup, backbone_spec_of_any_size, checked_spec, prepare_process, value_ranges
 from mst.runtime import logging
@@ -128,15 +128,7 @@ def look_at_images(config: RunConfig) -> tuple[SetFacts, ImageSource]:
         UsageError: there are none that can be read.
     """
     data = config.data
-    images = open_images(
-        data.train,
-        limit=data.limit,
-        channels=data.channels,
-        cache=cache_folder() if data.index_cache else None,
-        strict=data.strict,
-        by_content=data.by_content,
-        tell=False,
-    )
+    images = training_images(data, limit=data.limit, tell=False)
     images, _ = set_apart(images, data.held_out)
     return look_at(images, channels=data.channels, scale=value_ranges(config, images)), images
 

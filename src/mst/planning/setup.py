@@ -13,11 +13,11 @@ from mst.config.choosing import choices_shown
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
-from mst.data.files.folders import cache_folder
 from mst.data.formats.card import check_card
 from mst.data.labelled import LabelOptions
 from mst.data.labels.overlap import tell_parts, tell_pretraining_overlap
-from mst.data.sources import ImageSource, even_positions, open_images
+from mst.data.order.epochs import epoch_samples
+from mst.data.sources import ImageSource, even_positions
 from mst.data.statistics import MEASURED_IMAGES, channel_statistics, measured_ranges
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError, UsageError
@@ -31,6 +31,7 @@ from mst.model.start import start_from
 from mst.parallel.world import World
 from mst.planning.environment import device_name
 from mst.planning.held_out import held_out_set, set_apart
+from mst.planning.images import order_name, training_images
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.memory import keep_freed_memory
@@ -150,25 +151,18 @@ def prepare(config: RunConfig) -> Setup:
     if runtime.decode == "device":
         check_card(device, channels=config.data.channels, workers=runtime.workers, colour=runtime.colour)
     channels = config.data.channels
-    cache = cache_folder() if config.data.index_cache else None
-    images = open_images(
-        config.data.train,
-        limit=config.data.limit,
-        channels=channels,
-        cache=cache,
-        strict=config.data.strict,
-        by_content=config.data.by_content,
-    )
+    images = training_images(config.data, limit=config.data.limit)
     images, apart = set_apart(images, config.data.held_out)
+    samples = epoch_samples(images)
     world = World.current()
-    plan = derive(config, len(images), world.size)
+    plan = derive(config, samples, world.size)
     spec = checked_spec(config, plan)
     ranges = value_ranges(config, images)
     check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
     if needs_measuring(config):
         mean, std = channel_statistics(images, channels=channels, scale=ranges)
-        plan = derive(config, len(images), world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
-    plan = with_ranges(plan, ranges, len(images))
+        plan = derive(config, samples, world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
+    plan = with_ranges(plan, ranges, len(images)).model_copy(update={"order": order_name(images, config.data)})
     labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
     held_out = held_out_set(apart, labelled, channels=channels, scale=ranges)
     if labelled is not None:
@@ -375,7 +369,9 @@ def describe_setup(setup: Setup) -> Table:
         table.add_row("replicas", str(replicas), f"of {torch.get_num_threads()} compute threads")
     if setup.config.runtime.lanes and not setup.config.runtime.threads:
         table.add_row("threads", "1", "lanes: the same sums in every process; --runtime.threads N, or more processes")
-    table.add_row("images", str(plan.dataset_size), f"from {_counted(len(setup.config.data.train), 'source')}")
+    sources = _counted(len(setup.config.data.train), "source")
+    weighted = "" if plan.dataset_size == len(setup.images) else f"{len(setup.images)}, with weights, "
+    table.add_row("images", str(plan.dataset_size), f"{weighted}from {sources}")
     if setup.held_out is not None:
         table.add_row("held out", str(len(setup.held_out)), "not learned from: for scores without labels")
     for key, reason in plan.reasons.items():

@@ -83,6 +83,7 @@ def make_loader(setup: Setup, run: RunDir | None, *, start_step: int, share: Sha
         max_unreadable_share=data.max_unreadable_share,
         unreadable_file=run.unreadable if run else None,
         card=CardDecoder(setup.device, data.channels) if setup.config.runtime.decode == "device" else None,
+        order=data.order,
     )
 
 

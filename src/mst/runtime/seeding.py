@@ -18,7 +18,7 @@ from mst.errors import UsageError
 if TYPE_CHECKING:
     import torch
 
-_GAMMA, _FIRST, _SECOND = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
+_GAMMA, FIRST_FACTOR, SECOND_FACTOR = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 """SplitMix64's constants."""
 
 
@@ -62,7 +62,7 @@ def uniforms(seed: int, counters: npt.NDArray[np.int64]) -> torch.Tensor:
     z += np.uint64(1)
     z *= np.uint64(_GAMMA)
     z += np.uint64(seed)
-    for shift, factor in ((30, _FIRST), (27, _SECOND)):
+    for shift, factor in ((30, FIRST_FACTOR), (27, SECOND_FACTOR)):
         z ^= z >> np.uint64(shift)
         z *= np.uint64(factor)
     z ^= z >> np.uint64(31)

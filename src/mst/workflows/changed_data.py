@@ -51,6 +51,11 @@ def resumed_setup(setup: Setup, run: RunDir, *, accept: bool, command: str = RES
     saved = _saved_plan(run, store) if steps else None
     if saved is None:
         return setup
+    if saved.order is None and str(setup.plan.order).startswith("global, computed"):
+        raise UsageError(
+            f"{run.root} was started by an older version, which drew the order of {setup.plan.dataset_size} images in "
+            "another way: go on with that version, or start anew"
+        )
     past = saved.accepted_data
     before, now = (DataIdentity.from_row(plan.data_identity) for plan in (saved, setup.plan))
     assert now is not None

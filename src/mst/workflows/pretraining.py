@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass
@@ -16,11 +17,11 @@ from torch import Tensor
 from mst.config.load import dump_config, json_text, override, require_data, with_absolute_paths, with_minutes
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, read_image
-from mst.data.files.folders import cache_folder
 from mst.data.inside import refuse_inside
 from mst.data.labelled import LabelOptions, find_labels
 from mst.data.loader import BatchLoader
-from mst.data.sources import ImageSource, even_positions, open_images
+from mst.data.sources import ImageSource, even_positions
+from mst.data.sources.places import weighted_place
 from mst.engine.trainer import Trainer
 from mst.errors import ConfigError, RunFailure, UsageError
 from mst.evaluate.classification.verdict import Verdict
@@ -29,10 +30,11 @@ from mst.model.pair import TeacherStudent
 from mst.parallel.launch import wanted_here
 from mst.parallel.shares import own_share
 from mst.parallel.world import World
-from mst.paths import user_path
+from mst.paths import is_address, user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import crop_pairs
+from mst.planning.images import training_images
 from mst.planning.resolving import resolved
 from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
@@ -148,13 +150,14 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
     """
     root = run.root.resolve()
     monitor = config.monitor
-    for source in map(Path, [*config.data.train, *filter(None, [monitor.knn_data, monitor.knn_labels])]):
+    places = [weighted_place(source).source for source in config.data.train if not is_address(source)]
+    for source in map(Path, [*map(os.fsdecode, places), *filter(None, [monitor.knn_data, monitor.knn_labels])]):
         if source.resolve().is_relative_to(root):
             raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
     start = config.model.init_from
     if start is not None and Path(start).resolve().is_relative_to(root):
         raise UsageError(f"--out {run.root} holds the weights to start from, {start}: name another folder")
-    for source in map(Path, config.data.train):
+    for source in map(Path, map(os.fsdecode, places)):
         if source.is_dir() and root.is_relative_to(source.resolve()):
             raise UsageError(
                 f"--out {run.root} lies in --data.train {source}, where the run's pictures would become training "
@@ -167,10 +170,7 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
 def indexed(config: RunConfig) -> list[ImageSource]:
     """Return all training and labelled images, also those that limits leave out."""
     data, labelled = config.data, config.monitor.knn_data
-    cache = cache_folder() if data.index_cache else None
-    found: list[ImageSource] = [
-        open_images(data.train, channels=data.channels, cache=cache, by_content=data.by_content, tell=False)
-    ]
+    found: list[ImageSource] = [training_images(data, tell=False)]
     if labelled is not None:
         options = LabelOptions(config.monitor.knn_labels)
         found.append(find_labels(user_path(labelled), options, channels=data.channels).images)

@@ -76,23 +76,47 @@ def mixed(folder: Path) -> ImageSource:
     return open_images([folder / name for name in ("b.npy", "0.npy", "1.npy", "2.npy", "c.npz")])
 
 
+def npy(pixels: np.ndarray) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, pixels)
+    return stream.getvalue()
+
+
 def tar(folder: Path) -> ImageSource:
     """Two shards of unequal sizes, arrays as members."""
     folder.mkdir()
     for number, places in enumerate((range(4), range(4, COUNT))):
         with tarfile.open(folder / f"{number}.tar", "w") as shard:
             for place in places:
-                stream = io.BytesIO()
-                np.save(stream, PIXELS[place])
+                data = npy(PIXELS[place])
                 info = tarfile.TarInfo(f"{place:02}.npy")
-                info.size = len(stream.getvalue())
-                stream.seek(0)
-                shard.addfile(info, stream)
+                info.size = len(data)
+                shard.addfile(info, io.BytesIO(data))
     shards = [LocalShard(str(folder / f"{number}.tar")) for number in range(2)]
     return tar_images(shards, EXTENSIONS | {ARRAY}, None)
 
 
-SOURCES = [files, array, channels_first, stored, compressed, memory, mixed, tar]
+def parquet(folder: Path) -> ImageSource:
+    """Two files of two row groups."""
+    pyarrow, written = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder.mkdir()
+    for number, places in enumerate((range(4), range(4, COUNT))):
+        rows = [npy(PIXELS[place]) for place in places]
+        written.write_table(pyarrow.table({"image": rows}), folder / f"{number}.parquet", row_group_size=4)
+    return open_images(folder)
+
+
+def arrow(folder: Path) -> ImageSource:
+    """As `datasets` saves them."""
+    pyarrow = pytest.importorskip("pyarrow")
+    folder.mkdir()
+    table = pyarrow.table({"image": [{"bytes": npy(pixels), "path": None} for pixels in PIXELS]})
+    with pyarrow.OSFile(str(folder / "0.arrow"), "wb") as sink, pyarrow.ipc.new_stream(sink, table.schema) as writer:
+        writer.write_table(table, 4)
+    return open_images(f"hf:{folder}")
+
+
+SOURCES = [files, array, channels_first, stored, compressed, memory, mixed, tar, parquet, arrow]
 Make = Callable[[Path], ImageSource]
 
 

@@ -87,7 +87,7 @@ class FoundLabels:
         origin: what messages call it.
         classes: names of the classes.
         parts: images by part; only "train" = there is no split yet.
-        given: how the split is given: by folders, by a column; "" = not at all.
+        given: how the split is given: by folders, by a column, by the names of shards or splits; "" = not at all.
         passed: what was found and not taken.
         titles: what messages call each part.
     """
@@ -95,7 +95,7 @@ class FoundLabels:
     origin: str
     classes: tuple[str, ...]
     parts: Mapping[Part, LabelledImages]
-    given: Literal["folders", "column", ""]
+    given: Literal["folders", "column", "shards", ""]
     passed: PassedOver = NOTHING
     titles: Mapping[Part, str] | None = None
 

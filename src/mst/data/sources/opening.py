@@ -4,37 +4,67 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mst.data.files.folders import cache_folder
 from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, ZIPPED_ARRAYS, extension
 from mst.data.sources.arrays import array_images, is_array_of_images
+from mst.data.sources.columns import column_images
+from mst.data.sources.huggingface import hf_images, is_hf
 from mst.data.sources.mixed import MixedImages
-from mst.data.sources.places import SHARDS, TAR, Place, Source, local_files, shards_in, weighted_place
+from mst.data.sources.places import (
+    ARROW,
+    PARQUET,
+    TAR,
+    Place,
+    Source,
+    local_files,
+    shards_in,
+    weighted_place,
+    with_column,
+)
 from mst.data.sources.protocol import ImageSource
+from mst.data.sources.remote import remote_shards
 from mst.data.sources.search import NoImages, index_images, listed, looked_up
 from mst.data.sources.shard import LocalShard, Shard
+from mst.data.sources.shard_cache import ShardCache
 from mst.data.sources.tar import tar_images
 from mst.errors import DataError, UsageError
-from mst.paths import user_path
+from mst.paths import is_address, user_path
 from mst.runtime.names import shown
 
 
 class OpenOptions(NamedTuple):
-    """How sources are searched, see `mst.data.sources.search.index_images`."""
+    """How sources are searched: as of `mst.data.sources.search.index_images`, and for other machines.
+
+    Attributes:
+        download: fetch Hugging Face data sets that are not here.
+        shard_cache: folder of fetched shards; None = `mst/shards` in the user's cache.
+        shard_room: bytes of it.
+    """
 
     channels: int = 3
     cache: Path | None = None
     strict: bool = False
     by_content: bool = False
     tell: bool = True
+    download: bool = False
+    shard_cache: Path | None = None
+    shard_room: int = 50 * 10**9
 
     @property
     def wanted(self) -> frozenset[bytes]:
         """Extensions of members that are images."""
         wanted = EXTENSIONS if self.channels in {1, 3} else EXTENSIONS | {ARRAY}
         return wanted | {BY_CONTENT} if self.by_content else wanted
+
+    @property
+    def fetched(self) -> ShardCache:
+        """Where fetched shards are kept."""
+        folder = self.shard_cache or _shard_folder()
+        return ShardCache(folder, self.shard_room)
 
 
 def open_images(
@@ -43,14 +73,14 @@ def open_images(
     """Find the images that sources hold.
 
     Folders, lists and single images come first, in their order, then each other source: `.npy` and `.npz` files of
-    several images, and shards (`.tar`), given as files, as patterns (`shards-{000..127}.tar`, `shards-*.tar`)
-    or as a folder that holds shards and no images.
+    several images, and shards (`.tar`, `.parquet`, `.arrow`), given as files, as patterns (`shards-{000..127}.tar`,
+    `shards-*.tar`), as a folder that holds shards and no images, as Hugging Face data sets (`hf:NAME`) or as addresses.
 
     Args:
         paths: the sources.
         limit: keep only this many, drawn evenly.
         weighted: take weights (`path@2`: an epoch of a pre-training shows these images twice); else they are refused.
-        options: as of `index_images`.
+        options: as of `OpenOptions`.
 
     Raises:
         UsageError, DataError: as `index_images`; or an array or a shard that is damaged, or holds no images; a weight
@@ -82,22 +112,36 @@ def open_images(
 
 def _other_source(source: Source, asked: OpenOptions) -> ImageSource | None:
     """Return the images of a source that is neither a folder, an image nor a list; None = it is one of these."""
+    text = os.fsdecode(source) if isinstance(source, str | bytes | os.PathLike) else ""
+    if is_hf(text):
+        return hf_images(text, download=asked.download)
+    if is_address(text):
+        shards: Sequence[Shard] = remote_shards(text, asked.fetched)
+        return shard_images(shards, asked)
     kind = extension(os.fsencode(source))
     if kind in {ARRAY, ZIPPED_ARRAYS}:
         path, mode = looked_up(source)
         array = stat.S_ISREG(mode) and (kind == ZIPPED_ARRAYS or is_array_of_images(path, asked.channels))
         return array_images(path, asked.channels) if array else None
-    files = local_files(source)
-    return None if files is None else shard_images([LocalShard(name) for name in files], asked)
+    place, column = with_column(text)
+    files = local_files(place)
+    return None if files is None else shard_images([LocalShard(name) for name in files], asked, column)
 
 
-def shard_images(shards: list[Shard], asked: OpenOptions) -> ImageSource:
+def shard_images(shards: Sequence[Shard], asked: OpenOptions, column: str = "") -> ImageSource:
     """Return the images in shards of one kind.
+
+    Args:
+        shards: the files.
+        asked: how they are searched.
+        column: of parquet and Arrow files that holds the images; empty = find it.
 
     Raises:
         UsageError, DataError: a shard that cannot be read, or holds no images.
     """
-    kinds = {extension(os.fsencode(shard.name)) for shard in shards}
+    kinds = {extension(os.fsencode(shard.name.partition("?")[0])) for shard in shards}
+    if kinds in ({PARQUET}, {ARROW}):
+        return column_images(shards, column)
     if kinds != {TAR}:
         names = ", ".join(sorted(f".{kind.decode('utf-8', 'replace')}" for kind in kinds))
         raise UsageError(f"{shown(shards[0].name)}: shards of {names} together: give each kind by itself")
@@ -111,10 +155,8 @@ def _files_or_shards(sources: list[Source], asked: OpenOptions) -> ImageSource:
         UsageError, DataError: there are neither.
     """
     search: dict[str, Any] = {
-        "channels": asked.channels,
-        "cache": asked.cache,
-        "by_content": asked.by_content,
-        "tell": False,
+        **{"channels": asked.channels, "cache": asked.cache},
+        **{"by_content": asked.by_content, "tell": False},
     }
     try:
         return index_images(sources, **search)
@@ -140,4 +182,13 @@ def _held(source: Source) -> list[str]:
     return shards_in(path) if path.is_dir() else []
 
 
-__all__ = ["SHARDS", "OpenOptions", "open_images", "shard_images"]
+def _shard_folder() -> Path:
+    """Return the usual folder of fetched shards.
+
+    Raises:
+        UsageError: the user has no home.
+    """
+    index = cache_folder()
+    if index is None:
+        raise UsageError("this user has no home folder for fetched shards: name a folder with --data.shard-cache")
+    return index.parent / "shards"

@@ -20,6 +20,7 @@ WEIGHT = re.compile(r"(?P<place>.+)@(?P<weight>[+-]?(?:\d+\.?\d*(?:e[+-]?\d+)?|\
 LARGEST_WEIGHT = 1000.0
 BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d+)\.\.(\d+)")
+COLUMN = re.compile(r"(.+\.(?:parquet|arrow)):([^/]+)", re.IGNORECASE)
 MOST_SHARDS = 10**6
 TAR, PARQUET, ARROW = b"tar", b"parquet", b"arrow"
 SHARDS = frozenset({TAR, PARQUET, ARROW})
@@ -50,6 +51,12 @@ def weighted_place(source: Source) -> Place:
         allowed = f"it must be more than 0 and at most {LARGEST_WEIGHT:g}"
         raise UsageError(f"{shown(text)}: a weight of {match['weight']}: {allowed}: {what}")
     return Place(match["place"], weight, True)
+
+
+def with_column(text: str) -> tuple[str, str]:
+    """Take the name of a column off a parquet or Arrow file, `x.parquet:image`."""
+    match = COLUMN.fullmatch(text)
+    return (match[1], match[2]) if match is not None and not os.path.lexists(text) else (text, "")
 
 
 def has_braces(text: str) -> bool:

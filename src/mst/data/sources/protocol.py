@@ -42,9 +42,9 @@ class ClassLabels(NamedTuple):
         return cls(tuple(classes), np.fromiter((number[name] for name in names), np.int64, len(names)))
 
     def numbered_as(self, classes: Sequence[str]) -> ClassLabels:
-        """Return the same classes under the numbers that they have among others; all of them must be there."""
+        """Return the same classes under the numbers that they have among others; all that are used must be there."""
         number = {name: place for place, name in enumerate(classes)}
-        table = np.array([number[name] for name in self.classes], dtype=np.int64)
+        table = np.array([number.get(name, -1) for name in self.classes], dtype=np.int64)
         return ClassLabels(tuple(classes), table[self.numbers])
 
 

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mst.data.examples import ExampleBatch, Place, example_batches
-from mst.data.sampler import WHOLE, EpochOrder, Share
+from mst.data.order.epochs import EpochOrder
+from mst.data.sampler import WHOLE, Share
 from mst.engine.layer_decay import build_optimizer, parameter_groups
 from mst.engine.schedule import LoopSettings
 from mst.engine.supervised import PreparedTraining, TrainContext, Training

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from mst.data.examples import Place, example_batches
-from mst.data.sampler import WHOLE, EpochOrder, Share
+from mst.data.order.epochs import EpochOrder
+from mst.data.sampler import WHOLE, Share
 from mst.engine.fitting import MicrobatchSize, check_counted
 from mst.engine.footprint import training_bytes
 from mst.engine.layer_decay import OptimizerName, build_optimizer, parameter_groups

@@ -25,7 +25,7 @@ from mst.evaluate.common.protocol import ImageTransform
 from mst.finetune.classifier import Classifier, FinetuneProtocol
 from mst.model.backbone_file import save_backbone
 from mst.parallel.world import World
-from mst.paths import user_path, user_source
+from mst.paths import is_address, user_path, user_source
 from mst.planning.environment import describe_environment
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
@@ -108,7 +108,7 @@ def finetune_backbone(
     """
     config = FinetuneConfig(
         user_source(backbone),
-        str(user_path(data).resolve()),
+        str(data) if is_address(str(data)) else str(user_path(data).resolve()),
         protocol or FinetuneProtocol(),
         image or InputOptions(),
         limits or Limits(),

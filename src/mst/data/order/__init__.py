@@ -1,0 +1,1 @@
+"""Which image comes when: permutations computed place by place, order by shards, and weights of sources."""

@@ -1,0 +1,211 @@
+"""Shards on other machines, `s3://`, `gs://`, `https://`, through fsspec: whole files, fetched into a bounded cache."""
+
+from __future__ import annotations
+
+import os
+import posixpath
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mst.data.background import BackgroundThreads
+from mst.data.files.kinds import extension
+from mst.data.sources.places import SHARDS, expanded, has_braces
+from mst.data.sources.shard_cache import ATTEMPTS, FIRST_WAIT, ShardCache, Wanted
+from mst.errors import MissingExtra, MstError, UsageError
+from mst.runtime.names import shown
+
+EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "http": ("aiohttp", "data"), "https": ("aiohttp", "data")}
+"""What each kind of address needs besides fsspec: package and extra."""
+SILENCE = 60.0
+"""Seconds without a byte after which an attempt counts as failed."""
+AT_ONCE = 4
+"""Files that a process fetches at a time, ahead of their use."""
+
+
+@dataclass(frozen=True)
+class RemoteShard:
+    """A file on another machine; its copy is in the cache while it is used."""
+
+    wanted: Wanted
+    cache: ShardCache
+
+    @property
+    def name(self) -> str:
+        """Its address."""
+        return self.wanted.address
+
+    def open(self) -> int:
+        """Return a descriptor of its copy."""
+        return self.cache.open(self.wanted, fetch)
+
+    def path(self) -> Path:
+        """Return where its copy is; it may be deleted when room is needed."""
+        os.close(self.open())
+        return self.cache.path(self.wanted)
+
+    def stamp(self) -> tuple[int | str, ...]:
+        """Return its size and the store's mark of its content."""
+        return self.wanted.size, self.wanted.version
+
+    def local(self) -> Path | None:
+        """Return nothing: it is no file of the user's on this machine."""
+        return None
+
+    def fetch_soon(self) -> None:
+        """Fetch it in a thread, if it is not here."""
+        if not self.cache.path(self.wanted).exists():
+            _ahead().submit(_quietly, self)
+
+
+def remote_shards(text: str, cache: ShardCache) -> list[RemoteShard]:
+    """Return the shards that an address or a pattern of addresses names.
+
+    Raises:
+        UsageError: an address of another kind, no such file, or one that cannot be reached.
+        MissingExtra: what this kind of address needs.
+    """
+    system = filesystem(text)
+    names = expanded(text) if has_braces(text) else [text]
+    if len(names) == 1 and extension(os.fsencode(text.partition("?")[0])) not in SHARDS:
+        names = _in_folder(system, text)
+    found = _sizes(system, names, text)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise UsageError(
+            f"{shown(text)}: {len(missing)} of {len(names)} files do not exist, the first: {shown(missing[0])}"
+        )
+    return [RemoteShard(found[name], cache) for name in names]
+
+
+def _in_folder(system: Any, text: str) -> list[str]:
+    """Return the shards that lie in a folder, or that a pattern of a store names.
+
+    Raises:
+        UsageError: there are none.
+    """
+    scheme = text.partition("://")[0]
+    if scheme in {"http", "https"}:
+        raise UsageError(f"{shown(text)} is no shard (.tar, .parquet): give its address, or a pattern of braces")
+    pattern = text if "*" in text else text.rstrip("/") + "/**"
+    found = _tried(text, lambda: system.glob(pattern))
+    names = sorted(name for name in found if extension(os.fsencode(name)) in SHARDS)
+    if not names:
+        raise UsageError(f"{shown(text)} holds no shards (.tar, .parquet)")
+    return [f"{scheme}://{name}" for name in names]
+
+
+def _sizes(system: Any, names: Sequence[str], text: str) -> dict[str, Wanted]:
+    """Return size and mark of the files that are there."""
+    found: dict[str, Wanted] = {}
+    if not text.startswith("http"):
+        for folder in dict.fromkeys(map(posixpath.dirname, names)):
+            for row in _tried(text, lambda folder=folder: system.ls(folder, detail=True, refresh=True)):
+                address = f"{text.partition('://')[0]}://{row['name']}"
+                found[address] = Wanted(
+                    address, int(row.get("size") or 0), str(row.get("ETag") or row.get("etag") or "")
+                )
+        return found
+    for name in names:
+        row = _tried(name, lambda name=name: system.info(name))
+        if row.get("size") is None:
+            raise UsageError(
+                f"{shown(name)}: the server does not tell its size, so that nobody sees if it is cut short"
+            )
+        found[name] = Wanted(name, int(row["size"]), str(row.get("ETag") or ""))
+    return found
+
+
+def _tried(text: str, ask: Any) -> Any:
+    """Ask a store, several times.
+
+    Raises:
+        UsageError: there is no such place, or it cannot be reached.
+    """
+    for attempt in range(ATTEMPTS):
+        try:
+            return ask()
+        except FileNotFoundError as error:
+            raise UsageError(f"{shown(text)} does not exist") from error
+        except PermissionError as error:
+            raise UsageError(f"{shown(text)}: the store refuses access: {_said(error)}") from error
+        except Exception as error:  # whatever a network and its libraries raise
+            if attempt == ATTEMPTS - 1:
+                raise UsageError(f"{shown(text)} cannot be reached, {ATTEMPTS} times: {_said(error)}") from error
+        time.sleep(FIRST_WAIT * 2**attempt)
+    raise AssertionError
+
+
+def _said(error: Exception) -> str:
+    return " ".join(str(error).split())[:200] or type(error).__name__
+
+
+_systems: dict[tuple[int, str], Any] = {}
+
+
+def filesystem(address: str) -> Any:
+    """Return fsspec's file system for an address; each process has its own, since its threads do not survive a fork.
+
+    Raises:
+        UsageError: another kind of address.
+        MissingExtra: what it needs is not installed.
+    """
+    scheme = address.partition("://")[0].lower()
+    if scheme not in EXTRAS:
+        raise UsageError(f"{shown(address)}: addresses begin with s3://, gs:// or https://")
+    key = os.getpid(), scheme
+    if key not in _systems:
+        package, extra = EXTRAS[scheme]
+        try:
+            import fsspec
+        except ImportError:
+            raise MissingExtra("fsspec", "data") from None
+        try:
+            _systems[key] = fsspec.filesystem(scheme, skip_instance_cache=True, **_patience(scheme))
+        except (ImportError, ValueError):
+            raise MissingExtra(package, extra) from None
+    return _systems[key]
+
+
+def _patience(scheme: str) -> dict[str, Any]:
+    """Return the limits of time of a file system."""
+    if scheme == "s3":
+        return {
+            "config_kwargs": {"connect_timeout": SILENCE / 2, "read_timeout": SILENCE, "retries": {"max_attempts": 1}}
+        }
+    if scheme in {"http", "https"}:
+        import aiohttp
+
+        return {
+            "client_kwargs": {"timeout": aiohttp.ClientTimeout(total=None, sock_connect=SILENCE / 2, sock_read=SILENCE)}
+        }
+    return {}
+
+
+def fetch(wanted: Wanted, place: Path) -> None:
+    """Write a file of another machine to a place; raises whatever the network does."""
+    filesystem(wanted.address).get_file(wanted.address, os.fspath(place))
+
+
+_threads: dict[int, BackgroundThreads] = {}
+_starting = threading.Lock()
+
+
+def _ahead() -> BackgroundThreads:
+    """Return this process's threads that fetch ahead."""
+    process = os.getpid()
+    with _starting:
+        if process not in _threads:
+            _threads[process] = BackgroundThreads("mst-fetch", AT_ONCE)
+        return _threads[process]
+
+
+def _quietly(shard: RemoteShard) -> None:
+    """Fetch a shard; who needs it says what went wrong."""
+    try:
+        shard.cache.bring(shard.wanted, fetch)
+    except (MstError, OSError):
+        return

@@ -1,4 +1,4 @@
-"""A labelled set: source, labels and split, from class folders, a table or shards; the one function that everything uses.
+"""A labelled set: source, labels and split, from class folders, a table or shards; one function for all that use it.
 
 `find_labels` is the seam: it turns what a user names into `FoundLabels` (a source, labels, perhaps a split); another
 form of labels is one more case there. Splitting, limits, warnings and what is written down follow from that.

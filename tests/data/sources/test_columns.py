@@ -194,7 +194,7 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
     whole = datasets.Dataset.from_dict(rows, features=kinds)
     whole.save_to_disk(str(tmp_path / "one"), num_shards=2)
     datasets.DatasetDict({"train": whole, "test": whole.select(range(2))}).save_to_disk(str(tmp_path / "both"))
-    for source in (f"hf:{tmp_path}/one", f"{tmp_path}/one", f"hf:{tmp_path}/both", f"hf:{tmp_path}/both:train"):
+    for source in (f"hf:{tmp_path}/one", f"{tmp_path}/one", f"{tmp_path}/both", f"hf:{tmp_path}/both:train"):
         images = open_images(source)
         assert [bytes(images.read_bytes(place)) for place in range(6)] == IMAGES[:6]
         labels = images.labels()

@@ -127,7 +127,7 @@ def test_the_cache_is_bounded_and_the_oldest_goes(folder: Path, tmp_path: Path) 
         with pytest.raises(UsageError, match=r"--data.order shards has 6 shards in use"):
             check_room(images, "shards")
         check_room(opened(address + "/s-{0..2}.tar", tmp_path, room=3 * size), "global")
-        with pytest.raises(DataError, match=r"has 20.5 kB, --data.shard-cache-size is 1 kB: give more"):
+        with pytest.raises(DataError, match=r"has 10.2 kB, --data.shard-cache-size is 1 kB: give more"):
             opened(address + "/s-1.tar", tmp_path / "other", room=1000)
 
 
@@ -235,16 +235,16 @@ def test_an_object_store(folder: Path, tmp_path: Path, monkeypatch: pytest.Monke
         faults = Faults(["fail", "cut", "", "slow", "cut", "fail", "cut", ""])
         with served(faults, behind=f"http://{host}:{port}") as address:
             client = boto3.client("s3", endpoint_url=f"http://{host}:{port}")
-            client.create_bucket(Bucket="b")
+            client.create_bucket(Bucket="bucket")
             for path in folder.iterdir():
-                client.upload_file(str(path), "b", f"set/{path.name}")
+                client.upload_file(str(path), "bucket", f"set/{path.name}")
             monkeypatch.setenv("AWS_ENDPOINT_URL", address)
-            for text in ("s3://b/set", f"s3://b/set/s-{{0..{SHARDS - 1}}}.tar", "s3://b/set/s-*.tar"):
+            for text in ("s3://bucket/set", f"s3://bucket/set/s-{{0..{SHARDS - 1}}}.tar", "s3://bucket/set/s-*.tar"):
                 assert read_all(opened(text, tmp_path)) == EXPECTED
-            with pytest.raises(UsageError, match=r"s3://b/set/none.tar"):
-                opened("s3://b/set/none.tar", tmp_path)
+            with pytest.raises(UsageError, match=r"s3://bucket/set/none.tar"):
+                opened("s3://bucket/set/none.tar", tmp_path)
             faults.plan = ["fail"] * 999
-            with pytest.raises(Unreachable, match=r"s3://b/set/s-2.tar cannot be fetched, 6 times"):
-                opened("s3://b/set/s-2.tar", tmp_path / "other")
+            with pytest.raises(Unreachable, match=r"s3://bucket/set/s-2.tar cannot be fetched, 6 times"):
+                opened("s3://bucket/set/s-2.tar", tmp_path / "other")
     finally:
         store.stop()

@@ -18,6 +18,8 @@ LOOKED_AT = 64
 """Images to score, at even distances, that are looked for."""
 MOST_SIZES = 20_000
 """Images to learn from, at even distances, whose sizes are asked for; more would take seconds and longer."""
+MOST_NAMED = 1 << 20
+"""Images that are no files of their own whose names are compared."""
 MOST_COMPARED = 1 << 20
 """Bytes of each image that are compared."""
 
@@ -43,10 +45,11 @@ class Overlap:
 def shared_images(train: ImageSource, scored: ImageSource) -> Overlap:
     """Look for images to score among those to learn from: the same path, or the same content under any name."""
     looked = even_positions(len(scored), LOOKED_AT).tolist()
-    others = None if isinstance(train, ImageIndex) else {train.name(position) for position in range(len(train))}
+    few = not isinstance(train, ImageIndex) and len(train) <= MOST_NAMED
+    others = {train.name(position) for position in range(len(train))} if few else None
     found = [position for position in looked if _is_named(train, others, scored.name(position))]
     rest = sorted(set(looked) - set(found))
-    if rest:
+    if rest and train.sized:
         by_size: dict[int, list[int]] = {}
         for position in even_positions(len(train), MOST_SIZES).tolist():
             by_size.setdefault(_size(train, position), []).append(position)

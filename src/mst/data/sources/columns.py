@@ -60,6 +60,11 @@ class ColumnImages(ImageSource):
     positions: npt.NDArray[np.int64]
     passed: PassedOver = NOTHING
 
+    @property
+    def sized(self) -> bool:
+        """Whether all files are Arrow's: of a parquet file a whole row group is decoded."""
+        return not any(map(is_parquet, self.shards))
+
     def __len__(self) -> int:
         return len(self.positions)
 

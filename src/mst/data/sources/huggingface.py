@@ -116,6 +116,18 @@ def hf_images(text: str, *, download: bool = False) -> ColumnImages:
     return column_images([LocalShard(name) for name in files], wanted.column)
 
 
+def saved_images(folder: Path) -> ColumnImages:
+    """Return the images of a folder that `datasets` saved: of its training split, if it has splits.
+
+    Raises:
+        UsageError, DataError: as `hf_images`.
+    """
+    files = _usual(splits_of(folder))
+    if files is None:
+        raise UsageError(f"{shown(str(folder))} has several splits and none called train: name one, hf:{folder}:SPLIT")
+    return column_images([LocalShard(name) for name in files])
+
+
 def _usual(found: dict[str, list[str]]) -> list[str] | None:
     if len(found) == 1:
         return next(iter(found.values()))

@@ -40,6 +40,11 @@ class MixedImages(ImageSource):
         """What the searches for the images met and did not take."""
         return PassedOver.of(entry for part in self.parts for entry in part.passed.entries)
 
+    @property
+    def sized(self) -> bool:
+        """Whether the sizes of all sources are known."""
+        return all(part.sized for part in self.parts)
+
     def __len__(self) -> int:
         return int(self._ends[-1])
 

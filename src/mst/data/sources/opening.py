@@ -12,7 +12,7 @@ from mst.data.files.folders import cache_folder
 from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, ZIPPED_ARRAYS, extension
 from mst.data.sources.arrays import array_images, is_array_of_images
 from mst.data.sources.columns import column_images
-from mst.data.sources.huggingface import hf_images, is_hf
+from mst.data.sources.huggingface import hf_images, is_hf, is_saved, saved_images
 from mst.data.sources.mixed import MixedImages
 from mst.data.sources.places import (
     ARROW,
@@ -123,6 +123,8 @@ def _other_source(source: Source, asked: OpenOptions) -> ImageSource | None:
         path, mode = looked_up(source)
         array = stat.S_ISREG(mode) and (kind == ZIPPED_ARRAYS or is_array_of_images(path, asked.channels))
         return array_images(path, asked.channels) if array else None
+    if text and is_saved(user_path(text)):
+        return saved_images(user_path(text).absolute())
     place, column = with_column(text)
     files = local_files(place)
     return None if files is None else shard_images([LocalShard(name) for name in files], asked, column)

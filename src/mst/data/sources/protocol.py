@@ -59,6 +59,11 @@ class ImageSource(Protocol):
     def passed(self) -> PassedOver:
         """What the search for the images met and did not take."""
 
+    @property
+    def sized(self) -> bool:
+        """Whether `size` is known without reading much more than the image."""
+        return True
+
     def __len__(self) -> int: ...
 
     def name(self, position: int) -> str:

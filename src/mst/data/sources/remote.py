@@ -22,6 +22,8 @@ EXTRAS = {"s3": ("s3fs", "s3"), "gs": ("gcsfs", "gs"), "http": ("aiohttp", "data
 """What each kind of address needs besides fsspec: package and extra."""
 SILENCE = 60.0
 """Seconds without a byte after which an attempt counts as failed."""
+GONE, REFUSED = {404, 410}, {401, 403}
+"""Answers of a web server after which it is not asked again."""
 AT_ONCE = 4
 """Files that a process fetches at a time, ahead of their use."""
 
@@ -128,11 +130,14 @@ def _tried(text: str, ask: Any) -> Any:
     for attempt in range(ATTEMPTS):
         try:
             return ask()
-        except FileNotFoundError as error:
-            raise UsageError(f"{shown(text)} does not exist") from error
         except PermissionError as error:
             raise UsageError(f"{shown(text)}: the store refuses access: {_said(error)}") from error
         except Exception as error:  # whatever a network and its libraries raise
+            status = getattr(error.__cause__, "status", None)  # over HTTP every failure is called a missing file
+            if isinstance(error, FileNotFoundError) and (error.__cause__ is None or status in GONE):
+                raise UsageError(f"{shown(text)} does not exist") from error
+            if status in REFUSED:
+                raise UsageError(f"{shown(text)}: the server refuses access (status {status})") from error
             if attempt == ATTEMPTS - 1:
                 raise UsageError(f"{shown(text)} cannot be reached, {ATTEMPTS} times: {_said(error)}") from error
         time.sleep(FIRST_WAIT * 2**attempt)
@@ -140,6 +145,8 @@ def _tried(text: str, ask: Any) -> Any:
 
 
 def _said(error: Exception) -> str:
+    """Return an error's words; of one that hides another, those of the other."""
+    error = error.__cause__ if isinstance(error.__cause__, Exception) else error
     return " ".join(str(error).split())[:200] or type(error).__name__
 
 

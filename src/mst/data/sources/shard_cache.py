@@ -85,7 +85,7 @@ class ShardCache:
         for _ in range(ATTEMPTS):
             try:
                 descriptor = os.open(place, os.O_RDONLY | os.O_CLOEXEC)
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 self.bring(wanted, fetch)  # another process may need the room at once: then again
                 continue
             os.utime(descriptor)

@@ -10,7 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
 
-from mst.config.schema import Section, Settings
+from mst.config.schema import SIZE, Section, Settings
 
 CLOSE_ENOUGH = 0.5
 """Smallest similarity (difflib's ratio) of a name worth suggesting."""
@@ -104,7 +104,10 @@ def describe_type(annotation: Any, metadata: Iterable[Any] = ()) -> str:
 def _describe_limits(metadata: Iterable[Any]) -> str:
     """Describe Ge, Gt, Le and Lt limits in words."""
     low = high = ""
-    for limit in metadata:
+    limits = list(metadata)
+    if any(getattr(limit, "pattern", None) == SIZE for limit in limits):
+        return " such as 500MB or 2TB"
+    for limit in limits:
         match limit:
             case Ge(ge=bound):
                 low = f"from {bound:g}"

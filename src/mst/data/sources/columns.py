@@ -207,6 +207,15 @@ class _Kept:
 
 def _read(shard: Shard, block: Block, column: Column) -> tuple[Any, int]:
     """Return a block's values, and how many bytes of memory they take."""
+    try:
+        return _read_once(shard, block, column)
+    except FileNotFoundError:
+        if shard.local() is not None:
+            raise
+        return _read_once(shard, block, column)  # its copy was deleted to make room, before it was opened
+
+
+def _read_once(shard: Shard, block: Block, column: Column) -> tuple[Any, int]:
     arrow, parquet = _pyarrow()
     try:
         if is_parquet(shard):

@@ -88,7 +88,8 @@ class ShardCache:
             except (FileNotFoundError, NotADirectoryError):
                 self.bring(wanted, fetch)  # another process may need the room at once: then again
                 continue
-            os.utime(descriptor)
+            with suppress(OSError):  # another user's file
+                os.utime(descriptor)
             return descriptor
         raise Unreachable(
             f"{shown(wanted.address)} is thrown out of {self.folder} as soon as it is fetched: give {self.option} more "

@@ -114,7 +114,7 @@ class BatchLoader:
             images: those to read.
             transform: see `mst.data.reader.Transform`; with workers it is copied into each of them.
             batch_size: images per optimizer step, over all processes.
-            seed: of order and views.
+            seed, order: of order and views; which order, see `mst.data.order`.
             total_steps: the step before which the run ends.
             start_step: the first step to give, for a resumed run.
             accumulate: batches per step, nearly equal parts of this process's share.
@@ -126,7 +126,6 @@ class BatchLoader:
             unreadable_file: where unreadable files are listed; lines already there are kept and not repeated.
             flags: of the command, for messages.
             card: decodes JPEGs, and the transform then works on its device; without workers only.
-            order: of the images in an epoch, see `mst.data.order`.
 
         Raises:
             DataError: the batch is larger than the data set.
@@ -140,8 +139,7 @@ class BatchLoader:
         self.unreadable = UnreadableFiles(
             images, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )
-        self._flags = flags
-        self._batch_size, self._workers = batch_size, workers
+        self._flags, self._batch_size, self._workers = flags, batch_size, workers
         self._parts = partial(microbatches, range(start_step, total_steps), batch_size, accumulate, share)
         self._ahead = max(BATCHES_AHEAD * max(len(_chunks(part, workers)) for part in parts), 2 * workers)
         memory = ImageCache(quarter_of_memory()) if cache and workers == 0 and card is None else None

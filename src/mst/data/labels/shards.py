@@ -59,7 +59,7 @@ def labelled_by_shards(root: Path, options: LabelOptions, *, channels: int) -> F
             raise UsageError(f"{shown(text)} names one split: give hf:{shown(name.name)}, its splits are found")
         found, column = hf_splits(name.name), name.column
     else:
-        found = splits_of(root)
+        found = splits_of(root.absolute())
     files = _by_part(found, text)
     part = scored_part(list(files), options.split, shown(text))
     parts: dict[Part, LabelledImages] = {}

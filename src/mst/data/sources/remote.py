@@ -72,7 +72,8 @@ def remote_shards(text: str, cache: ShardCache) -> list[RemoteShard]:
     """
     system = filesystem(text)
     names = expanded(text) if has_braces(text) else [text]
-    if len(names) == 1 and extension(os.fsencode(text.partition("?")[0])) not in SHARDS:
+    pattern = "*" in text and not text.startswith("http")
+    if len(names) == 1 and (pattern or extension(os.fsencode(text.partition("?")[0])) not in SHARDS):
         names = _in_folder(system, text)
     found = _sizes(system, names, text)
     missing = [name for name in names if name not in found]

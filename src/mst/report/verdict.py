@@ -24,6 +24,19 @@ NAMES = {
     "majority": "majority class",
 }
 SEE = "docs/no-improvement.md"
+RANKED = {
+    "retrieval_top1": (0.93, 0.05, 24),
+    "restore_gain": (0.49, 0.22, 24),
+    "rankme": (0.53, 0.18, 24),
+}
+"""Spearman's rank correlation with k-NN over runs of different quality on synthetic scenes, its standard error, and the
+number of runs: benchmarks/results/label_free.json."""
+
+
+def ranked_as_knn(metric: str) -> str:
+    """Return how well a score without labels ranked runs: `ranked 26 runs as k-NN did with rho 0.70 ± 0.10`."""
+    rho, se, runs = RANKED[metric]
+    return f"ranked {runs} runs on synthetic scenes as k-NN did with rho {rho:.2f} ± {se:.2f}"
 
 
 @dataclass(frozen=True)
@@ -79,31 +92,34 @@ def _judged(extra: Mapping[str, Any], metrics: Mapping[str, Any], *, grey: bool)
     """Return a verdict's row for the page; None where it is damaged."""
     call, sentence, listed = extra.get("call"), extra.get("sentence"), extra.get("differences")
     top1, se, images = metrics.get("knn_top1"), metrics.get("knn_top1_se"), extra.get("val_images")
-    if call not in TITLES or not isinstance(sentence, str) or not is_number(top1) or not is_number(se):
+    if not isinstance(call, str) or call not in TITLES or not isinstance(sentence, str):
+        return None
+    if not is_number(top1) or not is_number(se):
         return None
     bars = [Bar("k-NN, this backbone", top1, None, se, clear=False)]
     for each in listed if isinstance(listed, list) else []:
-        if not isinstance(each, dict) or each.get("which") not in NAMES:
+        if not isinstance(each, dict) or str(each.get("which")) not in NAMES:
             continue
         name, other, change, noise = NAMES[each["which"]], each.get("top1"), each.get("points"), each.get("se")
         if is_number(other) and is_number(change) and is_number(noise):
             name = name.replace("colour", "grey") if grey else name
             bars.append(Bar(name, other, change, noise, clear=each.get("clear") is True))
-    title, tone = TITLES[str(call)]
+    title, tone = TITLES[call]
     return Answer(title, tone, sentence, tuple(bars), images if isinstance(images, int) else None)
 
 
 def _without_labels(records: RunRecords) -> Answer | None:
     """Return what is known without labels: nothing about whether it helps, and how two scores went."""
-    found, images = records.column("retrieval_top1"), records.last("retrieval_images")
+    again, restored = "retrieval_top1", "restore_gain"
+    found, images = records.column(again), records.last("retrieval_images")
     if records.column("knn_top1") or not found or not images:
         return None
     sentence = (
         f"Two crops of an image were found again {found[-1][1]:.1f} % of the time among {images:.0f} images that were "
-        f"not learned from (start {found[0][1]:.1f}, chance {100 / images:.1f})"
+        f"not learned from (start {found[0][1]:.1f}, chance {100 / images:.1f}; this score {ranked_as_knn(again)})"
     )
-    gain = records.last("restore_gain")
+    gain = records.last(restored)
     if gain is not None:
-        sentence += f"; hidden patches were restored {gain:+.1f} dB against one colour"
-    sentence += f". How far such scores can be trusted: {SEE}. With --monitor.knn-data LABELLED it would be known."
+        sentence += f"; hidden patches were restored {gain:+.1f} dB against one colour ({ranked_as_knn(restored)})"
+    sentence += f". What that is worth: {SEE}. With --monitor.knn-data LABELLED it would be known."
     return Answer("Whether it helps is not known without labels.", "neutral", sentence, (), None)

@@ -26,8 +26,8 @@ from mst.views.normalise import normalise
 TOGETHER = 64
 """Crops of a forward pass."""
 GAIN, OFFSET = 0.4, 0.1
-"""A crop's channels are multiplied by 1 +- this each, then this share of white is added or taken away: otherwise the
-colours alone would find an image again."""
+"""A crop is multiplied by 1 +- this, then this share of white is added or taken away, all channels alike: otherwise its
+brightness alone would find an image again. Each channel by itself would leave small networks at chance."""
 HIDDEN_SHARE = 0.3
 """Share of the patches that are hidden, drawn evenly: the same for all runs, whatever they were trained with."""
 FIXED_SEED = 0
@@ -94,9 +94,8 @@ def augmentation_retrieval(
 
 
 def recoloured(crops: Tensor, side: int) -> Tensor:
-    """Return uint8 crops [N, C, H, W] with the channels of each stretched and shifted by fixed draws of (side, N)."""
-    count, channels = crops.shape[:2]
-    draws = torch.rand(2, count, channels, 1, 1, generator=generator(FIXED_SEED, "label-free colours", side)) * 2 - 1
+    """Return uint8 crops [N, C, H, W], the brightness of each stretched and shifted by fixed draws of (side, N)."""
+    draws = torch.rand(2, len(crops), 1, 1, 1, generator=generator(FIXED_SEED, "label-free brightness", side)) * 2 - 1
     gain, offset = (draws[0] * GAIN + 1).to(crops.device), (draws[1] * OFFSET * 255).to(crops.device)
     parts = zip(*(torch.split(each, TOGETHER) for each in (crops, gain, offset)), strict=True)
     return torch.cat([(part * times + plus).round().clamp(0, 255).to(torch.uint8) for part, times, plus in parts])

@@ -22,6 +22,7 @@ from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
 from mst.parallel.world import World, alone
 from mst.planning.setup import Setup
+from mst.report.verdict import ranked_as_knn
 from mst.runtime import logging
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir
@@ -197,7 +198,7 @@ def tell_without_labels(run: RunDir) -> None:
     chance = 100 / last["retrieval_images"]
     parts = [
         f"augmented crops found again {last['retrieval_top1']:.1f} % (start {first['retrieval_top1']:.1f}, "
-        f"chance {chance:.1f})"
+        f"chance {chance:.1f}; {ranked_as_knn('retrieval_top1')})"
     ]
     if "restore_gain" in last:
         parts.append(f"hidden patches {last['restore_gain']:+.1f} dB against one colour")

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import importlib.util
 import statistics
 import sys
 from pathlib import Path
 
 import pytest
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
-
-from evidence_tables import answers_table, arms_table, difference, pooled_noise
+# Not by sys.path: names of other benchmarks (views) would hide packages of tests.
+_FILE = Path(__file__).parents[2] / "benchmarks" / "evidence_tables.py"
+_SPEC = importlib.util.spec_from_file_location("evidence_tables", _FILE)
+assert _SPEC is not None
+assert _SPEC.loader is not None
+evidence = importlib.util.module_from_spec(_SPEC)
+sys.modules["evidence_tables"] = evidence
+_SPEC.loader.exec_module(evidence)
 
 VALUES = {
     "mst": {0: {"linear": 53.0, "k-NN": 48.0}, 1: {"linear": 54.0}, 2: {"linear": 52.5}},
@@ -22,32 +28,34 @@ VALUES = {
 
 def test_noise_is_pooled_over_arms() -> None:
     arms = [[row["linear"] for row in VALUES[arm].values()] for arm in ("mst", "dino", "unmasked")]
-    assert pooled_noise(VALUES, "linear") == pytest.approx(statistics.fmean(map(statistics.variance, arms)) ** 0.5)
-    assert pooled_noise(VALUES, "k-NN") is None
+    assert evidence.pooled_noise(VALUES, "linear") == pytest.approx(
+        statistics.fmean(map(statistics.variance, arms)) ** 0.5
+    )
+    assert evidence.pooled_noise(VALUES, "k-NN") is None
 
 
 def test_differences_are_paired() -> None:
-    clear = difference(VALUES, "linear", "unmasked", "dino")
-    noise = pooled_noise(VALUES, "linear")
+    clear = evidence.difference(VALUES, "linear", "unmasked", "dino")
+    noise = evidence.pooled_noise(VALUES, "linear")
     assert clear is not None
     assert noise is not None
     assert clear.mean == pytest.approx((2 + 4 + 2.5) / 3)
     assert clear.error == pytest.approx(noise * (2 / 3) ** 0.5)
     assert clear.verdict == "yes"
-    tie = difference(VALUES, "linear", "mst", "unmasked")
+    tie = evidence.difference(VALUES, "linear", "mst", "unmasked")
     assert tie is not None
     assert tie.verdict == "no difference found"
-    back = difference(VALUES, "linear", "dino", "unmasked")
+    back = evidence.difference(VALUES, "linear", "dino", "unmasked")
     assert back is not None
     assert back.verdict == "no, the reverse"
-    one = difference(VALUES, "linear", "mst", "random")
+    one = evidence.difference(VALUES, "linear", "mst", "random")
     assert one is not None
     assert one.verdict == "one seed: no answer"
-    assert difference(VALUES, "linear", "mst", "block") is None
+    assert evidence.difference(VALUES, "linear", "mst", "block") is None
 
 
 def test_tables_name_runs_and_arms() -> None:
-    arms = arms_table("cifar10", VALUES)
+    arms = evidence.arms_table("cifar10", VALUES)
     assert arms[2].startswith("| mst | [0](../runs/evidence/cifar10/mst/seed_0) ")
     assert "| 53.2 ± 0.8 | 48.0 |" in arms[2]
-    assert "| unmasked - dino | +2.8 ± 0.8 |" in answers_table(VALUES)[2]
+    assert "| unmasked - dino | +2.8 ± 0.8 |" in evidence.answers_table(VALUES)[2]

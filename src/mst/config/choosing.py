@@ -39,8 +39,8 @@ TRAINING_SHARE = 0.9
 MOST_EPOCHS = 1_500.0
 """Beyond, a network learns its images by heart."""
 STEP_BATCHES = 400
-"""Steps that a short run should have at least; its batch is halved for them."""
-GPU_BATCH, CPU_BATCH = 256, 64
+"""Steps that a short run should have at least; its batch is halved for them, once: BatchNorm needs the rest."""
+GPU_BATCH, CPU_BATCH, LEAST_BATCH = 256, 64, 32
 MEMORY_SHARE = 0.6
 """Of a device's memory that the choice counts on."""
 
@@ -124,6 +124,7 @@ def choose(config: RunConfig, images: SetFacts, device: DeviceFacts, *, patch: i
     network = _network(picks, images, budget, patch, minutes)
     _views(picks, images, network)
     _colours(picks, images)
+    _restoration(picks, images)
     _head(picks, images, network)
     _batch(picks, images, device, network, budget)
     return picks.done(minutes, {})
@@ -180,17 +181,20 @@ def _views(picks: Picks, images: SetFacts, chosen: Chosen) -> None:
     if local_crops:
         side = local_side(chosen.side, chosen.patch)
         picks.pick("views.local_size", side, f"about {LOCAL_SHARE:g} of {chosen.side} px, in patches of {chosen.patch}")
-    # A crop that covers `a` of the area shows side / sqrt(a) pixels of a whole image: how much of its detail is kept.
-    share = min(1.0, chosen.side / max(images.detail, 1)) ** 2
-    low = round(min(max(share, 0.25), 0.4), 2)
-    reason = f"at {chosen.side} px a whole image keeps {math.sqrt(share):.0%} of the side its fine structure needs"
-    picks.pick("views.global_scale", (low, 1.0), reason)
-    least = min(max((14 / images.side) ** 2, 0.05), 0.2)
-    picks.pick(
-        "views.local_scale",
-        (round(least, 2), round(max(low, 2 * least), 2)),
-        f"at least 14 px of an image of {images.side} px, at most what a global crop covers at least",
-    )
+    low, least, most, why = (0.4, 0.05, 0.4, "DINO's for photographs in colour")
+    if images.grey or images.channels not in (1, 3):
+        why = "two crops must share the small places that tell such images apart"
+        low, least, most = 0.5, 0.15, 0.5
+    picks.pick("views.global_scale", (low, 1.0), why)
+    least = max(least, round(min((14 / images.side) ** 2, 0.2), 2))
+    picks.pick("views.local_scale", (least, most), f"{why}; at least 14 px of an image of {images.side} px")
+
+
+def _restoration(picks: Picks, images: SetFacts) -> None:
+    """Weigh restoration more where self-distillation has little to tell images apart by."""
+    if (images.grey or images.channels not in (1, 3)) and picks.before["objective.restoration_weight"]:
+        reason = "images that look alike: their fine structure teaches more than which image a crop is of"
+        picks.pick("objective.restoration_weight", 1.0, reason)
 
 
 def _colours(picks: Picks, images: SetFacts) -> None:
@@ -209,8 +213,8 @@ def _colours(picks: Picks, images: SetFacts) -> None:
     else:
         what = "grey images" if images.grey else f"{images.channels} channels"
         reason = f"weak: brightness and contrast of {what} mean something, as fine lines do"
-        values = {"jitter": 0.5, "brightness": 0.15, "contrast": 0.15}
-        values |= {"blur": (0.1, 0.1, 0.0), "solarize": 0.0}
+        values = {"jitter": 0.8, "brightness": 0.1, "contrast": 0.1}
+        values |= {"blur": (0.2, 0.1, 0.0), "solarize": 0.0}
     for key, value in values.items():
         picks.pick(f"views.{key}", value, reason)
 
@@ -234,7 +238,7 @@ def _batch(picks: Picks, images: SetFacts, device: DeviceFacts, chosen: Chosen, 
     usual = GPU_BATCH if device.kind == "cuda" else CPU_BATCH
     batch = usual
     seen = min(budget / chosen.cost, MOST_EPOCHS * images.count)
-    while batch > 16 and seen / batch < STEP_BATCHES:
+    while batch > LEAST_BATCH and seen / batch < STEP_BATCHES:
         batch //= 2
     while batch > max(1, images.count // 2):
         batch //= 2
@@ -249,13 +253,13 @@ def _batch(picks: Picks, images: SetFacts, device: DeviceFacts, chosen: Chosen, 
     parts = math.ceil(batch * kept / device.processes / (MEMORY_SHARE * device.memory_bytes))
     if parts > 1:
         picks.pick("train.accumulate", min(parts, batch), f"a pass of all {batch} images would not fit into memory")
-    norm = batch >= 32 and chosen.network.small and not picks.before["runtime.lanes"]
+    norm = batch >= LEAST_BATCH and chosen.network.small and not picks.before["runtime.lanes"]
     picks.pick(
         "model.head_norm",
         "batch" if norm else "none",
         "short runs of small networks learn sooner with it"
         if norm
-        else "needs a batch of 32, and helps small networks",
+        else f"needs a batch of {LEAST_BATCH}, and helps small networks",
     )
 
 
@@ -293,8 +297,8 @@ def _rates(picks: Picks, config: RunConfig, batch: int, steps: int) -> None:
         picks.pick("optimizer.weight_decay_end", picks.before["optimizer.weight_decay"], "small networks need no more")
         picks.pick("optimizer.clip", 1.0, "small networks: a single odd batch must not throw the student off")
         # The teacher averages over a share of the run that lets it follow, and stays slower than the student.
-        memory = min(max(steps / 30, 15.0), 100.0)
-        end = 1 - 1 / (3 * memory)
+        memory = min(max(steps / 20, 20.0), 50.0)
+        end = 1 - 1 / (4 * memory)
         most = config.objective.teacher_momentum_end  # the schema's 1 unless it was given
         first = min(round(1 - 1 / memory, 4), most)
         start = picks.pick("objective.teacher_momentum", first, f"averages over {memory:.0f} of {steps} steps")
@@ -302,7 +306,7 @@ def _rates(picks: Picks, config: RunConfig, batch: int, steps: int) -> None:
         picks.pick(
             "objective.teacher_momentum_end",
             end,
-            f"{3 * memory:.0f} steps at the end: a teacher that stops would be left behind in so short a run",
+            f"{4 * memory:.0f} steps at the end: a teacher that stops would be left behind in so short a run",
         )
         picks.pick(
             "objective.teacher_temp", 0.04, "DINO's safe value; higher ones need long runs, lower ones follow noise"

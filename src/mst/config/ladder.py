@@ -13,6 +13,8 @@ LOCAL_SHARE = 0.45
 """Side of a local crop over that of a global one, about (DINO: 96 / 224)."""
 ENOUGH_IMAGES = 30_000
 """Images that the smallest network should see, before larger crops are worth their time."""
+SMALL_SIDE = 64
+"""Crops up to this side are taken wherever a pass fits: less shows too little of larger images, however often."""
 ENOUGH_PASSES = 60
 """Passes over a small data set that are as good."""
 SURE_PASSES = 1.5
@@ -97,10 +99,12 @@ def affordable(images: SetFacts, budget: float, networks: Sequence[Network] = LA
     enough = max(min(ENOUGH_IMAGES, ENOUGH_PASSES * images.different), passes)
     most = wanted_side(images)
     smallest = networks[0]
-    chosen = Chosen(smallest, SIDES[0], patch_for(SIDES[0]), 4)
-    for side in (side for side in SIDES if side <= most):
+    # 64 px in patches of 8 are as many tokens as 32 px in patches of 4, and show more; 48 px are fewer.
+    sides = [side for side in SIDES if side <= most and (side > SIDES[0] or most == SIDES[0])]
+    chosen = Chosen(smallest, sides[0], patch_for(sides[0]), 4)
+    for side in sides[1:]:
         larger = Chosen(smallest, side, patch_for(side), 4)
-        if side > SIDES[0] and budget < enough * larger.cost:
+        if budget < (enough if side > SMALL_SIDE else passes) * larger.cost:
             break  # crops of 160 px cost less than those of 128, whose patches are smaller: they are worth more
         chosen = larger
     for network in networks[1:]:

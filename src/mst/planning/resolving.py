@@ -19,6 +19,7 @@ from mst.config.load import flatten, override
 from mst.config.schema import RunConfig
 from mst.data.look import look_at
 from mst.data.sources import ImageIndex, ImageSource
+from mst.model.build import own_sizes
 from mst.parallel.world import World, alone
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import set_apart
@@ -167,11 +168,11 @@ def device_facts(config: RunConfig, device: torch.device, processes: int) -> Dev
 def backbone_flops(setup: Setup) -> float:
     """Return the operations of a step for one image, as the rules count them."""
     model, views = setup.config.model, setup.config.views
-    patch, plan = setup.spec.patch_size, setup.plan
+    patch, plan, own = setup.spec.patch_size, setup.plan, own_sizes(setup.spec.name)
     tokens = [prod(size) // patch**2 for size in (plan.global_size, plan.local_size)]
     return Shape(
-        width=model.embed_dim or 0,
-        depth=model.depth or 0,
+        width=model.embed_dim or own.embed_dim,
+        depth=model.depth or own.depth,
         global_tokens=tokens[0],
         local_tokens=tokens[1],
         global_crops=views.global_crops,

@@ -1,0 +1,206 @@
+"""Does `own-images` help in a quarter of an hour? Against untrained weights, colours and the recipe used before.
+
+    python benchmarks/own_images.py SET --seed 0 --data SETS --out OUT [--minutes 15]
+    python benchmarks/own_images.py table --out OUT
+
+SET is cifar10 (10,000 training images), imagenette128, elpv, camvid or scenes; one SET and seed a call. SETS holds the
+first four as folders: `train/<class>/` and `val/<class>/` (cifar10: `test`), camvid with images/, masks/, train.txt
+and val.txt, and elpv as the package elpv-dataset has it (images/ and labels.csv); the scenes are drawn. Of elpv, cells
+with a defect probability below 0.3 and from 0.6 on are labelled, a quarter of each class validates, and no validation
+image is trained on.
+
+Every step leaves its file in OUT/SET/seed_N and is not done again: the same command goes on where it was cut off.
+Standard errors of one run are those of its validation images; the table adds the deviation over seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import math
+import os
+import random
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+SETS = ("cifar10", "imagenette128", "elpv", "camvid", "scenes")
+PREVIOUS = "vit-tiny-cifar10"
+SCENES = {"train": 2_500, "val": 500}
+SCENE_SIZE = 48
+LIMITS = ("--train-limit", "10000", "--val-limit", "4000")
+Row = dict[str, Any]
+
+
+def mst(*words: object) -> str:
+    """Run a command of mst; return what it prints on stdout."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mst", *map(str, words)], stdout=subprocess.PIPE, text=True, check=False
+    )
+    if done.returncode:
+        raise SystemExit(done.returncode)
+    return done.stdout
+
+
+def kept(path: Path, make: Callable[[], Row]) -> Row:
+    """Return what a file holds, or make it and write the file."""
+    if not path.exists():
+        made = make()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        part = path.with_suffix(".part")
+        part.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def link(source: Path, target: Path) -> None:
+    """Put an image into a folder without copying it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if not target.exists():
+        os.symlink(source.resolve(), target)
+
+
+def cells(root: Path, out: Path) -> tuple[Path, Path]:
+    """Return the folders of unlabelled and labelled solar cells, made of images/ and labels.csv."""
+    unlabelled, labelled = out / "elpv-unlabelled", out / "elpv-labelled"
+    done = out / "elpv-done"
+    if done.exists():
+        return unlabelled, labelled
+    text = (root / "labels.csv").read_text(encoding="utf-8")
+    rows = [row for row in csv.reader(text.replace(",", " ").splitlines(), delimiter=" ", skipinitialspace=True) if row]
+    cells = [(row[0], float(row[1])) for row in rows if row[0].startswith("images/")]
+    classes = {
+        "functional": sorted(path for path, probability in cells if probability < 0.3),
+        "defective": sorted(path for path, probability in cells if probability >= 0.6),
+    }
+    validating: set[str] = set()
+    for name, paths in classes.items():
+        random.Random(0).shuffle(paths)
+        for place, path in enumerate(paths):
+            part = "val" if place < len(paths) // 4 else "train"
+            validating |= {path} if part == "val" else set()
+            link(root / path, labelled / part / name / Path(path).name)
+    for path, _ in cells:
+        if path not in validating:
+            link(root / path, unlabelled / Path(path).name)
+    done.touch()
+    return unlabelled, labelled
+
+
+def scenes(out: Path) -> tuple[Path, Path]:
+    """Return the folders of drawn scenes: unlabelled, labelled."""
+    from mst.data.synthetic.scenes import write_scene_folder
+
+    folder = out / "scenes-data"
+    if not (out / "scenes-done").exists():
+        write_scene_folder(folder, SCENES, SCENE_SIZE, 0)
+        (out / "scenes-done").touch()
+    return folder / "train", folder
+
+
+def frames(root: Path, out: Path) -> tuple[Path, Path]:
+    """Return a list of camvid's training frames, and its folder."""
+    names = (root / "train.txt").read_text(encoding="utf-8").split()
+    paths = [next(path for path in sorted((root / "images").glob(f"{Path(name).stem}.*"))) for name in names]
+    found = out / "camvid-train.txt"
+    found.write_text("".join(f"{path.resolve()}\n" for path in paths), encoding="utf-8")
+    return found, root
+
+
+def sources(name: str, root: Path, out: Path) -> tuple[list[str], Path]:
+    """Return the words that name the training images, and the labelled folder."""
+    made = {"elpv": cells, "camvid": frames}
+    if name == "scenes":
+        unlabelled, labelled = scenes(out)
+    elif name in made:
+        unlabelled, labelled = made[name](root / name, out)
+    else:
+        unlabelled, labelled = root / name / "train", root / name
+    limit = ["--data.limit", "10000"] if name == "cifar10" else []
+    return ["--data.train", str(unlabelled), *limit], labelled
+
+
+def train(recipe: str, words: Sequence[str], run: Path, minutes: float, seed: int) -> Row:
+    """Pre-train, or go on; return steps, and the time that the steps took."""
+    asked = ("--minutes", minutes, "--runtime.seed", seed, "--continue", "--json")
+    done: Row = json.loads(mst("pretrain", recipe, *words, "--out", run, *asked))
+    rows = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    losses = [row["self_distillation"] for row in rows if row.get("self_distillation") is not None]
+    return {"steps": done["steps"], "first_loss": losses[:1], "last_loss": losses[-1:]}
+
+
+def scored(backbone: str, labelled: Path, name: str, seed: int) -> Row:
+    """Return the metrics of a frozen backbone by task."""
+    given = ("--backbone", backbone, "--data", labelled, "--seed", seed, "--json")
+    if name == "camvid":
+        shown = mst("evaluate", "segmentation", *given, "--size", 352, 480)
+        return {"segmentation": json.loads(shown)["metrics"]}
+    words = (*given, "--no-progress", *LIMITS)
+    return {task: json.loads(mst("evaluate", task, *words))["metrics"] for task in ("knn", "linear")}
+
+
+def measure(name: str, seed: int, root: Path, out: Path, minutes: float) -> None:
+    """Do what is not done yet of one data set and seed."""
+    out.mkdir(parents=True, exist_ok=True)
+    words, labelled = sources(name, root, out)
+    cell = out / name / f"seed_{seed}"
+    for which, recipe in (("own", "own-images"), ("previous", PREVIOUS)):
+        run = cell / f"run-{which}"
+        kept(cell / f"{which}-run.json", lambda recipe=recipe, run=run: train(recipe, words, run, minutes, seed))  # type: ignore[misc]
+        kept(cell / f"{which}.json", lambda run=run: scored(str(run), labelled, name, seed))  # type: ignore[misc]
+    run = cell / "run-own"
+    kept(cell / "untrained.json", lambda: scored(f"random:{run}", labelled, name, seed))
+    if name != "camvid":
+        asked = ("--data", labelled, "--backbone", run, "--seed", seed, "--json", "--no-progress", *LIMITS)
+        kept(cell / "baselines.json", lambda: json.loads(mst("evaluate", "baselines", *asked)))
+
+
+def table(out: Path) -> str:
+    """Return all that was measured as lines: mean over seeds, standard error of one run, deviation over seeds."""
+    lines = [f"{'set':14} {'task':13} {'which':10} seeds  mean    se of one   sd over seeds"]
+    for name in SETS:
+        found: dict[tuple[str, str], list[Row]] = {}
+        for path in sorted(out.glob(f"{name}/seed_*/*.json")):
+            rows = json.loads(path.read_text(encoding="utf-8"))
+            if path.stem == "baselines":
+                for row in rows["rows"]:
+                    which = row["protocol"].get("which")
+                    found.setdefault(("baseline", str(which)), []).append(row["metrics"])
+            elif not path.stem.endswith("-run"):
+                for task, metrics in rows.items():
+                    found.setdefault((task, path.stem), []).append(metrics)
+        for (task, which), metrics in sorted(found.items()):
+            key = "miou" if "miou" in metrics[0] else "top1"
+            values = [row[key] for row in metrics if key in row]
+            if not values:
+                continue
+            errors = [row[f"{key}_se"] for row in metrics if row.get(f"{key}_se") is not None]
+            error = f"{math.sqrt(statistics.mean(each**2 for each in errors)):.2f}" if errors else "-"
+            spread = f"{statistics.stdev(values):.2f}" if len(values) > 1 else "-"
+            mean = f"{statistics.mean(values):6.2f}"
+            lines.append(f"{name:14} {task:13} {which:10} {len(values):5}  {mean}  {error:>9}   {spread:>6}")
+    return "\n".join(lines)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the command; return the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("set", choices=[*SETS, "table"])
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--data", type=Path, default=Path("data"))
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--minutes", type=float, default=15.0)
+    options = parser.parse_args(argv)
+    if options.set != "table":
+        measure(options.set, options.seed, options.data, options.out, options.minutes)
+    print(table(options.out))
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

@@ -63,7 +63,7 @@ class TrainingProgress:
         total_steps: int,
         shown: bool = True,
     ) -> None:
-        """Start at `step`; `describe` turns a row of metrics into a few words."""
+        """Start at `step`; `describe` turns a row of metrics into a few words, on a bar in lines."""
         self._describe, self._shown, self._total = describe, shown, total_steps
         self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
         self._bar = _TwoLines(
@@ -100,6 +100,7 @@ class TrainingProgress:
         ):
             self._last_line = now
             rate = (now - self._started) / max(step - self._first_step, 1)
+            text = text.replace("\n", "  ")
             logging.info(f"step {step}/{self._total}  {text}  eta {clock(rate * (self._total - step))}")
 
 

@@ -214,8 +214,8 @@ class Pretraining:
         return self._scores
 
     def describe(self, shown: Mapping[str, float]) -> str:
-        """Write losses, learning rate and speed, and what the latest evaluation gave."""
-        return "  ".join(filter(None, [describe(shown), str(self._latest())]))
+        """Write losses, learning rate and speed, and in a line of its own what the latest evaluation gave."""
+        return "\n".join(filter(None, [describe(shown), str(self._latest())]))
 
     def draw(self, *, missing_only: bool) -> None:
         """Draw the sample images as method and networks see them now."""

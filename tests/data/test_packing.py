@@ -20,10 +20,11 @@ from PIL import Image
 from data.pictures import encoded, texture, write_textures
 from mst.cli import main
 from mst.data.decoding import decode_image
+from mst.data.order.epochs import EpochOrder
+from mst.data.packing import pack as packing
 from mst.data.packing.encoding import Encoding
 from mst.data.packing.pack import PackOptions, pack
 from mst.data.packing.shards import verify
-from mst.data.sampler import EpochOrder
 from mst.data.sources import open_images
 from mst.data.survey import inspect_images
 from mst.errors import RunFailure, UsageError
@@ -84,7 +85,8 @@ def test_parquet_shards(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["tar", pytest.param("parquet", marks=pytest.mark.slow)])
 def test_the_same_bytes_after_a_kill(tmp_path: Path, form: str) -> None:
     source = tmp_path / "images"
-    write_textures(source, 60, size=64)
+    for name in ("cat", "dog"):
+        write_textures(source / name, 30, size=64)
     words = [str(source), str(tmp_path / "killed"), "--format", form, "--shard-size", "6", "--resize", "32"]
     for delay in (0.3, 0.6):
         code = "import sys; from mst.cli import main; sys.exit(main(sys.argv[1:]))"
@@ -223,8 +225,34 @@ def test_shards_are_inspected_and_packed_again(tmp_path: Path) -> None:
     assert row["parts"] == {"train": 10, "val": 4}
     assert row["classes"] == {"0": 7, "1": 7}
     assert (row["readable"], row["leaks"]) == (14, {"exact": [], "near": []})
+    assert row["image_folder"] == f"{out}/train*.tar"
+    assert len(open_images(row["image_folder"], tell=False)) == 10
     again = packed(out, tmp_path / "again", shards=2)
     assert [shard["name"] for shard in again["shards"]] == [
         f"{part}-0000{n}.tar" for part in ("train", "val") for n in (0, 1)
     ]
     assert again["classes"] == ["0", "1"]
+
+
+def test_parts_of_lists_and_no_masks(tmp_path: Path) -> None:
+    source = tmp_path / "dense"
+    for folder in ("images", "masks"):
+        write_textures(source / folder, 4)
+    (source / "train.txt").write_text("img_000\nimg_001\nimg_002\n")
+    (source / "val.txt").write_text("img_003\n")
+    row = pack(open_images(source, tell=False), tmp_path / "out", PackOptions(), roots=[source])
+    assert [(shard["name"], shard["images"]) for shard in row["shards"]] == [
+        ("train-00000.tar", 3),
+        ("val-00000.tar", 1),
+    ]
+    assert row["masks"] == 4
+
+
+def test_a_kill_before_the_first_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = labelled(tmp_path / "images")
+    with monkeypatch.context() as patch:
+        patch.setattr(packing, "_write", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            packed(source, tmp_path / "out")
+    assert (tmp_path / "out/classes.txt").exists()
+    assert packed(source, tmp_path / "out")["packed"] == 14

@@ -83,7 +83,7 @@ def run(argv: Sequence[str]) -> int:
     encoding = Encoding(words.resize, words.encode, words.quality)
     options = PackOptions(words.format, words.shards, words.shard_size, words.seed, encoding, words.workers)
     images = open_images(words.source, by_content=words.by_content)
-    row = pack(images, user_path(words.out), options, _shown_progress)
+    row = pack(images, user_path(words.out), options, _shown_progress, [user_path(words.source)])
     if words.json:
         emit_json({**row, "out": words.out})
     else:
@@ -107,6 +107,8 @@ def _tables(row: dict[str, Any], words: PackWords) -> list[Table | Text]:
     table.add_row("shards", f"{len(sizes)} of {min(sizes)} to {max(sizes)} images{again}; all read back and compared")
     if row["changed"]:
         table.add_row("encoded anew", str(row["changed"]))
+    if row["masks"]:
+        table.add_row("left out", f"{row['masks']} in folders of annotations")
     if row["deep"]:
         table.add_row("left as they are", f"{row['deep']} of more than 8 bits or of other channels")
     if row["classes"]:

@@ -79,15 +79,19 @@ class PlaceNotes:
 
     def __init__(self) -> None:
         self._folders: dict[str, int] = {}
+        self._shards: dict[str, str] = {}
         self._of: list[int] = []
         self._stems: list[int] = []
 
     def add(self, name: str) -> None:
         """Note the next image; a shard that is called after a part (`train-00001.tar`) counts as a folder."""
         shard = SHARD.fullmatch(name)
+        match = None if shard is None else PART.fullmatch(shard[2])
         if shard is not None:
-            part = f"{shard[2]}/" if PART.fullmatch(shard[2]) else ""
-            name = f"{shard[1]}{part}{shard[3]}"
+            ending = name[len(shard[1]) + len(shard[2]) :].partition(":")[0].partition("[")[0]
+            name = f"{shard[1]}{shard[2]}/{shard[3]}" if match else f"{shard[1]}{shard[3]}"
+            if match:
+                self._shards[name.rpartition("/")[0]] = f"{shard[1]}{match[1]}*{ending}"
         folder, _, base = name.rpartition("/")
         self._of.append(self._folders.setdefault(folder, len(self._folders)))
         self._stems.append(hash(base.rpartition(".")[0] or base))
@@ -123,6 +127,9 @@ class PlaceNotes:
         if len(kept) in {0, len(words)}:
             return ""
         folder = _shared(kept)
+        patterns = {self._shards.get("/".join(one), "") for one in kept}
+        if len(patterns) == 1 and (pattern := patterns.pop()):
+            return shown(pattern)
         inside = sum(one[: len(folder)] == folder for one in words)
         return shown("/".join(folder)) if inside == len(kept) else ""
 

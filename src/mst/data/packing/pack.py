@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -65,7 +65,9 @@ class _Shard:
     first: int
 
 
-def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progress | None = None) -> dict[str, Any]:
+def pack(
+    images: ImageSource, out: Path, options: PackOptions, progress: Progress | None = None, roots: Sequence[Path] = ()
+) -> dict[str, Any]:
     """Write images into shards; those that are there already stay.
 
     Class folders become numbers of classes (`cls` members, column `label`) and `classes.txt`; folders called train, val
@@ -76,10 +78,12 @@ def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progres
         out: folder for the shards.
         options: how.
         progress: is given the images as they come and how many there will be, and hands them on.
+        roots: the folders that the images were searched in: lists and COCO files in one may say what is train and val.
 
     Returns:
         images, packed, unreadable (list of {path, reason}), shards (list of {name, images, bytes}), classes (names),
-        changed (encoded anew), deep (more than 8 bits, left as they are), bytes, written (shards of this call).
+        changed (encoded anew), deep (more than 8 bits, left as they are), bytes, written (shards of this call), masks
+        (in folders of annotations, left out).
 
     Raises:
         UsageError: the folder holds something else, or another packing.
@@ -87,10 +91,7 @@ def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progres
     """
     check_format(options.form)
     check_folder(out, "OUT")
-    notes = PlaceNotes()
-    for position in range(len(images)):
-        notes.add(images.name(position))
-    places = notes.places([]).with_labels(images)
+    places = _places(images, roots)
     shards = _divided(places, options)
     said = _said(images, places, options, shards)
     done = _done(out, said, shards)
@@ -98,6 +99,7 @@ def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progres
     remove_asides(out)
     rows: list[dict[str, Any]] = [done[shard.name] for shard in shards if shard.name in done]
     waiting = [shard for shard in shards if shard.name not in done]
+    _note(out, said, rows)  # before all else: whose the other files are
     if places.classes:
         write_atomic(out / CLASSES, "".join(f"{name}\n" for name in places.classes))
     look = partial(pack_image, images, encoding=options.encoding)
@@ -107,20 +109,33 @@ def pack(images: ImageSource, out: Path, options: PackOptions, progress: Progres
     for shard in waiting:
         rows.append(_write(out, shard, places, options, found))
         rows.sort(key=lambda row: str(row["name"]))
-        write_atomic(out / NOTES, json.dumps({**said, "done": rows}, indent=1) + "\n")
+        _note(out, said, rows)
         aside_of(out / shard.name).replace(out / shard.name)
         sync_folder(out)
     unreadable = [entry for row in rows for entry in row["unreadable"]]
     write_atomic(out / UNREADABLE, "".join(f"{entry['path']}\t{entry['reason']}\n" for entry in unreadable))
+    counted = {key: sum(row[key] for row in rows) for key in ("changed", "deep", "bytes")}
+    counted |= {"images": len(images), "packed": sum(row["images"] for row in rows), "written": len(waiting)}
     return {
-        "images": len(images),
-        "packed": sum(row["images"] for row in rows),
+        **counted,
+        "masks": int(places.masks.sum()),
         "unreadable": unreadable,
         "shards": [{key: row[key] for key in ("name", "images", "bytes")} for row in rows],
         "classes": list(places.classes),
-        **{key: sum(row[key] for row in rows) for key in ("changed", "deep", "bytes")},
-        "written": len(waiting),
     }
+
+
+def _places(images: ImageSource, roots: Sequence[Path]) -> Places:
+    """Return where the images belong."""
+    notes = PlaceNotes()
+    for position in range(len(images)):
+        notes.add(images.name(position))
+    return notes.places(roots).with_labels(images)
+
+
+def _note(out: Path, said: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    """Write which shards are done."""
+    write_atomic(out / NOTES, json.dumps({**said, "done": rows}, indent=1) + "\n")
 
 
 def _divided(places: Places, options: PackOptions) -> list[_Shard]:
@@ -128,7 +143,7 @@ def _divided(places: Places, options: PackOptions) -> list[_Shard]:
     found: list[_Shard] = []
     first = 0
     for number, part in enumerate(places.parts):
-        positions = np.flatnonzero(places.part == number).astype(np.int64)
+        positions = np.flatnonzero((places.part == number) & ~places.masks).astype(np.int64)
         if options.seed is not None:
             positions = np.random.default_rng([options.seed, number]).permutation(positions)
         if not len(positions):

@@ -223,3 +223,17 @@ def test_disk_full_while_writing_for_real(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["step_1"]
     store.save(2, big, {})
     assert store.load_latest().step == 2
+
+
+def test_history_reaches_back(tmp_path: Path) -> None:
+    """A checkpoint at least `history` steps old is always there, and a few between it and the newest."""
+    store = CheckpointStore(tmp_path, keep=1, history=40)
+    for step in range(0, 201, 10):
+        store.save(step, parts(step), {})
+        steps = store.steps()
+        assert steps[-1] == step
+        assert min(steps) <= max(step - 40, 0)
+        assert len(steps) <= 6
+    assert store.steps() == [160, 180, 200]
+    assert store.discard(lambda saved, _: saved > 160) == [180, 200]
+    assert store.load_latest().step == 160

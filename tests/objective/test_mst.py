@@ -165,6 +165,9 @@ def check_statistics(output: StepOutput, views: Views, probs: np.ndarray, recons
         "masked_share": mask.float().mean().item(),
         "psnr_masked": restoration_reference.psnr(reconstruction.numpy(), images, pixels, list(STD)),
         "psnr_visible": restoration_reference.psnr(reconstruction.numpy(), images, ~pixels, list(STD)),
+        "psnr_fill": restoration_reference.psnr(
+            restoration_reference.mean_colour_fill(images, pixels), images, pixels, list(STD)
+        ),
     }
     found = statistics_of(sums_of(output, views))
     assert found.keys() == expected.keys()

@@ -38,3 +38,13 @@ def psnr(reconstruction: np.ndarray, target: np.ndarray, pixels: np.ndarray | No
         if pixels is None or pixels[b, y, x]
     ]
     return -10.0 * math.log10(sum(squares) / len(squares)) if squares else math.nan
+
+
+def mean_colour_fill(images: np.ndarray, hidden: np.ndarray) -> np.ndarray:
+    """Every pixel of an image [B, C, H, W] gets the mean colour of those that are not hidden [B, H, W]; else 0."""
+    filled = np.zeros_like(images)
+    for number, image in enumerate(images):
+        visible = ~hidden[number]
+        for channel, plane in enumerate(image):
+            filled[number, channel] = plane[visible].mean() if visible.any() else 0.0
+    return filled

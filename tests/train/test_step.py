@@ -181,5 +181,5 @@ def test_bf16_keeps_weights_and_state_in_float32() -> None:
 def test_statistics_only_when_asked_for() -> None:
     config, plan, state, parts = prepared()
     assert step(state, parts, VALUES, config, plan).statistics == {}
-    names = {"teacher_entropy", "marginal_entropy", "masked_share", "psnr_masked", "psnr_visible"}
+    names = {"teacher_entropy", "marginal_entropy", "masked_share", "psnr_masked", "psnr_visible", "psnr_fill"}
     assert step(state, parts, VALUES, config, plan, statistics=True).statistics.keys() == names

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,10 +40,14 @@ class CheckpointStore:
     name, flushed to disk and renamed; only then are older ones deleted.
     """
 
-    def __init__(self, folder: Path, *, keep: int) -> None:
-        """Keep the `keep` newest checkpoints."""
+    def __init__(self, folder: Path, *, keep: int, history: int = 0) -> None:
+        """Keep the `keep` newest checkpoints, and with `history` some before them.
+
+        Those are the first one of each half of `history` steps, as far back as the newest that is `history` steps old.
+        """
         self._folder = folder
         self._keep = keep
+        self._history = history
 
     def steps(self) -> list[int]:
         """Return the steps that have a checkpoint, damaged or not, oldest first."""
@@ -184,12 +188,35 @@ class CheckpointStore:
         """Delete all but the newest `keep` up to step `saved`, and those of later steps, which were damaged."""
         steps = self.steps()
         sound = [step for step in steps if step <= saved and not self.is_provisional(step)]
-        kept = {*sound[-self._keep :], saved}
+        kept = {*sound[-self._keep :], saved, *self._old(sound)}
         for step in set(steps) - kept:
             try:
                 self._remove(self.path(step))
             except OSError as error:
                 logging.warn(f"cannot delete the old checkpoint {self.path(step)}: {error.strerror or error}")
+
+    def _old(self, sound: Sequence[int]) -> list[int]:
+        """Return which of some steps are kept as history."""
+        if not self._history or not sound:
+            return []
+        spacing = max(1, self._history // 2)
+        firsts = {step // spacing: step for step in reversed(sound)}  # the first of each
+        old = sorted(firsts.values())
+        reached = [step for step in old if step <= sound[-1] - self._history]
+        return [step for step in old if not reached or step >= reached[-1]]
+
+    def discard(self, unwanted: Callable[[int, Mapping[str, Any]], bool]) -> list[int]:
+        """Delete the sound checkpoints that are unwanted, by step and information; return their steps."""
+        found = []
+        for step in self.steps():
+            try:
+                info = verified_info(self.path(step))["info"]
+            except Damaged:
+                continue
+            if unwanted(step, info):
+                self._remove(self.path(step))
+                found.append(step)
+        return found
 
     def _remove(self, path: Path) -> None:
         """Rename a checkpoint, then delete it, so that a half-deleted folder is never taken for a checkpoint."""

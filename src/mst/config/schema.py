@@ -261,6 +261,9 @@ class MonitorConfig(Section):
     """Points of k-NN accuracy below the start from which the guard speaks."""
     collapse: Literal["warn", "stop", "off"] = "warn"
     """What to do when the teacher's output collapses."""
+    dynamics: Literal["warn", "repair", "off"] = "warn"
+    """What to do when a run goes wrong in another way (docs/dynamics.md): warn, or go back and on with a knob moved, at
+    most twice. Repair keeps a few more checkpoints."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from mst.checkpoint.store import CheckpointStore
+from mst.engine.rewind import keep_abandoned, target_step
 from mst.engine.shards import ShardWriter
-from mst.engine.task import Outputs, Task
+from mst.engine.task import Back, Outputs, Task
 from mst.errors import CheckpointError, Interrupted, MstError, RunFailure
 from mst.parallel.world import World
 from mst.runtime import logging
@@ -39,7 +40,7 @@ class Saver:
         self.rows: dict[str, Row] = {}
         self._task, self._outputs = task, outputs
         folder = outputs.checkpoints
-        self.store = CheckpointStore(folder, keep=outputs.keep) if folder else None
+        self.store = CheckpointStore(folder, keep=outputs.keep, history=outputs.history) if folder else None
         self._failed: BaseException | None = None
         self._saved_step, self._writes = 0, World.current().first
         self._described_by: dict[Path, bytes] = {}
@@ -80,7 +81,34 @@ class Saver:
     @property
     def saves(self) -> bool:
         """Whether this process saves, and there is a place for checkpoints and something to save."""
-        return self._writes and self.store is not None and self._task.state.step > 0
+        return self._writes and self.store is not None and (self._task.state.step > 0 or self._outputs.history > 0)
+
+    def go_back(self, back: Back) -> int | None:
+        """Let the task go back, in all processes; return the step that it went back to, None if there is no checkpoint.
+
+        The rows beyond are in `rewind.abandoned_folder`; those in the run's own files are the caller's to drop.
+
+        Raises:
+            RunFailure: the disk refused, or another process reads other checkpoints.
+        """
+        store, run = self.store, self._outputs.run
+        if store is None or run is None:
+            return None
+        self.wait()
+        step = World.current().from_first(lambda: target_step(store, back))
+        if step is None:
+            return None
+        checkpoint = store.load_latest(most=step)
+        if checkpoint.step != step:
+            raise CheckpointError(f"checkpoint {store.path(step)} is sound for the first process, but not here")
+        if self._writes:
+            keep_abandoned(run, back.number, step)
+        back.note(step)
+        if self._writes:
+            store.discard(lambda saved, _: saved > step)
+        back.restore(checkpoint)
+        self._saved_step, self.rows = step, checkpoint.info.get("rows", {})
+        return step
 
     def save(self) -> None:
         """Write a checkpoint, unless processes write parts of it; before the first step there is nothing to save.
@@ -108,7 +136,7 @@ class Saver:
             RunFailure: the disk refused it, or the one before.
         """
         state = self._task.state
-        if self._shards is not None and state.step > 0:
+        if self._shards is not None and (state.step > 0 or self._outputs.history > 0):
             info = {**self._task.info(), "rows": self.rows}
             self._shards.start(state.step, self._task.state_dicts(), info, provisional=state.bad_streak > 0)
 

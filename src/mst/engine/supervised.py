@@ -358,6 +358,10 @@ class _Supervised(Generic[Batch]):
     def wants(self, checkpoint: Checkpoint) -> bool:
         return True
 
+    def abandoned(self, step: int, info: Mapping[str, Any]) -> bool:
+        """Never: such a training does not go back."""
+        return False
+
     def load(self, checkpoint: Checkpoint) -> None:
         known, shorter = checkpoint.info.get("identity", {}), self.context.shorter
         longer_now = shorter is not None and known == {**shorter, "draws": DRAWS}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -60,20 +60,42 @@ class Shards(Protocol):
 
 
 @dataclass(frozen=True)
+class Back:
+    """A task's wish to go on from an earlier step, with other settings; the same in all processes.
+
+    Attributes:
+        before: from the newest sound checkpoint up to this step, else from the oldest.
+        number: of the return, from 1.
+        note: takes the step that is gone back to; the first process writes down that it happened. From then on the
+            steps beyond count as abandoned, whenever the training is killed.
+        restore: takes the checkpoint up.
+        advice: what to do where there is no checkpoint to go back to.
+    """
+
+    before: int
+    number: int
+    note: Callable[[int], None]
+    restore: Callable[[Checkpoint], None]
+    advice: str
+
+
+@dataclass(frozen=True)
 class Remarks:
     """What a task says after a step or an evaluation.
 
     Attributes:
         row: of metrics, without what the engine knows (step, speed, counts); None = no row.
         shown: numbers for the progress line.
-        warning: one line, or None.
+        warnings: a line each.
         failure: why the training ends here, or None; it is saved first.
+        back: where to go on, None = here. The step gets a row, but neither checkpoint nor evaluation.
     """
 
     row: Mapping[str, Any] | None = None
     shown: Mapping[str, float] = field(default_factory=dict)
-    warning: str | None = None
+    warnings: Sequence[str] = ()
     failure: str | None = None
+    back: Back | None = None
 
 
 class Task(Protocol[Batch]):
@@ -138,6 +160,9 @@ class Task(Protocol[Batch]):
     def wants(self, checkpoint: Checkpoint) -> bool:
         """Whether to go on from this checkpoint, not from one before it."""
 
+    def abandoned(self, step: int, info: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is of steps that were left when the task went back (`Remarks.back`)."""
+
     def load(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint.
 
@@ -196,6 +221,8 @@ class Outputs:
         keep: so many checkpoints stay.
         run: folder for metrics.jsonl, bad_steps.jsonl and TensorBoard; None = no rows.
         tensorboard: write TensorBoard events into `run`.
+        history: steps back from the newest checkpoint for which one is kept as well, that of step 0 included, so that
+            a task can go back (`Remarks.back`); 0 = it never does.
         resume: what to type to go on, in messages.
         progress: show a bar, or a line now and then where there is no terminal.
     """
@@ -205,4 +232,5 @@ class Outputs:
     run: RunDir | None
     resume: str
     tensorboard: bool = False
+    history: int = 0
     progress: bool = True

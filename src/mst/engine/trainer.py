@@ -13,7 +13,7 @@ from typing import Any, Generic
 from mst.engine.feeder import Feeder
 from mst.engine.guard import StepGuard
 from mst.engine.saving import Saver
-from mst.engine.task import Batch, Intervals, Outputs, Remarks, StepReport, Task
+from mst.engine.task import Back, Batch, Intervals, Outputs, Remarks, StepReport, Task
 from mst.errors import RunFailure
 from mst.parallel.world import World
 from mst.runtime import logging
@@ -105,6 +105,9 @@ class Trainer(Generic[Batch]):
         """Open the record, and write what the sitting before did not come to, or what an untrained network gives."""
         self.task.collect()
         missing = self.world.from_first(self._open_record)
+        if self.outputs.history and not self.saver.resumed:  # a task that may go back to where it began
+            self.saver.save()
+            self.saver.save_parts()
         if missing and self.intervals.evaluation_due(self.state.step):
             self._evaluate()
 
@@ -117,13 +120,14 @@ class Trainer(Generic[Batch]):
                 remove_asides(folder)
             self.saver.begin(run)
             self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard)
-        missing = not self.saver.resumed
+        missing, left = not self.saver.resumed, False
         if self.saver.resumed:
             if self.saver.store is not None:
                 self.saver.store.remove_leftovers()
+                left = bool(self.saver.store.discard(self.task.abandoned))
             missing = self._write_missing_rows()
         self.task.draw(missing_only=self.saver.resumed)
-        if self.saver.resumed and step == self.intervals.steps:
+        if self.saver.resumed and (left or step == self.intervals.steps):
             self.task.export()
         return missing
 
@@ -156,6 +160,9 @@ class Trainer(Generic[Batch]):
         remarks = self.task.after_step(report, row_due=row_due)
         self.saver.rows = self._rows(report, remarks)
         self.guard.half_done = False
+        if remarks.back is not None:
+            self._go_back(report, remarks, remarks.back)
+            return
         if self.intervals.checkpoint_due(self.state.step) or self.intervals.evaluation_due(self.state.step):
             self.task.collect()
         if self.intervals.checkpoint_due(self.state.step) and self.task.shards is not None:
@@ -166,6 +173,29 @@ class Trainer(Generic[Batch]):
             self._write(report, remarks)
         if self.intervals.evaluation_due(self.state.step):
             self._evaluate()
+
+    def _go_back(self, report: StepReport, remarks: Remarks, back: Back) -> None:
+        """Write the row of the step that was just done, then leave it and those before it for an earlier one."""
+        if self.world.first:
+            self._write(report, remarks, saves=False)
+            if self.record is not None:
+                self.record.flush()
+        self.guard.half_done = True  # what is in memory is of neither history until this is over
+        step = self.saver.go_back(back)
+        if step is None:
+            raise RunFailure(f"{self.task.title}: no checkpoint is left to go back to: {back.advice}")
+        self.guard.half_done = False
+        self.feeder.close()
+        self.feeder = Feeder(lambda: self.task.batches(self.state.step), ahead=self.intervals.ahead)
+        self.throughput.reset()
+        self.task.collect()
+        run = self.outputs.run
+        if run is not None and self.record is not None:
+            self._close_record()
+            self.record = RunRecord(run, step=step, tensorboard=self.outputs.tensorboard)
+        if self.world.first:
+            self.task.draw(missing_only=True)
+            self.task.export()
 
     def _count(self, report: StepReport) -> None:
         state = self.state
@@ -206,8 +236,8 @@ class Trainer(Generic[Batch]):
             "slowest_rank": others.index(min(others)),
         }
 
-    def _write(self, report: StepReport, remarks: Remarks) -> None:
-        """Bring to disk what follows from a step that is done.
+    def _write(self, report: StepReport, remarks: Remarks, *, saves: bool = True) -> None:
+        """Bring to disk what follows from a step that is done; `saves` = a checkpoint too, where one is due.
 
         Raises:
             RunFailure: too many steps in succession were skipped, or the task ends here.
@@ -223,7 +253,7 @@ class Trainer(Generic[Batch]):
         if report.skipped:
             self._tell_of_skipped(report)
         self._heed(remarks)
-        if intervals.checkpoint_due(state.step):
+        if saves and intervals.checkpoint_due(state.step):
             self.task.draw(missing_only=False)
             self._pass_time()
             if self.record is not None and self.saver.saves:
@@ -262,8 +292,8 @@ class Trainer(Generic[Batch]):
         self._heed(remarks)
 
     def _heed(self, remarks: Remarks) -> None:
-        if remarks.warning is not None:
-            logging.warn(remarks.warning)
+        for warning in remarks.warnings:
+            logging.warn(warning)
         if remarks.failure is not None:
             raise RunFailure(remarks.failure)
 
@@ -276,6 +306,10 @@ class Trainer(Generic[Batch]):
     def _close(self) -> None:
         """End the batches and the event file; neither may hide what ended the training."""
         self.feeder.close()
+        self._close_record()
+
+    def _close_record(self) -> None:
+        """End the event file."""
         if self.record is not None:
             try:
                 self.record.close()

@@ -78,6 +78,20 @@ def squared_error(
     return (squares * pixels).sum(), pixels.sum().to(squares.dtype) * squares.shape[1]
 
 
+def mean_colour_fill(images: Tensor, hidden: Tensor) -> Tensor:
+    """Return what knows least of the hidden pixels: every pixel of an image [B, C, 1, 1] is its visible pixels' mean.
+
+    Where nothing is visible it is 0, the mean of all images.
+
+    Args:
+        images: normalised [B, C, H, W].
+        hidden: which pixels are not visible [B, 1, H, W], bool.
+    """
+    visible = (~hidden).to(images.dtype)  # [B,1,H,W]
+    count = visible.sum(dim=(2, 3), keepdim=True).clamp(min=1.0)
+    return (images * visible).sum(dim=(2, 3), keepdim=True) / count
+
+
 def decibels(error: Tensor, count: Tensor) -> Tensor:
     """Return the peak signal-to-noise ratio in dB of what `squared_error` returned, added up; NaN where count is 0."""
     return (error / count).log10() * -10.0

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mst.objective.dino import entropy
 from mst.objective.records import StepOutput
-from mst.objective.restoration import decibels, pixel_mask, squared_error
+from mst.objective.restoration import decibels, mean_colour_fill, pixel_mask, squared_error
 
 Sums = dict[str, Tensor]
 
@@ -45,6 +45,8 @@ def statistic_sums(output: StepOutput, images: Tensor, std: Sequence[float] | No
     for name, pixels in (("masked", hidden), ("visible", ~hidden)):
         error, count = squared_error(output.reconstruction, images, pixels, std)
         sums |= {f"error_{name}": error, f"count_{name}": count}
+    fill = mean_colour_fill(images, hidden)
+    sums["error_fill"], sums["count_fill"] = squared_error(fill, images, hidden, std)
     return sums
 
 
@@ -52,14 +54,15 @@ def statistics_of(sums: Mapping[str, Tensor]) -> dict[str, float]:
     """Return the numbers of a batch by their names in metrics.jsonl.
 
     `teacher_entropy` and `marginal_entropy` (nats), `masked_share` (of all tokens of all global crops), and, where
-    there was a reconstruction, `psnr_masked` and `psnr_visible` (dB, NaN where there is no such pixel).
+    there was a reconstruction, `psnr_masked` and `psnr_visible` (dB, NaN where there is no such pixel), and
+    `psnr_fill`: of hidden pixels if each image's were filled with the mean colour of its visible ones.
     """
     values = {
         "teacher_entropy": sums["entropy"] / sums["crops"],
         "marginal_entropy": entropy(sums["probs"] / sums["crops"]),
         "masked_share": sums["masked"] / sums["tokens"],
     }
-    for name in ("masked", "visible"):
+    for name in ("masked", "visible", "fill"):
         if f"error_{name}" in sums:
             values[f"psnr_{name}"] = decibels(sums[f"error_{name}"], sums[f"count_{name}"])
     return dict(zip(values, torch.stack([value.float() for value in values.values()]).tolist(), strict=True))

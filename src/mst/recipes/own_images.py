@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from mst.config.schema import Choice, DataConfig, RunConfig, TrainConfig
+from mst.config.schema import Choice, DataConfig, MonitorConfig, RunConfig, TrainConfig
 from mst.recipes.record import Recipe
 
 OWN_IMAGES = Recipe(
@@ -20,6 +20,7 @@ OWN_IMAGES = Recipe(
         data=DataConfig(held_out=256),
         train=TrainConfig(batch_size=128, epochs=100),
         choice=Choice(),
+        monitor=MonitorConfig(dynamics="repair"),
     ),
 )
 

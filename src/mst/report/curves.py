@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from mst.report.health import found_in
 from mst.report.plots import Chart, Series
-from mst.report.reading import RunRecords
+from mst.report.reading import RunRecords, points_of
+from mst.runtime.dynamics.records import Finding
 
 
 @dataclass(frozen=True)
@@ -29,8 +31,41 @@ def chart_groups(records: RunRecords) -> list[Group]:
         Group("Schedules", _schedules(records), small=True),
         Group("Throughput", [_speed(records), _waiting(records)]),
     ]
-    kept = [replace(group, charts=[chart for chart in group.charts if chart.series]) for group in groups]
+    found = found_in(records)
+    kept = [
+        replace(group, charts=[_marked(records, chart, found) for chart in group.charts if chart.series])
+        for group in groups
+    ]
     return [group for group in kept if group.charts]
+
+
+SHOWS = {
+    "Loss": ("self_distillation",),
+    "Entropy of the teacher": ("teacher_entropy", "marginal_entropy"),
+    "Spread of the features": ("feature_std",),
+    "RankMe": ("rankme",),
+    "Restoration quality": ("psnr_masked", "masked_share"),
+    "k-NN accuracy while training": ("knn_top1",),
+}
+"""The columns that a chart shows, of those that findings name."""
+
+
+def _marked(records: RunRecords, chart: Chart, found: Sequence[Finding]) -> Chart:
+    """Return a chart with what went wrong in it, and with the rows that a repair left."""
+    keys = SHOWS.get(chart.title, ())
+    last = max((row["step"] for row in records.metrics), default=0)
+    mine = [finding for finding in found if finding.key in keys]
+    marks = [(finding.began, last if finding.ended is None else finding.ended) for finding in mine]
+    left = [
+        Series(f"abandoned, repair {number}", points, faint=True)
+        for number, rows in enumerate(records.abandoned, start=1)
+        if keys and len(points := points_of(rows, keys[0])) > 1
+    ]
+    first = min(mine, key=lambda finding: finding.began, default=None)
+    note = chart.note
+    if first is not None:
+        note += f" Marked: from step {first.began} on something is wrong ({first.text})."
+    return replace(chart, series=[*chart.series, *left], marks=marks, note=note)
 
 
 def _series(records: RunRecords, names: dict[str, str], unit: str = "") -> list[Series]:
@@ -109,8 +144,9 @@ def _restoration(records: RunRecords) -> Chart:
 def _psnr(records: RunRecords) -> Chart:
     return Chart(
         "Restoration quality",
-        "PSNR in decibels, hidden and visible patches apart: hidden ones must be inferred from the others.",
-        _series(records, {"psnr_masked": "hidden", "psnr_visible": "visible"}, " dB"),
+        "PSNR in decibels, hidden and visible patches apart: hidden ones must be inferred from the others; "
+        "the mean colour of the visible ones is what knows least of them.",
+        _series(records, {"psnr_masked": "hidden", "psnr_visible": "visible", "psnr_fill": "mean colour"}, " dB"),
     )
 
 

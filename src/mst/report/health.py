@@ -10,6 +10,8 @@ from mst.report.reading import RunRecords
 from mst.report.results import Comparison
 from mst.report.story import Story, tell
 from mst.runtime import advice
+from mst.runtime.dynamics.detectors import findings
+from mst.runtime.dynamics.records import Finding
 
 UNIFORM_SHARE = 0.98
 CONSTANT_SHARE = 0.01
@@ -29,7 +31,8 @@ def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
     """Return the findings about a run, warnings first."""
     found = [
         *_length(records, tell(records)),
-        *_collapse(records),
+        *_dynamics(records),
+        *_repairs(records),
         *_bad_steps(records),
         *_files(records),
         *_waiting(records),
@@ -46,7 +49,35 @@ def _length(records: RunRecords, story: Story) -> Iterator[Check]:
         yield Check(False, f"The run is not finished: step {story.step}{of} (go on with {story.resume}).")
 
 
-def _collapse(records: RunRecords) -> Iterator[Check]:
+def found_in(records: RunRecords) -> list[Finding]:
+    """Return what went wrong in a pre-training while it was on."""
+    return findings(records.metrics, records.config, records.plan)
+
+
+def _dynamics(records: RunRecords) -> Iterator[Check]:
+    """What went wrong on the way, once for each kind, else what became of the teacher's outputs at the end."""
+    found = found_in(records)
+    for kind in dict.fromkeys(finding.kind for finding in found):
+        same = [finding for finding in found if finding.kind == kind]
+        last = same[-1]
+        since = f"From step {last.began} on (found at step {last.found}), "
+        over = "" if last.ended is None else f" It ended at step {last.ended}."
+        again = "" if len(same) == 1 else f" It came {len(same)} times."
+        yield Check(False, f"{since}{last.text}: {last.knob}.{over}{again}")
+    yield from _collapse(records, quiet=bool(found))
+
+
+def _repairs(records: RunRecords) -> Iterator[Check]:
+    for repair in records.repairs:
+        yield Check(
+            False,
+            f"Repair {repair.number}: at step {repair.found} {repair.text}; the run went back to step {repair.back} "
+            f"and on with {repair.words}. The rows that it left are in abandoned/repair_{repair.number}.",
+        )
+
+
+def _collapse(records: RunRecords, *, quiet: bool) -> Iterator[Check]:
+    """Say how the run ended; `quiet` = what is wrong has been said already, so nothing is assured."""
     entropy, marginal, limit, spread = (
         records.last(key) for key in ("teacher_entropy", "marginal_entropy", "max_entropy", "feature_std")
     )
@@ -58,9 +89,11 @@ def _collapse(records: RunRecords) -> Iterator[Check]:
                 False,
                 f"Collapse: the teacher gives every image the same output: {advice.CONSTANT}.",
             )
-        else:
-            used = marginal / limit
-            yield Check(True, f"No collapse: single outputs are certain, together they use {used:.0%} of ln K.")
+        elif not quiet:
+            one, used = entropy / limit, marginal / limit
+            yield Check(
+                True, f"No collapse: entropy of single outputs {one:.0%} of ln K, of their mean over images {used:.0%}."
+            )
     if spread is not None and spread < FLAT_STD:
         yield Check(False, f"The features hardly differ between images (spread {spread:.3f}): {advice.FLAT}.")
 

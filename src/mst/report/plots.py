@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 
 Points = Sequence[tuple[int, float]]
 
-INK, GRID = "#010101", "#020202"
+INK, GRID, MARK = "#010101", "#020202", "#030303"
 """Placeholders that `themed` turns into the page's colours."""
 PALETTE = ("#a10000", "#a20000", "#a30000")
 MANY_POINTS = 80
@@ -26,11 +26,12 @@ SIZE, SMALL_SIZE = (5.2, 2.5), (2.7, 1.7)
 
 @dataclass(frozen=True)
 class Series:
-    """One curve: its name in the legend and its (step, value) points."""
+    """One curve: its name in the legend and its (step, value) points; a faint one is of steps that a run left."""
 
     name: str
     points: Points
     unit: str = ""
+    faint: bool = False
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Chart:
         reference: name and height of a dashed line.
         log: logarithmic y axis.
         percent: y values are shares, shown in percent.
+        marks: steps at which something went wrong, from and to; the line of each stands at the first.
     """
 
     title: str
@@ -52,6 +54,7 @@ class Chart:
     reference: tuple[str, float] | None = None
     log: bool = False
     percent: bool = False
+    marks: Sequence[tuple[float, float]] = ()
 
 
 def draw(chart: Chart, *, small: bool = False) -> str:
@@ -62,7 +65,13 @@ def draw(chart: Chart, *, small: bool = False) -> str:
         axes = figure.add_subplot()
         figure.patch.set_visible(False)
         axes.patch.set_visible(False)
-        for colour, series in zip(PALETTE, chart.series, strict=False):
+        for start, end in chart.marks:
+            axes.axvspan(start, end, color=MARK, alpha=0.12, linewidth=0)
+            axes.axvline(start, color=MARK, alpha=0.9, linewidth=1.2)
+        for series in chart.series:
+            if series.faint:
+                axes.plot(*np.asarray(series.points, dtype=float).T, color=INK, alpha=0.45, linewidth=1.0)
+        for colour, series in zip(PALETTE, [series for series in chart.series if not series.faint], strict=False):
             _curve(axes, series.points, colour)
         if chart.reference:
             axes.axhline(chart.reference[1], color=INK, alpha=0.45, linewidth=1, dashes=(4, 3))
@@ -115,4 +124,5 @@ def themed(svg: str) -> str:
     svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
     for index, colour in enumerate(PALETTE):
         svg = svg.replace(colour, f"var(--line-{index + 1})")
+    svg = svg.replace(MARK, "var(--bad)")
     return svg.replace(INK, "var(--muted)").replace(GRID, "var(--hairline)")

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
+from mst.runtime.dynamics.repair import Repair, read_repairs
 from mst.runtime.names import shown
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir
@@ -38,6 +39,8 @@ class RunRecords:
         previews: pictures, in the order of their steps.
         pictures: of evaluations, by the name of their folder.
         unreadable: lines of unreadable.txt.
+        repairs: rows of repairs.jsonl.
+        abandoned: rows of metrics that each repair left.
         ablation: whether the run belongs to an ablation.
         errors: folders of what classifiers get wrong, by task.
         root: the folder.
@@ -55,6 +58,8 @@ class RunRecords:
     ablation: bool = False
     errors: Mapping[str, Path] = field(default_factory=dict)
     root: Path = Path()
+    repairs: Sequence[Repair] = ()
+    abandoned: Sequence[Sequence[Row]] = ()
 
     def setting(self, section: str, key: str, default: Any = None) -> Any:
         """Return one setting of config.json, or the default."""
@@ -81,12 +86,17 @@ class RunRecords:
 
     def column(self, key: str) -> list[tuple[int, float]]:
         """Return (step, value) of every row of metrics that has a number under `key`."""
-        return [(row["step"], float(row[key])) for row in self.metrics if is_number(row.get(key))]
+        return points_of(self.metrics, key)
 
     def last(self, key: str) -> float | None:
         """Return the last number under `key`."""
         column = self.column(key)
         return column[-1][1] if column else None
+
+
+def points_of(rows: Sequence[Row], key: str) -> list[tuple[int, float]]:
+    """Return (step, value) of every row that has a number under `key`."""
+    return [(row["step"], float(row[key])) for row in rows if is_number(row.get(key))]
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -114,6 +124,11 @@ def read_run(run: RunDir) -> RunRecords:
         ablation=run.ablation.exists(),
         errors={visible(folder.name): folder for folder in _folders(run.errors)},
         root=run.root,
+        repairs=(repairs := _repairs(run)),
+        abandoned=[
+            [row for row in result_rows(folder / run.metrics.name) if is_step(row.get("step"))]
+            for folder in _folders(run.abandoned)[: len(repairs)]
+        ],
     )
 
 
@@ -178,6 +193,13 @@ def result_rows(path: Path) -> list[dict[str, Any]]:
             return []
         return [clean(row) for row in read_jsonl(path) if isinstance(row, dict)]
     except (OSError, ValueError, RecursionError):
+        return []
+
+
+def _repairs(run: RunDir) -> list[Repair]:
+    try:
+        return read_repairs(run) if stat.S_ISREG(os.stat(run.repairs).st_mode) else []
+    except (OSError, ValueError, RecursionError, OverflowError):
         return []
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -14,18 +14,22 @@ from torch import Tensor
 from mst.checkpoint.compare import NOTED, interventions, refuse_changed_settings
 from mst.checkpoint.format import Checkpoint
 from mst.checkpoint.store import PROVISIONAL
+from mst.config.load import json_text
 from mst.config.schema import RunConfig, RunPlan
-from mst.engine.task import Intervals, Outputs, Remarks, Shards
+from mst.engine.task import Back, Intervals, Outputs, Remarks, Shards
 from mst.errors import CheckpointError
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import save_backbone
 from mst.objective.records import ObjectiveValues
 from mst.parallel.world import World, alone
 from mst.runtime import logging
+from mst.runtime.dynamics.repair import MOST_REPAIRS, Repair, write_repairs
 from mst.runtime.progress import describe_speed
 from mst.runtime.seeding import generator
+from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.rundir import RunDir
 from mst.train.compilation import eager
+from mst.train.dynamics import DynamicsWatch, history, moved, with_repairs
 from mst.train.guard import METRIC, KnnGuard, knn_guard
 from mst.train.label_free import label_free_scores
 from mst.train.monitors import collapse_message, feature_std, rankme
@@ -40,6 +44,8 @@ from mst.views.record import Crops
 Evaluator = Callable[[Backbone], Mapping[str, float]]
 """Takes the teacher's frozen backbone, returns one row of metrics (`knn_top1`, `knn_k`)."""
 
+REPAIRS = "repairs"
+"""Key of the information beside a checkpoint: how many repairs its run has had."""
 PREVIEWS = 8
 """Pictures over a run, besides the first and the last."""
 GRACE_SHARE = 0.1
@@ -48,7 +54,7 @@ ROW_KEYS = (
     *("step", "epoch", "images", "loss", "self_distillation", "restoration"),
     *("lr", "weight_decay", "teacher_temp", "teacher_momentum", "grad_norm", "images_per_second", "data_wait"),
     *("teacher_entropy", "marginal_entropy", "max_entropy", "feature_std", "rankme"),
-    *("masked_share", "psnr_masked", "psnr_visible", "bad_steps", "seconds"),
+    *("masked_share", "psnr_masked", "psnr_visible", "psnr_fill", "repairs", "bad_steps", "seconds"),
 )
 """Keys of a row of metrics, always all of them; null where there is nothing to report."""
 
@@ -69,6 +75,7 @@ class Pretraining:
         samples: uint8 global crops [n, C, H, W] for the previews; None = no previews.
         held_out: two crops of each of n images that are not learned from, uint8 [2, n, C, H, W]; None = no scores
             without labels.
+        repairs: how often the run went back to an earlier step, and what it changed then (`mst.runtime.dynamics`).
     """
 
     state: TrainState
@@ -81,6 +88,7 @@ class Pretraining:
     evaluator: Evaluator | None = None
     samples: Tensor | None = None
     held_out: Tensor | None = None
+    repairs: Sequence[Repair] = ()
     title: str = field(default="pre-training", init=False)
     buffers: Sequence[Tensor] = field(init=False)
 
@@ -89,6 +97,12 @@ class Pretraining:
         self._guard: KnnGuard | None = None
         self._guard_begun = False
         self._scores: LatestScores | None = None
+        self._watch = DynamicsWatch(self.config, self.plan, self.run)
+
+    @property
+    def _now(self) -> tuple[RunConfig, RunPlan]:
+        """Settings and derived values of the next step: repairs move some of them."""
+        return moved(self.config, self.plan, self.repairs, self.state.step)
 
     @property
     def too_many(self) -> str:
@@ -101,14 +115,14 @@ class Pretraining:
     @property
     def intervals(self) -> Intervals:
         """How long the run is, and how often something is due."""
-        config, plan = self.config, self.plan
+        config, plan, kept = self.config, self.plan, history(self.config, self.plan)
         return Intervals(
             steps=plan.total_steps,
             batch_size=plan.batch_size,
             accumulate=self.state.microbatches,
             row=config.monitor.every_steps,
             evaluation=config.monitor.knn_every_steps,
-            checkpoint=config.checkpoint.every_steps,
+            checkpoint=min(config.checkpoint.every_steps, max(1, kept // 2)) if kept else config.checkpoint.every_steps,
             max_bad_steps=config.train.max_bad_steps,
             evaluate_first=True,
             ahead=int(self.state.center.device.type == "cuda"),
@@ -123,6 +137,7 @@ class Pretraining:
             run=self.run,
             resume=self.run.resume_command,
             tensorboard=self.config.monitor.tensorboard,
+            history=history(self.config, self.plan),
         )
 
     def batches(self, first_step: int) -> Iterator[Crops]:
@@ -131,20 +146,22 @@ class Pretraining:
 
     def gradients(self, parts: Iterable[Crops], *, row_due: bool) -> StepReport:
         """Compute losses and clipped gradients; with a row due, the statistics for the monitors as well."""
-        state, config = self.state, self.config
-        values = step_values(self.plan, config, state.step)
-        mean, std, device = self.plan.mean, self.plan.std, state.center.device
+        state, (config, plan) = self.state, self._now
+        values = step_values(plan, config, state.step)
+        mean, std, device = plan.mean, plan.std, state.center.device
         views = (as_views(crops, mean, std, device) for crops in parts)  # one microbatch at a time
-        return step_gradients(state, views, values, config, self.plan, dtype=self.dtype, statistics=row_due)
+        return step_gradients(state, views, values, config, plan, dtype=self.dtype, statistics=row_due)
 
     def apply(self, report: StepReport) -> None:
         """Change student, teacher and center."""
-        apply_step(self.state, report, step_values(self.plan, self.config, self.state.step), self.config)
+        config, plan = self._now
+        apply_step(self.state, report, step_values(plan, config, self.state.step), config)
 
     def after_step(self, report: StepReport, *, row_due: bool) -> Remarks:
-        """Count the losses, and where a row is due look for collapse."""
+        """Count the losses, and where a row is due look for collapse and for other things that go wrong."""
         state = self.state
-        values = step_values(self.plan, self.config, state.step - 1)
+        config, plan = moved(self.config, self.plan, self.repairs, state.step - 1)
+        values = step_values(plan, config, state.step - 1)
         if not report.skipped:
             state.features.push(report.features)
             state.means.add(report.scalars())
@@ -166,9 +183,38 @@ class Pretraining:
             "teacher_momentum": values.teacher_momentum,
             **statistics,
             "max_entropy": math.log(self.plan.prototypes),
+            "repairs": len(self.repairs),
         }
+        lines, repair = self._watch.observe({**row, "step": state.step}, config, plan, len(self.repairs))
+        if repair is not None:
+            return Remarks(row, shown, warnings=lines, back=self._way_back(repair))
         message, ends = (None, False) if report.skipped else self._collapse(statistics)
-        return Remarks(row, shown, warning=None if ends else message, failure=message if ends else None)
+        failure = message if ends else None
+        return Remarks(row, shown, warnings=[*lines, *([message] if message and not ends else [])], failure=failure)
+
+    def _way_back(self, repair: Repair) -> Back:
+        """Return how the run goes back to where a repair wants it to."""
+
+        def note(step: int) -> None:
+            done = replace(repair, back=step)
+            self.repairs = (*self.repairs, done)
+            self.plan = with_repairs(self.plan, self.repairs)
+            if World.current().first:
+                write_repairs(self.run, self.repairs)
+                write_atomic(self.run.plan, json_text(self.plan))
+            logging.warn(
+                f"repair {done.number} of at most {MOST_REPAIRS}: back from step {done.found} to step {step}, "
+                f"and on with {done.words}"
+            )
+
+        def restore(checkpoint: Checkpoint) -> None:
+            spent = self.state.seconds
+            self.state.load(checkpoint.parts)
+            self.state.seconds = spent  # the abandoned steps took their time
+            self._watch.forget(self.plan)
+            self._scores = None
+
+        return Back(repair.back, repair.number, note, restore, "start anew with " + repair.words)
 
     def evaluate(self) -> Remarks | None:
         """Score the teacher's backbone with and without labels, and compare with trained weights at the start."""
@@ -177,6 +223,7 @@ class Pretraining:
             return None
         with eager(), alone() if divided else nullcontext():
             numbers = self._measure()
+        self._watch.note({"step": self.state.step, **numbers})
         scores = self._latest()
         scores.observe(self.state.step, numbers)
         if World.current().first:
@@ -189,7 +236,7 @@ class Pretraining:
         if message is not None and self.config.monitor.guard == "stop":
             again = f"{self.run.resume_command} --monitor.guard warn goes on all the same"
             return Remarks(numbers, failure=f"{message}; {again}")
-        return Remarks(numbers, warning=message)
+        return Remarks(numbers, warnings=[] if message is None else [message])
 
     def _measure(self) -> dict[str, float]:
         """Return the numbers of an evaluation."""
@@ -267,12 +314,24 @@ class Pretraining:
     def info(self) -> dict[str, Any]:
         """Return settings, derived values and environment."""
         config = self.config.model_dump(mode="json")
-        return {"config": config, "plan": _plan_values(self.plan), "environment": dict(self.environment)}
+        return {
+            "config": config,
+            "plan": _plan_values(self.plan),
+            "environment": dict(self.environment),
+            REPAIRS: len(self.repairs),
+        }
 
     def wants(self, checkpoint: Checkpoint) -> bool:
-        """With other settings than led to skipped steps, go on from before them."""
+        """With other settings than led to skipped steps, go on from before them; never from abandoned ones."""
+        if self.abandoned(checkpoint.step, checkpoint.info):
+            return False
         changed = interventions(_section(checkpoint, "config"), self.config.model_dump())
         return not (changed and checkpoint.info.get(PROVISIONAL))
+
+    def abandoned(self, step: int, info: Mapping[str, Any]) -> bool:
+        """Whether a checkpoint is of steps that a repair has left."""
+        known = info.get(REPAIRS, 0)
+        return any(step > repair.back for repair in self.repairs[known if isinstance(known, int) else 0 :])
 
     def load(self, checkpoint: Checkpoint) -> None:
         """Take up a checkpoint of this run; changes of settings that are no definition of it are noted in the plan.
@@ -286,12 +345,13 @@ class Pretraining:
         refuse_changed_settings(config, self.config.model_dump(), free=changed, usual=usual)
         refuse_changed_settings(plan, _plan_values(self.plan), free=["lr"] if changed else ())
         self.state.load(checkpoint.parts)
-        noted = tuple(plan.get(NOTED, ()))
+        noted = tuple(row for row in plan.get(NOTED, ()) if "repair" not in row)
         if changed:
             noted = (*noted, {"step": self.state.step, "changed": changed})
             said = ", ".join(f"{key} {before} -> {now}" for key, (before, now) in changed.items())
             logging.warn(f"from step {self.state.step} on with {said}; plan.json notes it")
-        self.plan = self.plan.model_copy(update={NOTED: noted})
+        self.plan = with_repairs(self.plan.model_copy(update={NOTED: noted}), self.repairs)
+        self._watch.forget(self.plan)
         logging.info(f"resuming {self.run.root} at step {self.state.step} of {self.plan.total_steps}")
 
     def _preview_due(self, step: int) -> bool:

@@ -40,6 +40,7 @@ from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
 from mst.recipes import base_config
 from mst.runtime import logging
+from mst.runtime.dynamics.repair import read_repairs
 from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
@@ -198,6 +199,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         evaluator=judged,
         samples=preview_samples(setup),
         held_out=crop_pairs(setup.held_out, setup.plan.global_size),
+        repairs=World.current().from_first(lambda: read_repairs(run)) if resume else (),
     )
     trainer = Trainer(task, task.intervals, task.outputs)
     if resume and not trainer.saver.resumed:

@@ -79,12 +79,12 @@ def drop_rows(path: Path, *, beyond: int) -> None:
     if not path.is_file():
         return
     content = path.read_bytes()
-    kept = b"".join(line for line in content.splitlines(keepends=True) if _step_of(line) <= beyond)
+    kept = b"".join(line for line in content.splitlines(keepends=True) if step_of(line) <= beyond)
     if kept != content:
         write_atomic(path, kept)
 
 
-def _step_of(line: bytes) -> float:
+def step_of(line: bytes) -> float:
     """Return a row's step; infinity for half a row and a damaged one."""
     try:
         return float(json.loads(line)["step"]) if line.endswith(b"\n") else math.inf

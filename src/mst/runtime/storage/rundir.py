@@ -38,6 +38,16 @@ class RunDir:
         return self.root / "metrics.jsonl"
 
     @property
+    def repairs(self) -> Path:
+        """One row for each time that the run went back to an earlier step with other settings."""
+        return self.root / "repairs.jsonl"
+
+    @property
+    def abandoned(self) -> Path:
+        """Folder of the rows of steps that were left then."""
+        return self.root / "abandoned"
+
+    @property
     def training(self) -> Path:
         """What a training with labels was, and how it was asked for."""
         return self.root / "training.json"

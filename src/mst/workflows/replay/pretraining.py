@@ -17,6 +17,7 @@ from mst.errors import CheckpointError, UsageError
 from mst.planning.setup import Setup, prepare
 from mst.planning.stream import CropStream
 from mst.runtime import logging
+from mst.runtime.dynamics.repair import read_repairs
 from mst.runtime.storage.rundir import RunDir
 from mst.train.pretraining import Pretraining
 from mst.train.replay import inspect_step, weights
@@ -70,7 +71,10 @@ def _task(setup: Setup, run: RunDir, *, resumed: bool) -> Pretraining:
     """Return the run's task at step 0; `resumed` = a checkpoint is going to replace its weights."""
     state = new_state(setup.build_pair(resumed=resumed), setup.config, setup.plan)
     source = partial(_batches, setup)
-    return Pretraining(state, source, config=setup.config, plan=setup.plan, run=run, dtype=setup.precision)
+    repairs = read_repairs(run)
+    return Pretraining(
+        state, source, config=setup.config, plan=setup.plan, run=run, dtype=setup.precision, repairs=repairs
+    )
 
 
 def _stored_plan(run: RunDir) -> RunPlan:
@@ -114,6 +118,8 @@ def _config(run: RunDir, plan: RunPlan, begun: int, step: int) -> RunConfig:
     config = with_absolute_paths(load_config(run.config))
     for noted in reversed(getattr(plan, NOTED)):
         at = noted["step"]
+        if "repair" in noted:  # those count by themselves, see `mst.train.dynamics.moved`
+            continue
         if begun < at < step:
             raise UsageError(
                 f"the run's settings changed at step {at}, and there is no checkpoint of that step: step {step} cannot "

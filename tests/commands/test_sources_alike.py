@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from commands.calls import call
-from commands.test_kill_resume import SETTINGS, finish, kill_at, start
+from commands.test_kill_resume import SETTINGS, finish, kill_at, start, steps_done
 from data.sources.test_tar import pack
 from mst.runtime.storage.results import read_jsonl
 
@@ -109,8 +109,7 @@ def test_every_source_gives_the_same_weights(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("make", OTHERS)
-@pytest.mark.parametrize("order", ["global", "shards"])
+@pytest.mark.parametrize(("make", "order"), [*((make, "global") for make in OTHERS), (tar, "shards")])
 def test_killed_inside_a_shard_it_goes_on_with_the_next_sample(
     make: Callable[[Path], Path | str], order: str, tmp_path: Path
 ) -> None:
@@ -120,7 +119,7 @@ def test_killed_inside_a_shard_it_goes_on_with_the_next_sample(
     finish(start(asked, *words, "--out", tmp_path / "whole"))
     killed = start(asked, *words, "--out", tmp_path / "killed")
     kill_at(killed, tmp_path / "killed", 17)
-    assert not (tmp_path / "killed" / "backbone.safetensors").exists()
+    assert steps_done(tmp_path / "killed") < 30
     finish(start("--resume", tmp_path / "killed"))
     assert end(tmp_path / "killed") == end(tmp_path / "whole")
 

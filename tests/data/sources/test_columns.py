@@ -201,5 +201,5 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
         assert labels is not None
         assert (labels.classes, labels.numbers.tolist()) == (("cat", "dog"), rows["label"])
     assert len(open_images(f"hf:{tmp_path}/both:test")) == 2
-    with pytest.raises(UsageError, match=r"hf:no/such-set is neither a folder nor a data set in the cache: fetch it"):
+    with pytest.raises(UsageError, match=r"hf:no/such-set is neither a folder nor .*: fetch it first"):
         open_images("hf:no/such-set")

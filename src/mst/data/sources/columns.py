@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -71,8 +72,8 @@ class ColumnImages(ImageSource):
     def name(self, position: int) -> str:
         """Return the file's path and the number of the row in it."""
         row = self._row(position)
-        number = int(self._shard_of[np.searchsorted(self._ends, row, side="right")])
-        return f"{self.shards[number].name}[{row - int(self._shard_starts[number])}]"
+        number = self.blocks[bisect_right(self._end_list, row)].shard
+        return f"{self.shards[number].name}[{row - self._start_list[number]}]"
 
     def size(self, position: int) -> int:
         """Return the bytes of an image."""
@@ -153,10 +154,10 @@ class ColumnImages(ImageSource):
             OSError: there is none.
         """
         row = self._row(position)
-        number = int(np.searchsorted(self._ends, row, side="right"))
+        number = bisect_right(self._end_list, row)
         block = self.blocks[number]
         values = self._kept.get(self.shards[block.shard], block, self.column)
-        value = values[row - int(self._ends[number]) + block.rows]
+        value = values[row - self._end_list[number] + block.rows]
         if not value.is_valid:
             raise OSError("the row holds no image")
         return value.as_buffer()
@@ -164,6 +165,17 @@ class ColumnImages(ImageSource):
     @cached_property
     def _ends(self) -> npt.NDArray[np.int64]:
         return np.cumsum([block.rows for block in self.blocks], dtype=np.int64)
+
+    @cached_property
+    def _end_list(self) -> list[int]:
+        """The same for single rows: numpy is slow at them."""
+        found: list[int] = self._ends.tolist()
+        return found
+
+    @cached_property
+    def _start_list(self) -> list[int]:
+        found: list[int] = self._shard_starts.tolist()
+        return found
 
     @cached_property
     def _shard_of(self) -> npt.NDArray[np.int64]:

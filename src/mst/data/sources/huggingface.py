@@ -163,7 +163,11 @@ def _loaded(name: str, *, download: bool) -> dict[str, list[str]]:
             loaded = quiet.load_dataset(name)
         except Exception as error:  # whatever the library, the network or a damaged cache raise
             reason = " ".join(str(error).split())[:200]
-            advice = "correct the name" if download else "fetch it with --data.download, or give a folder"
+            advice = (
+                "correct the name"
+                if download
+                else "fetch it first (--data.download of a pre-training), or give a folder"
+            )
             raise UsageError(
                 f"hf:{shown(name)} is neither a folder nor a data set in the cache: {advice} ({reason})"
             ) from error

@@ -204,10 +204,13 @@ def test_bytes_of_any_format_are_kept(tmp_path: Path) -> None:
         assert [Path(name).suffix for name in tar.getnames()] == [".gif", ".bmp", ".tif", ".webp", ".ppm"]
 
 
-def test_shards_are_read_as_the_folder_is(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("form", "classes"), [("tar", ("0", "1")), ("parquet", ("cat", "dog"))])
+def test_shards_are_read_as_the_folder_is(tmp_path: Path, form: str, classes: tuple[str, ...]) -> None:
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
     source, out = labelled(tmp_path / "images"), tmp_path / "out"
     (source / "train/cat/broken.jpg").unlink()
-    packed(source / "train", out, shard_size=3)
+    packed(source / "train", out, shard_size=3, form=form)
     folder, shards = open_images(source / "train", tell=False), open_images(out, tell=False)
     assert len(folder) == len(shards) == 10
     for epoch in (0, 1):
@@ -215,7 +218,8 @@ def test_shards_are_read_as_the_folder_is(tmp_path: Path) -> None:
         assert [folder.read_bytes(place) for place in order] == [shards.read_bytes(place) for place in order]
     labels = shards.labels()
     assert labels is not None
-    assert labels.numbers.tolist() == [0] * 5 + [1] * 5
+    assert (labels.numbers.tolist(), labels.classes) == ([0] * 5 + [1] * 5, classes)
+    assert inspect_images(out)["classes"] == dict.fromkeys(classes, 5)
 
 
 def test_shards_are_inspected_and_packed_again(tmp_path: Path) -> None:

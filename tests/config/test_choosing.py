@@ -80,6 +80,8 @@ def test_the_usual_cases() -> None:
     assert (cells.data.channels, cells.model.embed_dim, cells.model.patch_size) == (1, 128, 8)
     assert cells.views.global_size in {64, 96}
     assert (cells.views.solarize, cells.views.brightness < 0.2) == (0.0, True)
+    assert cells.choice
+    assert "300x300 px, 300 px keep 90 % of their fine structure" in cells.choice.reasons["views.global_size"]
     small = decided(own(15), facts(10_000, (32, 32)), CPU)
     assert (small.views.global_size, small.views.local_size, small.model.patch_size) == (32, 16, 4)
     many = decided(own(24 * 60), facts(1_000_000, (400, 500)), GPU)

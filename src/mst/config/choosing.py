@@ -146,9 +146,7 @@ def _network(picks: Picks, images: SetFacts, budget: float, patch: int | None, m
     given = "model.backbone" in picks.given
     found = affordable(images, budget, LADDER[-1:] if given else LADDER)
     wanted = wanted_side(images)
-    why = (
-        f"the images have {images.size[0]}x{images.size[1]} px, half of their fine structure is kept at {images.detail}"
-    )
+    why = f"the images have {images.size[0]}x{images.size[1]} px, {images.detail} px keep 90 % of their fine structure"
     if found.side < wanted:
         why += f"; {wanted} px would leave too few steps in {minutes:g} minutes here"
     if max(images.size) > 1.5 * images.side:

@@ -52,4 +52,4 @@ class MissingExtra(UsageError):
     """An optional dependency is not installed."""
 
     def __init__(self, package: str, extra: str) -> None:
-        super().__init__(f"{package} is not installed: pip install 'mst[{extra}]'")
+        super().__init__(f"{package} is not installed: pip install 'mst-pretrain[{extra}]'")

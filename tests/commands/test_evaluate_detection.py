@@ -90,7 +90,7 @@ def test_a_missing_extra_is_said_before_any_work(
     monkeypatch.setitem(sys.modules, "faster_coco_eval", None)
     answer = call(capsys, "evaluate", "detection", "--backbone", run_folder, "--data", data, *WORDS)
     assert answer.status == 2
-    assert "faster-coco-eval is not installed: pip install 'mst[detection]'" in answer.line
+    assert "faster-coco-eval is not installed: pip install 'mst-pretrain[detection]'" in answer.line
 
 
 def test_files_of_the_user_stay(

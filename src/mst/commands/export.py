@@ -1,4 +1,4 @@
-"""`mst export`: the backbone in a form that other tools load, checked against the original."""
+"""`mst export`: the backbone in a form that other tools load, measured there against the original."""
 
 from __future__ import annotations
 
@@ -12,19 +12,30 @@ from mst.paths import PathText, SourceText
 from mst.runtime.logging import info
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
-from mst.workflows.export import export_backbone
+from mst.workflows.export import ExportSettings, export_backbone, parse_list
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the backbone in a form that other tools load, and check it against the original."""
+    """Write the backbone in a form that other tools load, and measure the difference in that tool (parity.json)."""
 
     backbone: SourceText = ""
     """A run folder or a backbone file."""
     out: PathText = ""
     """New folder."""
     format: str = "timm"
-    """timm: a folder for timm.create_model("local-dir:FOLDER", pretrained=True)."""
+    """timm: timm.create_model("local-dir:FOLDER", pretrained=True). hf: transformers' AutoModel, AutoImageProcessor and
+    pipelines. onnx: ONNX Runtime, without torch. torch-export: torch.export.load. safetensors: weights and a JSON."""
+    images: PathText = ""
+    """Images on which the difference is measured; without, those of the backbone's run, else drawn scenes."""
+    outputs: str = "features"
+    """Of onnx and torch-export, with commas: features [B, D], patch_tokens [B, N, D], importance [B, N]."""
+    any_size: bool = False
+    """Of onnx: images of every size that patches tile."""
+    license: str = "other"
+    """Of hf: the licence of the weights, for the model card."""
+    push: str = ""
+    """Of hf: USER/NAME on the hub, to upload the folder to, with your login there."""
     json: bool = False
     """One JSON object on stdout."""
 
@@ -37,12 +48,38 @@ def run(argv: Sequence[str]) -> int:
     for name in ("backbone", "out"):
         if not getattr(options, name):
             raise UsageError(f"--{name} is missing: mst export --backbone RUN --format timm --out FOLDER")
-    result = export_backbone(options.backbone, options.out, form=options.format)
+    settings = ExportSettings(
+        options.images or None,
+        parse_list(options.outputs, "--outputs"),
+        options.any_size,
+        options.license,
+        options.push or None,
+    )
+    result = export_backbone(options.backbone, options.out, form=options.format, settings=settings)
     if options.json:
         emit_json(result)
-    else:
-        emit(Text(f"{result['out']}: features differ by {result['difference']:.1e} of the largest"))
-        for remark in result["remarks"]:
-            info(remark)
-        emit(Text(f'timm.create_model("local-dir:{result["out"]}", pretrained=True)'))
+        return 0
+    for row in result["parity"]:
+        emit(Text(_told(row)))
+    for remark in result["remarks"]:
+        info(remark)
+    emit(Text(result["use"]))
     return 0
+
+
+def _told(row: dict[str, object]) -> str:
+    """Return a line on one measured file."""
+    outputs = row["outputs"]
+    assert isinstance(outputs, dict)
+    names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in outputs.items())
+    more = ""
+    if "bytes" in row:
+        more = (
+            f"; {float(str(row['bytes'])) / 1e6:.1f} MB, {float(str(row['images_per_second'])):.1f} images/s a thread"
+        )
+    if "same_neighbour" in row:
+        more += f", nearest neighbour the same for {float(str(row['same_neighbour'])):.0f} %"
+    return (
+        f"{row.get('file', row['format'])} ({row['type']}): differs by {names} of the largest, measured in "
+        f"{row['program']} on {row['count']} images: {row['images']}{more}"
+    )

@@ -33,7 +33,7 @@ class PackWords:
     out: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="OUT")] = ""
     """A folder for the shards. The same command again goes on where it was ended."""
     format: Literal["tar", "parquet"] = "tar"
-    """Of the shards; parquet needs pyarrow (mst[data])."""
+    """Of the shards; parquet needs pyarrow (mst-pretrain[data])."""
     shards: int | None = None
     """Shards of each part; none = by --shard-size."""
     shard_size: int | None = None

@@ -91,7 +91,7 @@ def decode_image(
     becomes 8 by a scale: the value ranges of the data set (`mst.data.value_range.ValueRanges`), or where nothing is
     known of it by the type: 16 bits over their full range, other depths of a TIFF over theirs (12 bits: 4095 is white),
     floats that lie in [0, 1] or [0, 255]; signed and wider whole numbers are refused then. TIFFs of layouts that Pillow
-    does not read need tifffile (`mst[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
+    does not read need tifffile (`mst-pretrain[tiff]`). Arrays in `.npy` files are [H, W], [H, W, channels] or
     [channels, H, W] (the first that fits) and are read without running code from them.
 
     A large PNG takes at most 6 bytes a pixel beside its file, turned by EXIF, too (a large one of 16-bit colours with

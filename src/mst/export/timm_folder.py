@@ -1,6 +1,6 @@
-"""A backbone as a folder that timm itself can load, checked by loading it with timm and comparing features.
+"""A backbone as a folder that timm itself loads: `model.safetensors` and `config.json`, as on the Hugging Face hub.
 
-The folder is what timm calls a local directory: `model.safetensors` and `config.json`, as on the Hugging Face hub.
+The same folder is what Hugging Face's wrapper of timm (`TimmWrapperModel`) loads: `mst.export.hugging_face`.
 """
 
 from __future__ import annotations
@@ -11,77 +11,83 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mst.errors import RunFailure
 from mst.model.backbone import Backbone
 from mst.model.build import any_size_arguments, timm_arguments
-from mst.runtime.seeding import generator
 from mst.runtime.storage.files import write_atomic
 
-TOLERANCE = 1e-4
-"""Largest difference of a feature, relative to the largest feature; the same weights in the same code give 0."""
+CROP_PERCENT = 224 / 256
+"""Share of the resized image that is seen (`mst.evaluate.common.protocol.ImageTransform`)."""
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def export_timm(backbone: Backbone, folder: Path) -> float:
+def write_timm(backbone: Backbone, folder: Path) -> None:
     """Write the backbone for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
     Args:
         backbone: in evaluation mode, on the CPU.
-        folder: made if it is not there.
-
-    Returns:
-        The largest difference between features of the backbone and of what timm loads, relative to the largest.
+        folder: exists.
 
     Raises:
-        RunFailure: the disk refused, the backbone gives no numbers, or timm's network gives other features.
+        RunFailure: the disk refused.
     """
-    if not bool(backbone(_images(backbone)).isfinite().all()):
-        raise RunFailure("the features are not finite numbers, although the weights are: the training diverged")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailure(f"cannot make {folder}: {error.strerror or error}") from error
-    weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
-    write_atomic(folder / "model.safetensors", save(weights, metadata={"format": "pt"}))
-    write_atomic(folder / "config.json", json.dumps(timm_config(backbone), indent=2) + "\n")
-    difference = relative_difference(backbone, folder)
-    if not difference <= TOLERANCE:  # NaN as well
-        raise RunFailure(f"timm {timm.__version__} gives other features from {folder} (difference {difference:.2e})")
-    return difference
+    write_atomic(folder / WEIGHTS, save(timm_weights(backbone), metadata={"format": "pt"}))
+    write_atomic(folder / CONFIG, json.dumps(timm_config(backbone), indent=2) + "\n")
+
+
+def timm_weights(backbone: Backbone) -> dict[str, Tensor]:
+    """Return the weights under timm's names, on the CPU."""
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
 
 
 def timm_config(backbone: Backbone) -> dict[str, Any]:
     """Return timm's description of the network and of the images it takes."""
     spec, metadata = backbone.spec, backbone.metadata
     any_size = any_size_arguments(spec.name)
+    arguments = timm_arguments(spec) | any_size  # of which transformers gives the number of classes itself
     images = {
         "input_size": [spec.channels, *spec.image_size],
         "interpolation": "bicubic",
+        "crop_pct": CROP_PERCENT,
+        "crop_mode": "center",
         "fixed_input_size": not any_size,
+        "pool_size": None,
     }
     statistics = {key: metadata[key] for key in ("mean", "std") if key in metadata}
     network = {"num_classes": 0, "first_conv": "patch_embed.proj", "classifier": "head"}
+    pool = getattr(backbone.model, "global_pool", None)
     return {
         "architecture": spec.name,
         "num_classes": 0,
         "num_features": backbone.embed_dim,
-        "model_args": timm_arguments(spec) | any_size,
+        **({"global_pool": pool} if isinstance(pool, str) else {}),
+        "model_args": {key: value for key, value in arguments.items() if key != "num_classes"},
         "pretrained_cfg": images | statistics | network,
     }
 
 
 @torch.no_grad()
-def relative_difference(backbone: Backbone, folder: Path) -> float:
-    """Load the folder with timm and compare the features of random images."""
-    loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
-    images = _images(backbone)
-    expected, found = backbone(images), loaded(images)  # [2, D]
-    return float((expected - found).abs().max() / expected.abs().max())
+def timm_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
+    """Return the features that timm gives, loading the folder as its users do.
+
+    Raises:
+        RunFailure: timm does not load it.
+    """
+    try:
+        loaded = timm.create_model(f"local-dir:{folder.resolve()}", pretrained=True).eval()
+    except (RuntimeError, ValueError, KeyError, AssertionError, TypeError) as error:
+        raise RunFailure(f"timm {timm.__version__} does not load what was written: {str(error)[:200]}") from error
+    return {"features": loaded(images)}
 
 
-def _images(backbone: Backbone) -> Tensor:
-    """Return random images [2, C, H, W]."""
+@torch.no_grad()
+def safetensors_outputs(backbone: Backbone, file: Path, images: Tensor) -> dict[str, Tensor]:
+    """Return the features of timm's own network with the weights of a file: `load_state_dict(load_file(FILE))`."""
     spec = backbone.spec
-    return torch.randn(2, spec.channels, *spec.image_size, generator=generator("export", spec.name))
+    arguments = timm_arguments(spec) | any_size_arguments(spec.name)
+    network = timm.create_model(spec.name, **arguments).eval()
+    network.load_state_dict(load_file(file))
+    return {"features": network(images)}

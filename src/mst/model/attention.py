@@ -22,7 +22,8 @@ to seven times as long forward and backward (benchmarks/README.md), and above th
 
 def choose_kernel(blocks: Iterable[Any], x: Tensor) -> None:
     """Set timm's own switch in each block for the input x [B, T, D]: fused attention, or plain matrix products."""
-    fused = x.device.type != "cpu" or x.shape[1] > EXPLICIT_TOKENS
+    exported = torch.compiler.is_exporting()  # to plain products, of any length
+    fused = not exported and (x.device.type != "cpu" or x.shape[1] > EXPLICIT_TOKENS)
     for block in blocks:
         block.attn.fused_attn = fused
 

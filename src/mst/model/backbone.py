@@ -265,7 +265,7 @@ def check_images(images: Tensor, weights: Tensor) -> None:
     if images.ndim != 4:
         hint = ": images.unsqueeze(0) makes a batch of one" if images.ndim == 3 else ""
         raise UsageError(f"images have shape {list(images.shape)}, needed is [B, C, H, W]{hint}")
-    if not len(images):
+    if images.shape[0] == 0:  # `len` would fix the batch of an export
         raise UsageError(f"images have shape {list(images.shape)}: give at least one image")
     if not images.is_floating_point():
         raise UsageError(

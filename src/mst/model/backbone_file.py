@@ -35,10 +35,15 @@ def save_backbone(path: Path | str, backbone: Backbone, metadata: dict[str, Any]
     """
     path = Path(path)
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
-    text = json.dumps({"format": FORMAT, "spec": backbone.spec.to_json(), "metadata": metadata}, indent=2)
+    text = describe(backbone.spec, metadata)
     # One key only: safetensors writes several in an order that changes from process to process.
     write_atomic(path, save(weights, metadata={"format": "pt"}))
     write_atomic(path.with_suffix(".json"), text)
+
+
+def describe(spec: BackboneSpec, metadata: dict[str, Any], more: dict[str, Any] | None = None) -> str:
+    """Return the text of a description, with more entries at its end."""
+    return json.dumps({"format": FORMAT, "spec": spec.to_json(), "metadata": metadata, **(more or {})}, indent=2)
 
 
 def load_backbone(path: Path | str) -> Backbone:

@@ -63,9 +63,17 @@ def write_report(run: RunDir) -> Path:
     context = page_context(records)
     page = _templates(html=True).get_template("report.html.j2").render(context)
     outputs.write(run.report.name, page.encode())
-    card = _templates(html=False).get_template("model_card.md.j2").render(context)
-    outputs.write(CARD, card.encode())
+    outputs.write(CARD, _card(context).encode())
     return run.report
+
+
+def card_text(run: RunDir) -> str:
+    """Return the model card of a run, from its files alone."""
+    return _card(page_context(read_run(run)))
+
+
+def _card(context: dict[str, Any]) -> str:
+    return _templates(html=False).get_template("model_card.md.j2").render(context)
 
 
 def page_context(records: RunRecords) -> dict[str, Any]:

@@ -1,39 +1,130 @@
-"""A backbone in the form of another tool, with the measured difference of its features."""
+"""A backbone in the form of another tool, with the difference of its outputs measured in that tool."""
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mst.errors import ConfigError, UsageError
+from mst.errors import ConfigError, RunFailure, UsageError
 from mst.paths import user_path
-from mst.runtime.storage.files import check_folder
+from mst.runtime.storage.files import check_folder, may_write, write_atomic
 
 if TYPE_CHECKING:
+    from mst.export.parity import Images, Parity
     from mst.model.backbone import Backbone
+    from mst.workflows.subject import Subject
 
-
-FORMATS = ("timm",)
+FORMATS = ("timm", "hf", "onnx", "torch-export", "safetensors")
+GRAPHS = ("onnx", "torch-export")
+"""Formats that have chosen outputs."""
+OUTPUTS = ("features", "patch_tokens", "importance")
+PARITY = "parity.json"
 CLASSIFIER = "classifier.safetensors"
 
 
-def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm") -> dict[str, Any]:
-    """Export a backbone and measure that it gives the same features.
+@dataclass(frozen=True)
+class ExportSettings:
+    """How a backbone is exported.
+
+    Attributes:
+        images: a folder of images on which the difference is measured; None = those of the backbone's run, else drawn
+            scenes.
+        outputs: of onnx and torch-export: features, patch_tokens, importance.
+        any_size: ONNX: images of every size that patches tile, not only of the backbone's own.
+        license: of the weights, for the model card of hf; `other` = not said.
+        push: hf: USER/NAME on the hub, to which the folder is uploaded once it agrees; None = not.
+    """
+
+    images: str | Path | None = None
+    outputs: tuple[str, ...] = ("features",)
+    any_size: bool = False
+    license: str = "other"
+    push: str | None = None
+
+    def check(self, form: str) -> None:
+        """Refuse what does not go together.
+
+        Raises:
+            ConfigError: names the option.
+        """
+        if form not in FORMATS:
+            raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+        if unknown := [name for name in self.outputs if name not in OUTPUTS]:
+            raise ConfigError(f"--outputs {unknown[0]}: must be among {', '.join(OUTPUTS)}")
+        if form not in GRAPHS and tuple(self.outputs) != ("features",):
+            raise ConfigError(
+                f"--outputs: {form} holds the whole network, outputs are chosen for {' and '.join(GRAPHS)}"
+            )
+        if form != "onnx" and self.any_size:
+            raise ConfigError(f"--any-size is for --format onnx, not for {form}")
+        if self.push and form != "hf":
+            raise ConfigError(f"--push: only --format hf goes to the hub, not {form}")
+
+
+def export_backbone(
+    backbone: str | Path, out: str | Path, *, form: str = "timm", settings: ExportSettings | None = None
+) -> dict[str, Any]:
+    """Export a backbone and measure, in the other program, that it gives the same numbers.
 
     Args:
-        backbone: a run folder or a backbone file.
-        out: a new folder.
-        form: `timm`.
+        backbone: a run folder, a backbone file, `timm:NAME` or `NAME=FILE`.
+        out: a new folder; it appears only when everything in it has been measured.
+        form: `timm`, `hf`, `onnx`, `torch-export` or `safetensors`.
+        settings: outputs, types, images.
 
     Returns:
-        format, out, the measured relative `difference` of the features, and `remarks`: lines on what is left out.
+        format, out, the largest relative `difference`, `parity` (as in parity.json), `use` (a line of Python), and
+        `remarks`: lines on what is left out.
 
     Raises:
-        UsageError: the format is unknown, the folder is in use or cannot be opened by timm, or there is no backbone.
+        UsageError: the format is unknown, the folder is in use or cannot be opened by timm, there is no backbone, an
+            extra is missing.
+        RunFailure: the other program gives other numbers, or cannot be given this network; nothing was written.
     """
-    if form not in FORMATS:
-        raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
+    settings = settings or ExportSettings()
+    settings.check(form)
+    folder = _new_folder(out)
+
+    from mst.workflows.export_images import MEASURED_ON, measuring_images  # needs torch
+    from mst.workflows.subject import load_subject
+
+    subject = load_subject(backbone, device="cpu")
+    if not subject.backbone.blocks:
+        raise UsageError(f"--backbone {backbone} is an export already: give the run or file it was exported from")
+    images = measuring_images(subject, settings.images, flag="--images", count=MEASURED_ON)
+    place = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}-", dir=_parent(folder)))
+    try:
+        rows = _written(form, subject, images, place, settings)
+        values = {"format": form, "backbone": subject.name, "sha256": subject.sha256, "measured": rows}
+        write_atomic(place / PARITY, json.dumps(values, indent=2) + "\n")
+        os.chmod(place, 0o777 & ~_umask())
+        if folder.is_dir():
+            folder.rmdir()  # empty, as was checked
+        place.rename(folder)
+    except OSError as error:
+        raise RunFailure(f"cannot write {folder}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(place, ignore_errors=True)
+    if settings.push:
+        _push(folder, settings.push)
+    worst = max(one["relative"] for row in rows for one in row["outputs"].values())
+    remarks = [*_left_out(user_path(backbone)), *_sizes(form, subject.backbone)]
+    use = _use(form, folder, subject.backbone)
+    return {"format": form, "out": str(folder), "difference": worst, "parity": rows, "use": use, "remarks": remarks}
+
+
+def _new_folder(out: str | Path) -> Path:
+    """Return where the export goes.
+
+    Raises:
+        UsageError: something is there already, or nothing can be written there.
+    """
     folder = user_path(out)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
@@ -42,14 +133,146 @@ def export_backbone(backbone: str | Path, out: str | Path, *, form: str = "timm"
         os.path.abspath(folder).encode()
     except UnicodeEncodeError:
         raise UsageError(f"--out {folder}: timm opens no folder whose name is not UTF-8: name another") from None
+    if not may_write():
+        raise UsageError("mst export runs in one process: start it without torchrun or srun")
+    return folder
 
-    from mst.export.timm_folder import export_timm  # needs torch
-    from mst.model.backbone_file import load_backbone
 
-    network = load_backbone(backbone)
-    difference = export_timm(network, folder)
-    remarks = [*_left_out(user_path(backbone)), *_sizes(network)]
-    return {"format": form, "out": str(folder), "difference": difference, "remarks": remarks}
+def _parent(folder: Path) -> Path:
+    parent = folder.absolute().parent
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise RunFailure(f"cannot make {parent}: {error.strerror or error}") from error
+    return parent
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _written(
+    form: str, subject: Subject, images: Images, place: Path, settings: ExportSettings
+) -> list[dict[str, Any]]:
+    """Write one format into a folder; return a row for each file that was measured."""
+    from mst.export.network import expected
+    from mst.export.parity import measure
+
+    backbone = subject.backbone
+    wanted = expected(backbone, images.pixels, settings.outputs)
+    if form == "onnx":
+        return _onnx(subject, images, wanted, place, settings)
+    program, found = _plain_format(form, subject, images, place, settings)
+    return [measure(form, program, images, wanted, found).to_json()]
+
+
+def _plain_format(
+    form: str, subject: Subject, images: Images, place: Path, settings: ExportSettings
+) -> tuple[str, dict[str, Any]]:
+    """Write a format that is one network; return the program that measures it and the outputs it found."""
+    import timm
+    import torch
+
+    from mst.export import hugging_face, timm_folder, torch_program
+    from mst.export.network import Outputs
+    from mst.model.backbone_file import FILE_NAME, describe, save_backbone
+
+    backbone, pixels = subject.backbone, images.pixels
+    if form == "timm":
+        timm_folder.write_timm(backbone, place)
+        write_atomic(place / "model.json", describe(backbone.spec, backbone.metadata))
+        return f"timm {timm.__version__}", timm_folder.timm_outputs(place, pixels)
+    if form == "hf":
+        library = hugging_face.transformers()
+        hugging_face.write_hugging_face(backbone, place, _card(subject, settings.license))
+        write_atomic(place / "model.json", describe(backbone.spec, backbone.metadata))
+        return f"transformers {library.__version__}", hugging_face.hugging_face_outputs(place, pixels)
+    if form == "safetensors":
+        save_backbone(place / FILE_NAME, backbone, backbone.metadata)
+        found = timm_folder.safetensors_outputs(backbone, place / FILE_NAME, pixels)
+        return f"timm {timm.__version__}", found
+    network = Outputs(backbone, settings.outputs)
+    torch_program.write_program(network, pixels[:2].repeat(2, 1, 1, 1)[:2], place / torch_program.NAME)
+    more = {"outputs": list(network.names)}
+    description = (place / torch_program.NAME).with_suffix(".json")
+    write_atomic(description, describe(backbone.spec, backbone.metadata, more))
+    found = torch_program.program_outputs(place / torch_program.NAME, pixels, network.names)
+    return f"torch.export {torch.__version__}", found
+
+
+def _onnx(
+    subject: Subject, images: Images, wanted: dict[str, Any], place: Path, settings: ExportSettings
+) -> list[dict[str, Any]]:
+    """Write an ONNX file; return what was measured of it, with size, speed and neighbours."""
+    from mst.export import onnx_file, onnx_speed
+    from mst.export.network import Outputs
+    from mst.export.parity import measure
+
+    onnx_file.library("onnxruntime")
+    network, pixels = Outputs(subject.backbone, settings.outputs), images.pixels
+    example = pixels[:2].repeat(2, 1, 1, 1)[:2]
+    graph = onnx_file.make_graph(network, example, any_size=settings.any_size)
+    source = place / "backbone.onnx"
+    onnx_file.write_onnx(graph, source, subject.backbone)
+    running = onnx_file.session(source, threads=1)
+    found = onnx_file.run_session(running, pixels, network.names)
+    parity: Parity = measure("onnx", onnx_file.runtime_name(), images, wanted, found)
+    row = {"file": source.name, **parity.to_json(), "bytes": source.stat().st_size}
+    row["images_per_second"] = onnx_speed.images_per_second(running, pixels)
+    if "features" in found:
+        row["same_neighbour"] = onnx_speed.neighbour_agreement(wanted["features"], found["features"])
+    return [row]
+
+
+def _card(subject: Subject, license: str) -> str:  # noqa: A002 (the card's own word)
+    """Return the model card of the run that a backbone comes from, or one that says what is known."""
+    from mst.report.page import card_text
+    from mst.runtime.storage.rundir import RunDir
+
+    head = f"---\nlibrary_name: transformers\nlicense: {license}\npipeline_tag: image-feature-extraction\n"
+    use = (
+        "```python\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
+        'processor, model = AutoImageProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")\n'
+        'features = model(**processor(image, return_tensors="pt")).pooler_output  # [1, D]\n```\n'
+    )
+    if subject.folder is not None and RunDir(subject.folder).exists():
+        text = card_text(RunDir(subject.folder))
+        _, _, rest = text.partition("\n")  # the first line of the head
+        return head + rest.replace("library_name: timm\n", "", 1).replace("## Use\n", f"## Use\n\n{use}", 1)
+    spec = subject.backbone.spec
+    return (
+        f"{head}tags: [vision-transformer, mst]\n---\n\n# {spec.name}\n\nImages of {spec.image_size[0]}x"
+        f"{spec.image_size[1]} px with {spec.channels} channels. Its training is not known here.\n\n## Use\n\n{use}"
+    )
+
+
+def _push(folder: Path, name: str) -> None:
+    """Upload a folder to the hub, with the user's own login.
+
+    Raises:
+        RunFailure: the hub refuses it; the folder stays.
+    """
+    from huggingface_hub import HfApi
+
+    try:
+        HfApi().create_repo(name, exist_ok=True)
+        HfApi().upload_folder(repo_id=name, folder_path=str(folder))
+    except Exception as error:  # network, login, name
+        reason = " ".join(str(error).split())[:200]
+        raise RunFailure(f"--push {name}: {reason}; {folder} is complete, push it again with `hf upload`") from error
+
+
+def _use(form: str, folder: Path, network: Backbone) -> str:
+    """Return the line of Python with which the other program loads the export."""
+    return {
+        "timm": f'timm.create_model("local-dir:{folder}", pretrained=True)',
+        "hf": f'transformers.AutoModel.from_pretrained("{folder}")',
+        "onnx": f'onnxruntime.InferenceSession("{folder}/backbone.onnx")',
+        "torch-export": f'torch.export.load("{folder}/backbone.pt2").module()',
+        "safetensors": f'network.load_state_dict(safetensors.torch.load_file("{folder}/backbone.safetensors"))',
+    }[form]
 
 
 def _left_out(source: Path) -> list[str]:
@@ -60,12 +283,24 @@ def _left_out(source: Path) -> list[str]:
     return [f"{classifier} is not exported: the folder holds the backbone, which gives features and no classes"]
 
 
-def _sizes(network: Backbone) -> list[str]:
-    """Return a line on the image size, where timm would give other features at another."""
-    if network.SAME_AT_ANY_SIZE:
+def _sizes(form: str, network: Backbone) -> list[str]:
+    """Return a line on the image size, where the other program would give other features at another."""
+    if network.SAME_AT_ANY_SIZE or form in GRAPHS:
         return []
     height, width = network.spec.image_size
     return [
         f"images of {height}x{width} only: timm's {network.spec.name} pads other sizes in another way than mst "
         "(features differ by some 10 %), so that the exported network refuses them"
     ]
+
+
+def parse_list(text: str, flag: str) -> tuple[str, ...]:
+    """Return the words of a list with commas or spaces.
+
+    Raises:
+        ConfigError: it is empty.
+    """
+    words: Sequence[str] = text.replace(",", " ").split()
+    if not words:
+        raise ConfigError(f"{flag}: name at least one")
+    return tuple(dict.fromkeys(words))

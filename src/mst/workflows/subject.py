@@ -18,6 +18,7 @@ from mst.data.value_range import BY_TYPE, Range, Scale, ValueRanges, check_range
 from mst.errors import CheckpointError, UsageError
 from mst.evaluate.common.model_files import ranges_in_use
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform
+from mst.export.reading import is_exported, load_exported
 from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone
@@ -283,6 +284,9 @@ def absolute_source(backbone: str | Path) -> str:
 def _own(source: str) -> tuple[Backbone, str, Path | None]:
     """Return a backbone of this package with its file's hash and its run folder."""
     path = user_path(source)
+    if is_exported(path):
+        network, file = load_exported(path)
+        return network, hashlib.sha256(file.read_bytes()).hexdigest(), None
     network = load_backbone(path)
     file = RunDir(path).backbone if path.is_dir() else path
     return network, hashlib.sha256(file.read_bytes()).hexdigest(), file.parent if RunDir(file.parent).exists() else None

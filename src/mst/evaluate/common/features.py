@@ -89,7 +89,7 @@ def cls_features(backbone: Backbone, images: Tensor) -> Tensor:
 def feature_map(backbone: Backbone, images: Tensor) -> Tensor:
     """Return the final patch tokens as maps [B, D, h, w]."""
     tokens = backbone.tokens(images, importance=False)
-    return tokens.patches.transpose(1, 2).reshape(len(images), -1, *tokens.grid)
+    return tokens.patches.transpose(1, 2).reshape(images.shape[0], -1, *tokens.grid)
 
 
 @contextmanager

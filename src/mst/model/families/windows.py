@@ -141,7 +141,7 @@ def attend_in_windows(attention: Any, x: Tensor, windows: Windows, importance: b
     q, k, v = _queries_keys_values(attention, windows.split(x))  # each [B*n, A, M, d]
     bias, blocked = position_bias(attention, windows.sides), windows.blocked()  # [A, M, M], [n, 1, M, M] or None
     if blocked is not None:
-        bias = (bias + blocked).repeat(len(q) // len(blocked), 1, 1, 1)  # [B*n, A, M, M]
+        bias = (bias + blocked).repeat(q.shape[0] // blocked.shape[0], 1, 1, 1)  # [B*n, A, M, M]
     received = None
     if importance:
         received = windows.join(_received(q.detach(), k.detach(), bias.detach(), windows).unsqueeze(-1)).squeeze(-1)
@@ -166,7 +166,9 @@ def _received(q: Tensor, k: Tensor, bias: Tensor, windows: Windows) -> Tensor:
     with torch.autocast(q.device.type, enabled=False):
         weights = (q.float() @ k.float().transpose(-2, -1) + bias).softmax(dim=-1).mean(dim=1)  # [B*n, M, M]
     if windows.padding is not None:
-        real = ~windows.padding.view(-1, weights.shape[1]).repeat(len(q) * weights.shape[1] // len(windows.padding), 1)
+        real = ~windows.padding.view(-1, weights.shape[1]).repeat(
+            q.shape[0] * weights.shape[1] // len(windows.padding), 1
+        )
         weights = weights * real.unsqueeze(2) * real.unsqueeze(1)
     return weights.sum(dim=1)
 

@@ -1,0 +1,40 @@
+"""A backbone as a program of `torch.export`: a graph and its weights, loaded without this package or timm."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from mst.errors import RunFailure
+from mst.export.network import Outputs
+
+NAME = "backbone.pt2"
+
+
+def write_program(network: Outputs, images: Tensor, path: Path) -> None:
+    """Write a program for any number of images [B, C, H, W] of this size.
+
+    Raises:
+        RunFailure: torch cannot export the network.
+    """
+    batch = torch.export.Dim("batch", min=1)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+            torch.export.save(program, path)
+    except Exception as error:  # the exporter's own classes differ from version to version
+        reason = " ".join(str(error).split())[:300]
+        raise RunFailure(f"torch {torch.__version__} cannot export {network.backbone.spec.name}: {reason}") from error
+
+
+@torch.no_grad()
+def program_outputs(path: Path, images: Tensor, names: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return what the program gives, loaded as its users do: `torch.export.load(PATH).module()(images)`."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = torch.export.load(path).module()(images)
+    return dict(zip(names, found, strict=True))

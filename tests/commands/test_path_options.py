@@ -19,7 +19,7 @@ from mst.terminal.parsing import flag, parse_words, path_marks
 
 NO_PATHS = {"device", "family", "format", "name", "randaugment", "split", "train_split", "val_split", "recipe"}
 NO_PATHS |= {"path_column", "label_column", "split_column"}
-NO_PATHS |= {"account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
+NO_PATHS |= {"license", "push", "account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
 """Options of text that name no file."""
 
 
@@ -85,7 +85,13 @@ def test_every_path_option_expands_a_tilde(
     ]
     given = "~/a.json"
     before = {"run": ["convert"], "out": ["convert", "x"]}[name] if prog == "mst checkpoint" else []
-    positional = before or name in {"path", "runs", "run"} or (name == "recipe" and prog != "mst ablate")
+    before = ["x"] if (prog, name) == ("mst pack", "out") else before
+    positional = (
+        before
+        or (prog, name) == ("mst pack", "source")
+        or name in {"path", "runs", "run"}
+        or (name == "recipe" and prog != "mst ablate")
+    )
     option = [flag(name), given] if form == "two words" else [f"{flag(name)}={given}"]
     words = [*before, given] if positional else option
     record = parsing._converted(RECORDS[prog], parsing._written([*words, *others]), prog)

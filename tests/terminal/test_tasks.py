@@ -37,8 +37,8 @@ def test_the_other_words_reach_the_task() -> None:
     ("command", "word", "message"),
     [
         (evaluate, "segmentatoin", "unknown evaluation segmentatoin: use knn, .*; did you mean segmentation[?]$"),
-        (predict, "detektion", "unknown prediction detektion: use segmentation, detection; did you mean detection[?]$"),
-        (predict, "xyz", "unknown prediction xyz: use segmentation, detection$"),
+        (predict, "detektion", "unknown prediction detektion: use .*detection; did you mean detection[?]$"),
+        (predict, "xyz", "unknown prediction xyz: use classification, segmentation, detection$"),
     ],
 )
 def test_an_unknown_task(command: object, word: str, message: str) -> None:

@@ -18,7 +18,7 @@ from mst.terminal import parsing
 from mst.terminal.parsing import flag, parse_words, path_marks
 
 NO_PATHS = {"device", "family", "format", "name", "randaugment", "split", "train_split", "val_split", "recipe"}
-NO_PATHS |= {"path_column", "label_column", "split_column"}
+NO_PATHS |= {"path_column", "label_column", "split_column", "license", "outputs", "push"}
 NO_PATHS |= {"license", "push", "account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
 """Options of text that name no file."""
 

@@ -40,6 +40,10 @@ class Unreachable(RunFailure):
     """A file of many images on another machine cannot be had; it is not taken for an unreadable image."""
 
 
+class StopTraining(MstError):
+    """Raised by a user's callback to end a training on purpose: what was learned is saved, then it is raised again."""
+
+
 class Interrupted(MstError):
     """A signal stopped the work after everything was saved; exits with 128 + the signal's number, as shells expect."""
 

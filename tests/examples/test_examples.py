@@ -21,7 +21,7 @@ def load(name: str) -> dict[str, Any]:
 
 
 def test_every_example_is_tested() -> None:
-    tested = {"pretrain_folder", "extract_features", "custom_loop", "multichannel_scenes"}
+    tested = {"pretrain_folder", "extract_features", "custom_loop", "multichannel_scenes", "notebook"}
     assert {path.stem for path in EXAMPLES.glob("*.py")} == tested
 
 
@@ -36,6 +36,15 @@ def test_pretrain_folder_and_then_extract_features(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     assert "k-NN top-1" in text
     assert "on a grid of (4, 4)" in text
+
+
+def test_notebook(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = load("notebook")["main"](tmp_path)
+    assert tracker.backbone.is_file()
+    assert tracker.settings["train"]["epochs"] == 2
+    printed = capsys.readouterr().out
+    for part in ("taken whole", "features (3, ", "split split-", "64 rows of features"):
+        assert part in printed
 
 
 def test_extract_features_without_a_run(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""`mst embed`: the features of a folder of images with their paths, as an .npz or .npy file."""
+"""`mst embed`: the features of a folder of images with their paths, as a .npz, .npy, .csv or .parquet file."""
 
 from __future__ import annotations
 
@@ -23,8 +23,9 @@ class EmbedArguments:
     Attributes:
         backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
         data: a folder (searched at any depth), an image, or a text file of paths.
-        out: FILE.npz with `features` [n, D] float32 and `paths` [n]; or FILE.npy with the features and FILE.txt
-            with the paths.
+        out: FILE.npz with `features` [n, D] float32 and `paths` [n]; FILE.csv with a row an image (path, f0, f1, ...);
+            FILE.parquet with `path` and `feature` (needs mst[data]); or FILE.npy with the features and FILE.txt with
+            the paths.
         limit: only this many images, drawn evenly from the sorted list.
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.

@@ -225,6 +225,7 @@ class Outputs:
             a task can go back (`Remarks.back`); 0 = it never does.
         resume: what to type to go on, in messages.
         progress: show a bar, or a line now and then where there is no terminal.
+        on_row: is told of every row of metrics after it is written.
     """
 
     checkpoints: Path | None
@@ -234,3 +235,4 @@ class Outputs:
     tensorboard: bool = False
     history: int = 0
     progress: bool = True
+    on_row: Callable[[Mapping[str, Any]], None] | None = None

@@ -119,7 +119,7 @@ class Trainer(Generic[Batch]):
             for folder in (run.root, run.previews):
                 remove_asides(folder)
             self.saver.begin(run)
-            self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard)
+            self.record = RunRecord(run, step=done, tensorboard=self.outputs.tensorboard, told=self.outputs.on_row)
         missing, left = not self.saver.resumed, False
         if self.saver.resumed:
             if self.saver.store is not None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -81,6 +81,26 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+class ImageInput(Protocol):
+    """Makes a backbone's input of one image, see `mst.workflows.image_input`."""
+
+    def __call__(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Tensor:
+        """Return an image (a path, an image of Pillow, an array) as float32 [C, H, W], as the backbone takes it."""
+
+    def explain(self, image: Any, *, value_range: tuple[float, float] | None = None) -> str:
+        """Return in words what the call does with this image."""
+
+
+class _UnknownInput:
+    """In place of a transform: nothing is known of the images of a backbone that was built anew."""
+
+    def __call__(self, image: Any, *, value_range: tuple[float, float] | None = None) -> Tensor:
+        raise UsageError("this backbone does not say what its images are: load one by mst.load_backbone(RUN or FILE)")
+
+    def explain(self, image: Any, *, value_range: tuple[float, float] | None = None) -> str:
+        return "this backbone does not say what its images are: load one by mst.load_backbone(RUN or FILE)"
+
+
 Want = Literal["features", "summary", "tokens", "intermediate", "stages"]
 """What a pass of a backbone returns."""
 
@@ -95,6 +115,7 @@ class Backbone(nn.Module, ABC):
         patch_size: pixels per token side.
         mask_token: replaces the patch embedding of hidden tokens; trained in the student only, not exported.
         metadata: what the file it was loaded from says (mean, std, ...); empty when it was built anew.
+        transform: makes its input of a path, an image of Pillow or an array, if it was loaded by `mst.load_backbone`.
     """
 
     ANY_SIZE: ClassVar[dict[str, Any]] = {"dynamic_img_size": True}
@@ -113,6 +134,7 @@ class Backbone(nn.Module, ABC):
         self.patch_size = spec.patch_size
         self.mask_token = nn.Parameter(torch.zeros(mask_dim))
         self.metadata = {}
+        self.transform: ImageInput = _UnknownInput()
 
     @classmethod
     def timm_arguments(cls, spec: BackboneSpec) -> dict[str, Any]:

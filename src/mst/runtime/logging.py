@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, cast
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.text import Text
 
 
@@ -94,8 +94,35 @@ def write_to(path: Path) -> None:
             file.write(kept.getvalue())
 
 
+_remarks = True
+
+
+@contextmanager
+def only_warnings(yes: bool = True) -> Iterator[None]:
+    """Inside, if `yes`, remarks and tables are not printed; warnings and errors are."""
+    global _remarks  # noqa: PLW0603  (it is the process's)
+    before, _remarks = _remarks, _remarks and not yes
+    try:
+        yield
+    finally:
+        _remarks = before
+
+
+def has_remarks() -> bool:
+    """Return whether remarks are printed."""
+    return _remarks
+
+
+def show(table: RenderableType) -> None:
+    """Print a table, or nothing where remarks are not wanted."""
+    if _remarks:
+        console.print(table)
+
+
 def info(message: str) -> None:
     """Print one line, as it is: no markup, no wrapping."""
+    if not _remarks:
+        return
     console.print(Text(message), soft_wrap=True)
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shlex
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from mst.data.labelled import LabelOptions, find_labels
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions
 from mst.data.sources.places import weighted_place
+from mst.engine.callbacks import NOBODY, Callback, Callbacks
 from mst.engine.trainer import Trainer
 from mst.errors import ConfigError, RunFailure, UsageError
 from mst.evaluate.classification.verdict import Verdict
@@ -99,6 +100,8 @@ def pretrain(
     resume: bool = False,
     overwrite: bool = False,
     accept_changed_data: bool = False,
+    callbacks: Sequence[Callback] = (),
+    quiet: bool = False,
 ) -> Run:
     """Pre-train a backbone; `backbone.safetensors` in the run folder is the result.
 
@@ -109,13 +112,24 @@ def pretrain(
         overwrite: replace the run that `out` holds.
         accept_changed_data: with `resume`, go on although the images are not those of before: steps per epoch and the
             order of the images follow from the new ones, from this step on, and the plan notes the change.
+        callbacks: are told of the start, of rows, and of the end (`mst.Callback`); their faults do not end the run.
+        quiet: print warnings and errors only: no table, no remarks, no bar.
 
     Raises:
+        StopTraining: a callback ended it; everything is saved.
         UsageError: something is wrong with the settings or the images, and nothing was written; or another process
             is at work in the folder.
         RunFailure: disk full, out of memory, collapse, too many bad steps.
         Interrupted: a signal; everything is saved.
     """
+    with logging.only_warnings(quiet):
+        told = Callbacks(callbacks)
+        return _pretrained(config, out, told, resume=resume, overwrite=overwrite, accept=accept_changed_data)
+
+
+def _pretrained(
+    config: RunConfig, out: str | Path, told: Callbacks, *, resume: bool, overwrite: bool, accept: bool
+) -> Run:
     world = World.current()
     if world.size == 1 and (processes := wanted_here(config.runtime.processes)) > 1:
         raise UsageError(
@@ -130,16 +144,16 @@ def pretrain(
         check_apart(config, run)
     setup = with_identity(prepare(resolved(config)))
     if resume:
-        setup = resumed_setup(setup, run, accept=accept_changed_data)
+        setup = resumed_setup(setup, run, accept=accept)
     world.refuse_differences(setup.plan.model_dump(mode="json"), "images")
-    logging.console.print(describe_setup(setup))
+    logging.show(describe_setup(setup))
     check_fits(setup)
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:
         world.from_first(lambda: create_run_dir(run.root, overwrite=overwrite))
     world.keep_log(run.root)
     with only_process_in(run.root):
-        return carry_out(setup, pair, run, resume=resume)
+        return carry_out(setup, pair, run, resume=resume, told=told)
 
 
 def check_apart(config: RunConfig, run: RunDir) -> None:
@@ -178,7 +192,7 @@ def indexed(config: RunConfig) -> list[ImageSource]:
     return found
 
 
-def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) -> Run:
+def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool, told: Callbacks = NOBODY) -> Run:
     """Train in the run's folder, from its newest checkpoint or from the start.
 
     Raises:
@@ -201,7 +215,8 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         held_out=crop_pairs(setup.held_out, setup.plan.global_size),
         repairs=World.current().from_first(lambda: read_repairs(run)) if resume else (),
     )
-    trainer = Trainer(task, task.intervals, task.outputs)
+    outputs = replace(task.outputs, on_row=told.on_row, progress=logging.has_remarks())
+    trainer = Trainer(task, task.intervals, outputs)
     if resume and not trainer.saver.resumed:
         logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
     if World.current().first:
@@ -210,7 +225,12 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         write_atomic(run.plan, json_text(task.plan))
         if setup.labelled is not None and setup.labelled.split is not None and setup.labelled.split.automatic:
             write_atomic(run.root / setup.labelled.split.file, setup.labelled.split.table)
-    train(setup, trainer)
+    try:
+        told.on_start(run.root, setup.config.model_dump(mode="json"), task.plan.model_dump(mode="json"))
+        train(setup, trainer)
+    except BaseException as error:
+        told.on_stop(error)
+        raise
     verdict = None
     if judged is not None:
         verdict = judged.conclude()
@@ -218,7 +238,9 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool) 
         tell_without_labels(run)
     again = f"--backbone {shlex.quote(str(run.root))} --data LABELLED"
     logging.info(f"done: {run.backbone}; try it: mst evaluate {'knn' if judged else 'baselines'} {again}")
-    return Run(run.root, run.backbone, state.step, last_metrics(run), verdict)
+    metrics = last_metrics(run)
+    told.on_end(run.backbone, metrics)
+    return Run(run.root, run.backbone, state.step, metrics, verdict)
 
 
 def train(setup: Setup, trainer: Trainer[Crops]) -> None:

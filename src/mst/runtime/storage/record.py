@@ -6,7 +6,7 @@ import json
 import math
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +26,11 @@ class RunRecord:
     Opening it for a run that has done `step` steps drops every row beyond: they are going to be written again.
     """
 
-    def __init__(self, run: RunDir, *, step: int, tensorboard: bool) -> None:
+    def __init__(
+        self, run: RunDir, *, step: int, tensorboard: bool, told: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
+        """Open the files of a run; `told` hears of every row of metrics after it is written."""
+        self._told = told
         self._metrics = run.metrics
         self._bad_steps = bad_steps_file(run)
         for path in (self._metrics, self._bad_steps):
@@ -43,6 +47,8 @@ class RunRecord:
             for key, value in row.items():
                 if key != "step" and isinstance(value, int | float):
                     self._writer.add_scalar(key, value, row["step"])
+        if self._told is not None:
+            self._told(row)
 
     def bad_step(self, row: Mapping[str, Any]) -> None:
         """Append what is needed to replay a skipped step."""

@@ -35,6 +35,8 @@ COMMANDS = {
     "checkpoint": "convert: a checkpoint of networks in several parts (FSDP2) as a whole one",
     "compare": "results of several runs in one table, with differences",
     "replay": "one step of a run again: which image and which tensor went wrong",
+    "doctor": "what this machine, its libraries and its surroundings are good for, and what to mend",
+    "completion": "bash, zsh or fish: completes commands, options, recipes and files",
     "report": "one self-contained HTML page about a run",
     "pack": "images in balanced shards, tar or parquet, made smaller if asked for",
     "inspect": "scan images: counts, sizes, damage, duplicates, leaks between train and val, advice",
@@ -102,7 +104,8 @@ def _status(words: list[str]) -> int:
     """Run the command line, and turn whatever it raises into one line and an exit status."""
     try:
         with ended_by_signals():
-            status = _dispatch(words) if STARTED.isdisjoint(os.environ) else _one_of_several(words)
+            alone = STARTED.isdisjoint(os.environ) or words[:1] == ["doctor"]  # which says how it was started
+            status = _dispatch(words) if alone else _one_of_several(words)
             sys.stdout.flush()
             return status
     except KeyboardInterrupt:
@@ -161,6 +164,8 @@ def check_surroundings() -> None:
 
 def _dispatch(words: list[str]) -> int:
     """Hand over to the command's module."""
+    if words[:1] == ["help"] and len(words) > 1:
+        words = [*(word for word in words[1:] if word not in {"-h", "--help"}), "--help"]
     if not words or words[0] in {"-h", "--help", "help"}:
         sys.stdout.write(help_text())
         return 0
@@ -229,7 +234,7 @@ def help_text() -> str:
         "usage: mst COMMAND [...]\n\n"
         "Masked self-supervised pre-training of vision transformers on your own images.\n\n"
         f"commands:\n{commands}\nexamples:\n{EXAMPLES}\n"
-        "`mst COMMAND --help` lists a command's options; --json prints one JSON object instead of tables.\n"
+        "`mst COMMAND --help` (or `mst help COMMAND`) lists a command's options; --json prints JSON, not tables.\n"
     )
 
 

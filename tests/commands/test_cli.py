@@ -67,7 +67,7 @@ def test_every_command_has_help(command: str, capsys: pytest.CaptureFixture[str]
 
 
 def test_pretrain_help_lists_every_setting(capsys: pytest.CaptureFixture[str]) -> None:
-    text = call(capsys, "pretrain", "--help").out
+    text = call(capsys, "pretrain", "--help-all").out
     for word in ("--data.train", "--train.batch-size", "--objective.strategy", "attention_low", "(default: 0.3)"):
         assert word in text
 

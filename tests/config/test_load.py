@@ -51,7 +51,7 @@ def test_values(name: str, words: object, value: object) -> None:
 @pytest.mark.parametrize(
     ("name", "words", "parts"),
     [
-        ("epochs", "3", ["--epochs", "did you mean --train.epochs?"]),
+        ("epoch", "3", ["--epoch", "did you mean --train.epochs?"]),
         ("train.batchsize", "3", ["did you mean --train.batch-size?"]),
         ("objectiv.strategy", "none", ["did you mean --objective.strategy?"]),
         ("train", "3", ["is a section", "batch_size"]),

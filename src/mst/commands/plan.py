@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import tyro
 from rich.table import Table
 
-from mst.config.load import flatten, override, require_data
+from mst.config.load import flatten, override, require_data, with_given
 from mst.config.schema import RunConfig
 from mst.errors import UsageError
 from mst.paths import SourceText
@@ -50,7 +50,7 @@ def run(argv: Sequence[str]) -> int:
     if not options.recipe:
         raise UsageError("name a recipe: mst plan RECIPE --data.train PATH (all recipes: mst recipes)")
     check_numbers(options, "devices", least=1)
-    config = timed(override(base_config(options.recipe), words), options.minutes, words)
+    config = timed(with_given(override(base_config(options.recipe), words), words), options.minutes, words)
     require_data(config)
 
     from mst.engine.fitting import statement

@@ -19,6 +19,7 @@ from mst.config.load import (
     override,
     require_data,
     with_absolute_paths,
+    with_given,
 )
 from mst.config.schema import Choice, RunConfig
 from mst.errors import UsageError
@@ -109,7 +110,8 @@ def started(options: PretrainOptions, words: Words) -> tuple[RunConfig, Path]:
         raise UsageError("--accept-changed-data goes with --resume: a new run has no images of before")
     if not options.recipe:
         raise UsageError("name a recipe: mst pretrain RECIPE --data.train PATH --out RUN (all recipes: mst recipes)")
-    config = timed(override(base_config(options.recipe), words), options.minutes, words)
+    config = with_given(override(base_config(options.recipe), words), words)
+    config = timed(config, options.minutes, words)
     require_data(config)
     if not options.out:
         raise UsageError("--out is missing: name a new folder for the run")

@@ -18,7 +18,7 @@ from mst.workflows.submission import Job, SlurmOptions, submit
 
 PROG = "mst submit slurm"
 COMMANDS = ("pretrain", "finetune", "evaluate segmentation", "evaluate detection")
-NEVER = ("--resume", "--overwrite", "--help", "-h")
+NEVER = ("--resume", "--overwrite", "--help", "--help-all", "-h")
 """A job that is requeued runs the same command again."""
 
 

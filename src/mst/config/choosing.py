@@ -101,8 +101,9 @@ def allowed_minutes(config: RunConfig, device: DeviceFacts) -> tuple[float, str]
 
 
 def choices_shown(config: RunConfig) -> list[tuple[str, object, str]]:
-    """Return the option, the value and the reason of each choice that a plan does not show by itself."""
+    """Return option, value and reason of each setting that was given or chosen and that a plan does not show itself."""
     values, reasons = flatten(config), config.choice.reasons if config.choice is not None else {}
+    reasons = {**dict.fromkeys(config.given, f"given; all else is of {config.recipe}"), **reasons}
     return [(flag(key), values[key], reason) for key, reason in reasons.items() if key not in SHOWN_BY_PLAN]
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from mst.config.keys import flag
+from mst.config.keys import flag, setting_fields
 from mst.config.schema import RunConfig, RunPlan, Size, ViewsConfig
 from mst.errors import ConfigError
 
@@ -95,7 +95,10 @@ def derive(config: RunConfig, dataset_size: int, world_size: int = 1, measured: 
 def set_by(config: RunConfig, key: str) -> str:
     """Return who set a setting that has a value: the reason of whoever chose it, or its option."""
     chosen = config.choice.reasons if config.choice is not None else {}
-    return chosen.get(key, f"set by {flag(key)}")
+    stated = config.choice.given if config.choice is not None else ()
+    stated = stated if len(stated) < len(setting_fields()) - 1 else ()  # --minutes alone keeps all of a recipe
+    own = key in {*config.given, *stated} or config.recipe == "custom"
+    return chosen.get(key, f"set by {flag(key)}" if own else f"set by the recipe {config.recipe}")
 
 
 def as_pair(size: Size) -> tuple[int, int]:

@@ -16,6 +16,17 @@ CLOSE_ENOUGH = 0.5
 """Smallest similarity (difflib's ratio) of a name worth suggesting."""
 
 
+SHORT = {
+    "init": "model.init_from",
+    "epochs": "train.epochs",
+    "batch_size": "train.batch_size",
+    "lr": "optimizer.lr",
+    "seed": "runtime.seed",
+    "channels": "data.channels",
+}
+"""Settings that have a short name as well, where a command has no option of that name itself."""
+
+
 def setting_fields() -> dict[str, FieldInfo]:
     """Return every setting as `section.key` -> its field, in the schema's order."""
     return {

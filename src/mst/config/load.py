@@ -11,7 +11,17 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from pydantic_core import PydanticSerializationError
 
-from mst.config.keys import allowed, choices, flag, is_flag, is_open_ended, setting_fields, suggestion, takes_several
+from mst.config.keys import (
+    SHORT,
+    allowed,
+    choices,
+    flag,
+    is_flag,
+    is_open_ended,
+    setting_fields,
+    suggestion,
+    takes_several,
+)
 from mst.config.schema import Choice, RunConfig, Settings, ViewsConfig
 from mst.errors import ConfigError, UsageError
 from mst.paths import is_address, user_path
@@ -27,6 +37,7 @@ def known_key(name: str) -> str:
         ConfigError: there is no such key; the nearest is named.
     """
     key = name.replace("-", "_")
+    key = SHORT.get(key, key)
     fields = setting_fields()
     if key in fields:
         return key
@@ -34,7 +45,7 @@ def known_key(name: str) -> str:
         inside = ", ".join(Settings.model_fields[key].annotation.model_fields)  # type: ignore[union-attr]
         raise ConfigError(f"{flag(key)} is a section; its keys are {inside}")
     known = suggestion(key, fields, prefix="--").replace("_", "-")
-    raise ConfigError(f"unknown setting {flag(name)}{known} (all settings: mst pretrain --help)")
+    raise ConfigError(f"unknown setting {flag(name)}{known} (all settings: mst pretrain --help-all)")
 
 
 def override(base: RunConfig, overrides: Overrides) -> RunConfig:
@@ -60,6 +71,11 @@ def _stated(config: RunConfig, keys: Iterable[str]) -> RunConfig:
     keys = tuple(dict.fromkeys((*choice.given, *keys)))
     reasons = {key: reason for key, reason in choice.reasons.items() if key not in keys}
     return config.model_copy(update={"choice": choice.model_copy(update={"given": keys, "reasons": reasons})})
+
+
+def with_given(config: RunConfig, keys: Iterable[str]) -> RunConfig:
+    """Return a configuration that knows that a user set these keys (dotted or short): all others are its recipe's."""
+    return config.model_copy(update={"given": tuple(dict.fromkeys((*config.given, *map(known_key, keys))))})
 
 
 def _let_statistics_give_way(values: dict[str, Any], keys: Iterable[str]) -> None:
@@ -114,6 +130,9 @@ def load_config(path: str | Path, base: Callable[[str], RunConfig] | None = None
         task = values["task"]
         raise ConfigError(f"{path} holds the settings of mst {task}, not of mst pretrain: go on with mst {task}")
     config = _checked(_over(values, base, path), where=f"{path}: ")
+    own = _keys_of(values)
+    if "given" not in values and len(own) < len(setting_fields()):  # not the settings of a run, which are all there
+        config = with_given(config, own)
     if config.choice is None or "choice" in values:
         return config
     return _stated(config, _keys_of(values))

@@ -41,7 +41,9 @@ def bytes_of(size: str) -> int:
 class Section(BaseModel):
     """Base of every section: frozen, unknown keys refused, no silent type changes."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 class DataConfig(Section):
@@ -340,6 +342,8 @@ class RunConfig(Settings):
 
     recipe: str = "custom"
     """Name of the recipe this configuration started from."""
+    given: tuple[str, ...] = ()
+    """Dotted keys that the user set, on the command line, from Python or in a file: all else is the recipe's."""
     choice: Choice | None = None
     """What was, or is to be, chosen for the images, the device and the time; None = nothing."""
 

@@ -137,6 +137,7 @@ def facts(records: RunRecords, story: Story) -> list[Fact]:
         Fact("Learning rate", *_rates(records)),
         Fact("Backbone", *backbone(records)),
         Fact("Started from", story.start or numbers.NONE),
+        Fact("Given", ", ".join(given(records)) or numbers.NONE, "all else is the recipe's"),
         Fact("Changed on the way", _interventions(records) or numbers.NONE),
         Fact("Views", *_views(records)),
         Fact("Prototypes", numbers.short(plan.get("prototypes")), _head(records)),
@@ -218,10 +219,32 @@ def plan_facts(records: RunRecords) -> list[Fact]:
     """Return the derived values with their reasons."""
     reasons = records.plan.get("reasons", {})
     known = [key for key in FACTS_FROM_PLAN if key in records.plan]
+    found = reasons if isinstance(reasons, dict) else {}
     return [
-        Fact(key, numbers.short(records.plan[key]), str(reasons.get(key, "")) if isinstance(reasons, dict) else "")
-        for key in known
+        Fact(key, numbers.short(records.plan[key]), str(found.get(key, "") or _origin(records, key))) for key in known
     ]
+
+
+def given(records: RunRecords) -> list[str]:
+    """Return the settings that were given, not the recipe's, as words of the command line; none of older runs."""
+    keys = records.config.get("given")
+    names = [str(key) for key in keys if "." in str(key)] if isinstance(keys, list) else []
+    return [f"--{key.replace('_', '-')} {_said(records, key)}".rstrip() for key in names]
+
+
+def _said(records: RunRecords, key: str) -> str:
+    section, _, name = key.partition(".")
+    value = records.setting(section, name, [])
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _origin(records: RunRecords, key: str) -> str:
+    """Return who set a value of the plan that is a setting as well; "" where that is not known."""
+    section = {"batch_size": "train", "global_size": "views", "local_size": "views"}.get(key)
+    keys = records.config.get("given")
+    if section is None or not isinstance(keys, list):
+        return ""
+    return "given" if f"{section}.{key}" in keys else f"set by the recipe {records.config.get('recipe', '')}".rstrip()
 
 
 def _epochs(records: RunRecords) -> str:

@@ -19,6 +19,7 @@ from typing import Annotated, Any, TypeVar, get_args, get_type_hints
 import tyro
 
 from mst.config.keys import (
+    SHORT,
     choices,
     describe_type,
     flag,
@@ -34,13 +35,12 @@ from mst.errors import UsageError
 from mst.paths import PATH, SOURCE, user_path, user_source
 from mst.recipes import find_task_recipe
 from mst.runtime.limits import check_magnitude
+from mst.terminal.help import show_settings, taken_note
 
 Arguments = TypeVar("Arguments")
 Words = dict[str, list[str]]
 """The words of each setting by its dotted key."""
-SHORT = {"init": "model.init_from"}
-"""Settings that have a short flag as well."""
-HELP = {"-h", "--help"}
+HELP, HELP_ALL = {"-h", "--help"}, "--help-all"
 
 
 @dataclass(frozen=True)
@@ -67,10 +67,10 @@ def parse_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) -> Arg
     Raises:
         UsageError: an unknown flag or recipe (the nearest is named), a missing or wrong value.
     """
-    if HELP & set(argv):
+    if HELP & set(argv) or HELP_ALL in argv:
         _show_help(kind, prog, tyro.conf.OmitArgPrefixes)
         return None
-    words = _written(argv)
+    words = _without_sections(_written(argv), kind)
     if issubclass(kind, RecipeOption):
         words = _with_recipe(words, prog)
     own = {flag(leaf.name): leaf for leaf, _ in _leaves(kind)}
@@ -88,8 +88,12 @@ def parse_run_words(kind: type[Arguments], argv: Sequence[str], *, prog: str) ->
 
     Args and errors are those of `parse_words`.
     """
-    if HELP & set(argv):
+    if HELP_ALL in argv:
         _show_help(_with_settings(kind), prog)
+        return None
+    if HELP & set(argv):
+        _show_help(kind, prog)
+        show_settings(argv, prog)
         return None
     words, settings = _split_settings(_written(argv), {flag(leaf.name) for leaf, _ in _leaves(kind)}, prog)
     return _converted(kind, words, prog), settings
@@ -117,6 +121,18 @@ def split_words(kind: type[Any], argv: Sequence[str]) -> tuple[list[str], list[s
         if takes.get(name) and not equals and words and not words[0].startswith("--"):
             own.append(words.pop(0))
     return own, rest
+
+
+def _without_sections(words: Sequence[str], kind: type[Any]) -> list[str]:
+    """Write `--train.epochs` as `--epochs` for a command that has that option and no sections."""
+    own = {flag(leaf.name) for leaf, _ in _leaves(kind)}
+
+    def plain(word: str) -> str:
+        section, dot, leaf = word[2:].partition(".")
+        known = word.startswith("--") and dot and section in Settings.model_fields
+        return f"--{leaf}" if known and _is_own(f"--{leaf}", own) and word not in own else word
+
+    return [plain(word) for word in words]
 
 
 def _with_recipe(words: Sequence[str], prog: str) -> list[str]:
@@ -170,15 +186,22 @@ def _open_setting(word: str, own: Collection[str], settings: Words, prog: str) -
 
 
 def _with_settings(kind: type[Any]) -> type[Any]:
-    """Return the command's options with those of every setting, for `--help`."""
+    """Return the command's options with those of every setting, for `--help-all`."""
     settings = ("settings", Annotated[Settings, tyro.conf.arg(name="")], field(default_factory=Settings))
     made = make_dataclass(kind.__name__, [settings], bases=(kind,), frozen=True)
     made.__doc__ = kind.__doc__
     return made
 
 
+def is_positional(leaf: Field[Any]) -> bool:
+    """Return whether a field of a record is a word without an option."""
+    return "Positional" in str(leaf.type)
+
+
 def _show_help(kind: type[Any], prog: str, *markers: Any) -> None:
     """Write every option with its meaning and default to stdout."""
+    if taken_note(kind):
+        return
     try:
         tyro.cli(kind, prog=prog, args=["--help"], config=markers)
     except SystemExit:
@@ -335,3 +358,7 @@ def _one_line(box: str) -> str:
             break
         kept.append(line)
     return " ".join(kept) or "wrong arguments"
+
+
+leaves = _leaves
+"""Fields of a record with those of its groups, for who lists options."""

@@ -14,7 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mst.config.load import dump_config, json_text, override, require_data, with_absolute_paths, with_minutes
+from mst.config.load import (
+    dump_config,
+    json_text,
+    override,
+    require_data,
+    with_absolute_paths,
+    with_given,
+    with_minutes,
+)
 from mst.config.schema import RunConfig
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.inside import refuse_inside
@@ -90,7 +98,7 @@ def load_recipe(
     """
     if minutes is not None and not 0 < minutes <= 1e6:
         raise ConfigError(f"minutes {minutes:g}: must be above 0, at most 1e+06")
-    return with_minutes(override(base_config(name), overrides or {}), minutes)
+    return with_minutes(with_given(override(base_config(name), overrides or {}), overrides or {}), minutes)
 
 
 def pretrain(

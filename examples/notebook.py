@@ -46,7 +46,7 @@ def main(folder: Path) -> Tracker:
     images = folder / "images"
     write_scene_folder(images, {"train": 64}, size=32)
 
-    settings = {"data.train": str(images), "train.epochs": 2, "monitor.every_steps": 1}
+    settings = {"data.train": str(images / "train"), "train.epochs": 2, "monitor.every_steps": 1}
     config = mst.load_recipe("debug", settings)
     planned = mst.plan(config)
     print(f"{planned.plan.total_steps} steps on {planned.device}; K: {planned.plan.reasons['prototypes']}")
@@ -70,7 +70,7 @@ def main(folder: Path) -> Tracker:
     result = mst.evaluate_knn(run.root, images / "train")
     print(f"k-NN {result.metrics['top1']:.1f} %, split {result.extra['split']['file']}")
 
-    mst.embed(run.root, images, out=folder / "features.csv")
+    mst.embed(run.root, images / "train", out=folder / "features.csv")
     with (folder / "features.csv").open(newline="") as file:
         print(f"{sum(1 for _ in csv.DictReader(file))} rows of features")
     return tracker

@@ -41,7 +41,7 @@ def test_help_of_a_command_in_both_forms(capsys: pytest.CaptureFixture[str]) -> 
 
 def test_short_and_long_names(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene_folder(tmp_path / "images", {"train": 16}, size=32)
-    words = ["plan", "debug", "--data.train", str(tmp_path / "images"), "--no-probe"]
+    words = ["plan", "debug", "--data.train", str(tmp_path / "images" / "train"), "--no-probe"]
     long = ["--train.epochs", "3", "--train.batch-size", "8", "--optimizer.lr", "0.001", "--runtime.seed", "5"]
     short = ["--epochs", "3", "--batch-size", "8", "--lr=0.001", "--seed", "5"]
     plans = [call(capsys, *words, *given, "--json").out for given in (long, short)]

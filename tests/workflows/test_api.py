@@ -129,7 +129,7 @@ class Noted(mst.Callback):
 
 def test_callbacks_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene_folder(tmp_path / "images", {"train": 16}, size=32)
-    settings = {"data.train": str(tmp_path / "images"), "train.epochs": 1, "monitor.every_steps": 1}
+    settings = {"data.train": str(tmp_path / "images" / "train"), "train.epochs": 1, "monitor.every_steps": 1}
     config = mst.load_recipe("debug", settings)
     good, bad = Noted(), Noted(OSError("no\nnetwork"))
     run = mst.pretrain(config, tmp_path / "run", callbacks=[bad, good], quiet=True)
@@ -152,7 +152,7 @@ def test_callbacks_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
 
 def test_a_planned_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene_folder(tmp_path / "images", {"train": 16}, size=32)
-    planned = mst.plan(mst.load_recipe("debug", {"data.train": str(tmp_path / "images")}))
+    planned = mst.plan(mst.load_recipe("debug", {"data.train": str(tmp_path / "images" / "train")}))
     assert (planned.images, planned.estimate) == (16, None)
     assert planned.plan.reasons["lr"]
     assert capsys.readouterr().err == ""

@@ -10,6 +10,7 @@ import tyro
 
 from mst.errors import UsageError
 from mst.terminal.completion import SCRIPTS, Known
+from mst.terminal.names import COMMANDS
 from mst.terminal.output import emit_text
 from mst.terminal.parsing import parse_words
 
@@ -35,8 +36,6 @@ def run(argv: Sequence[str]) -> int:
         return 0
     if not a.shell:
         raise UsageError(f"name a shell: mst completion {'|'.join(SCRIPTS)}, such as {ADVICE['bash']}")
-
-    from mst.cli import COMMANDS
 
     emit_text(f"# {ADVICE[a.shell]}\n{SCRIPTS[a.shell](Known.of({**COMMANDS, 'help': 'options of a command'}))}")
     return 0

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from mst.config.load import load_config
     from mst.config.schema import RunConfig
     from mst.data.labelled import LabelOptions
-    from mst.engine.callbacks import Callback
     from mst.errors import (
         CheckpointError,
         ConfigError,
@@ -42,6 +41,7 @@ if TYPE_CHECKING:
     from mst.evaluate.segmentation.evaluation import SegmentationProtocol
     from mst.finetune.classifier import FinetuneProtocol
     from mst.runtime.storage.results import Result
+    from mst.workflows.callbacks import Callback
     from mst.workflows.embedding import embed
     from mst.workflows.evaluation.baselines import evaluate_baselines
     from mst.workflows.evaluation.detection import evaluate_detection
@@ -119,7 +119,7 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Callback": "mst.engine.callbacks",
+    "Callback": "mst.workflows.callbacks",
     "CheckpointError": "mst.errors",
     "ConfigError": "mst.errors",
     "DataError": "mst.errors",

@@ -17,11 +17,11 @@ from PIL import Image
 import mst
 from mst.config.schema import ModelConfig
 from mst.data.synthetic.scenes import write_scene_folder
-from mst.engine.callbacks import Callbacks
 from mst.evaluate.common.features import Features
 from mst.model.backbone_file import save_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.runtime.storage.outputs import Outputs
+from mst.workflows.callbacks import Callbacks
 from mst.workflows.embedding import write_features
 
 

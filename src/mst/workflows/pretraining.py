@@ -30,7 +30,6 @@ from mst.data.labelled import LabelOptions, find_labels
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions
 from mst.data.sources.places import weighted_place
-from mst.engine.callbacks import NOBODY, Callback, Callbacks
 from mst.engine.trainer import Trainer
 from mst.errors import ConfigError, RunFailure, UsageError
 from mst.evaluate.classification.verdict import Verdict
@@ -56,6 +55,7 @@ from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
 from mst.train.pretraining import Pretraining
 from mst.views.record import Crops
+from mst.workflows.callbacks import NOBODY, Callback, Callbacks
 from mst.workflows.changed_data import resumed_setup, with_identity
 from mst.workflows.judged import Judged, tell_without_labels
 

@@ -101,7 +101,7 @@ def test_features_as_tables(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(mst.MissingExtra, match=r"pyarrow is not installed: pip install 'mst\[data\]'"):
+    with pytest.raises(mst.MissingExtra, match=r"pyarrow is not installed: pip install 'mst-pretrain\[data\]'"):
         mst.embed(tmp_path, tmp_path, out=tmp_path / "f.parquet")
 
 

@@ -139,7 +139,10 @@ def _extras() -> Iterator[Finding]:
         missing = [module for module in modules if importlib.util.find_spec(module) is None]
         said = f"without {', '.join(missing)}" if missing else "installed"
         yield Finding(
-            f"extra {extra}", said, "note" if missing else "ok", f"pip install 'mst[{extra}]'" if missing else ""
+            f"extra {extra}",
+            said,
+            "note" if missing else "ok",
+            f"pip install 'mst-pretrain[{extra}]'" if missing else "",
         )
 
 

@@ -24,8 +24,8 @@ class EmbedArguments:
         backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: FILE.npz with `features` [n, D] float32 and `paths` [n]; FILE.csv with a row an image (path, f0, f1, ...);
-            FILE.parquet with `path` and `feature` (needs mst-pretrain[data]); or FILE.npy with the features and FILE.txt with
-            the paths.
+            FILE.parquet with `path` and `feature` (needs mst-pretrain[data]); or FILE.npy with the features and
+            FILE.txt with the paths.
         limit: only this many images, drawn evenly from the sorted list.
         device: auto, cpu, cuda or cuda:N.
         seed: of the weights after `random:`.

@@ -142,7 +142,7 @@ def test_without_tifffile_the_extra_is_named(tmp_path: Path, monkeypatch: pytest
         return real(name, *rest, **more)
 
     monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(MissingExtra, match=r"pip install 'mst\[tiff\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install 'mst-pretrain\[tiff\]'"):
         decode_image(tmp_path / "a.tif")
 
 

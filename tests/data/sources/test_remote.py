@@ -109,7 +109,7 @@ def test_bad_addresses(folder: Path, tmp_path: Path) -> None:
             assert "\n" not in str(refused.value)
     with pytest.raises(UsageError, match="cannot be reached, 6 times"):
         opened("http://127.0.0.1:9/x.tar", tmp_path)
-    with pytest.raises(MissingExtra, match=r"gcsfs is not installed: pip install 'mst\[gs\]'"):
+    with pytest.raises(MissingExtra, match=r"gcsfs is not installed: pip install 'mst-pretrain\[gs\]'"):
         opened("gs://bucket/x.tar", tmp_path)
 
 

@@ -14,6 +14,7 @@ from mst.runtime.identity import CONTENTS, DataIdentity, difference
 
 FREE = (
     "recipe",
+    "given",
     "data.train",
     "data.cache",
     "data.index_cache",

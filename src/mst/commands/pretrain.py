@@ -154,7 +154,8 @@ def checked_resume(run: RunDir, recipe: str, words: Words) -> RunConfig:
         raise UsageError(f"--resume {run.root} cannot change {changes}: leave it as it was, or start a new run")
     if asked.data.train != stored.data.train:
         logging.info(f"images now come from {' '.join(asked.data.train)}, before from {' '.join(stored.data.train)}")
-    return asked.model_copy(update={"recipe": stored.recipe, "choice": _kept_choice(stored, asked)})
+    kept = {"recipe": stored.recipe, "given": stored.given, "choice": _kept_choice(stored, asked)}
+    return asked.model_copy(update=kept)
 
 
 def _kept_choice(stored: RunConfig, asked: RunConfig) -> Choice | None:

@@ -207,7 +207,8 @@ def test_strategy_none_without_restoration_is_dino(local_crops: int, head_norm: 
     found = gradients(pair.student)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
-        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=2e-5, msg=name)
+        rounding = 2e-5 * max(1.0, float(gradient.abs().max()))  # of sums whose parts are as large as that
+        torch.testing.assert_close(found[name], gradient, rtol=1e-4, atol=rounding, msg=name)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)

@@ -31,7 +31,7 @@ def is_sharded(root: Path) -> bool:
     """Return whether a labelled set is `hf:NAME`, or a folder that holds shards and no image files."""
     if is_hf(os.fspath(root)):
         return True
-    if not root.is_dir():
+    if not os.path.isdir(root):  # which says no where a name is too long; what is wrong is said by whoever opens it
         return False
     if is_saved(root):
         return True

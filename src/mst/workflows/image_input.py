@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 from torch import Tensor
 
 from mst.data.decoding import decode_bytes, decode_image, read_image
@@ -20,6 +20,7 @@ from mst.evaluate.common.protocol import ImageTransform, cover_size
 from mst.model import backbone_file
 from mst.model.backbone import Backbone
 from mst.paths import user_path
+from mst.runtime.images import upright
 from mst.workflows.subject import ImageOptions, Subject
 
 AnyImage = str | os.PathLike[str] | Image.Image | npt.NDArray[np.generic] | Tensor
@@ -99,14 +100,14 @@ class ImageInput:
 
 def _encoded(image: Image.Image) -> bytes:
     """Return an image of Pillow as a file's bytes, upright; then all that holds for files holds for it."""
-    image = ImageOps.exif_transpose(image)
+    image = upright(image)
     if image.mode not in AS_PNG and image.mode not in {"I", "F"}:
         image = image.convert("RGB")
     content = io.BytesIO()
     if image.mode in {"I", "F"}:
         np.save(content, np.asarray(image))
     else:
-        image.save(content, "PNG", compress_level=0)
+        image.save(content, "PNG", compress_level=0, exif=b"")  # it is upright
     return content.getvalue()
 
 

@@ -82,7 +82,8 @@ def test_parquet_shards(tmp_path: Path) -> None:
     assert first["image"]["bytes"] == (source / "train/cat/img_000.jpg").read_bytes() or first["label"] == 0
 
 
-@pytest.mark.parametrize("form", ["tar", pytest.param("parquet", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["tar", "parquet"])
 def test_the_same_bytes_after_a_kill(tmp_path: Path, form: str) -> None:
     source = tmp_path / "images"
     for name in ("cat", "dog"):

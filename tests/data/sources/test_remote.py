@@ -162,6 +162,7 @@ def hang(folder: str, wanted: Wanted) -> None:
     ShardCache(Path(folder), 1000).open(wanted, never)
 
 
+@pytest.mark.slow
 def test_a_killed_process_leaves_nothing(tmp_path: Path) -> None:
     """Its half a file is fetched again by whoever waited for it, and what it left elsewhere is deleted."""
     cache, wanted = ShardCache(tmp_path, 1000), Wanted("s3://b/x.tar", 100, "")
@@ -193,6 +194,7 @@ def fetch_all(folder: str, log: str, names: list[str]) -> None:
         os.close(ShardCache(Path(folder), 10_000).open(Wanted(name, 100, ""), slowly))
 
 
+@pytest.mark.slow
 def test_processes_share_what_is_fetched(tmp_path: Path) -> None:
     names = [f"s3://b/{number}.tar" for number in range(10)]
     spawn = multiprocessing.get_context("spawn")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mst.errors import ConfigError, RunFailure, UsageError
+from mst.errors import ConfigError, UsageError
 from mst.paths import user_path
-from mst.runtime.storage.files import check_folder, may_write, write_atomic
+from mst.runtime.storage.files import write_atomic
+from mst.workflows.exporting.folder import fill, new_folder, push
 
 if TYPE_CHECKING:
     from mst.export.parity import Images, Parity
@@ -24,7 +21,6 @@ FORMATS = ("timm", "hf", "onnx", "torch-export", "safetensors")
 GRAPHS = ("onnx", "torch-export")
 """Formats that have chosen outputs."""
 OUTPUTS = ("features", "patch_tokens", "importance")
-PARITY = "parity.json"
 CLASSIFIER = "classifier.safetensors"
 
 
@@ -89,7 +85,7 @@ def export_backbone(
     """
     settings = settings or ExportSettings()
     settings.check(form)
-    folder = _new_folder(out)
+    folder = new_folder(out)
 
     from mst.workflows.export_images import MEASURED_ON, measuring_images  # needs torch
     from mst.workflows.subject import load_subject
@@ -98,59 +94,17 @@ def export_backbone(
     if not subject.backbone.blocks:
         raise UsageError(f"--backbone {backbone} is an export already: give the run or file it was exported from")
     images = measuring_images(subject, settings.images, flag="--images", count=MEASURED_ON)
-    place = Path(tempfile.mkdtemp(prefix=f".{folder.name[:100]}-", dir=_parent(folder)))
-    try:
-        rows = _written(form, subject, images, place, settings)
-        values = {"format": form, "backbone": subject.name, "sha256": subject.sha256, "measured": rows}
-        write_atomic(place / PARITY, json.dumps(values, indent=2) + "\n")
-        os.chmod(place, 0o777 & ~_umask())
-        if folder.is_dir():
-            folder.rmdir()  # empty, as was checked
-        place.rename(folder)
-    except OSError as error:
-        raise RunFailure(f"cannot write {folder}: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(place, ignore_errors=True)
+    rows = fill(
+        folder,
+        lambda place: _written(form, subject, images, place, settings),
+        {"format": form, "backbone": subject.name, "sha256": subject.sha256},
+    )
     if settings.push:
-        _push(folder, settings.push)
+        push(folder, settings.push)
     worst = max(one["relative"] for row in rows for one in row["outputs"].values())
     remarks = [*_left_out(user_path(backbone)), *_sizes(form, subject.backbone)]
     use = _use(form, folder, subject.backbone)
     return {"format": form, "out": str(folder), "difference": worst, "parity": rows, "use": use, "remarks": remarks}
-
-
-def _new_folder(out: str | Path) -> Path:
-    """Return where the export goes.
-
-    Raises:
-        UsageError: something is there already, or nothing can be written there.
-    """
-    folder = user_path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UsageError(f"--out {folder} exists and is not an empty folder: name a new one")
-    check_folder(folder, "--out")
-    try:
-        os.path.abspath(folder).encode()
-    except UnicodeEncodeError:
-        raise UsageError(f"--out {folder}: timm opens no folder whose name is not UTF-8: name another") from None
-    if not may_write():
-        raise UsageError("mst export runs in one process: start it without torchrun or srun")
-    return folder
-
-
-def _parent(folder: Path) -> Path:
-    parent = folder.absolute().parent
-    try:
-        parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunFailure(f"cannot make {parent}: {error.strerror or error}") from error
-    return parent
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _written(
@@ -246,22 +200,6 @@ def _card(subject: Subject, license: str) -> str:  # noqa: A002 (the card's own 
         f"{head}tags: [vision-transformer, mst]\n---\n\n# {spec.name}\n\nImages of {spec.image_size[0]}x"
         f"{spec.image_size[1]} px with {spec.channels} channels. Its training is not known here.\n\n## Use\n\n{use}"
     )
-
-
-def _push(folder: Path, name: str) -> None:
-    """Upload a folder to the hub, with the user's own login.
-
-    Raises:
-        RunFailure: the hub refuses it; the folder stays.
-    """
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().create_repo(name, exist_ok=True)
-        HfApi().upload_folder(repo_id=name, folder_path=str(folder))
-    except Exception as error:  # network, login, name
-        reason = " ".join(str(error).split())[:200]
-        raise RunFailure(f"--push {name}: {reason}; {folder} is complete, push it again with `hf upload`") from error
 
 
 def _use(form: str, folder: Path, network: Backbone) -> str:

@@ -1,0 +1,1 @@
+"""What every export does, and exports of trained networks with their heads."""

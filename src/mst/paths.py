@@ -54,6 +54,26 @@ def user_path(value: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> Pat
     return Path(text if not str(Path(text)).startswith("~") else os.path.abspath(text))
 
 
+def user_place(value: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
+    """Return where images are as text: an address as it is, else the path that a user means.
+
+    Raises:
+        UsageError: as `user_path`.
+    """
+    path = user_path(value)
+    return value if isinstance(value, str) and is_address(value) else str(path)
+
+
+def absolute_place(value: str | os.PathLike[str]) -> str:
+    """Return a place that is the same from any working folder.
+
+    Raises:
+        UsageError: as `user_path`.
+    """
+    place = user_place(value)
+    return place if is_address(place) else os.path.abspath(place)
+
+
 def _at_home(text: str) -> Path:
     """Expand `~` and `~user`.
 

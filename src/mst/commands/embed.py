@@ -22,7 +22,7 @@ class EmbedArguments:
 
     Attributes:
         backbone: a run folder or a backbone file; `random:` before it means the same network with fresh weights.
-        data: a folder (searched at any depth), an image, or a text file of paths.
+        data: a folder (searched at any depth), an image, a text file of paths, or what else --data.train takes.
         out: FILE.npz with `features` [n, D] float32 and `paths` [n]; FILE.csv with a row an image (path, f0, f1, ...);
             FILE.parquet with `path` and `feature` (needs mst-pretrain[data]); or FILE.npy with the features and
             FILE.txt with the paths.
@@ -34,7 +34,7 @@ class EmbedArguments:
     """
 
     backbone: SourceText
-    data: PathText
+    data: SourceText
     out: PathText
     limit: int | None = None
     device: str = "auto"

@@ -30,7 +30,8 @@ class FinetuneArguments(RecipeOption):
     Attributes:
         backbone: a run folder, a backbone file, `timm:NAME`, `NAME=FILE`; `random:` before it means the same network
             with fresh weights; `scratch:NAME` is timm's network of that name with fresh weights.
-        data: the labelled folder, or a table (.csv, .tsv) of paths and labels.
+        data: the labelled folder, a table (.csv, .tsv) of paths and labels, or shards: a folder, a pattern, hf:NAME, an
+            address.
         out: new folder of the run.
         device: auto, cpu, cuda or cuda:N.
         seed: of every random draw and of fresh weights.
@@ -41,7 +42,7 @@ class FinetuneArguments(RecipeOption):
     """
 
     backbone: SourceText
-    data: PathText
+    data: SourceText
     out: PathText
     device: str = "auto"
     seed: int = 0

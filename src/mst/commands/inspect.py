@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mst.errors import UsageError
-from mst.paths import PathText, user_path
+from mst.paths import PathText, SourceText, user_path
 from mst.runtime.memory import keep_freed_memory
 from mst.runtime.signals import GracefulStop
 from mst.terminal.output import emit, emit_json
@@ -42,9 +42,9 @@ MARKS = {"bad": "!", "note": "-", "good": "+"}
 class InspectOptions:
     """Open every image: counts, sizes, damage, duplicates, leaks between train and val, advice, the next command."""
 
-    path: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="PATH")] = ""
+    path: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="PATH")] = ""
     """A folder (searched at any depth), an image, a text file with one path per line, or what --data.train takes."""
-    val: PathText = ""
+    val: SourceText = ""
     """Images to measure on, in another place: those that are in PATH, too, are found. Folders called train and val in
     PATH, lists (train.txt) and COCO files are understood without it."""
     out: PathText = ""

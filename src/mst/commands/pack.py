@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from mst.errors import UsageError
-from mst.paths import PathText, user_path
+from mst.paths import PathText, SourceText, is_address, user_path
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
 
@@ -27,7 +27,7 @@ LARGEST_SIDE = 16384
 class PackWords:
     """Write images into balanced shards: tar files as WebDataset lays them out, or parquet as Hugging Face does."""
 
-    source: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="SOURCE")] = ""
+    source: Annotated[tyro.conf.Positional[SourceText], tyro.conf.arg(metavar="SOURCE")] = ""
     """What --data.train takes: a folder, a list, shards, arrays. Class folders become labels; train, val and test
     become shards of these names."""
     out: Annotated[tyro.conf.Positional[PathText], tyro.conf.arg(metavar="OUT")] = ""
@@ -83,7 +83,8 @@ def run(argv: Sequence[str]) -> int:
     encoding = Encoding(words.resize, words.encode, words.quality)
     options = PackOptions(words.format, words.shards, words.shard_size, words.seed, encoding, words.workers)
     images = open_images(words.source, by_content=words.by_content)
-    row = pack(images, user_path(words.out), options, _shown_progress, [user_path(words.source)])
+    roots = [] if is_address(words.source) else [user_path(words.source)]
+    row = pack(images, user_path(words.out), options, _shown_progress, roots)
     if words.json:
         emit_json({**row, "out": words.out})
     else:

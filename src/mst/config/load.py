@@ -24,7 +24,7 @@ from mst.config.keys import (
 )
 from mst.config.schema import Choice, RunConfig, Settings, ViewsConfig
 from mst.errors import ConfigError, UsageError
-from mst.paths import is_address, user_path
+from mst.paths import absolute_place, user_path
 
 Overrides = Mapping[str, object]
 """Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
@@ -207,11 +207,11 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
     """Return `config` with its paths made absolute, so that a run can be resumed from any working directory."""
     data, model, monitor = config.data, config.model, config.monitor
     labelled = {"knn_data": monitor.knn_data, "knn_labels": monitor.knn_labels}
-    labelled = {key: None if path is None else _absolute(path) for key, path in labelled.items()}
+    labelled = {key: None if place is None else absolute_place(place) for key, place in labelled.items()}
     shards = None if data.shard_cache is None else _absolute(data.shard_cache)
     return config.model_copy(
         update={
-            "data": data.model_copy(update={"train": tuple(map(_absolute_images, data.train)), "shard_cache": shards}),
+            "data": data.model_copy(update={"train": tuple(map(absolute_place, data.train)), "shard_cache": shards}),
             "model": model.model_copy(update={"init_from": _absolute_source(model.init_from)}),
             "monitor": monitor.model_copy(update=labelled),
         }
@@ -220,10 +220,6 @@ def with_absolute_paths(config: RunConfig) -> RunConfig:
 
 def _absolute(path: str) -> str:
     return os.path.abspath(user_path(path))
-
-
-def _absolute_images(source: str) -> str:
-    return source if is_address(source) else _absolute(source)
 
 
 def _absolute_source(source: str | None) -> str | None:

@@ -16,8 +16,9 @@ from mst.data.labels.record import FoundLabels, LabelledImages, LabelOptions
 from mst.data.labels.shards import is_sharded, labelled_by_shards
 from mst.data.labels.splitting import Split, split_off
 from mst.data.labels.table import is_table
+from mst.data.sources.shard_cache import ShardCache
 from mst.errors import UsageError
-from mst.paths import user_path
+from mst.paths import is_address, user_path, user_place
 from mst.runtime import logging
 from mst.runtime.names import shown
 
@@ -30,7 +31,7 @@ class LabelledFolder:
     """A training and a validation set with the same classes.
 
     Attributes:
-        root: the folder or table.
+        root: the folder, table or address.
         classes: names of the training classes, sorted.
         train: the training images.
         val: the images to score, from val or test; may lack some classes.
@@ -39,11 +40,12 @@ class LabelledFolder:
 
     Args:
         root: a folder of train/<class>/ and val/<class>/ (or their other names), of <class>/, or of the images of a
-            table; or a table.
+            table; a table; shards, as a folder, a pattern, `hf:NAME` or an address.
         labels: the table, its columns, the part to score, and the split where there is none.
         channels: of the images.
         strict: accept nothing that cannot be used: no dead links, no images beside the class folders, none missing.
         tell: say on stderr what was passed over, how images were split, and whether some are on both sides.
+        cache: of shards of other machines; None = the usual one.
 
     Raises:
         UsageError: no such folder or table, or a part or column that is asked for is missing.
@@ -59,14 +61,15 @@ class LabelledFolder:
         channels: int = 3,
         strict: bool = False,
         tell: bool = True,
+        cache: ShardCache | None = None,
     ) -> None:
-        self.root = user_path(root)
-        found = find_labels(self.root, labels, channels=channels)
+        self.root = user_place(root)
+        found = find_labels(self.root, labels, channels=channels, cache=cache)
         self.passed: PassedOver = found.passed
         if strict:
             self.passed.check()
         self.classes: tuple[str, ...] = found.classes
-        self.split = _divided(found, labels, self.root if self.root.is_dir() else self.root.parent)
+        self.split = _divided(found, labels, self.root)
         self.train, self.val = self.split.train, self.split.scored
         if tell:
             self.tell()
@@ -87,13 +90,22 @@ class LabelledFolder:
         tell_overlap(self.split.train.paths, self.split.scored.paths)
 
 
-def find_labels(root: Path, labels: LabelOptions, *, channels: int) -> FoundLabels:
-    """Return the labelled images that a folder or a table names, with their split if they have one.
+def find_labels(
+    place: str | Path, labels: LabelOptions, *, channels: int, cache: ShardCache | None = None
+) -> FoundLabels:
+    """Return the labelled images that a folder, a table or shards name, with their split if they have one.
 
     Raises:
         UsageError, DataError: as `LabelledFolder`.
     """
-    if is_table(root):
+    text = user_place(place)
+    sharded = is_sharded(text)
+    if sharded and labels.labels is not None:
+        raise UsageError(
+            f"--labels {labels.labels}: {shown(text)} is made of shards, whose labels are in them: leave it away"
+        )
+    root = user_path(text)
+    if not sharded and is_table(root):
         if labels.labels is not None:
             raise UsageError(
                 f"--labels {labels.labels} and --data {shown(root)} are two tables: give a folder as --data"
@@ -104,14 +116,14 @@ def find_labels(root: Path, labels: LabelOptions, *, channels: int) -> FoundLabe
     for name in ("path_column", "label_column", "split_column"):
         if getattr(labels, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to a table: give it with --labels FILE.csv")
-    if is_sharded(root):
-        return labelled_by_shards(root, labels, channels=channels)
+    if sharded:
+        return labelled_by_shards(text, labels, channels=channels, cache=cache)
     return labelled_by_folders(root, labels, channels=channels)
 
 
-def _divided(found: FoundLabels, labels: LabelOptions, root: Path) -> Split:
+def _divided(found: FoundLabels, labels: LabelOptions, place: str) -> Split:
     scored = next((part for part in found.parts if part != "train"), None)
-    root = Path(root).absolute()
+    root = Path(place if is_address(place) or Path(place).is_dir() else Path(place).parent).absolute()
     train = found.parts["train"]
     if scored is not None:
         return Split(scored, found.given, None, None, 0, train, found.parts[scored], found.classes, root)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from mst.config.schema import DataConfig, bytes_of
+from mst.config.schema import DataConfig, RunConfig, bytes_of
 from mst.data.files.folders import cache_folder
 from mst.data.order.epochs import LISTED, epoch_samples
 from mst.data.order.room import check_room
 from mst.data.sources import ImageSource, open_images
-from mst.paths import user_path
+from mst.data.sources.shard_cache import ShardCache, usual_folder
+from mst.paths import is_address, user_path
 
 
 def training_images(data: DataConfig, *, limit: int | None = None, tell: bool = True) -> ImageSource:
@@ -33,16 +32,26 @@ def training_images(data: DataConfig, *, limit: int | None = None, tell: bool = 
         by_content=data.by_content,
         tell=tell,
         download=data.download,
-        shard_cache=shard_folder(data),
-        shard_room=bytes_of(data.shard_cache_size),
+        shard_cache=shard_cache(data) if any(map(is_address, data.train)) else None,
     )
     check_room(images, data.order)
     return images
 
 
-def shard_folder(data: DataConfig) -> Path | None:
-    """Return the folder of fetched shards; None = the usual one."""
-    return None if data.shard_cache is None else user_path(data.shard_cache)
+def labelled_cache(config: RunConfig) -> ShardCache | None:
+    """Return where the shards of `--monitor.knn-data` are kept; None = they lie here."""
+    return shard_cache(config.data) if is_address(config.monitor.knn_data or "") else None
+
+
+def shard_cache(data: DataConfig) -> ShardCache:
+    """Return where a run's fetched shards are kept.
+
+    Raises:
+        UsageError: it names none, and the user has no home.
+    """
+    option = "--data.shard-cache"
+    folder = usual_folder(option) if data.shard_cache is None else user_path(data.shard_cache)
+    return ShardCache(folder, bytes_of(data.shard_cache_size))
 
 
 def order_name(images: ImageSource, data: DataConfig) -> str:

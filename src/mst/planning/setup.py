@@ -31,7 +31,7 @@ from mst.model.start import start_from
 from mst.parallel.world import World
 from mst.planning.environment import device_name
 from mst.planning.held_out import held_out_set, set_apart
-from mst.planning.images import order_name, training_images
+from mst.planning.images import labelled_cache, order_name, training_images
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.memory import keep_freed_memory
@@ -211,6 +211,7 @@ def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
         val_limit=monitor.knn_val_limit,
         strict=config.data.strict,
         labels=LabelOptions(monitor.knn_labels),
+        cache=labelled_cache(config),
     )
     check_labelled(sets, "--monitor.knn-data")
     most = FeatureSettings().max_unreadable_share

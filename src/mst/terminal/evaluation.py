@@ -30,7 +30,8 @@ class Common(RecipeOption):
     Attributes:
         backbone: a run folder, a backbone file, `timm:NAME`, or `NAME=FILE` (a timm name and a file of weights);
             `random:` before it means the same network with fresh weights.
-        data: the labelled folder, or a table (.csv, .tsv) of paths and labels.
+        data: the labelled folder, a table (.csv, .tsv) of paths and labels, or shards: a folder, a pattern, hf:NAME, an
+            address.
         out: folder whose results.jsonl gets the row; none = the run folder of the backbone, if it has one.
         device: auto, cpu, cuda or cuda:N.
         seed: of every random draw in the evaluation, and of the weights after `random:`.

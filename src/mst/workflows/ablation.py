@@ -13,7 +13,7 @@ from mst.config.keys import flag
 from mst.config.load import as_chosen, changed_keys, load_config, override, require_data, with_absolute_paths
 from mst.config.schema import RunConfig
 from mst.errors import Interrupted, UsageError
-from mst.paths import PathText, SourceText, user_path
+from mst.paths import PathText, SourceText, absolute_place, user_path
 from mst.recipes import base_config
 from mst.recipes.ablations import FAMILIES, find_family
 from mst.recipes.variants import Variant
@@ -37,7 +37,7 @@ class Ablation:
     """The recipe (or JSON file of settings) whose twins are run."""
     seeds: int = 1
     """Runs per twin, with seeds 0, 1, ...; more of them can be asked for later."""
-    eval: PathText = ""
+    eval: SourceText = ""
     """Labelled folder (train/<class>/, val/<class>/) for the k-NN accuracy of each finished run."""
     eval_train_limit: int | None = None
     """Most training images that --eval compares with, drawn evenly over the classes; all unless set."""
@@ -146,7 +146,7 @@ def note(options: Ablation) -> Path:
 
 def identity(options: Ablation) -> Mapping[str, str]:
     """Return what must stay the same when the folder is used again."""
-    labelled = str(user_path(options.eval).absolute()) if options.eval else ""
+    labelled = absolute_place(options.eval) if options.eval else ""
     limits = {name: str(getattr(options, name) or "") for name in ("eval_train_limit", "eval_val_limit")}
     return {"family": options.family, "recipe": options.recipe, "eval": labelled, **limits}
 

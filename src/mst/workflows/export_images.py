@@ -13,7 +13,7 @@ from mst.data.sources import ImageSource, open_images
 from mst.data.synthetic.scenes import make_scene
 from mst.errors import DataError, UsageError
 from mst.export.parity import Images
-from mst.paths import user_path
+from mst.paths import user_place
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.subject import ImageOptions, Subject
 
@@ -36,7 +36,7 @@ def measuring_images(subject: Subject, given: str | Path | None, *, flag: str, c
         UsageError: there are no images under `given`, or none can be read.
     """
     if given:
-        return _read(subject, open_images(user_path(given), limit=count, channels=subject.channels), str(given), flag)
+        return _read(subject, open_images(user_place(given), limit=count, channels=subject.channels), str(given), flag)
     stored = _stored(subject)
     if stored:
         try:

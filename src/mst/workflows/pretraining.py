@@ -42,7 +42,7 @@ from mst.paths import is_address, user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import crop_pairs
-from mst.planning.images import training_images
+from mst.planning.images import labelled_cache, training_images
 from mst.planning.resolving import resolved
 from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
@@ -174,7 +174,8 @@ def check_apart(config: RunConfig, run: RunDir) -> None:
     root = run.root.resolve()
     monitor = config.monitor
     places = [weighted_place(source).source for source in config.data.train if not is_address(source)]
-    for source in map(Path, [*map(os.fsdecode, places), *filter(None, [monitor.knn_data, monitor.knn_labels])]):
+    labelled = [place for place in (monitor.knn_data, monitor.knn_labels) if place and not is_address(place)]
+    for source in map(Path, [*map(os.fsdecode, places), *labelled]):
         if source.resolve().is_relative_to(root):
             raise UsageError(f"--out {run.root} holds the images {source}: name a folder apart from them")
     start = config.model.init_from
@@ -196,7 +197,8 @@ def indexed(config: RunConfig) -> list[ImageSource]:
     found: list[ImageSource] = [training_images(data, tell=False)]
     if labelled is not None:
         options = LabelOptions(config.monitor.knn_labels)
-        found.append(find_labels(user_path(labelled), options, channels=data.channels).images)
+        cache = labelled_cache(config)
+        found.append(find_labels(labelled, options, channels=data.channels, cache=cache).images)
     return found
 
 

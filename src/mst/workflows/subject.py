@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import TIMM, start_from
-from mst.paths import user_path, user_source
+from mst.paths import user_path, user_place, user_source
 from mst.report.reading import is_number
 from mst.runtime.device import select_device
 from mst.runtime.identity import DataIdentity
@@ -179,7 +180,7 @@ class Subject:
         outputs = Outputs(self.folder, "evaluate", "--out")
         if not (self.folder / split.file).exists():
             outputs.write(split.file, split.table)
-            info(f"the split is in {self.folder / split.file}: --labels takes it")
+            info(f"the split is in {self.folder / split.file}{split.use}")
 
     def record(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of its folder.
@@ -222,8 +223,8 @@ def prediction_scale(images: ImageSource, channels: int, kept: object, given: Ra
 
 def described_data(data: object, identity: DataIdentity) -> dict[str, Any]:
     """Return a row's entries on its data: the last part of the path, and the identity with the whole path."""
-    place = user_path(data) if isinstance(data, str | Path) else None
-    path = str(place.resolve()) if place is not None and place.exists() else "in memory" if place is None else str(data)
+    place = user_place(data) if isinstance(data, str | Path) else None
+    path = "in memory" if place is None else os.path.realpath(place) if os.path.exists(place) else str(data)
     return {"data": Path(path).name or path, "data_identity": replace(identity, name=path).row()}
 
 

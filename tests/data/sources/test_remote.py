@@ -47,7 +47,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def opened(address: str, tmp_path: Path, room: int = 10**9) -> ImageSource:
-    return open_images(address, shard_cache=tmp_path / "cache", shard_room=room)
+    return open_images(address, shard_cache=ShardCache(tmp_path / "cache", room))
 
 
 def read_all(images: ImageSource) -> list[bytes]:

@@ -6,7 +6,9 @@ The split is told by the names of files or folders (train-00000.tar, val/0.tar),
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+import posixpath
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,27 +18,32 @@ from mst.data.files.folders import cache_folder
 from mst.data.files.kinds import EXTENSIONS, extension
 from mst.data.files.passed import PassedOver
 from mst.data.labels.record import NAMES, FoundLabels, LabelledImages, LabelOptions, Part, scored_part
-from mst.data.sources.huggingface import hf_splits, is_hf, is_saved, parse, splits_of
+from mst.data.order.room import check_whole
+from mst.data.sources.huggingface import hf_splits, is_hf, is_saved, parse, split_of_name, splits_of
 from mst.data.sources.opening import OpenOptions, shard_images
-from mst.data.sources.places import SHARDS
+from mst.data.sources.places import SHARDS, local_files, with_column
 from mst.data.sources.protocol import ClassLabels, ImageSource
-from mst.data.sources.shard import LocalShard
+from mst.data.sources.remote import remote_shards
+from mst.data.sources.shard import LocalShard, Shard
+from mst.data.sources.shard_cache import ShardCache
 from mst.errors import DataError, UsageError
+from mst.paths import is_address
 from mst.runtime.names import shown
 
+PATTERN = re.compile(r"[*?\[{]")
 NEEDED = "a member cls, label or json beside each image, or a column of this name"
 
 
-def is_sharded(root: Path) -> bool:
-    """Return whether a labelled set is `hf:NAME`, or a folder that holds shards and no image files."""
-    if is_hf(os.fspath(root)):
+def is_sharded(place: str) -> bool:
+    """Return whether a labelled set is `hf:NAME`, an address, a file, pattern or folder of shards (and no images)."""
+    if is_address(place):
         return True
-    if not os.path.isdir(root):  # which says no where a name is too long; what is wrong is said by whoever opens it
-        return False
-    if is_saved(root):
+    if not os.path.isdir(place):  # which says no where a name is too long; what is wrong is said by whoever opens it
+        return extension(os.fsencode(with_column(place)[0])) in SHARDS
+    if is_saved(Path(place)):
         return True
     found = False
-    for _, folders, names in os.walk(os.fsencode(root)):
+    for _, folders, names in os.walk(os.fsencode(place)):
         folders[:] = [name for name in folders if not name.startswith(b".")]
         kinds = {extension(name) for name in names}
         if kinds & EXTENSIONS:
@@ -45,28 +52,32 @@ def is_sharded(root: Path) -> bool:
     return found
 
 
-def labelled_by_shards(root: Path, options: LabelOptions, *, channels: int) -> FoundLabels:
+def labelled_by_shards(
+    text: str, options: LabelOptions, *, channels: int, cache: ShardCache | None = None
+) -> FoundLabels:
     """Return the images and classes of shards.
 
+    Args:
+        text: `hf:NAME`, an address, a file or pattern of shards, or a folder of them.
+        options: the part to score.
+        channels: of the images.
+        cache: of shards of other machines; None = the usual one.
+
     Raises:
-        UsageError: no such data set, no training part, or two of the same meaning.
+        UsageError: no such data set, no training part, two of the same meaning, or a cache that is too small.
         DataError: images without classes, or classes to score that training does not have.
+        Unreachable: a shard of another machine cannot be fetched.
     """
-    text, column = os.fspath(root), ""
-    if is_hf(text):
-        name = parse(text)
-        if name.split:
-            raise UsageError(f"{shown(text)} names one split: give hf:{shown(name.name)}, its splits are found")
-        found, column = hf_splits(name.name), name.column
-    else:
-        found = splits_of(root.absolute())
+    asked = OpenOptions(channels, cache_folder(), shard_cache=cache)
+    found, column = _splits(text, asked)
     files = _by_part(found, text)
     part = scored_part(list(files), options.split, shown(text))
     parts: dict[Part, LabelledImages] = {}
     classes: tuple[str, ...] = ()
     images: list[ImageSource] = []
     for one in ("train", *([part] if part is not None else [])):
-        source = shard_images([LocalShard(file) for file in files[one]], _options(channels), column)
+        source = shard_images(files[one], asked, column)
+        check_whole(source, f"{shown(text)} ({one})")
         labels = source.labels()
         if labels is None:
             raise DataError(f"{shown(text)}: the images of {one} have no classes: {NEEDED} is expected")
@@ -78,11 +89,48 @@ def labelled_by_shards(root: Path, options: LabelOptions, *, channels: int) -> F
     return FoundLabels(shown(text), classes, parts, "shards" if part is not None else "", passed, titles)
 
 
-def _options(channels: int) -> OpenOptions:
-    return OpenOptions(channels, cache_folder())
+def _splits(text: str, asked: OpenOptions) -> tuple[dict[str, list[Shard]], str]:
+    """Return the shards of each split that their names tell ("" = none), and the column of images ("" = found).
+
+    Raises:
+        UsageError: no such shards, or one split of a data set alone.
+    """
+    column = ""
+    if is_hf(text):
+        name = parse(text)
+        if name.split:
+            raise UsageError(f"{shown(text)} names one split: give hf:{shown(name.name)}, its splits are found")
+        found, column = hf_splits(name.name), name.column
+    elif os.path.isdir(text):
+        found = splits_of(Path(text).absolute())
+    else:
+        place, column = with_column(text)
+        shards: Sequence[Shard] = (
+            remote_shards(place, asked.fetched)
+            if is_address(place)
+            else [LocalShard(file) for file in local_files(place) or ()]
+        )
+        named: dict[str, list[Shard]] = {}
+        for shard in shards:
+            named.setdefault(split_of_name(_below(shard.name, place)), []).append(shard)
+        return named, column
+    return {split: [LocalShard(file) for file in names] for split, names in found.items()}, column
 
 
-def _by_part(found: Mapping[str, list[str]], text: str) -> dict[Part, list[str]]:
+def _below(name: str, asked: str) -> str:
+    """Return a shard's name below what was asked for: the folder, or what stands before the first pattern."""
+    if is_address(asked):
+        asked, name = asked.partition("?")[0], name.partition("?")[0]
+    start = PATTERN.split(asked, maxsplit=1)[0]
+    folder = (
+        start.rstrip("/")
+        if start == asked and extension(os.fsencode(asked)) not in SHARDS
+        else posixpath.dirname(start)
+    )
+    return name.removeprefix((folder if is_address(asked) else os.path.abspath(folder)) + "/")
+
+
+def _by_part(found: Mapping[str, list[Shard]], text: str) -> dict[Part, list[Shard]]:
     """Return the files of each part; files whose names tell no part are for training where there are no others.
 
     Raises:
@@ -90,7 +138,7 @@ def _by_part(found: Mapping[str, list[str]], text: str) -> dict[Part, list[str]]
     """
     if {*found} == {""}:
         return {"train": found[""]}
-    parts: dict[Part, list[str]] = {}
+    parts: dict[Part, list[Shard]] = {}
     for name, files in found.items():
         part = NAMES.get(name.lower())
         if part is None:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mst.data.labels.record import FoundLabels, LabelledImages, Part
-from mst.data.sources import ImageSource
+from mst.data.sources import ImageIndex, ImageSource
 from mst.errors import DataError
 from mst.runtime.identity import relative_names
 from mst.runtime.names import shown
@@ -62,7 +62,7 @@ class Split:
 
     @cached_property
     def table(self) -> bytes:
-        """A table of path, label and split, which `--labels` takes: the split written down."""
+        """A table of path, label and split, which `--labels` takes where images are files: the split written down."""
         text = io.StringIO(newline="")
         writer = csv.writer(text, lineterminator="\n")
         writer.writerow(["path", "label", "split"])
@@ -75,6 +75,11 @@ class Split:
     def file(self) -> str:
         """The name of that table's file: another split has another name."""
         return f"split-{hashlib.sha256(self.table).hexdigest()[:LETTERS]}.csv"
+
+    @property
+    def use(self) -> str:
+        """What the file is good for: a table lists files, and images in shards are none."""
+        return ": --labels takes it" if isinstance(self.train.paths, ImageIndex) else ""
 
     def row(self) -> dict[str, Any]:
         """Return what a row of results says of it."""

@@ -45,6 +45,25 @@ def check_room(images: ImageSource, kind: OrderKind) -> None:
     raise UsageError(f"{what}, {sizes_said}: {advice}, or make smaller shards")
 
 
+def check_whole(images: ImageSource, named: str) -> None:
+    """Refuse a cache that does not hold all shards of images that are read in another order than theirs.
+
+    Args:
+        images: such as those of a class, then those of the next.
+        named: what messages call them.
+
+    Raises:
+        UsageError: it is too small.
+    """
+    shards = [shard for shard in _shards(images) if isinstance(shard, RemoteShard)]
+    need = sum(shard.wanted.size for shard in shards)
+    if shards and need > (cache := shards[0].cache).room:
+        raise UsageError(
+            f"{named} has {len(shards)} shards of {need / 1e9:.3g} GB, which are read class by class, so all at once, "
+            f"and {cache.option} is {cache.room / 1e9:.3g} GB: give that much"
+        )
+
+
 def _shards(images: ImageSource) -> Sequence[Shard]:
     """Return the files of images that lie in shards."""
     if isinstance(images, MixedImages):

@@ -77,7 +77,7 @@ def splits_of(folder: Path) -> dict[str, list[str]]:
         raise DataError(f"{shown(str(folder))} is no data set that datasets saved: {error}") from error
     found: dict[str, list[str]] = {}
     for path in shards_in(folder):
-        found.setdefault(_split_of(Path(path), folder), []).append(path)
+        found.setdefault(split_of_name(os.path.relpath(path, folder)), []).append(path)
     return found
 
 
@@ -88,9 +88,14 @@ def _saved_files(folder: Path) -> list[str]:
     return [str(folder / Path(str(entry["filename"])).name) for entry in named["_data_files"]]
 
 
-def _split_of(path: Path, folder: Path) -> str:
-    """Return the split that a file's name, or that of a folder it lies in, tells; empty = none."""
-    parts = [path.name.rpartition(".")[0], *reversed(path.relative_to(folder).parts[:-1])]
+def split_of_name(name: str) -> str:
+    """Return the split that a file's name, or that of a folder it lies in, tells; empty = none.
+
+    Args:
+        name: of the file below the data set's folder.
+    """
+    *folders, own = name.split("/")
+    parts = [own.rpartition(".")[0], *reversed(folders)]
     return next((match[1].lower() for part in parts if (match := SPLIT.fullmatch(part))), "")
 
 

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from mst.data.files.folders import cache_folder
 from mst.data.files.kinds import ARRAY, BY_CONTENT, EXTENSIONS, ZIPPED_ARRAYS, extension
 from mst.data.sources.arrays import array_images, is_array_of_images
 from mst.data.sources.columns import column_images
@@ -29,7 +28,7 @@ from mst.data.sources.protocol import ImageSource
 from mst.data.sources.remote import remote_shards
 from mst.data.sources.search import NoImages, index_images, listed, looked_up
 from mst.data.sources.shard import LocalShard, Shard
-from mst.data.sources.shard_cache import ShardCache
+from mst.data.sources.shard_cache import ShardCache, usual_cache
 from mst.data.sources.tar import tar_images
 from mst.errors import DataError, UsageError
 from mst.paths import is_address, user_path
@@ -41,8 +40,7 @@ class OpenOptions(NamedTuple):
 
     Attributes:
         download: fetch Hugging Face data sets that are not here.
-        shard_cache: folder of fetched shards; None = `mst/shards` in the user's cache.
-        shard_room: bytes of it.
+        shard_cache: of fetched shards; None = the usual one.
     """
 
     channels: int = 3
@@ -51,8 +49,7 @@ class OpenOptions(NamedTuple):
     by_content: bool = False
     tell: bool = True
     download: bool = False
-    shard_cache: Path | None = None
-    shard_room: int = 50 * 10**9
+    shard_cache: ShardCache | None = None
 
     @property
     def wanted(self) -> frozenset[bytes]:
@@ -63,8 +60,7 @@ class OpenOptions(NamedTuple):
     @property
     def fetched(self) -> ShardCache:
         """Where fetched shards are kept."""
-        folder = self.shard_cache or _shard_folder()
-        return ShardCache(folder, self.shard_room)
+        return self.shard_cache or usual_cache()
 
 
 def open_images(
@@ -116,8 +112,9 @@ def _other_source(source: Source, asked: OpenOptions) -> ImageSource | None:
     if is_hf(text):
         return hf_images(text, download=asked.download)
     if is_address(text):
-        shards: Sequence[Shard] = remote_shards(text, asked.fetched)
-        return shard_images(shards, asked)
+        place, column = with_column(text)
+        shards: Sequence[Shard] = remote_shards(place, asked.fetched)
+        return shard_images(shards, asked, column)
     kind = extension(os.fsencode(source))
     if kind in {ARRAY, ZIPPED_ARRAYS}:
         path, mode = looked_up(source)
@@ -182,15 +179,3 @@ def _held(source: Source) -> list[str]:
     """Return the shards in a folder."""
     path = Path(os.path.abspath(user_path(source)))
     return shards_in(path) if path.is_dir() else []
-
-
-def _shard_folder() -> Path:
-    """Return the usual folder of fetched shards.
-
-    Raises:
-        UsageError: the user has no home.
-    """
-    index = cache_folder()
-    if index is None:
-        raise UsageError("this user has no home folder for fetched shards: name a folder with --data.shard-cache")
-    return index.parent / "shards"

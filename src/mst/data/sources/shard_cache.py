@@ -19,7 +19,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from mst.errors import DataError, Unreachable
+from mst.config.schema import SIZE, bytes_of
+from mst.data.files.folders import cache_folder
+from mst.errors import DataError, Unreachable, UsageError
+from mst.paths import user_path
 from mst.runtime import logging
 from mst.runtime.names import shown
 
@@ -29,6 +32,11 @@ FIRST_WAIT = 0.5
 """Seconds before the second time; each further wait is twice as long."""
 PART, LOCK = ".part", ".lock"
 MD5 = re.compile(r"[0-9a-f]{32}")
+
+
+FOLDER, ROOM = "MST_SHARD_CACHE", "MST_SHARD_CACHE_SIZE"
+"""Variables of the environment that set folder and room for commands without options for them."""
+USUAL_ROOM = "50GB"
 
 
 @dataclass(frozen=True)
@@ -59,12 +67,13 @@ class ShardCache:
     Attributes:
         folder: made when it is needed.
         room: bytes that its files may take.
-        option: that sets the room, for messages.
+        option, folder_option: what sets the room and the folder, for messages.
     """
 
     folder: Path
     room: int
     option: str = "--data.shard-cache-size"
+    folder_option: str = "--data.shard-cache"
 
     def path(self, wanted: Wanted) -> Path:
         """Return where the copy of a file is, or will be."""
@@ -112,7 +121,7 @@ class ShardCache:
             reason = "it is full" if error.errno in {errno.ENOSPC, errno.EDQUOT} else error.strerror or str(error)
             raise Unreachable(
                 f"{self.folder} cannot keep {shown(wanted.address)} ({_short(wanted.size)}): {reason}: make room, name "
-                f"another folder with --data.shard-cache, or lower {self.option}"
+                f"another folder with {self.folder_option}, or lower {self.option}"
             ) from error
 
     def _fetch(self, wanted: Wanted, place: Path, fetch: Callable[[Wanted, Path], None]) -> None:
@@ -215,6 +224,32 @@ class ShardCache:
                         return
             finally:
                 os.close(descriptor)
+
+
+def usual_cache() -> ShardCache:
+    """Return the cache of commands that have no options for it.
+
+    Raises:
+        UsageError: the user has no home, or the room is no number of bytes.
+    """
+    said = os.environ.get(ROOM) or USUAL_ROOM
+    if not re.fullmatch(SIZE, said):
+        raise UsageError(f"{ROOM}={said}: a size such as 500MB or 2TB is expected")
+    return ShardCache(usual_folder(FOLDER), bytes_of(said), ROOM, FOLDER)
+
+
+def usual_folder(option: str) -> Path:
+    """Return the folder of fetched shards where no option names one.
+
+    Raises:
+        UsageError: the user has no home.
+    """
+    if given := os.environ.get(FOLDER):
+        return user_path(given)
+    index = cache_folder()
+    if index is None:
+        raise UsageError(f"this user has no home folder for fetched shards: name a folder with {option}")
+    return index.parent / "shards"
 
 
 def _short(size: int) -> str:

@@ -20,6 +20,7 @@ from mst.data.labelled import LabelledFolder, LabelOptions, Split
 from mst.data.sources import ImageSource
 from mst.data.sources.arrays import MemoryImages
 from mst.data.sources.mixed import MixedImages
+from mst.data.sources.shard_cache import ShardCache
 from mst.data.statistics import measured_scale
 from mst.data.value_range import BY_TYPE, Scale, ValueRanges
 from mst.errors import DataError
@@ -127,11 +128,12 @@ class LabelledSets:
         val_limit: int | None = None,
         strict: bool = False,
         labels: LabelOptions | None = None,
+        cache: ShardCache | None = None,
     ) -> LabelledSets:
         """Return the sets of `train/<class>/` and `val/<class>/` below `root`, or in another form (`LabelledFolder`).
 
         Args:
-            root: the folder, or a table of paths and labels.
+            root: the folder, a table of paths and labels, or shards (a pattern, `hf:NAME`, an address).
             channels: of the images.
             ranges: value ranges that are known; those of other types of numbers are measured on these images.
                 None = each image decides for itself.
@@ -139,12 +141,13 @@ class LabelledSets:
             val_limit: at most this many validation images.
             strict: refuse a folder that holds anything that cannot be used.
             labels: a table of labels, the part to score, and the split of images that have none.
+            cache: of shards of other machines; None = the usual one.
 
         Raises:
             UsageError: no folder with labelled images; the message says what is missing.
             DataError: no value range is known and none can be seen.
         """
-        folder = LabelledFolder(root, labels=labels or LabelOptions(), channels=channels, strict=strict)
+        folder = LabelledFolder(root, labels=labels or LabelOptions(), channels=channels, strict=strict, cache=cache)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
         scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(

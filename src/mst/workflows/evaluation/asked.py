@@ -15,7 +15,7 @@ from mst.engine.supervised import Begun, PreparedTraining
 from mst.errors import UsageError
 from mst.evaluate.common.features import FeatureSettings
 from mst.parallel.world import World
-from mst.paths import user_path
+from mst.paths import absolute_place, user_path
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.inputs import EvaluationInput
@@ -51,7 +51,7 @@ class AskedTraining(Generic[Numbers, Options]):
         folder = self.saving.checkpoints
         return {
             "backbone": absolute_source(given.backbone),
-            "data": str(user_path(given.data).absolute()),
+            "data": absolute_place(given.data),
             "settings": asdict(given.settings) if given.settings else None,
             "device": given.device,
             "seed": given.seed,

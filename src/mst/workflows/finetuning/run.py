@@ -145,7 +145,7 @@ def _start(config: FinetuneConfig, root: Path, *, overwrite: bool) -> Result:
         write_atomic(run.plan, json.dumps({**network.to_json(), **planned(config, folder, model)}, indent=2) + "\n")
         if folder.split.automatic:
             write_atomic(run.root / folder.split.file, folder.split.table)
-            logging.info(f"the split is in {run.root / folder.split.file}: --labels takes it")
+            logging.info(f"the split is in {run.root / folder.split.file}{folder.split.use}")
         write_atomic(run.config, json.dumps(values, indent=2) + "\n")  # last: it makes the folder a run
         return _carry_out(Work(config, network, folder, run), model)
 
@@ -212,7 +212,7 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
         UsageError: `--overwrite` would delete the images or the weights.
     """
     place, data = root.resolve(), Path(config.data)
-    if data.is_relative_to(place) or place.is_relative_to(data):
+    if not is_address(config.data) and (data.is_relative_to(place) or place.is_relative_to(data)):
         raise UsageError(f"--out {root} and --data {data} lie one in the other: name a folder apart")
     backbone = config.backbone.removeprefix("random:")
     if any(Path(name).resolve().is_relative_to(place) for name in (backbone, backbone.partition("=")[2] or backbone)):
@@ -221,7 +221,7 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
     if table is not None and Path(table).resolve().is_relative_to(place):
         raise UsageError(f"--out {root} holds --labels {table}: name another folder")
     if RunDir(root).exists():  # it would be deleted
-        found = find_labels(data, config.labels, channels=2)  # .npy files count as well
+        found = find_labels(config.data, config.labels, channels=2)  # .npy files count as well
         refuse_inside(root, *(part.paths for part in found.parts.values()))
 
 

@@ -20,7 +20,6 @@ from mst.finetune.classifier import FRESH_LAYER_DECAY, TRAINED_LAYER_DECAY, Fine
 from mst.model.backbone import Backbone, BackboneSpec, check_image_size
 from mst.model.build import backbone_spec, build_backbone
 from mst.model.start import start_from
-from mst.paths import user_path
 from mst.planning.setup import check_readable, check_sample
 from mst.runtime import logging
 from mst.runtime.device import Precision
@@ -258,7 +257,7 @@ def described_network(config: FinetuneConfig) -> Network:
 
 
 def _training_images(config: FinetuneConfig, channels: int) -> ImageSource:
-    return find_labels(user_path(config.data), config.labels, channels=channels).parts["train"].paths
+    return find_labels(config.data, config.labels, channels=channels).parts["train"].paths
 
 
 def _from_scratch(config: FinetuneConfig) -> Network:

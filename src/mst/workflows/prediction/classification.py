@@ -18,7 +18,7 @@ from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import ImageTransform
 from mst.finetune.classifier import Classifier
 from mst.model.backbone import Backbone
-from mst.paths import PathText, user_path
+from mst.paths import PathText, SourceText, user_path
 from mst.runtime.device import Precision
 from mst.runtime.storage.outputs import Outputs
 from mst.weights.files import load_exactly
@@ -65,7 +65,7 @@ class ClassificationInput(ImagesToPredict):
     """
 
     model: PathText
-    data: PathText
+    data: SourceText
     out: PathText
     all_probabilities: bool = False
     forward_batch: int = 128

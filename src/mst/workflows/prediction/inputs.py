@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from mst.data.sources import ImageSource, open_images
 from mst.data.value_range import Scale, check_range
-from mst.paths import PathText, user_path
+from mst.paths import PathText, SourceText, user_place
 from mst.runtime.device import Precision
 from mst.runtime.limits import check_numbers
 from mst.workflows.subject import prediction_scale
@@ -18,7 +18,7 @@ class ImagesToPredict:
 
     Attributes:
         model: the folder of a trained network: --out or --save-model of the evaluation that trained it.
-        data: a folder (searched at any depth), an image, or a text file of paths.
+        data: a folder (searched at any depth), an image, a text file of paths, or what else --data.train takes.
         out: folder for the files; those of an earlier prediction are replaced, other files never.
         limit: only this many images, drawn evenly from the sorted list.
         value_range: black and white among values that are not stored in 8 bits; None = as in training.
@@ -31,7 +31,7 @@ class ImagesToPredict:
     """
 
     model: PathText
-    data: PathText
+    data: SourceText
     out: PathText
     limit: int | None = None
     value_range: tuple[float, float] | None = None
@@ -49,7 +49,7 @@ class ImagesToPredict:
         Raises:
             UsageError: there are none.
         """
-        return open_images(user_path(self.data), limit=self.limit, channels=channels)
+        return open_images(user_place(self.data), limit=self.limit, channels=channels)
 
     def scale(self, images: ImageSource, channels: int, kept: object) -> Scale:
         """Return how their values become 8 bits for a network that keeps these value ranges.

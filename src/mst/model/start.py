@@ -205,7 +205,8 @@ def _from_google(path: Path, backbone: Backbone) -> Weights:
     model = copy.deepcopy(backbone.model)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     try:
-        model.load_pretrained(str(path))
+        with path.open("rb") as file:  # timm leaves open what it opens itself
+            model.load_pretrained(file)
     except Exception as error:  # what timm's reader raises for other arrays
         reason = (str(error).splitlines() or [""])[0][:150] or type(error).__name__
         raise CheckpointError(f"{path} does not fit {backbone.spec.name}: {reason}") from error

@@ -53,7 +53,7 @@ def worker(task: str, name: str, images: str) -> None:
     from mst.train.state import new_state
     from mst.train.step import train_step
 
-    changes = {"recipe": "own-images", "model.prototypes": 1024, **SETUPS[name], "data.train": images}
+    changes = {"recipe": "deit-small-in1k-100ep", "model.prototypes": 1024, **SETUPS[name], "data.train": images}
     setup = prepare(mst.load_recipe(str(changes.pop("recipe")), changes))
     if task == "estimate":
         print("RESULT", json.dumps(networks_memory(setup)))

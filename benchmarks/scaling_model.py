@@ -60,7 +60,7 @@ def net(name: str) -> Net:
     """Return a network with DINO's crops, two global and six local ones."""
     backbone, side = NETS[name]
     config = override(
-        base_config("own-images"),
+        base_config("deit-small-in1k-100ep"),
         {
             "model.backbone": backbone,
             "model.prototypes": PROTOTYPES,

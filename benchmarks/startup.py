@@ -56,7 +56,7 @@ def main() -> None:
     parser.add_argument("--repetitions", type=int, default=3)
     parser.add_argument("--out", type=Path, help="write the figures to this JSON file")
     arguments = parser.parse_args()
-    seconds: dict[str, list[float]] = {"mst --help": [], "debug, first step": [], "own-images, first step": []}
+    seconds: dict[str, list[float]] = {"mst --help": [], "debug, first step": [], "DeiT-S, first step": []}
     with tempfile.TemporaryDirectory() as folder:
         images = arguments.images
         if images is None:
@@ -67,7 +67,7 @@ def main() -> None:
             run = Path(folder) / f"run{repetition}"
             seconds["mst --help"].append(seconds_of_help())
             seconds["debug, first step"].append(seconds_to_first_step("debug", images, run))
-            seconds["own-images, first step"].append(seconds_to_first_step("own-images", images, run))
+            seconds["DeiT-S, first step"].append(seconds_to_first_step("deit-small-in1k-100ep", images, run))
     for name, values in seconds.items():
         print(f"{name:24} {statistics.median(values):6.2f} s  ({min(values):.2f} - {max(values):.2f})")
     if arguments.out:

@@ -35,7 +35,7 @@ def configuration(backbone: str, images: str, *, batch: int, epochs: float = 1.0
         "model.backbone": backbone, "model.prototypes": 1024, "data.train": images, "train.batch_size": batch,
         "train.epochs": epochs, "runtime.precision": precision, "runtime.device": "cpu",
     }  # fmt: skip
-    return mst.load_recipe("own-images", settings)
+    return mst.load_recipe("deit-small-in1k-100ep", settings)
 
 
 def decoder_flops(setup: Setup) -> int:

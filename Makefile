@@ -5,6 +5,8 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 STAMP := $(VENV)/.mst-installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 OUT ?= runs/quickstart
+# Test files run side by side.
+JOBS ?= 2
 export PYTHONPATH := $(CURDIR)/src
 # Never pick up a stray torch wheel from a local wheel folder: torch and torchvision must come from one index.
 export PIP_FIND_LINKS :=
@@ -27,7 +29,7 @@ quickstart: install  ## pre-train on embedded data, evaluate, write report.html 
 	$(PY) -m mst quickstart --out $(OUT) --overwrite
 
 test: check  ## lint, types, layering, docs, then every test that is not marked slow
-	$(PY) -m pytest -m "not slow"
+	$(PY) -m pytest -n $(JOBS) --dist loadfile -m "not slow"
 
 test-slow: install  ## the long tests
 	$(PY) -m pytest -m slow

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+from collections.abc import Iterator
 
+import pytest
+import torch
 from hypothesis import settings
 
 import mst  # noqa: F401  (first: sets how torch's compute threads wait)
@@ -18,3 +21,12 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
     settings.load_profile("ci")
+
+
+@pytest.fixture(autouse=True)
+def _threads() -> Iterator[None]:
+    """Give back the compute threads that a test took or gave: sums of another number of threads have other last bits."""
+    before = torch.get_num_threads()
+    yield
+    if torch.get_num_threads() != before:
+        torch.set_num_threads(before)

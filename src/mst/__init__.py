@@ -55,6 +55,7 @@ if TYPE_CHECKING:
     from mst.workflows.evaluation.objectness import evaluate_objectness
     from mst.workflows.evaluation.segmentation import evaluate_segmentation
     from mst.workflows.export import export_backbone
+    from mst.workflows.exporting.model import export_model
     from mst.workflows.finetuning.run import finetune_backbone
     from mst.workflows.image_input import load_backbone
     from mst.workflows.planned import PlannedRun, plan
@@ -106,6 +107,7 @@ __all__ = [
     "evaluate_retrieval",
     "evaluate_segmentation",
     "export_backbone",
+    "export_model",
     "finetune_backbone",
     "load_backbone",
     "load_config",
@@ -156,6 +158,7 @@ _HOMES = {
     "evaluate_retrieval": "mst.workflows.evaluation.labelled",
     "evaluate_segmentation": "mst.workflows.evaluation.segmentation",
     "export_backbone": "mst.workflows.export",
+    "export_model": "mst.workflows.exporting.model",
     "finetune_backbone": "mst.workflows.finetuning.run",
     "load_backbone": "mst.workflows.image_input",
     "load_config": "mst.config.load",

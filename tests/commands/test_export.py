@@ -23,7 +23,7 @@ from mst.export.parity import difference
 from mst.export.reading import load_exported
 from mst.model.backbone_file import save_backbone
 from mst.model.build import backbone_spec, build_backbone
-from mst.workflows.export import ExportSettings
+from mst.workflows.exporting.settings import ExportSettings
 
 OTHER = "gives other features than this package"
 

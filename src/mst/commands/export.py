@@ -12,15 +12,19 @@ from mst.paths import PathText, SourceText
 from mst.runtime.logging import info
 from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
-from mst.workflows.export import ExportSettings, export_backbone, parse_list
+from mst.workflows.export import export_backbone
+from mst.workflows.exporting.model import export_model
+from mst.workflows.exporting.settings import ExportSettings, parse_list
 
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """Write the backbone in a form that other tools load, and measure the difference in that tool (parity.json)."""
+    """Write a network in a form that other tools load, and measure the difference in that tool (parity.json)."""
 
     backbone: SourceText = ""
-    """A run folder or a backbone file."""
+    """A run folder or a backbone file: the backbone alone."""
+    model: PathText = ""
+    """The folder of a trained network, as of mst predict: with its head and the names of its classes."""
     out: PathText = ""
     """New folder."""
     format: str = "timm"
@@ -28,8 +32,9 @@ class ExportOptions:
     pipelines. onnx: ONNX Runtime, without torch. torch-export: torch.export.load. safetensors: weights and a JSON."""
     images: PathText = ""
     """Images on which the difference is measured; without, those of the backbone's run, else drawn scenes."""
-    outputs: str = "features"
-    """Of onnx and torch-export, with commas: features [B, D], patch_tokens [B, N, D], importance [B, N]."""
+    outputs: str = ""
+    """Of onnx and torch-export, with commas: features [B, D] (alone if none are named), patch_tokens [B, N, D],
+    importance [B, N]. Of a classifier also logits [B, K] and probabilities [B, K] (both if none are named)."""
     any_size: bool = False
     """Of onnx: images of every size that patches tile."""
     license: str = "other"
@@ -45,17 +50,22 @@ def run(argv: Sequence[str]) -> int:
     options = parse_words(ExportOptions, argv, prog="mst export")
     if options is None:
         return 0
-    for name in ("backbone", "out"):
-        if not getattr(options, name):
+    for name in ("backbone or --model", "out"):
+        if not any(getattr(options, one) for one in name.split(" or --")):
             raise UsageError(f"--{name} is missing: mst export --backbone RUN --format timm --out FOLDER")
+    if options.backbone and options.model:
+        raise UsageError("give one of --model and --backbone: a trained network with its head, or the backbone alone")
     settings = ExportSettings(
         options.images or None,
-        parse_list(options.outputs, "--outputs"),
+        parse_list(options.outputs, "--outputs") if options.outputs else (),
         options.any_size,
         options.license,
         options.push or None,
     )
-    result = export_backbone(options.backbone, options.out, form=options.format, settings=settings)
+    if options.model:
+        result = export_model(options.model, options.out, form=options.format, settings=settings)
+    else:
+        result = export_backbone(options.backbone, options.out, form=options.format, settings=settings)
     if options.json:
         emit_json(result)
         return 0
@@ -72,9 +82,9 @@ def _told(row: dict[str, object]) -> str:
     outputs = row["outputs"]
     assert isinstance(outputs, dict)
     names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in outputs.items())
-    more = ""
+    more = f"; labels the same for {float(str(row['same_label'])):.0f} %" if "same_label" in row else ""
     if "bytes" in row:
-        more = (
+        more += (
             f"; {float(str(row['bytes'])) / 1e6:.1f} MB, {float(str(row['images_per_second'])):.1f} images/s a thread"
         )
     if "same_neighbour" in row:

@@ -103,8 +103,8 @@ def _quiet() -> Iterator[None]:
             logging.getLogger(name).setLevel(level)
 
 
-def write_onnx(model: Any, path: Path, backbone: Backbone) -> None:
-    """Say in the file what it is, check it with onnx's own checker, and write it.
+def write_onnx(model: Any, path: Path, backbone: Backbone, *, more: dict[str, Any] | None = None) -> None:
+    """Say in the file what it is, and `more`, check it with onnx's own checker, and write it.
 
     Raises:
         RunFailure: the checker finds a fault, the file would be too large, or the disk refused.
@@ -112,7 +112,8 @@ def write_onnx(model: Any, path: Path, backbone: Backbone) -> None:
     onnx = library("onnx")
     del model.metadata_props[:]
     entry = model.metadata_props.add()
-    entry.key, entry.value = INFORMATION, json.dumps({"spec": backbone.spec.to_json(), "metadata": backbone.metadata})
+    said = {"spec": backbone.spec.to_json(), "metadata": backbone.metadata, **(more or {})}
+    entry.key, entry.value = INFORMATION, json.dumps(said)
     if model.ByteSize() >= MOST_BYTES:
         raise RunFailure(f"{backbone.spec.name} has {model.ByteSize()} bytes: an ONNX file holds 2 GiB at most")
     try:

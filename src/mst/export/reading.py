@@ -6,6 +6,7 @@ import hashlib
 import json
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,42 @@ import torch
 from torch import Tensor, nn
 
 from mst.errors import CheckpointError, UsageError
+from mst.export.classifier import load_with_classifier, stored_classes
 from mst.export.network import OUTPUTS
 from mst.export.onnx_file import INFORMATION, run_session, session
 from mst.export.timm_folder import WEIGHTS
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.backbone_file import check_statistics, load_backbone
 from mst.model.tokens import Summary, Tokens
-from mst.weights.description import BadDescription, part
+from mst.weights.description import BadDescription, part, words
 
 PARITY = "parity.json"
 ONNX, PROGRAM = "backbone.onnx", "backbone.pt2"
+FILES = (WEIGHTS, "backbone.safetensors", ONNX, PROGRAM, "classifier.onnx", "classifier.pt2")
+"""What an exported folder holds, one of them."""
+GRAPHS = {".onnx", ".pt2"}
 Run = Callable[[Tensor], dict[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A file that another program computes.
+
+    Attributes:
+        file: its path.
+        said: all that it says of itself.
+        spec: of its backbone.
+        metadata: of its backbone.
+        run: normalised images [B, C, H, W] on the CPU -> outputs by name.
+        names: of the outputs.
+    """
+
+    file: Path
+    said: dict[str, Any]
+    spec: BackboneSpec
+    metadata: dict[str, Any]
+    run: Run
+    names: tuple[str, ...]
 
 
 class ExportedBackbone(Backbone):
@@ -35,12 +61,13 @@ class ExportedBackbone(Backbone):
 
     digest: Tensor
 
-    def __init__(self, spec: BackboneSpec, run: Run, names: tuple[str, ...], embed_dim: int, file: Path) -> None:
-        super().__init__(spec, nn.Identity(), embed_dim=embed_dim, mask_dim=1)
-        self._run, self._names, self._file = run, names, file
+    def __init__(self, graph: Graph, embed_dim: int) -> None:
+        super().__init__(graph.spec, nn.Identity(), embed_dim=embed_dim, mask_dim=1)
+        self._run, self._names, self._file = graph.run, graph.names, graph.file
+        self.metadata = graph.metadata
         self.mask_token.requires_grad_(False)
         self.register_buffer(
-            "digest", torch.tensor(list(hashlib.sha256(file.read_bytes()).digest()), dtype=torch.uint8)
+            "digest", torch.tensor(list(hashlib.sha256(graph.file.read_bytes()).digest()), dtype=torch.uint8)
         )
 
     @property
@@ -78,7 +105,7 @@ def is_exported(path: Path) -> bool:
     """Whether a path is a folder that `mst export` wrote, or one of its files that another program computes."""
     if path.is_dir():
         return (path / PARITY).is_file()
-    return path.suffix in {".onnx", ".pt2"} and path.is_file()
+    return path.suffix in GRAPHS and path.is_file()
 
 
 def load_exported(path: Path) -> tuple[Backbone, Path]:
@@ -92,32 +119,46 @@ def load_exported(path: Path) -> tuple[Backbone, Path]:
         CheckpointError: a file is missing or damaged.
         MissingExtra: the program that computes it is not installed.
     """
-    if path.is_dir():
-        candidates = [path / name for name in (WEIGHTS, "backbone.safetensors", ONNX, PROGRAM)]
-        file = next((one for one in candidates if one.is_file()), None)
-        if file is None:
-            raise CheckpointError(f"{path} holds none of {', '.join(one.name for one in candidates)}: export it again")
-    else:
-        file = path
-    if file.suffix == ".onnx":
-        return _onnx(file), file
-    if file.suffix == ".pt2":
-        return _program(file), file
-    return load_backbone(file), file
+    file = weights_or_graph(path)
+    if file.suffix in GRAPHS:
+        graph = open_graph(file)
+        return ExportedBackbone(graph, _width(graph)).eval(), file
+    return (load_with_classifier(file)[0] if stored_classes(file) else load_backbone(file)), file
 
 
-def _onnx(file: Path) -> Backbone:
+def weights_or_graph(path: Path) -> Path:
+    """Return the file of an export: the path itself, or the one in a folder.
+
+    Raises:
+        CheckpointError: there is none in the folder.
+    """
+    if not path.is_dir():
+        return path
+    candidates = [path / name for name in FILES]
+    file = next((one for one in candidates if one.is_file()), None)
+    if file is None:
+        raise CheckpointError(f"{path} holds none of {', '.join(FILES)}: export it again")
+    return file
+
+
+def open_graph(file: Path) -> Graph:
+    """Return an exported graph, ready to compute.
+
+    Raises:
+        CheckpointError: the file is damaged, or does not say what it is.
+        MissingExtra: the program that computes it is not installed.
+    """
+    return _onnx(file) if file.suffix == ".onnx" else _program(file)
+
+
+def _onnx(file: Path) -> Graph:
     running = session(file, threads=torch.get_num_threads())
     said = running.get_modelmeta().custom_metadata_map.get(INFORMATION)
-    spec, metadata = _described(said, file)
     names = tuple(output.name for output in running.get_outputs())
-    width = _width({output.name: output.shape for output in running.get_outputs()}, file)
-    found = ExportedBackbone(spec, lambda images: run_session(running, images, names), names, width, file)
-    found.metadata = metadata
-    return found.eval()
+    return Graph(file, *_described(said, file), lambda images: run_session(running, images, names), names)
 
 
-def _program(file: Path) -> Backbone:
+def _program(file: Path) -> Graph:
     try:
         text = file.with_suffix(".json").read_text(encoding="utf-8")
         with warnings.catch_warnings():
@@ -125,20 +166,20 @@ def _program(file: Path) -> Backbone:
             module = torch.export.load(file).module()
     except Exception as error:  # a damaged archive raises many classes
         raise CheckpointError(f"cannot read {file}: {' '.join(str(error).split())[:200]}; export it again") from error
-    spec, metadata = _described(text, file)
-    names = tuple(name for name in OUTPUTS if name in json.loads(text).get("outputs", ()))
+    said, spec, metadata = _described(text, file)
+    try:
+        names = words(said, "outputs", most=len(said["outputs"]))
+    except (BadDescription, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {file.with_suffix('.json')}: {error}; export it again") from error
 
     def run(images: Tensor) -> dict[str, Tensor]:
         return dict(zip(names, module(images), strict=True))
 
-    width = int(run(torch.zeros(1, spec.channels, *spec.image_size))["features"].shape[1])
-    found = ExportedBackbone(spec, run, names, width, file)
-    found.metadata = metadata
-    return found.eval()
+    return Graph(file, said, spec, metadata, run, names)
 
 
-def _described(text: str | None, file: Path) -> tuple[BackboneSpec, dict[str, Any]]:
-    """Return what a file says it is.
+def _described(text: str | None, file: Path) -> tuple[dict[str, Any], BackboneSpec, dict[str, Any]]:
+    """Return what a file says it is: all of it, its spec and its metadata.
 
     Raises:
         CheckpointError: it says nothing, or what cannot be.
@@ -151,11 +192,17 @@ def _described(text: str | None, file: Path) -> tuple[BackboneSpec, dict[str, An
         check_statistics(metadata, spec.channels)
     except (ValueError, RecursionError, BadDescription) as error:
         raise CheckpointError(f"cannot read {file}: {error}; is it a file of `mst export`?") from error
-    return spec, metadata
+    return values, spec, metadata
 
 
-def _width(shapes: dict[str, Any], file: Path) -> int:
-    shape = shapes.get("features")
-    if not shape or not isinstance(shape[-1], int):
-        raise CheckpointError(f"{file} gives no features: export it again")
-    return shape[-1]
+def _width(graph: Graph) -> int:
+    """Return D.
+
+    Raises:
+        CheckpointError: the graph has no features.
+    """
+    if "features" not in graph.names:
+        raise CheckpointError(f"{graph.file} gives no features: export it with --outputs features")
+    with torch.no_grad():
+        found = graph.run(torch.zeros(1, graph.spec.channels, *graph.spec.image_size))
+    return int(found["features"].shape[1])

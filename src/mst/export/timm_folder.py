@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from mst.errors import RunFailure
+from mst.export.classifier import Head, with_classifier
 from mst.model.backbone import Backbone
 from mst.model.build import any_size_arguments, timm_arguments
 from mst.runtime.storage.files import write_atomic
@@ -24,18 +25,24 @@ CROP_PERCENT = 224 / 256
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
-def write_timm(backbone: Backbone, folder: Path) -> None:
+def write_timm(backbone: Backbone, folder: Path, head: Head | None = None) -> None:
     """Write the backbone for `timm.create_model("local-dir:FOLDER", pretrained=True)`.
 
     Args:
         backbone: in evaluation mode, on the CPU.
         folder: exists.
+        head: its classifier; None = features without classes.
 
     Raises:
         RunFailure: the disk refused.
     """
-    write_atomic(folder / WEIGHTS, save(timm_weights(backbone), metadata={"format": "pt"}))
-    write_atomic(folder / CONFIG, json.dumps(timm_config(backbone), indent=2) + "\n")
+    weights, config = timm_weights(backbone), timm_config(backbone)
+    if head is not None:
+        weights, classifier = with_classifier(backbone, head)
+        config["pretrained_cfg"] |= {"num_classes": len(head.classes), "classifier": classifier}
+        config |= {"num_classes": len(head.classes), "label_names": list(head.classes)}
+    write_atomic(folder / WEIGHTS, save(weights, metadata={"format": "pt"}))
+    write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
 def timm_weights(backbone: Backbone) -> dict[str, Tensor]:
@@ -71,7 +78,7 @@ def timm_config(backbone: Backbone) -> dict[str, Any]:
 
 @torch.no_grad()
 def timm_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
-    """Return the features that timm gives, loading the folder as its users do.
+    """Return the features that timm gives, or with a classifier the logits, loading the folder as its users do.
 
     Raises:
         RunFailure: timm does not load it.
@@ -84,10 +91,13 @@ def timm_outputs(folder: Path, images: Tensor) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-def safetensors_outputs(backbone: Backbone, file: Path, images: Tensor) -> dict[str, Tensor]:
-    """Return the features of timm's own network with the weights of a file: `load_state_dict(load_file(FILE))`."""
+def safetensors_outputs(backbone: Backbone, file: Path, images: Tensor, classes: int = 0) -> dict[str, Tensor]:
+    """Return the features of timm's own network with the weights of a file: `load_state_dict(load_file(FILE))`.
+
+    With `classes` it has a classifier, and its logits are returned in their place.
+    """
     spec = backbone.spec
-    arguments = timm_arguments(spec) | any_size_arguments(spec.name)
+    arguments = timm_arguments(spec) | any_size_arguments(spec.name) | {"num_classes": classes}
     network = timm.create_model(spec.name, **arguments).eval()
     network.load_state_dict(load_file(file))
     return {"features": network(images)}

@@ -59,7 +59,7 @@ def load_backbone(path: Path | str) -> Backbone:
     path = user_path(path)
     try:
         path = path / FILE_NAME if path.is_dir() else path
-        spec, metadata = _read_description(path)
+        spec, metadata = read_backbone_description(path)
     except OSError as error:  # a name that is too long, a folder that may not be entered
         raise CheckpointError(f"cannot read {path}: {error.strerror or error}") from error
     try:
@@ -77,7 +77,13 @@ def _network(backbone: Backbone) -> nn.Module:
     return network
 
 
-def _read_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
+def read_backbone_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]:
+    """Return what the description beside a file of weights says the backbone is, and its metadata.
+
+    Raises:
+        CheckpointError: a file is missing, or the description says what cannot be.
+        OSError: a name that is too long, a folder that may not be entered.
+    """
     description = path.with_suffix(".json")
     for file in (path, description):
         if not file.is_file():

@@ -2,65 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mst.errors import ConfigError, UsageError
+from mst.errors import UsageError
 from mst.paths import user_path
 from mst.runtime.storage.files import write_atomic
 from mst.workflows.exporting.folder import fill, new_folder, push
+from mst.workflows.exporting.settings import GRAPHS, OUTPUTS, ExportSettings, chosen
 
 if TYPE_CHECKING:
     from mst.export.parity import Images, Parity
     from mst.model.backbone import Backbone
     from mst.workflows.subject import Subject
 
-FORMATS = ("timm", "hf", "onnx", "torch-export", "safetensors")
-GRAPHS = ("onnx", "torch-export")
-"""Formats that have chosen outputs."""
-OUTPUTS = ("features", "patch_tokens", "importance")
 CLASSIFIER = "classifier.safetensors"
-
-
-@dataclass(frozen=True)
-class ExportSettings:
-    """How a backbone is exported.
-
-    Attributes:
-        images: a folder of images on which the difference is measured; None = those of the backbone's run, else drawn
-            scenes.
-        outputs: of onnx and torch-export: features, patch_tokens, importance.
-        any_size: ONNX: images of every size that patches tile, not only of the backbone's own.
-        license: of the weights, for the model card of hf; `other` = not said.
-        push: hf: USER/NAME on the hub, to which the folder is uploaded once it agrees; None = not.
-    """
-
-    images: str | Path | None = None
-    outputs: tuple[str, ...] = ("features",)
-    any_size: bool = False
-    license: str = "other"
-    push: str | None = None
-
-    def check(self, form: str) -> None:
-        """Refuse what does not go together.
-
-        Raises:
-            ConfigError: names the option.
-        """
-        if form not in FORMATS:
-            raise ConfigError(f"--format {form}: must be one of {', '.join(FORMATS)}")
-        if unknown := [name for name in self.outputs if name not in OUTPUTS]:
-            raise ConfigError(f"--outputs {unknown[0]}: must be among {', '.join(OUTPUTS)}")
-        if form not in GRAPHS and tuple(self.outputs) != ("features",):
-            raise ConfigError(
-                f"--outputs: {form} holds the whole network, outputs are chosen for {' and '.join(GRAPHS)}"
-            )
-        if form != "onnx" and self.any_size:
-            raise ConfigError(f"--any-size is for --format onnx, not for {form}")
-        if self.push and form != "hf":
-            raise ConfigError(f"--push: only --format hf goes to the hub, not {form}")
 
 
 def export_backbone(
@@ -85,6 +42,7 @@ def export_backbone(
     """
     settings = settings or ExportSettings()
     settings.check(form)
+    settings = replace(settings, outputs=chosen(settings.outputs or OUTPUTS[:1], OUTPUTS))
     folder = new_folder(out)
 
     from mst.workflows.export_images import MEASURED_ON, measuring_images  # needs torch
@@ -132,6 +90,7 @@ def _plain_format(
     from mst.export import hugging_face, timm_folder, torch_program
     from mst.export.network import Outputs
     from mst.model.backbone_file import FILE_NAME, describe, save_backbone
+    from mst.workflows.exporting.card import FEATURES, card
 
     backbone, pixels = subject.backbone, images.pixels
     if form == "timm":
@@ -140,7 +99,7 @@ def _plain_format(
         return f"timm {timm.__version__}", timm_folder.timm_outputs(place, pixels)
     if form == "hf":
         library = hugging_face.transformers()
-        hugging_face.write_hugging_face(backbone, place, _card(subject, settings.license))
+        hugging_face.write_hugging_face(backbone, place, card(subject, settings.license, FEATURES))
         write_atomic(place / "model.json", describe(backbone.spec, backbone.metadata))
         return f"transformers {library.__version__}", hugging_face.hugging_face_outputs(place, pixels)
     if form == "safetensors":
@@ -180,28 +139,6 @@ def _onnx(
     return [row]
 
 
-def _card(subject: Subject, license: str) -> str:  # noqa: A002 (the card's own word)
-    """Return the model card of the run that a backbone comes from, or one that says what is known."""
-    from mst.report.page import card_text
-    from mst.runtime.storage.rundir import RunDir
-
-    head = f"---\nlibrary_name: transformers\nlicense: {license}\npipeline_tag: image-feature-extraction\n"
-    use = (
-        "```python\nfrom transformers import AutoImageProcessor, AutoModel\n\n"
-        'processor, model = AutoImageProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")\n'
-        'features = model(**processor(image, return_tensors="pt")).pooler_output  # [1, D]\n```\n'
-    )
-    if subject.folder is not None and RunDir(subject.folder).exists():
-        text = card_text(RunDir(subject.folder))
-        _, _, rest = text.partition("\n")  # the first line of the head
-        return head + rest.replace("library_name: timm\n", "", 1).replace("## Use\n", f"## Use\n\n{use}", 1)
-    spec = subject.backbone.spec
-    return (
-        f"{head}tags: [vision-transformer, mst]\n---\n\n# {spec.name}\n\nImages of {spec.image_size[0]}x"
-        f"{spec.image_size[1]} px with {spec.channels} channels. Its training is not known here.\n\n## Use\n\n{use}"
-    )
-
-
 def _use(form: str, folder: Path, network: Backbone) -> str:
     """Return the line of Python with which the other program loads the export."""
     return {
@@ -218,7 +155,10 @@ def _left_out(source: Path) -> list[str]:
     classifier = (source if source.is_dir() else source.parent) / CLASSIFIER
     if not classifier.is_file():
         return []
-    return [f"{classifier} is not exported: the folder holds the backbone, which gives features and no classes"]
+    return [
+        f"{classifier} is not exported: the folder holds the backbone, which gives features and no classes; "
+        f"mst export --model {classifier.parent} exports both"
+    ]
 
 
 def _sizes(form: str, network: Backbone) -> list[str]:
@@ -230,15 +170,3 @@ def _sizes(form: str, network: Backbone) -> list[str]:
         f"images of {height}x{width} only: timm's {network.spec.name} pads other sizes in another way than mst "
         "(features differ by some 10 %), so that the exported network refuses them"
     ]
-
-
-def parse_list(text: str, flag: str) -> tuple[str, ...]:
-    """Return the words of a list with commas or spaces.
-
-    Raises:
-        ConfigError: it is empty.
-    """
-    words: Sequence[str] = text.replace(",", " ").split()
-    if not words:
-        raise ConfigError(f"{flag}: name at least one")
-    return tuple(dict.fromkeys(words))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter
 from collections.abc import Sequence
@@ -16,15 +17,17 @@ from mst.evaluate.classification.scores import class_probabilities
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.common.protocol import ImageTransform
+from mst.export.reading import is_exported
+from mst.export.reading_classifier import load_exported_classifier
 from mst.finetune.classifier import Classifier
 from mst.model.backbone import Backbone
 from mst.paths import PathText, SourceText, user_path
-from mst.runtime.device import Precision
+from mst.runtime.device import Precision, select_device
 from mst.runtime.storage.outputs import Outputs
 from mst.weights.files import load_exactly
 from mst.workflows.evaluation.errors import table
 from mst.workflows.prediction.inputs import ImagesToPredict
-from mst.workflows.subject import RANGES, load_subject
+from mst.workflows.subject import RANGES, Subject, load_subject
 
 CLASSES, HEAD = "classes.json", "classifier.safetensors"
 ENDINGS = (".csv", ".json")
@@ -57,7 +60,7 @@ class ClassificationInput(ImagesToPredict):
     """A fine-tuned classifier and images without labels.
 
     Attributes:
-        model: the run folder of mst finetune.
+        model: the run folder of mst finetune, or what mst export --model made of it.
         out: file that gets a line for each image; it ends in .csv or .json.
         all_probabilities: of every class, not only of the likeliest.
         forward_batch: images per forward pass.
@@ -92,7 +95,7 @@ def predict_classification(
     """Classify every image under `data`; write path, class and probability of each into `out`.
 
     Args:
-        model: folder of a finished `mst finetune`.
+        model: folder of a finished `mst finetune`, or what `mst export --model` made of it.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: file that ends in .csv or .json; that of an earlier prediction is replaced, other files never.
         all_probabilities: of every class, not only of the likeliest.
@@ -133,9 +136,7 @@ def classify(given: ClassificationInput) -> ClassifiedImages:
         raise UsageError(f"--out {target} would replace --data {given.data}: name another file")
     outputs, listing = Outputs(target.parent, "predict classification", "--out"), f"{target.name}.unreadable.txt"
     outputs.check([target.name, listing])
-    subject = load_subject(user_path(given.model), device=given.device)
-    network, names = load_classifier(user_path(given.model), subject.backbone)
-    network.to(next(subject.backbone.parameters()).device)
+    subject, network, names = load_trained(user_path(given.model), given.device)
     source = given.images(subject.channels)
     scale = given.scale(source, subject.channels, subject.backbone.metadata.get(RANGES))
     images = ImageSet(source, torch.full((len(source),), -1, dtype=torch.int64), subject.channels, scale)
@@ -157,6 +158,22 @@ def classify(given: ClassificationInput) -> ClassifiedImages:
         files.append((listing, text.encode("utf-8", "surrogateescape")))
     outputs.write_together(files)
     return found
+
+
+def load_trained(model: Path, device: str) -> tuple[Subject, nn.Module, tuple[str, ...]]:
+    """Return the backbone, the classifier on its device, and the names of the classes, of a run or an export.
+
+    Raises:
+        CheckpointError: there is none, or a damaged one.
+    """
+    if is_exported(model):
+        exported, file = load_exported_classifier(model)
+        exported.to(select_device(device, flag="--device"))
+        subject = Subject(exported.backbone, str(model), hashlib.sha256(file.read_bytes()).hexdigest(), None)
+        return subject, exported, exported.classes
+    subject = load_subject(model, device=device)
+    network, names = load_classifier(model, subject.backbone)
+    return subject, network.to(next(subject.backbone.parameters()).device), names
 
 
 def load_classifier(folder: Path, backbone: Backbone) -> tuple[Classifier, tuple[str, ...]]:

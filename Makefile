@@ -20,7 +20,7 @@ help:  ## show this list
 $(STAMP): pyproject.toml
 	@test -x $(PY) || $(PYTHON) -m venv $(VENV)
 	$(PY) -m pip install --quiet --upgrade pip
-	$(PY) -m pip install --quiet -e '.[detection,tiff,segmentation,export,data,dev]'
+	$(PY) -m pip install --quiet -e '.[detection,tiff,data,export,dev]'
 	@rm -f $(VENV)/.mst-installed-* && touch $@
 
 install: $(STAMP)  ## create the environment in $(VENV)

@@ -24,9 +24,14 @@ from mst.version import VERSION
 LIBRARIES = {"torch": (2, 6), "torchvision": (0, 21), "timm": (1, 0), "numpy": (1, 26), "pillow": (10, 3)}
 """Oldest versions, as pyproject.toml has them."""
 EXTRAS = {
-    "detection": ("faster_coco_eval", "pycocotools"),
+    "detection": ("faster_coco_eval",),
     "tiff": ("tifffile", "imagecodecs"),
-    "data": ("pyarrow",),
+    "data": ("pyarrow", "fsspec", "aiohttp"),
+    "hf": ("datasets", "pyarrow"),
+    "s3": ("s3fs",),
+    "gs": ("gcsfs",),
+    "onnx": ("onnx", "onnxscript", "onnxruntime"),
+    "transformers": ("transformers",),
 }
 """Modules that an extra brings."""
 LITTLE_MEMORY, LITTLE_DISK, LITTLE_SHARED = 4 * 2**30, 5 * 2**30, 2**30

@@ -82,7 +82,8 @@ def _told(row: dict[str, object]) -> str:
     outputs = row["outputs"]
     assert isinstance(outputs, dict)
     names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in outputs.items())
-    more = f"; labels the same for {float(str(row['same_label'])):.0f} %" if "same_label" in row else ""
+    same = {"same_label": "labels", "same_pixels": "classes of pixels"}
+    more = "".join(f"; {word} the same for {float(str(row[key])):g} %" for key, word in same.items() if key in row)
     if "bytes" in row:
         more += (
             f"; {float(str(row['bytes'])) / 1e6:.1f} MB, {float(str(row['images_per_second'])):.1f} images/s a thread"

@@ -27,7 +27,7 @@ PARITY = "parity.json"
 ONNX, PROGRAM = "backbone.onnx", "backbone.pt2"
 FILES = (WEIGHTS, "backbone.safetensors", ONNX, PROGRAM, "classifier.onnx", "classifier.pt2")
 """What an exported folder holds, one of them."""
-GRAPHS = {".onnx", ".pt2"}
+GRAPHS = (".onnx", ".pt2")
 Run = Callable[[Tensor], dict[str, Tensor]]
 
 

@@ -61,15 +61,26 @@ def load_segmenter(folder: Path, device: torch.device) -> SavedSegmenter:
     return SavedSegmenter(segmenter.to(device), view, ranges)
 
 
-def _described(values: dict[str, Any]) -> tuple[Segmenter, tuple[View, dict[str, list[float]] | None]]:
-    """Return the network without its weights, the view, and the value ranges."""
-    spec, head, view = BackboneSpec.from_json(part(values, "spec")), part(values, "head"), part(values, "view")
+def described_view(values: dict[str, Any], spec: BackboneSpec) -> View:
+    """Return the view that a description states.
+
+    Raises:
+        BadDescription, UsageError: it states none, or one that does not go with the backbone.
+    """
+    view = part(values, "view")
     size, stride = wholes(view, "size", count=2, most=MOST_SIDE), None
     if view.get("stride") is not None:
         stride = wholes(view, "stride", count=2, most=MOST_SIDE)
     mean, std = (numbers(view, key, count=spec.channels, positive=key == "std") for key in ("mean", "std"))
     found = View((size[0], size[1]), None if stride is None else (stride[0], stride[1]), mean, std)
     found.check(spec.patch_size)
+    return found
+
+
+def _described(values: dict[str, Any]) -> tuple[Segmenter, tuple[View, dict[str, list[float]] | None]]:
+    """Return the network without its weights, the view, and the value ranges."""
+    spec, head = BackboneSpec.from_json(part(values, "spec")), part(values, "head")
+    found = described_view(values, spec)
     whole(head, "channels", most=MOST_CHANNELS)
     for key, known in (("head", get_args(HeadName)), ("norm", get_args(NormName))):
         if head.get(key) not in known:

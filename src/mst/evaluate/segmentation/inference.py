@@ -13,14 +13,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from mst.errors import UsageError
 from mst.evaluate.common.features import device_of
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.protocol import ImageTransform, resized
 from mst.evaluate.segmentation.heads import enlarge
-from mst.evaluate.segmentation.model import Segmenter
 from mst.model.backbone import check_image_size
 from mst.runtime.device import Precision, select_precision
 
@@ -70,7 +69,7 @@ class View:
 
 
 def predict_mask(
-    segmenter: Segmenter,
+    segmenter: nn.Module,
     image: Tensor,
     view: View,
     precision: Precision,
@@ -79,7 +78,7 @@ def predict_mask(
     """Return the most probable class of each pixel, int64 [H, W] on the CPU.
 
     Args:
-        segmenter: in evaluation mode.
+        segmenter: normalised images [B, C, H, W] -> logits [B, K, h, w]; in evaluation mode.
         image: uint8 [C, H, W].
         view: size, windows, normalisation.
         precision: compute type of the network.

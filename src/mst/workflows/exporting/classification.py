@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mst.errors import ConfigError, RunFailure
-from mst.export import hugging_face, onnx_file, timm_folder, torch_program
+from mst.export import hugging_face, timm_folder
 from mst.export.classifier import SCORES, ClassifierOutputs, Head
 from mst.export.network import OUTPUTS, expected
 from mst.export.parity import TOLERANCE, Images, measure
@@ -19,7 +19,8 @@ from mst.export.reading_classifier import load_exported_classifier
 from mst.model.backbone_file import describe
 from mst.runtime.storage.files import write_atomic
 from mst.workflows.export_images import measuring_images
-from mst.workflows.exporting.card import card
+from mst.workflows.exporting.card import CLASSES, card
+from mst.workflows.exporting.graph import Measured, write_graph
 from mst.workflows.exporting.settings import GRAPHS, ExportSettings, chosen
 from mst.workflows.prediction.classification import load_classifier
 from mst.workflows.subject import Subject, load_subject
@@ -95,52 +96,33 @@ class ClassifierExport:
         wanted = expected(backbone, pixels, ("features", *(name for name in self.names if name in OUTPUTS)))
         logits = self.head.layer(wanted["features"])  # [n, K]
         wanted |= {"logits": logits, "probabilities": logits.softmax(-1)}
-        program, found, file = self._written(place)
-        row = {"file": file, **measure(self.form, program, self.images, wanted, found).to_json()}
+        measured = self._written(place)
+        parity = measure(self.form, measured.program, self.images, wanted, measured.outputs)
+        row = {"file": measured.file.name, **parity.to_json()}
         return [row | {"same_label": self._same_labels(place, wanted["probabilities"])}]
 
-    def _written(self, place: Path) -> tuple[str, dict[str, Tensor], str]:
-        """Write the files; return the program that measures them, what it finds, and the file's name."""
+    def _written(self, place: Path) -> Measured:
+        """Write the files; return what the other program finds."""
         backbone, pixels = self.subject.backbone, self.images.pixels
         said = {"classes": list(self.head.classes)}
         if self.form in GRAPHS:
-            return self._graph(place, said)
+            network = ClassifierOutputs(backbone, self.head.layer, self.names)
+            return write_graph(self.form, network, pixels, place / GRAPH, said, any_size=self.settings.any_size)
         weights = place / f"{MODEL}.safetensors"
         write_atomic(weights.with_suffix(".json"), describe(backbone.spec, backbone.metadata, said))
         if self.form == "hf":
             library = hugging_face.transformers()
-            text = card(self.subject, self.settings.license, "image-classification")
+            text = card(self.subject, self.settings.license, CLASSES)
             hugging_face.write_hugging_face(backbone, place, text, self.head)
             found = hugging_face.hugging_face_outputs(place, pixels, self.head.classes)
-            return f"transformers {library.__version__}", found, weights.name
+            return Measured(f"transformers {library.__version__}", found, weights)
         timm_folder.write_timm(backbone, place, self.head)
         if self.form == "safetensors":
             (place / timm_folder.CONFIG).unlink()
             scores = timm_folder.safetensors_outputs(backbone, weights, pixels, len(self.head.classes))
         else:
             scores = timm_folder.timm_outputs(place, pixels)
-        return f"timm {timm.__version__}", {"logits": scores["features"]}, weights.name
-
-    def _graph(self, place: Path, said: dict[str, Any]) -> tuple[str, dict[str, Tensor], str]:
-        backbone, pixels = self.subject.backbone, self.images.pixels
-        network = ClassifierOutputs(backbone, self.head.layer, self.names)
-        example = pixels[:2].repeat(2, 1, 1, 1)[:2]
-        if self.form == "onnx":
-            onnx_file.library("onnxruntime")
-            path = place / f"{GRAPH}.onnx"
-            graph = onnx_file.make_graph(network, example, any_size=self.settings.any_size)
-            onnx_file.write_onnx(graph, path, backbone, more=said)
-            found = onnx_file.run_session(onnx_file.session(path, threads=1), pixels, network.names)
-            return onnx_file.runtime_name(), found, path.name
-        path = place / f"{GRAPH}.pt2"
-        torch_program.write_program(network, example, path)
-        text = describe(backbone.spec, backbone.metadata, {**said, "outputs": list(network.names)})
-        write_atomic(path.with_suffix(".json"), text)
-        return (
-            f"torch.export {torch.__version__}",
-            torch_program.program_outputs(path, pixels, network.names),
-            path.name,
-        )
+        return Measured(f"timm {timm.__version__}", {"logits": scores["features"]}, weights)
 
     def _same_labels(self, place: Path, wanted: Tensor) -> float:
         """Return for how many images, in percent, what was exported, read back as `mst predict` does, gives our label.

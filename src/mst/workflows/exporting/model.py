@@ -7,10 +7,14 @@ from typing import Any
 
 from mst.errors import CheckpointError
 from mst.paths import user_path
-from mst.workflows.exporting.folder import fill, new_folder, push
+from mst.workflows.exporting.folder import PARITY, fill, new_folder, push
 from mst.workflows.exporting.settings import ExportSettings
 
-CLASSIFIER = ("classes.json", "classifier.safetensors")
+FILES = {
+    "classification": ("classes.json", "classifier.safetensors"),
+    "segmentation": ("segmenter.json", "segmenter.safetensors"),
+}
+"""Task -> what a folder with its network holds."""
 
 
 def export_model(
@@ -19,9 +23,9 @@ def export_model(
     """Export what `mst predict` takes, and measure in the other program that it gives the same answers.
 
     Args:
-        model: the folder of a finished `mst finetune`.
+        model: the folder of a finished `mst finetune`, or of a segmenter that `mst evaluate segmentation` saved.
         out: a new folder; it appears only when everything in it has been measured.
-        form: `timm`, `hf`, `onnx`, `torch-export` or `safetensors`.
+        form: `timm`, `hf`, `onnx`, `torch-export` or `safetensors`; of segmenters one of the last three.
         settings: outputs, images; no outputs = those of the task.
 
     Returns:
@@ -36,10 +40,8 @@ def export_model(
     settings = settings or ExportSettings()
     settings.check(form)
     source, folder = user_path(model), new_folder(out)
-    from mst.workflows.exporting.classification import ClassifierExport  # needs torch
-
     task = _task(source)
-    export = ClassifierExport.of(source, form, settings)
+    export = _export(task).of(source, form, settings)
     rows = fill(folder, export.write, {"format": form, "task": task, "model": str(model), **export.said})
     if settings.push:
         push(folder, settings.push)
@@ -48,17 +50,26 @@ def export_model(
     return {**values, "use": export.use(folder), "remarks": export.remarks}
 
 
+def _export(task: str) -> Any:
+    """Return the class that exports networks of a task."""
+    from mst.workflows.exporting.classification import ClassifierExport  # these need torch
+    from mst.workflows.exporting.segmentation import SegmenterExport
+
+    return {"classification": ClassifierExport, "segmentation": SegmenterExport}[task]
+
+
 def _task(folder: Path) -> str:
     """Return what a trained network is for.
 
     Raises:
         CheckpointError: there is none.
     """
-    if all((folder / name).is_file() for name in CLASSIFIER):
-        return "classification"
-    if (folder / "parity.json").is_file():
+    if (folder / PARITY).is_file():
         raise CheckpointError(f"--model {folder} is an export already: give the run that it was exported from")
+    for task, names in FILES.items():
+        if all((folder / name).is_file() for name in names):
+            return task
     raise CheckpointError(
-        f"--model {folder} holds no trained network with a head: give the --out of a finished mst finetune; a backbone "
-        "alone is exported with --backbone"
+        f"--model {folder} holds no trained network with a head: give the --out of a finished mst finetune, or the "
+        "--save-model of an evaluation; a backbone alone is exported with --backbone"
     )

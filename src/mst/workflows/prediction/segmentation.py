@@ -8,20 +8,28 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from mst.data.decoding import read_image
 from mst.data.sources import ImageSource
 from mst.data.unreadable import LeftOut, each_readable, tell_left_out
+from mst.errors import CheckpointError, MstError
 from mst.evaluate.common.features import progress_bar
+from mst.evaluate.common.model_files import kept_ranges
 from mst.evaluate.detection.pictures import png
-from mst.evaluate.segmentation.file import load_segmenter
-from mst.evaluate.segmentation.inference import predict_mask
+from mst.evaluate.segmentation.file import described_view, load_segmenter
+from mst.evaluate.segmentation.inference import View, predict_mask
 from mst.evaluate.segmentation.pictures import index_picture, sheet
+from mst.export.reading import GRAPHS
+from mst.export.segmenter import load_exported_segmenter
+from mst.model.backbone import BackboneSpec
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device
 from mst.runtime.storage.outputs import Outputs
 from mst.workflows.prediction.inputs import PredictionInput
 
+STEM = "segmenter"
+"""Stem of an exported file."""
 MASKS, PICTURES = "masks", "pictures"
 """Folders in `--out`."""
 
@@ -41,6 +49,47 @@ class SegmentedImages:
     unreadable: tuple[str, ...]
 
 
+@dataclass(frozen=True)
+class TrainedSegmenter:
+    """A segmenter, saved by its training or exported.
+
+    Attributes:
+        network: normalised images [B, C, H, W] -> logits [B, K, h, w]; in evaluation mode, on its device.
+        classes: names; class number = position.
+        spec: of its backbone.
+        view: how it looks at images.
+        value_ranges: of its images (`mst.data.value_range`); None = not known.
+    """
+
+    network: nn.Module
+    classes: tuple[str, ...]
+    spec: BackboneSpec
+    view: View
+    value_ranges: dict[str, list[float]] | None
+
+
+def load_trained(folder: Path, device: torch.device) -> TrainedSegmenter:
+    """Return the segmenter of a folder, or of a graph that `mst export --model` wrote.
+
+    Raises:
+        CheckpointError: there is none, or a damaged one.
+        MissingExtra: the program that computes it is not installed.
+    """
+    places = [folder] if folder.suffix in GRAPHS else [folder / f"{STEM}{ending}" for ending in GRAPHS]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        saved = load_segmenter(folder, device)
+        network = saved.segmenter
+        return TrainedSegmenter(network, network.classes, network.backbone.spec, saved.view, saved.value_ranges)
+    exported = load_exported_segmenter(file)
+    spec = exported.backbone.spec
+    try:
+        view, ranges = described_view(exported.said, spec), kept_ranges(exported.backbone.metadata)
+    except (MstError, ValueError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}; export it again") from error
+    return TrainedSegmenter(exported.to(device), exported.classes, spec, view, ranges)
+
+
 def predict_segmentation(
     model: str | Path,
     data: str | Path,
@@ -56,7 +105,7 @@ def predict_segmentation(
     """Segment every image under `data`; write a mask and a picture of each into `out`, in sub-folders as in `data`.
 
     Args:
-        model: folder of a trained segmenter.
+        model: folder of a trained segmenter, or what `mst export --model` made of it.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for `masks/` and `pictures/`; those of an earlier prediction are replaced, other files never.
         picture_limit: at most this many pictures; None = all.
@@ -81,14 +130,14 @@ def predict_segmentation(
 def segment(given: PredictionInput) -> SegmentedImages:
     """Do what `predict_segmentation` says."""
     outputs = Outputs(user_path(given.out), "predict segmentation", "--out")
-    saved = load_segmenter(user_path(given.model), select_device(given.device, flag="--device"))
-    classes, channels = saved.segmenter.classes, saved.segmenter.backbone.spec.channels
+    trained = load_trained(user_path(given.model), select_device(given.device, flag="--device"))
+    classes, channels = trained.classes, trained.spec.channels
     source = given.images(channels)
     names, drawn = target_names(source, user_path(given.data)), given.pictures(source)
     outputs.check(Path(part, name) for name in names for part in ([MASKS, PICTURES] if drawn else [MASKS]))
     written: list[Path] = []
     left_out, pixels = LeftOut(len(source)), Counter[int]()
-    scale = given.scale(source, channels, saved.value_ranges)
+    scale = given.scale(source, channels, trained.value_ranges)
     read = partial(read_image, source, channels=channels, scale=scale)
     with torch.inference_mode(), progress_bar("segmenting", len(source), shown=given.progress) as advance:
         for index, image in each_readable(read, range(len(source)), left_out.add):
@@ -96,7 +145,7 @@ def segment(given: PredictionInput) -> SegmentedImages:
             if image is None:
                 continue
             name = names[index]
-            mask = predict_mask(saved.segmenter, image, saved.view, given.precision, str(name))  # [H,W]
+            mask = predict_mask(trained.network, image, trained.view, given.precision, str(name))  # [H,W]
             outputs.write(Path(MASKS, name), png(index_picture(mask, len(classes))), flush=False)
             if len(written) < drawn:
                 outputs.write(Path(PICTURES, name), png(sheet(image, [mask], classes)), flush=False)

@@ -1,15 +1,18 @@
 """Images a second from each kind of source, beside a folder's: the same JPEGs, decoded, in the order of an epoch.
 
-    python benchmarks/sources.py FOLDER_OF_IMAGES [--images 2000] [--repetitions 3] [--order global|shards]
+    python benchmarks/sources.py FOLDER_OF_IMAGES [--images 2000] [--repetitions 9] [--read] [--order global|shards]
 
 Copies of the images, as tar, parquet and Arrow files and as an array (of 128 px), are made in a temporary folder.
-Prints one row a source: images a second (the best of the repetitions) and its ratio to the folder's.
+Sources are read in turn, in another order each time, so that whatever else the machine does falls on all of them.
+Prints one row a source: images a second (median of the repetitions), and its ratio to the folder of the same repetition
+(median, smallest and largest). With --read nothing is decoded: what a source itself costs.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import statistics
 import tarfile
 import tempfile
 import time
@@ -64,34 +67,41 @@ def _small(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content)).convert("RGB").resize((128, 128))
 
 
-def rate(images: ImageSource, kind: OrderKind, epoch: int) -> float:
-    """Return images a second of one epoch."""
+def rate(images: ImageSource, kind: OrderKind, epoch: int, *, decode: bool) -> float:
+    """Return images a second of one epoch, of the time that this thread had."""
     order = EpochOrder(images, 0, kind=kind).of(epoch)
-    started = time.perf_counter()
+    started = time.thread_time()
     for place in range(len(images)):
-        read_image(images, int(order[place]))
-    return len(images) / (time.perf_counter() - started)
+        if decode:
+            read_image(images, int(order[place]))
+        else:
+            images.read_bytes(int(order[place]))
+    return len(images) / (time.thread_time() - started)
 
 
 def main() -> None:
-    """Measure the sources in turn, so that whatever else the machine does falls on all of them."""
+    """Measure the sources in turn."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--images", type=int, default=2000)
-    parser.add_argument("--repetitions", type=int, default=3)
+    parser.add_argument("--repetitions", type=int, default=9)
+    parser.add_argument("--read", action="store_true")
     parser.add_argument("--order", choices=["global", "shards"], default="global")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as place:
         sources = copies(open_images(asked.folder, limit=asked.images), Path(place))
         kind = cast(OrderKind, asked.order)
-        best: dict[str, float] = dict.fromkeys(sources, 0.0)
+        found: dict[str, list[float]] = {name: [] for name in sources}
         for epoch in range(asked.repetitions):
-            for name, images in sources.items():
-                best[name] = max(best[name], rate(images, kind, epoch))
-    print(f"{'source':14} {'images/s':>9} {'folder = 1':>11}  ({asked.order} order)")
-    for name, found in best.items():
-        print(f"{name:14} {found:9.0f} {found / best['folder']:11.2f}")
+            names = list(sources)[:: 1 if epoch % 2 else -1]
+            for name in names:
+                found[name].append(rate(sources[name], kind, epoch, decode=not asked.read))
+    print(f"{'source':14} {'images/s':>9} {'folder = 1':>11}  least..most ({asked.order} order)")
+    for name, rates in found.items():
+        ratios = [one / folder for one, folder in zip(rates, found["folder"], strict=True)]
+        middle = statistics.median(ratios)
+        print(f"{name:14} {statistics.median(rates):9.0f} {middle:11.3f}  {min(ratios):.3f}..{max(ratios):.3f}")
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 import signal
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -142,7 +143,7 @@ def test_nothing_is_invented(tmp_path: Path) -> None:
     for name in CLASSES:
         (tmp_path / name).mkdir()
         for number in range(40):
-            image = scene(hash((name, number)) % 10**6)
+            image = scene(zlib.crc32(f"{name} {number}".encode()) % 10**6)
             (tmp_path / name / f"{number}.jpg").write_bytes(encoded(image, "JPEG"))
     row = inspect(tmp_path).row
     assert [entry["about"] for entry in row["advice"] if entry["level"] == "bad"] == ["few"]
@@ -253,6 +254,28 @@ def test_classes_below_a_folder_that_is_called_test() -> None:
     for name in ("/a/test/pets/cat/1.jpg", "/a/test/pets/dog/1.jpg"):
         notes.add(name)
     assert notes.places([]).classes == ("cat", "dog")
+
+
+def test_decoding_as_a_share_of_a_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for number in range(5):
+        scene(number).save(tmp_path / f"{number}.png")
+    cost = inspect(tmp_path).row["decoding"]
+    assert cost["per_core"] == pytest.approx(1000 / cost["milliseconds"], rel=0.05)
+    assert "share_of_step" not in cost
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    assert main(["inspect", str(tmp_path), "--run", str(run)]) == 2
+    assert f"--run {run}: no row of its metrics has the speed of its steps" in capsys.readouterr().err
+    rows = [{"step": step, "images_per_second": speed, "data_wait": 0.5} for step, speed in enumerate((2, 5, 50))]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert main(["inspect", str(tmp_path), "--run", str(run), "--json"]) == 0
+    row = json.loads(capsys.readouterr().out)
+    cost = row["decoding"]
+    assert cost["step_milliseconds"] == 100  # half of the 200 ms of an image
+    assert cost["share_of_step"] == pytest.approx(cost["milliseconds"] / 100, abs=1e-3)
+    text = next(one["text"] for one in row["advice"] if one["about"] == "decoding")
+    assert f"A step of {run} takes 100 ms an image: decoding on one core is" in text
 
 
 def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,6 +49,8 @@ class InspectOptions:
     PATH, lists (train.txt) and COCO files are understood without it."""
     out: PathText = ""
     """A page with charts and small pictures: one self-contained HTML file."""
+    run: PathText = ""
+    """A run folder: decoding is told as a share of its measured steps, too."""
     channels: int = 3
     """Channels of an image: 3 for RGB, 1 for grey, others for TIFFs of many bands and .npy files."""
     limit: int | None = None
@@ -104,6 +106,7 @@ def run(argv: Sequence[str]) -> int:
             options.path,
             source=options.path,
             data_options=options.data_options,
+            run=options.run or None,
             validation=[options.val] if options.val else [],
             channels=options.channels,
             limit=options.limit,
@@ -202,7 +205,9 @@ def _add_pictures(table: Table, row: dict[str, Any]) -> None:
     for key in ("mean", "std"):
         table.add_row(key, " ".join(f"{value:.3f}" for value in row[key]))
     if cost := row["decoding"]:
-        table.add_row("decoding", f"{cost['images_per_second']:.0f} images/s on {cost['cores']} cores")
+        share = f", {100 * cost['share_of_step']:.3g} % of a step of {cost['run']}" if "run" in cost else ""
+        each = f"{cost['milliseconds']:.2g} ms an image{share}, {cost['per_core']:.0f} images/s a core"
+        table.add_row("decoding", Text(f"{each}, {cost['images_per_second']:.0f} on {cost['cores']}"))
 
 
 def _lists(row: dict[str, Any]) -> list[tuple[str, list[tuple[str, str]]]]:

@@ -24,6 +24,7 @@ from mst.data.inspection.facts import ImageFacts, image_facts
 from mst.data.inspection.findings import Findings, find, kind_of
 from mst.data.inspection.places import PlaceNotes
 from mst.data.inspection.signature import LENGTH
+from mst.data.order.room import fetch_soon
 from mst.data.sources import ImageSource, Source, open_images
 from mst.data.sources.mixed import MixedImages
 from mst.data.statistics import measured_ranges
@@ -226,6 +227,7 @@ def look_through(
     train = len(images)
     if others:
         images = MixedImages.of([images, opened(others)])
+    fetch_soon(images)
     survey, notes = Survey(passed=images.passed), PlaceNotes()
     ranges, problem = _ranges(images, channels, value_range)
     facts = _scan(images, channels, min(workers, max(1, available_memory() // ROOM)), ranges)

@@ -109,6 +109,7 @@ def facts(row: Mapping[str, Any]) -> list[tuple[str, str, str]]:
         ("Deviation", " ".join(f"{value:.3f}" for value in row["std"]) or numbers.NONE, ""),
     ]
     if cost:
-        words = f"{cost['milliseconds']:.2g} ms each, {cost['cores']} cores"
+        share = f", {100 * cost['share_of_step']:.3g} % of a step" if "run" in cost else ""
+        words = f"{cost['milliseconds']:.2g} ms each{share}, {cost['cores']} cores"
         found.append(("Decoding", f"{cost['images_per_second']:.0f} images/s", words))
     return found

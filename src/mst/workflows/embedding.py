@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from mst.data.order.room import fetch_soon
 from mst.data.sources import ImageSource, open_images
 from mst.errors import MissingExtra, UsageError
 from mst.evaluate.common.features import Features, FeatureSettings, extract_features
@@ -65,6 +66,7 @@ def embed(
         raise UsageError(f"--limit {limit}: must be at least 1")
     subject = load_subject(backbone, device=device, seed=seed)
     found = open_images(data, limit=limit, channels=subject.channels)
+    fetch_soon(found)
     if target is not None and target.suffix == WITH_LIST:
         _check_lines(target, found)
     no_labels = torch.full((len(found),), -1, dtype=torch.int64)

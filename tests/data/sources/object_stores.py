@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -16,18 +17,24 @@ from urllib.request import Request, urlopen
 
 @dataclass
 class Faults:
-    """What a server does to whole files that are asked for: `plan` is used up from its beginning.
+    """What a server does to shards that are asked for, whole or in pieces: `plan` is used up from its beginning.
 
     `fail` = status 503; `cut` = half of the bytes, then the connection ends; `slow` = a second's wait; `` = nothing.
+    `asked` counts whole files, `pieces` answers to requests for ranges, which a server without `ranges` takes for whole
+    ones; `sent` counts the bytes of both.
     """
 
     plan: list[str] = field(default_factory=list)
     asked: Counter[str] = field(default_factory=Counter)
+    pieces: Counter[str] = field(default_factory=Counter)
+    sent: Counter[str] = field(default_factory=Counter)
+    ranges: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def next(self, path: str) -> str:
+    def next(self, path: str, status: int, size: int) -> str:
         with self.lock:
-            self.asked[path] += 1
+            (self.pieces if status == 206 else self.asked)[path] += 1
+            self.sent[path] += size
             return self.plan.pop(0) if self.plan else ""
 
 
@@ -41,7 +48,11 @@ def handler(faults: Faults, folder: Path | None, behind: str) -> type[BaseHTTPRe
             if folder is not None:
                 path = folder / self.path.lstrip("/")
                 data = path.read_bytes() if path.is_file() else b""
-                return (200 if path.is_file() else 404), {"ETag": f'"{hash(data):x}-x"'}, data
+                mark = {"ETag": f'"{hash(data):x}-x"'}
+                wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range") or "")
+                if wanted and faults.ranges and path.is_file():
+                    return 206, mark, data[int(wanted[1]) : int(wanted[2]) + 1]
+                return (200 if path.is_file() else 404), mark, data
             length = int(self.headers.get("Content-Length") or 0)
             body = self.rfile.read(length) if length else None
             request = Request(behind + self.path, data=body, headers=dict(self.headers), method=self.command)
@@ -53,8 +64,10 @@ def handler(faults: Faults, folder: Path | None, behind: str) -> type[BaseHTTPRe
 
         def do_GET(self) -> None:
             status, headers, data = self.answer()
-            whole = self.command == "GET" and status in {200, 206} and self.path.partition("?")[0].endswith(".tar")
-            fault = faults.next(self.path.partition("?")[0]) if whole else ""
+            content = "/storage/v1/" not in self.path or "alt=media" in self.path  # of Google's, not what it says of it
+            named = self.path.partition("?")[0].endswith(".tar") and content
+            whole = self.command == "GET" and status in {200, 206} and named
+            fault = faults.next(self.path.partition("?")[0], status, len(data)) if whole else ""
             if fault == "slow":
                 time.sleep(1)
             if fault == "fail":

@@ -19,6 +19,7 @@ from mst.data.files.tar_index import tar_table
 from mst.data.sources import open_images
 from mst.data.sources.mixed import MixedImages
 from mst.data.sources.places import expanded, has_braces, weighted_place
+from mst.data.sources.shard import LocalShard
 from mst.data.sources.tar import TarImages
 from mst.errors import DataError, UsageError
 
@@ -198,13 +199,8 @@ def test_tables_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatc
     os.utime(path, (past, past))
 
     def table() -> list[object]:
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            found = os.fstat(descriptor)
-            stamp = (found.st_size, found.st_mtime_ns)
-            return list(tar_table(descriptor, str(path), stamp, EXTENSIONS, tmp_path / "cache"))
-        finally:
-            os.close(descriptor)
+        shard = LocalShard(str(path))
+        return list(tar_table(shard.headers, shard.name, shard.stamp(), EXTENSIONS, tmp_path / "cache"))
 
     first = table()
     with monkeypatch.context() as patch:

@@ -12,8 +12,7 @@ import io
 import json
 import os
 import tarfile
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -22,7 +21,6 @@ from typing import Any, BinaryIO, NamedTuple, cast
 import numpy as np
 import numpy.typing as npt
 
-from mst.data.files.folders import FRESH
 from mst.data.files.kinds import BY_CONTENT, ENOUGH, SYSTEM, begins_as_image, extension
 from mst.data.files.passed import FIRST, Kind, Passed
 from mst.errors import DataError, RunFailure
@@ -70,16 +68,16 @@ class _Member(NamedTuple):
 
 
 def tar_table(
-    descriptor: int, name: str, stamp: Sequence[int | str], wanted: frozenset[bytes], cache: Path | None
+    source: Callable[[], BinaryIO], name: str, stamp: Sequence[int | str], wanted: frozenset[bytes], cache: Path | None
 ) -> TarTable:
-    """Return the table of an open tar file, from memory where it did not change.
+    """Return the table of a tar file, from memory where it did not change.
 
     Args:
-        descriptor: of the file; it stays open.
+        source: opens the file, if its headers must be read.
         name: what messages call it.
         stamp: changes whenever the file does, such as its size and time.
         wanted: extensions of images, see `mst.data.files.kinds`.
-        cache: where tables are remembered; None = nowhere.
+        cache: where tables are remembered; None = nowhere, as of a file that changes at the moment.
 
     Raises:
         DataError: no tar file, a damaged or truncated one, or one whose images are links or sparse files.
@@ -90,22 +88,19 @@ def tar_table(
     if known is not None:
         return known
     try:
-        found = _scan(descriptor, name, wanted)
+        with source() as file:
+            found = _scan(file, name, wanted)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{name} cannot be read as a tar file: {' '.join(str(error).split())}") from error
-    fresh = time.time_ns() - os.fstat(descriptor).st_mtime_ns < FRESH
-    if place is not None and len(found.starts) >= FEWEST and not fresh:
+    if place is not None and len(found.starts) >= FEWEST:
         _remember(place, said, found)
     return found
 
 
-def _scan(descriptor: int, name: str, wanted: frozenset[bytes]) -> TarTable:
+def _scan(file: BinaryIO, name: str, wanted: frozenset[bytes]) -> TarTable:
     """Read all headers."""
-    with (
-        os.fdopen(os.dup(descriptor), "rb", buffering=4 * BLOCK) as file,
-        _opened(file, name) as tar,
-    ):
-        found = _Found(name, wanted, descriptor)
+    with _opened(file, name) as tar:
+        found = _Found(name, wanted, file)
         for _, sample in groupby(_members(tar, found), key=lambda member: member.key):
             found.add(list(sample))
         _check_end(file, tar.offset, name)
@@ -158,7 +153,7 @@ def _check_end(file: BinaryIO, end: int, name: str) -> None:
     Raises:
         DataError: it is truncated or damaged, or another one follows.
     """
-    size = os.fstat(file.fileno()).st_size
+    size = file.seek(0, os.SEEK_END)
     file.seek(end)
     mark = file.read(2 * BLOCK)
     if len(mark) < 2 * BLOCK:
@@ -178,7 +173,7 @@ class _Found:
 
     name: str
     wanted: frozenset[bytes]
-    descriptor: int
+    file: BinaryIO
     rows: list[tuple[int, int, int, int, int, int]] = field(default_factory=list)
     names: bytearray = field(default_factory=bytearray)
     beside: dict[tuple[Kind, str], tuple[int, tuple[bytes, ...]]] = field(default_factory=dict)
@@ -255,8 +250,8 @@ class _Found:
     def _begins_as_image(self, member: _Member) -> bool:
         if not member.info.isreg() or member.info.issparse():
             return False
-        head = os.pread(self.descriptor, min(ENOUGH, member.info.size), member.info.offset_data)
-        return begins_as_image(head)
+        self.file.seek(member.info.offset_data)
+        return begins_as_image(self.file.read(min(ENOUGH, member.info.size)))
 
 
 def joined(tables: Iterable[TarTable]) -> TarTable:

@@ -193,11 +193,22 @@ def _decoding(row: Mapping[str, Any], source: str) -> list[Advice]:
         )
         return [Advice("bad" if cost["epoch_seconds"] > 600 else "note", "decoding", text)]
     text = (
-        f"Decoding gives {cost['images_per_second']:.0f} images/s on {_cores(cost)}"
-        f" of this machine, {_minutes(cost['epoch_seconds'])} for an epoch of {readable}."
-        " `mst plan own-images` measures what the network needs beside it."
+        f"Decoding takes {cost['milliseconds']:.2g} ms an image: {cost['per_core']:.0f} images/s a core,"
+        f" {cost['images_per_second']:.0f} on {_cores(cost)} of this machine, {_minutes(cost['epoch_seconds'])} for an"
+        f" epoch of {readable}."
     )
-    return [Advice("good", "decoding", text)]
+    if "run" not in cost:
+        text += " `mst plan own-images` measures what the network needs beside it, `--run RUN` compares with a run's."
+        return [Advice("good", "decoding", text)]
+    step, share = cost["step_milliseconds"], cost["share_of_step"]
+    text += (
+        f" A step of {cost['run']} takes {step:.3g} ms an image: decoding on one core is {100 * share:.3g} % of that"
+    )
+    if share <= cost["cores"]:
+        return [Advice("good", "decoding", text + ".")]
+    return [
+        Advice("note", "decoding", text + f", more than {_cores(cost)} can give: the network would wait for images.")
+    ]
 
 
 KINDS = {"empty": "empty", "truncated": "truncated", "no image": "no image at all", "unopened": "not to be opened"}

@@ -20,7 +20,7 @@ def decoding_cost(images: ImageSource, channels: int, scale: Scale) -> dict[str,
 
     Returns:
         measured (images), milliseconds (mean of one on a core), cores (that this process may use), images_per_second
-        (on all of them), epoch_seconds (of all images), median_shorter_side (of the measured).
+        (on all of them), per_core (on one), epoch_seconds (of all images), median_shorter_side (of the measured).
     """
     sides: list[int] = []
     seconds = 0.0
@@ -43,6 +43,7 @@ def decoding_cost(images: ImageSource, channels: int, scale: Scale) -> dict[str,
         "milliseconds": round(1000 * each, 3),
         "cores": cores,
         "images_per_second": round(cores / each, 1),
+        "per_core": round(1 / each, 1),
         "epoch_seconds": round(each * len(images) / cores, 1),
         "median_shorter_side": int(statistics.median(sides)),
     }

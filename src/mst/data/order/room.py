@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from mst.data.order.epochs import OrderKind
 from mst.data.order.shards import LANES
 from mst.data.sources.columns import ColumnImages
@@ -62,6 +64,13 @@ def check_whole(images: ImageSource, named: str) -> None:
             f"{named} has {len(shards)} shards of {need / 1e9:.3g} GB, which are read class by class, so all at once, "
             f"and {cache.option} is {cache.room / 1e9:.3g} GB: give that much"
         )
+
+
+def fetch_soon(images: ImageSource) -> None:
+    """Begin to fetch the shards of images that are all going to be read, if the cache holds them all."""
+    shards = [shard for shard in _shards(images) if isinstance(shard, RemoteShard)]
+    if shards and sum(shard.wanted.size for shard in shards) <= shards[0].cache.room:
+        images.expect(np.arange(len(images), dtype=np.int64))
 
 
 def _shards(images: ImageSource) -> Sequence[Shard]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from mst.data.background import read_in_threads
 from mst.data.inspection.places import PlaceNotes, Places
+from mst.data.order.room import fetch_soon
 from mst.data.packing.encoding import Encoding, Packed, pack_image
 from mst.data.packing.shards import Entry, check_format, verify, writer
 from mst.data.sources import ImageSource
@@ -91,6 +92,7 @@ def pack(
     """
     check_format(options.form)
     check_folder(out, "OUT")
+    fetch_soon(images)
     places = _places(images, roots)
     shards = _divided(places, options)
     said = _said(images, places, options, shards)

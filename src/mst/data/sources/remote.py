@@ -6,15 +6,18 @@ import os
 import posixpath
 import threading
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 from mst.data.background import BackgroundThreads
 from mst.data.files.kinds import extension
+from mst.data.files.ranges import RangedFile
 from mst.data.sources.places import SHARDS, expanded, has_braces
-from mst.data.sources.shard_cache import ATTEMPTS, FIRST_WAIT, ShardCache, Wanted
+from mst.data.sources.shard_cache import ATTEMPTS, FIRST_WAIT, ShardCache, Wanted, persistently
 from mst.errors import MissingExtra, MstError, UsageError
 from mst.runtime.names import shown
 
@@ -24,6 +27,10 @@ SILENCE = 60.0
 """Seconds without a byte after which an attempt counts as failed."""
 GONE, REFUSED = {404, 410}, {401, 403}
 """Answers of a web server after which it is not asked again."""
+PARTIAL = 206
+"""Status of a web server's answer to a request for a range."""
+SMALL, PIECES, LARGEST_PIECE = 1 << 20, 16, 1 << 22
+"""Bytes of a file that is not read by pieces; of others, requests for pieces before it is fetched; bytes of one."""
 AT_ONCE = 4
 """Files that a process fetches at a time, ahead of their use."""
 
@@ -44,6 +51,34 @@ class RemoteShard:
         """Return a descriptor of its copy."""
         return self.cache.open(self.wanted, fetch)
 
+    def kept(self) -> None:
+        """Keep none open: a copy must go when room is needed, and be known for used."""
+        return
+
+    def headers(self) -> BinaryIO:
+        """Return its copy, or what asks for a few places of it; where many are wanted, it is fetched then."""
+        return cast("BinaryIO", RangedFile(self.wanted.size, partial(ask, self.wanted), self._copy, self._in_one()))
+
+    def piece(self, start: int, size: int) -> bytes | None:
+        """Return bytes of it, of a few requests before it is fetched: samples of many files need not all of them."""
+        key = os.getpid(), self.wanted.key
+        if size > LARGEST_PIECE or _asked[key] >= PIECES or key in _coming or self._in_one():
+            return None
+        _asked[key] += 1
+        return ask(self.wanted, start, start + size)
+
+    def settled(self) -> bool:
+        """Return whether the store tells a mark of its content."""
+        return bool(self.wanted.version)
+
+    def _copy(self) -> BinaryIO:
+        with _turn():
+            return os.fdopen(self.open(), "rb")
+
+    def _in_one(self) -> bool:
+        """Return whether it is small, or here, or on its way."""
+        return self.wanted.size <= SMALL or self.cache.coming(self.wanted)
+
     def path(self) -> Path:
         """Return where its copy is; it may be deleted when room is needed."""
         os.close(self.open())
@@ -60,6 +95,7 @@ class RemoteShard:
     def fetch_soon(self) -> None:
         """Fetch it in a thread, if it is not here."""
         if not self.cache.path(self.wanted).exists():
+            _coming.add((os.getpid(), self.wanted.key))
             _ahead().submit(_quietly, self)
 
 
@@ -118,7 +154,7 @@ def _sizes(system: Any, names: Sequence[str], text: str) -> dict[str, Wanted]:
             raise UsageError(
                 f"{shown(name)}: the server does not tell its size, so that nobody sees if it is cut short"
             )
-        found[name] = Wanted(name, int(row["size"]), str(row.get("ETag") or ""))
+        found[name] = Wanted(name, int(row["size"]), str(row.get("ETag") or row.get("Last-Modified") or ""))
     return found
 
 
@@ -198,7 +234,49 @@ def fetch(wanted: Wanted, place: Path) -> None:
     filesystem(wanted.address).get_file(wanted.address, os.fspath(place))
 
 
+def ask(wanted: Wanted, start: int, end: int) -> bytes | None:
+    """Return bytes of a file of another machine; None = its server has no ranges.
+
+    Raises:
+        Unreachable: they cannot be had.
+    """
+    found: list[bytes | None] = [b""]
+
+    def attempt() -> str:
+        found[0] = _range(wanted.address, start, end)
+        missing = 0 if found[0] is None else end - start - len(found[0])
+        return f"{end - start - missing} bytes came, {end - start} were expected" if missing else ""
+
+    persistently(wanted.address, attempt)
+    return found[0]
+
+
+def _range(address: str, start: int, end: int) -> bytes | None:
+    system = filesystem(address)
+    if not address.startswith("http"):
+        data = bytes(system.cat_file(address, start=start, end=end))
+        return data if len(data) <= end - start else None  # a store that sends the whole file
+    from fsspec.asyn import sync
+
+    found: bytes | None = sync(system.loop, _http_range, system, address, start, end)
+    return found
+
+
+async def _http_range(system: Any, address: str, start: int, end: int) -> bytes | None:
+    """Ask a web server; one without ranges would send the whole file, of which nothing is read."""
+    session = await system.set_session()
+    headers = {"Range": f"bytes={start}-{end - 1}", "Accept-Encoding": "identity"}
+    async with session.get(system.encode_url(address), headers=headers) as answer:
+        answer.raise_for_status()
+        return await answer.read() if answer.status == PARTIAL else None
+
+
+_asked: Counter[tuple[int, str]] = Counter()
+"""Requests for pieces of a file, by process."""
+_coming: set[tuple[int, str]] = set()
+"""Files that are going to be fetched, by process."""
 _threads: dict[int, BackgroundThreads] = {}
+_turns: dict[int, threading.Semaphore] = {}
 _starting = threading.Lock()
 
 
@@ -211,9 +289,18 @@ def _ahead() -> BackgroundThreads:
         return _threads[process]
 
 
+def _turn() -> threading.Semaphore:
+    """Return what lets few threads of this process fetch whole files at a time: each takes room before it is there."""
+    process = os.getpid()
+    with _starting:
+        return _turns.setdefault(process, threading.Semaphore(AT_ONCE))
+
+
 def _quietly(shard: RemoteShard) -> None:
     """Fetch a shard; who needs it says what went wrong."""
     try:
         shard.cache.bring(shard.wanted, fetch)
     except (MstError, OSError):
         return
+    finally:
+        _coming.discard((os.getpid(), shard.wanted.key))

@@ -79,6 +79,11 @@ class ShardCache:
         """Return where the copy of a file is, or will be."""
         return self.folder / (wanted.key + os.path.splitext(wanted.address.partition("?")[0])[1])
 
+    def coming(self, wanted: Wanted) -> bool:
+        """Return whether a file is here, or a process fetches it at the moment."""
+        place = self.path(wanted)
+        return place.exists() or self._is_locked(place.with_name(place.name + LOCK))
+
     def open(self, wanted: Wanted, fetch: Callable[[Wanted, Path], None]) -> int:
         """Return a descriptor of a file, which is fetched if it is not here.
 
@@ -138,6 +143,8 @@ class ShardCache:
             os.replace(part, place)
         finally:
             part.unlink(missing_ok=True)
+        with self._locked(self.folder / "room.lock"):
+            self._make_room(0)  # what others fetched meanwhile
 
     def _attempts(self, wanted: Wanted, part: Path, fetch: Callable[[Wanted, Path], None]) -> None:
         """Fetch and check, again and again.
@@ -146,22 +153,12 @@ class ShardCache:
             Unreachable: it did not work.
             OSError: of the local disk.
         """
-        problem = ""
-        for attempt in range(ATTEMPTS):
-            if attempt:
-                time.sleep(FIRST_WAIT * 2 ** (attempt - 1))
-            try:
-                fetch(wanted, part)
-                problem = self._problem(wanted, part)
-            except Exception as error:  # whatever a network and its libraries raise
-                if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
-                    raise
-                problem = " ".join(str(error).split())[:200] or type(error).__name__
-            if not problem:
-                return
-            if attempt == 0:
-                logging.warn(f"{shown(wanted.address)}: {problem}: trying again")
-        raise Unreachable(f"{shown(wanted.address)} cannot be fetched, {ATTEMPTS} times: {problem}")
+
+        def attempt() -> str:
+            fetch(wanted, part)
+            return self._problem(wanted, part)
+
+        persistently(wanted.address, attempt)
 
     def _problem(self, wanted: Wanted, part: Path) -> str:
         """Return what is wrong with a fetched file; empty = nothing."""
@@ -224,6 +221,34 @@ class ShardCache:
                         return
             finally:
                 os.close(descriptor)
+
+
+def persistently(address: str, attempt: Callable[[], str]) -> None:
+    """Ask another machine again and again, with growing waits.
+
+    Args:
+        address: of what is asked for.
+        attempt: asks, and returns what is wrong with the answer; empty = nothing.
+
+    Raises:
+        Unreachable: it did not work.
+        OSError: of the local disk.
+    """
+    problem = ""
+    for number in range(ATTEMPTS):
+        if number:
+            time.sleep(FIRST_WAIT * 2 ** (number - 1))
+        try:
+            problem = attempt()
+        except Exception as error:  # whatever a network and its libraries raise
+            if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
+                raise
+            problem = " ".join(str(error).split())[:200] or type(error).__name__
+        if not problem:
+            return
+        if number == 0:
+            logging.warn(f"{shown(address)}: {problem}: trying again")
+    raise Unreachable(f"{shown(address)} cannot be fetched, {ATTEMPTS} times: {problem}")
 
 
 def usual_cache() -> ShardCache:

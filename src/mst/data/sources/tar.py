@@ -6,16 +6,17 @@ import json
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
+from mst.data.background import read_in_threads
 from mst.data.files.passed import NOTHING, PassedOver
 from mst.data.files.tar_index import LABELS, NO_LABEL, TarTable, joined, tar_table
 from mst.data.sources.protocol import ClassLabels, ImageSource, ends_of_runs, identity_of_bytes
-from mst.data.sources.shard import Shard, opened, read_at
+from mst.data.sources.shard import AT_ONCE, Shard, read_at, stamped
 from mst.errors import DataError
 from mst.runtime import logging
 from mst.runtime.identity import DataIdentity
@@ -148,6 +149,17 @@ class TarImages(ImageSource):
         return np.concatenate([np.zeros(1, np.int64), self.table.lengths]).cumsum()
 
 
+def _table(shard: Shard, *, wanted: frozenset[bytes], cache: Path | None) -> TarTable:
+    """Return what a file holds.
+
+    Raises:
+        UsageError: it cannot be read.
+        DataError: a damaged file.
+    """
+    stamp = stamped(shard)
+    return tar_table(shard.headers, shard.name, stamp, wanted, cache if shard.settled() else None)
+
+
 def tar_images(shards: Sequence[Shard], wanted: frozenset[bytes], cache: Path | None) -> TarImages:
     """Return the images in tar files, in the order of the files and of their members.
 
@@ -162,13 +174,11 @@ def tar_images(shards: Sequence[Shard], wanted: frozenset[bytes], cache: Path | 
     """
     if len(shards) >= MANY:
         logging.info(f"reading the headers of {len(shards)} tar files (unchanged ones are remembered)")
-    tables = []
-    for shard in shards:
-        descriptor = opened(shard)
-        try:
-            tables.append(tar_table(descriptor, shard.name, shard.stamp(), wanted, cache))
-        finally:
-            os.close(descriptor)
+    table_of = partial(_table, wanted=wanted, cache=cache)
+    if all(shard.local() is not None for shard in shards):
+        tables = list(map(table_of, shards))
+    else:  # threads, which wait for other machines
+        tables = list(read_in_threads(table_of, shards, min(len(shards), AT_ONCE), ahead=AT_ONCE))
     counts = [len(table.starts) for table in tables]
     table = joined(tables)
     passed = PassedOver.of(table.passed)

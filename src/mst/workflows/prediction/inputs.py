@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mst.data.order.room import fetch_soon
 from mst.data.sources import ImageSource, open_images
 from mst.data.value_range import Scale, check_range
 from mst.paths import PathText, SourceText, user_place
@@ -49,7 +50,9 @@ class ImagesToPredict:
         Raises:
             UsageError: there are none.
         """
-        return open_images(user_place(self.data), limit=self.limit, channels=channels)
+        found = open_images(user_place(self.data), limit=self.limit, channels=channels)
+        fetch_soon(found)
+        return found
 
     def scale(self, images: ImageSource, channels: int, kept: object) -> Scale:
         """Return how their values become 8 bits for a network that keeps these value ranges.

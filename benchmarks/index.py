@@ -1,6 +1,7 @@
 """Finding many image files: a first search, a second one that remembers, and one after a single folder changed.
 
-With --tar they are members of one tar file: its headers are read, then its table is remembered, then an epoch is drawn.
+With --tar they are members of one tar file: its headers are read, then its table is remembered, then an epoch is
+drawn; then its members are read from a list beside it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from pathlib import Path
 from machine import machine
 
 from mst.data.files.folders import FRESH
+from mst.data.files.tar_listing import ENDING, Listed, listing
 from mst.data.order.epochs import EpochOrder
 from mst.data.sources import index_images, open_images
 
@@ -43,8 +45,9 @@ def searched(root: Path, cache: Path | None) -> tuple[float, int]:
 
 def tar_seconds(work: Path, files: int, repetitions: int) -> dict[str, list[float]]:
     """Write a tar file of so many members of a few bytes, and return the seconds of what a plan does with it."""
-    seconds: dict[str, list[float]] = {"all headers": [], "remembered": [], "an epoch's order": []}
+    seconds: dict[str, list[float]] = {"all headers": [], "remembered": [], "an epoch's order": [], "from a list": []}
     path = work / "x.tar"
+    samples = [[Listed(f"{number:09}.jpg", 1024 * number + 512, 9)] for number in range(files)]
     with path.open("wb") as file:
         for number in range(files):
             info = tarfile.TarInfo(f"{number:09}.jpg")
@@ -62,6 +65,11 @@ def tar_seconds(work: Path, files: int, repetitions: int) -> dict[str, list[floa
         started = time.perf_counter()
         EpochOrder(images, 0).of(repetition)
         seconds["an epoch's order"].append(time.perf_counter() - started)
+    path.with_suffix(ENDING).write_text(listing(samples))
+    for _ in range(repetitions):
+        started = time.perf_counter()
+        open_images(path)
+        seconds["from a list"].append(time.perf_counter() - started)
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MB")
     return seconds
 

@@ -179,6 +179,22 @@ def test_other_commands_from_another_machine(
         assert refused.line == f"mst: error: {address}/none.tar does not exist"
 
 
+def test_a_table_from_another_machine(
+    images: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [
+        f"{path.relative_to(images)},{path.parent.name},{part}\n"
+        for part in EACH
+        for path in sorted((images / part).rglob("*.jpg"))
+    ]
+    (tmp_path / "t.csv").write_text("path,label,split\n" + "".join(rows))
+    expected = scored(capsys, "knn", backbone, images)
+    with served(Faults(), tmp_path) as address:
+        assert scored(capsys, "knn", backbone, images, "--labels", f"{address}/t.csv") == expected
+        words = ("evaluate", "knn", "--backbone", backbone, "--data", images, "--labels")
+        assert call(capsys, *words, f"{address}/x.csv").line == f"mst: error: {address}/x.csv does not exist"
+
+
 def test_what_is_refused(
     images: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -110,9 +110,9 @@ def find_labels(
             raise UsageError(
                 f"--labels {labels.labels} and --data {shown(root)} are two tables: give a folder as --data"
             )
-        return labelled_by_table(root, None, labels)
+        return labelled_by_table(text, None, labels)
     if labels.labels is not None:
-        return labelled_by_table(user_path(labels.labels), root, labels)
+        return labelled_by_table(user_place(labels.labels), root, labels)
     for name in ("path_column", "label_column", "split_column"):
         if getattr(labels, name) is not None:
             raise UsageError(f"--{name.replace('_', '-')} belongs to a table: give it with --labels FILE.csv")

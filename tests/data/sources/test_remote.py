@@ -22,6 +22,8 @@ from data.sources.test_tar import pack, png
 from mst.data.decoding import read_image
 from mst.data.order.epochs import EpochOrder
 from mst.data.order.room import check_room
+from mst.data.packing.pack import PackOptions
+from mst.data.packing.pack import pack as pack_images
 from mst.data.sources import ImageSource, open_images, remote
 from mst.data.sources.shard_cache import ShardCache, Wanted
 from mst.data.sources.tar import TarImages
@@ -128,6 +130,29 @@ def test_headers_are_read_by_ranges(tmp_path: Path) -> None:
     for one, other in zip(images.table, local.table, strict=True):
         assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other  # type: ignore[arg-type]
     assert images.fingerprint() == local.fingerprint()
+
+
+def test_a_list_beside_a_shard_spares_its_headers(tmp_path: Path) -> None:
+    """Of 2 shards of 300 members of 8 kB, 2.5 MB each, the list and 6 pieces come; without, the whole file."""
+    (tmp_path / "images").mkdir()
+    for number in range(600):
+        (tmp_path / "images" / f"{number:03}.png").write_bytes(png(number % 200) + bytes(8000))
+    place = tmp_path / "served"
+    pack_images(open_images(tmp_path / "images"), place, PackOptions(shard_size=300))
+    assert (place / "shard-00000.idx").read_text().splitlines()[0] == "v1.2 300"
+    faults = Faults()
+    with served(faults, place) as address:
+        images = opened(address + "/shard-{00000..00001}.tar", tmp_path)
+        assert len(images) == 600
+        assert not faults.asked
+        assert faults.pieces.total() == 2 * 6
+        assert faults.sent.total() < 250_000
+        local = open_images(str(place / "*.tar"))
+        for position in (0, 299, 300, 599):
+            assert images.read_bytes(position) == local.read_bytes(position)
+        (place / "shard-00000.idx").unlink()
+        opened(address + "/shard-{00000..00001}.tar", tmp_path / "other")
+        assert faults.asked.total() == 2
 
 
 def test_a_server_without_ranges_sends_whole_files(tmp_path: Path) -> None:

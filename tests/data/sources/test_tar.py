@@ -16,6 +16,7 @@ from PIL import Image
 
 from mst.data.files.kinds import EXTENSIONS
 from mst.data.files.tar_index import tar_table
+from mst.data.files.tar_listing import Listed, listing
 from mst.data.sources import open_images
 from mst.data.sources.mixed import MixedImages
 from mst.data.sources.places import expanded, has_braces, weighted_place
@@ -193,6 +194,47 @@ def test_a_shard_that_is_cut_short_later(tmp_path: Path) -> None:
         images.read_bytes(0)
 
 
+def described(path: Path) -> Path:
+    """Write the list of members beside a tar file, each a sample of its own."""
+    with tarfile.open(path) as tar:
+        samples = [[Listed(info.name, info.offset_data, info.size)] for info in tar]
+    path.with_suffix(".idx").write_text(listing(samples))
+    return path
+
+
+def test_a_list_beside_is_read_in_place_of_headers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    members = {
+        f"{number:03}.{kind}": png(number) if kind == "png" else b"1" for number in range(20) for kind in ("png", "cls")
+    }
+    path = pack(tmp_path / "x.tar", members, tarfile.USTAR_FORMAT)
+    expected = open_images(path)
+    described(path)
+    with monkeypatch.context() as patch:
+        patch.setattr("mst.data.files.tar_index._opened", None)
+        found = open_images(path)
+    assert isinstance(found, TarImages)
+    assert isinstance(expected, TarImages)
+    for one, other in zip(found.table, expected.table, strict=True):
+        assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other  # type: ignore[arg-type]
+    assert found.fingerprint() == expected.fingerprint()
+
+
+def test_a_list_of_another_file_is_not_believed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = described(
+        pack(tmp_path / "x.tar", {f"{number}.png": png(number) for number in range(9)}, tarfile.USTAR_FORMAT)
+    )
+    text = path.with_suffix(".idx").read_text()
+    pack(path, {f"{number}.png": png(number + 60) for number in range(9)}, tarfile.USTAR_FORMAT)  # of other sizes
+    renamed = {f"{number + 100}.png": png(number) for number in range(9)}
+    for damage in (text, text[:-30], "v1.1 0\n", "", "v1.2 1\npng 512 x 0.png\n", text.replace("4.png", "4.gif")):
+        path.with_suffix(".idx").write_text(damage)
+        assert [bytes(open_images(path).read_bytes(place)) for place in range(9)] == [png(n + 60) for n in range(9)]
+        assert "does not describe the tar file beside it: its headers are read" in capsys.readouterr().err
+    pack(path, renamed, tarfile.USTAR_FORMAT)
+    path.with_suffix(".idx").write_text(text)
+    assert members(open_images(path)) == [*renamed]
+
+
 def test_tables_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(tmp_path / "x.tar", {f"{number}.png": b"%d" % number for number in range(300)})
     past = time.time() - 100
@@ -200,7 +242,7 @@ def test_tables_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatc
 
     def table() -> list[object]:
         shard = LocalShard(str(path))
-        return list(tar_table(shard.headers, shard.name, shard.stamp(), EXTENSIONS, tmp_path / "cache"))
+        return list(tar_table(shard, shard.stamp(), EXTENSIONS, tmp_path / "cache"))
 
     first = table()
     with monkeypatch.context() as patch:

@@ -12,17 +12,18 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
 from mst.data.files.kinds import BY_CONTENT, ENOUGH, SYSTEM, begins_as_image, extension
 from mst.data.files.passed import FIRST, Kind, Passed
+from mst.data.files.tar_listing import Listed, listed
 from mst.errors import DataError, RunFailure
 from mst.runtime.names import shown
 from mst.runtime.storage.files import write_atomic
@@ -67,14 +68,25 @@ class _Member(NamedTuple):
     info: tarfile.TarInfo
 
 
-def tar_table(
-    source: Callable[[], BinaryIO], name: str, stamp: Sequence[int | str], wanted: frozenset[bytes], cache: Path | None
-) -> TarTable:
+class TarSource(Protocol):
+    """A tar file, here or on another machine."""
+
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+
+    def headers(self) -> BinaryIO:
+        """Return the file, to read a few places of."""
+
+    def listing(self) -> bytes | None:
+        """Return the text of the list beside it; None = there is none."""
+
+
+def tar_table(source: TarSource, stamp: Sequence[int | str], wanted: frozenset[bytes], cache: Path | None) -> TarTable:
     """Return the table of a tar file, from memory where it did not change.
 
     Args:
-        source: opens the file, if its headers must be read.
-        name: what messages call it.
+        source: the file, which is opened if its members are not known.
         stamp: changes whenever the file does, such as its size and time.
         wanted: extensions of images, see `mst.data.files.kinds`.
         cache: where tables are remembered; None = nowhere, as of a file that changes at the moment.
@@ -82,14 +94,17 @@ def tar_table(
     Raises:
         DataError: no tar file, a damaged or truncated one, or one whose images are links or sparse files.
     """
+    name = source.name
     place = None if cache is None else _cache_file(cache, name, wanted)
     said = json.dumps([FORMAT, *stamp])
     known = None if place is None else _recall(place, said)
     if known is not None:
         return known
     try:
-        with source() as file:
-            found = _scan(file, name, wanted)
+        with source.headers() as file:
+            text = source.listing()
+            members = None if text is None else listed(text, file, name)
+            found = _scan(file, name, wanted, members)
     except (tarfile.TarError, OSError, ValueError, EOFError) as error:
         raise DataError(f"{name} cannot be read as a tar file: {' '.join(str(error).split())}") from error
     if place is not None and len(found.starts) >= FEWEST:
@@ -97,14 +112,22 @@ def tar_table(
     return found
 
 
-def _scan(file: BinaryIO, name: str, wanted: frozenset[bytes]) -> TarTable:
-    """Read all headers."""
+def _scan(file: BinaryIO, name: str, wanted: frozenset[bytes], members: Sequence[Listed] | None) -> TarTable:
+    """Read all headers, or take the members as they are listed."""
+    found = _Found(name, wanted, file)
+    if members is not None:
+        found.add_all(map(_info, members))
+        return found.table()
     with _opened(file, name) as tar:
-        found = _Found(name, wanted, file)
-        for _, sample in groupby(_members(tar, found), key=lambda member: member.key):
-            found.add(list(sample))
+        found.add_all(_headers(tar))
         _check_end(file, tar.offset, name)
     return found.table()
+
+
+def _info(member: Listed) -> tarfile.TarInfo:
+    info = tarfile.TarInfo(member.name)
+    info.offset_data, info.size = member.start, member.size
+    return info
 
 
 def _opened(file: BinaryIO, name: str) -> tarfile.TarFile:
@@ -129,11 +152,16 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 UNPACK = {"gzip": "gzip -dk", "bzip2": "bzip2 -dk", "xz": "xz -dk", "zstd": "zstd -d"}
 
 
-def _members(tar: tarfile.TarFile, found: _Found) -> Iterator[_Member]:
-    """Yield the members that are files, or should be images."""
+def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
     kept = cast("Any", tar).members
     while (info := tar.next()) is not None:
         kept.clear()  # a million of them would need a gigabyte
+        yield info
+
+
+def _members(infos: Iterable[tarfile.TarInfo], found: _Found) -> Iterator[_Member]:
+    """Yield the members that are files, or should be images."""
+    for info in infos:
         if info.isdir():
             continue
         name = os.fsencode(info.name)
@@ -181,6 +209,11 @@ class _Found:
     _lone_json: list[bytes] = field(default_factory=list)
     _lone_count: int = 0
     _with_json: bool = False
+
+    def add_all(self, infos: Iterable[tarfile.TarInfo]) -> None:
+        """Take all samples."""
+        for _, sample in groupby(_members(infos, self), key=lambda member: member.key):
+            self.add(list(sample))
 
     def add(self, sample: list[_Member]) -> None:
         """Take the images of a sample, and its label."""

@@ -17,6 +17,7 @@ from mst.data.labels.record import FoundLabels, LabelledImages, LabelOptions, Pa
 from mst.data.labels.table import Row, Table, part_of, read_table
 from mst.data.sources import ImageIndex
 from mst.errors import DataError, UsageError
+from mst.paths import is_address
 from mst.runtime import logging
 from mst.runtime.names import shown
 
@@ -40,14 +41,14 @@ class _Image:
     line: int
 
 
-def labelled_by_table(source: Path, folder: Path | None, options: LabelOptions) -> FoundLabels:
+def labelled_by_table(source: str, folder: Path | None, options: LabelOptions) -> FoundLabels:
     """Return the images that a table lists, class by class.
 
     A row without a label and a row that repeats another are left out, and it is said; a file that is missing likewise,
     up to 5 % of them.
 
     Args:
-        source: the table.
+        source: path or address of the table.
         folder: that paths are relative to; where a file is not there, the table's own folder counts. None = that only.
         options: columns, and which part is scored.
 
@@ -179,7 +180,9 @@ class _Places:
     """
 
     def __init__(self, table: Table, folder: Path | None) -> None:
-        own = table.source.parent
+        if folder is None and is_address(table.source):
+            raise UsageError(f"{shown(table.source)} lists images by paths: name the folder that has them with --data")
+        own = folder if folder is not None and is_address(table.source) else Path(table.source).parent
         self._bases = [Path(os.path.abspath(base)) for base in dict.fromkeys([folder or own, own])]
         self._known: dict[PurePath, set[str]] = {}
         self._ends: Counter[str] = Counter()

@@ -13,7 +13,7 @@ from mst.data.files.passed import NOTHING, PassedOver
 from mst.data.sources import ImageSource, even_positions
 from mst.data.sources.mixed import MixedImages
 from mst.errors import UsageError
-from mst.paths import PathText
+from mst.paths import SourceText
 from mst.runtime.limits import check_numbers
 
 Part = Literal["train", "val", "test"]
@@ -30,8 +30,8 @@ class LabelOptions:
     """Where labels come from, and how labelled images are split into those to learn from and those to score.
 
     Attributes:
-        labels: a table (.csv, .tsv) with a path and a label a row; paths are relative to --data, or to the table.
-            None = folders name the classes. `--data FILE.csv` means the same.
+        labels: a table (.csv, .tsv, or its address) with a path and a label a row; paths are relative to --data, or to
+            the table. None = folders name the classes. `--data FILE.csv` means the same.
         path_column: name or number (from 1) of the table's column with paths; None = found.
         label_column: the same for labels.
         split_column: the same for train, val and test; None = found if it has a usual name.
@@ -41,7 +41,7 @@ class LabelOptions:
         split_seed: of that split: the same images and the same seed give the same split on every machine.
     """
 
-    labels: PathText | None = None
+    labels: SourceText | None = None
     path_column: str | None = None
     label_column: str | None = None
     split_column: str | None = None

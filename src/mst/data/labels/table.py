@@ -14,7 +14,9 @@ from mst.config.keys import suggestion
 from mst.data.files.kinds import EXTENSIONS, extension
 from mst.data.files.lists import BEGINNINGS
 from mst.data.labels.record import NAMES, LabelOptions
+from mst.data.sources.remote import content_of
 from mst.errors import DataError, UsageError
+from mst.paths import is_address
 from mst.runtime.names import shown
 
 TABLES = (".csv", ".tsv", ".tab")
@@ -23,6 +25,8 @@ SEPARATORS = (",", ";", "\t", "|", " ")
 SAMPLE = 64
 """Rows by which separator, header and columns are recognised."""
 LONGEST_CELL = 1 << 20
+MOST_BYTES = 1 << 30
+"""Of a table on another machine."""
 PATHS = (
     *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagename", "img", "imgpath"),
     *("imageid", "id", "name", "relativepath", "relpath", "uri", "picture", "photo"),
@@ -54,13 +58,13 @@ class Table:
     """The rows of a table.
 
     Attributes:
-        source: the file.
+        source: its path or address.
         rows: with a path each, in the file's order.
         columns: names or numbers of the columns for paths, labels and, if there is one, the split.
         has_split: whether it has a column that says which part a row belongs to.
     """
 
-    source: Path
+    source: str
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
     has_split: bool
@@ -71,11 +75,11 @@ def is_table(path: Path) -> bool:
     return path.suffix.lower() in TABLES and not path.is_dir()
 
 
-def read_table(source: Path, options: LabelOptions) -> Table:
+def read_table(source: str, options: LabelOptions) -> Table:
     """Read a table; separators (`,`, `;`, tab, `|`, spaces), header and columns are recognised.
 
     Args:
-        source: UTF-8 with or without mark, UTF-16, or (where it is no UTF-8) Windows-1252.
+        source: its path or address; UTF-8 with or without mark, UTF-16, or (where it is no UTF-8) Windows-1252.
         options: its columns, where they are given.
 
     Raises:
@@ -83,7 +87,7 @@ def read_table(source: Path, options: LabelOptions) -> Table:
         DataError: it holds no rows, or no column of paths or of labels can be told.
     """
     text = _text(source)
-    separator = "\t" if source.suffix.lower() in {".tsv", ".tab"} else _separator(text)
+    separator = "\t" if source.lower().endswith((".tsv", ".tab")) else _separator(text)
     lines = [(number, cells) for number, cells in _lines(source, text, separator) if any(map(str.strip, cells))]
     if not lines:
         raise DataError(f"{shown(source)} is empty: rows of a path and a label are expected")
@@ -102,9 +106,9 @@ def read_table(source: Path, options: LabelOptions) -> Table:
     return Table(source, tuple(rows), names, split is not None)
 
 
-def _text(source: Path) -> str:
+def _text(source: str) -> str:
     try:
-        content = source.read_bytes()
+        content = content_of(source, MOST_BYTES) if is_address(source) else Path(source).read_bytes()
     except FileNotFoundError:
         raise UsageError(f"{shown(source)} does not exist: name a table (.csv, .tsv) of paths and labels") from None
     except OSError as error:
@@ -123,7 +127,7 @@ def _text(source: Path) -> str:
     return text
 
 
-def _lines(source: Path, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
+def _lines(source: str, text: str, separator: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the line that each row begins on, and its cells."""
     csv.field_size_limit(LONGEST_CELL)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=separator, skipinitialspace=True, strict=True)
@@ -168,7 +172,7 @@ def _plain(name: str) -> str:
 class _Columns:
     """Tells which column is which, from what was asked for, from usual names, and from what the cells look like."""
 
-    def __init__(self, source: Path, sample: Sequence[Sequence[str]], options: LabelOptions) -> None:
+    def __init__(self, source: str, sample: Sequence[Sequence[str]], options: LabelOptions) -> None:
         self._source, self._options = source, options
         self._first = [cell.strip() for cell in sample[0]]
         self._width = max(map(len, sample))

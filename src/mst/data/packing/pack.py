@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mst.data.background import read_in_threads
+from mst.data.files.tar_listing import beside
 from mst.data.inspection.places import PlaceNotes, Places
 from mst.data.order.room import fetch_soon
 from mst.data.packing.encoding import Encoding, Packed, pack_image
@@ -197,7 +198,9 @@ def _done(out: Path, said: dict[str, Any], shards: list[_Shard]) -> dict[str, di
             )
     else:
         rows = {}
-    names = [shard.name for shard in shards] + ([] if notes else [CLASSES, UNREADABLE])
+    names = [shard.name for shard in shards]
+    if not notes:
+        names += [CLASSES, UNREADABLE, *map(beside, names if said["settings"]["form"] == "tar" else [])]
     foreign = next((name for name in names if (out / name).exists() and (not notes or name not in rows)), None)
     if foreign is not None:
         raise UsageError(f"{shown(out / foreign)} is there and was not written by this packing: name another folder")
@@ -229,9 +232,11 @@ def _write(out: Path, shard: _Shard, places: Places, options: PackOptions, found
             file.add(entry)
             expected.append((f"{entry.key}.{packed.extension}", packed.digest, entry.label))
             changed, deep = changed + packed.changed, deep + packed.deep
-        file.close()
+        members = file.close()
     except OSError as error:
         raise RunFailure(f"cannot write {shown(out / shard.name)}: {error.strerror or error}") from error
     verify(options.form, aside, shard.name, expected)
+    if members is not None:
+        write_atomic(out / beside(shard.name), members)
     note: dict[str, Any] = {"name": shard.name, "images": len(expected), "bytes": os.stat(aside).st_size}
     return {**note, "changed": changed, "deep": deep, "unreadable": unreadable}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
+from mst.data.files.tar_listing import Listed, listing
 from mst.data.packing.encoding import Packed, digest_of
 from mst.errors import MissingExtra, RunFailure
 from mst.runtime.names import shown
@@ -40,8 +41,8 @@ class ShardWriter(Protocol):
     def add(self, entry: Entry) -> None:
         """Write an image."""
 
-    def close(self) -> None:
-        """Write what is left, to disk."""
+    def close(self) -> str | None:
+        """Write what is left, to disk; return the text of the list beside the shard, of tar files."""
 
 
 class TarShard:
@@ -54,21 +55,25 @@ class TarShard:
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
         self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # noqa: SIM115
+        self._samples: list[list[Listed]] = []
 
     def add(self, entry: Entry) -> None:
         """Write an image, and the number of its class."""
+        self._samples.append([])
         self._member(f"{entry.key}.{entry.packed.extension}", entry.packed.data)
         if entry.label is not None:
             self._member(f"{entry.key}.cls", str(entry.label).encode())
 
-    def close(self) -> None:
-        """Write the end."""
+    def close(self) -> str:
+        """Write the end, and return the list of the members."""
         self._tar.close()
         _flushed(self._file)
+        return listing(self._samples)
 
     def _member(self, name: str, data: bytes) -> None:
         info = tarfile.TarInfo(name)
         info.size, info.mode = len(data), SHARED_MODE
+        self._samples[-1].append(Listed(name, self._tar.offset + tarfile.BLOCKSIZE, len(data)))
         self._tar.addfile(info, io.BytesIO(data))
 
 

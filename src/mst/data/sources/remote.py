@@ -16,6 +16,7 @@ from typing import Any, BinaryIO, cast
 from mst.data.background import BackgroundThreads
 from mst.data.files.kinds import extension
 from mst.data.files.ranges import RangedFile
+from mst.data.files.tar_listing import MOST_BYTES, beside
 from mst.data.sources.places import SHARDS, expanded, has_braces
 from mst.data.sources.shard_cache import ATTEMPTS, FIRST_WAIT, ShardCache, Wanted, persistently
 from mst.errors import MissingExtra, MstError, UsageError
@@ -37,10 +38,17 @@ AT_ONCE = 4
 
 @dataclass(frozen=True)
 class RemoteShard:
-    """A file on another machine; its copy is in the cache while it is used."""
+    """A file on another machine; its copy is in the cache while it is used.
+
+    Attributes:
+        wanted: the file.
+        cache: of its copy.
+        members: the list of its members beside it; None = there is none.
+    """
 
     wanted: Wanted
     cache: ShardCache
+    members: Wanted | None = None
 
     @property
     def name(self) -> str:
@@ -58,6 +66,10 @@ class RemoteShard:
     def headers(self) -> BinaryIO:
         """Return its copy, or what asks for a few places of it; where many are wanted, it is fetched then."""
         return cast("BinaryIO", RangedFile(self.wanted.size, partial(ask, self.wanted), self._copy, self._in_one()))
+
+    def listing(self) -> bytes | None:
+        """Return the list of its members that lies beside it; None = there is none."""
+        return None if self.members is None or self.members.size > MOST_BYTES else _content(self.members)
 
     def piece(self, start: int, size: int) -> bytes | None:
         """Return bytes of it, of a few requests before it is fetched: samples of many files need not all of them."""
@@ -117,7 +129,23 @@ def remote_shards(text: str, cache: ShardCache) -> list[RemoteShard]:
         raise UsageError(
             f"{shown(text)}: {len(missing)} of {len(names)} files do not exist, the first: {shown(missing[0])}"
         )
-    return [RemoteShard(found[name], cache) for name in names]
+    lists = found if not text.startswith("http") else _lists(system, names)
+    return [RemoteShard(found[name], cache, lists.get(beside(name))) for name in names]
+
+
+def _lists(system: Any, names: Sequence[str]) -> dict[str, Wanted]:
+    """Return the lists of members that a web server has beside files; if there is none of the first, none is sought."""
+    found: dict[str, Wanted] = {}
+    for address in map(beside, names):
+        try:
+            row = system.info(address)
+        except Exception:  # whatever a server answers: there is none, and headers are read
+            if not found:
+                break
+            continue
+        if row.get("size"):
+            found[address] = Wanted(address, int(row["size"]), "")
+    return found
 
 
 def _in_folder(system: Any, text: str) -> list[str]:
@@ -269,6 +297,33 @@ async def _http_range(system: Any, address: str, start: int, end: int) -> bytes 
     async with session.get(system.encode_url(address), headers=headers) as answer:
         answer.raise_for_status()
         return await answer.read() if answer.status == PARTIAL else None
+
+
+def content_of(address: str, most: int) -> bytes:
+    """Return the bytes of a small file of another machine.
+
+    Raises:
+        UsageError: there is none, it cannot be reached, or has more bytes than `most`.
+        Unreachable: it cannot be had.
+    """
+    system = filesystem(address)
+    wanted = _sizes(system, [address], address).get(address)
+    if wanted is None:
+        raise UsageError(f"{shown(address)} does not exist")
+    if wanted.size > most:
+        raise UsageError(f"{shown(address)} has {wanted.size} bytes, at most {most} are read")
+    return _content(wanted)
+
+
+def _content(wanted: Wanted) -> bytes:
+    found = [b""]
+
+    def attempt() -> str:
+        found[0] = bytes(filesystem(wanted.address).cat_file(wanted.address))
+        return "" if len(found[0]) == wanted.size else f"{len(found[0])} bytes came, {wanted.size} were expected"
+
+    persistently(wanted.address, attempt)
+    return found[0]
 
 
 _asked: Counter[tuple[int, str]] = Counter()

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import BinaryIO, Protocol
 
 from mst.data.files.folders import FRESH
+from mst.data.files.tar_listing import MOST_BYTES, beside
 from mst.errors import UsageError
 from mst.runtime.names import shown
 
@@ -69,6 +70,13 @@ class Shard(Protocol):
 
         Raises:
             OSError: it cannot be had.
+        """
+
+    def listing(self) -> bytes | None:
+        """Return the list of its members that lies beside it (`mst.data.files.tar_listing`); None = there is none.
+
+        Raises:
+            MstError: it cannot be had.
         """
 
     def piece(self, start: int, size: int) -> bytes | None:
@@ -132,6 +140,11 @@ class LocalShard:
     def headers(self) -> BinaryIO:
         """Return the file, to read a few places of."""
         return os.fdopen(self.open(), "rb", buffering=4 * 512)
+
+    def listing(self) -> bytes | None:
+        """Return the list of its members that lies beside it; None = there is none."""
+        place = Path(beside(self.name))
+        return place.read_bytes() if place.is_file() and place.stat().st_size <= MOST_BYTES else None
 
     def piece(self, start: int, size: int) -> bytes | None:
         """Return nothing: it is here."""

@@ -157,7 +157,7 @@ def _table(shard: Shard, *, wanted: frozenset[bytes], cache: Path | None) -> Tar
         DataError: a damaged file.
     """
     stamp = stamped(shard)
-    return tar_table(shard.headers, shard.name, stamp, wanted, cache if shard.settled() else None)
+    return tar_table(shard, stamp, wanted, cache if shard.settled() else None)
 
 
 def tar_images(shards: Sequence[Shard], wanted: frozenset[bytes], cache: Path | None) -> TarImages:

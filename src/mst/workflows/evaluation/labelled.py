@@ -22,7 +22,7 @@ from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import LowShot
 from mst.model.backbone import Backbone
-from mst.paths import user_path
+from mst.paths import user_path, user_place
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.storage.results import Result
@@ -186,4 +186,4 @@ def label_options(labels: LabelOptions | str | Path | None) -> LabelOptions:
     """Return options of labels: as they are, or those of a table alone."""
     if labels is None or isinstance(labels, LabelOptions):
         return labels or LabelOptions()
-    return LabelOptions(labels=str(user_path(labels)))
+    return LabelOptions(labels=user_place(labels))

@@ -227,7 +227,9 @@ def check_apart(config: FinetuneConfig, root: Path) -> None:
 
 def with_absolute_table(labels: LabelOptions) -> LabelOptions:
     """Return options whose table is found from any working folder."""
-    return labels if labels.labels is None else replace(labels, labels=str(user_path(labels.labels).resolve()))
+    if labels.labels is None or is_address(labels.labels):
+        return labels
+    return replace(labels, labels=str(user_path(labels.labels).resolve()))
 
 
 def planned(config: FinetuneConfig, folder: LabelledFolder, model: Classifier) -> dict[str, float]:

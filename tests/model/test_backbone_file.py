@@ -54,7 +54,7 @@ def test_weights_are_timms(backbone: Backbone, saved: Path) -> None:
 def test_nothing_else_is_left_in_the_folder(saved: Path, backbone: Backbone) -> None:
     for path in (saved, saved.with_suffix(".json")):  # as a kill leaves them
         aside = aside_of(path)
-        aside.with_name(aside.name.replace(f"-{os.getpid()}.", "-999999999.")).write_bytes(b"half")
+        aside.with_name(aside.name.replace(f"-{os.getpid()}-", "-999999999-")).write_bytes(b"half")
     save_backbone(saved, backbone, METADATA)
     assert sorted(p.name for p in saved.parent.iterdir()) == ["backbone.json", "backbone.safetensors"]
 

@@ -6,6 +6,8 @@ import errno
 import os
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from mst.errors import RunFailure, UsageError
-from mst.runtime.storage.files import check_folder, is_aside, write_atomic, write_together
+from mst.runtime.storage.files import aside_of, check_folder, is_aside, write_atomic, write_together
 
 
 def test_a_refused_write_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -60,6 +62,35 @@ def test_what_killed_writers_left_goes_with_the_next_write(tmp_path: Path) -> No
     other.write_text("x")
     write_atomic(path, b"whole")
     assert sorted(tmp_path.iterdir()) == [other, path]
+
+
+def test_threads_write_one_file_beside_each_other(tmp_path: Path) -> None:
+    path, contents = tmp_path / "note.json", [str(number) * 2000 for number in range(8)]
+    ready = threading.Barrier(len(contents))
+
+    def write(content: str) -> None:
+        ready.wait()
+        for _ in range(20):
+            write_atomic(path, content)
+
+    with ThreadPoolExecutor(len(contents)) as threads:
+        for done in [threads.submit(write, content) for content in contents]:
+            done.result()
+    assert path.read_text() in contents
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_an_ended_thread_left_goes_and_what_one_writes_stays(tmp_path: Path) -> None:
+    with ThreadPoolExecutor(1) as threads:
+        other = threads.submit(aside_of, tmp_path / "note").result()
+        other.write_text("half")
+        write_atomic(tmp_path / "note", "whole")
+        assert other.exists()
+        assert is_aside(other.name)
+    older = other.with_name(other.name.rpartition("-")[0] + ".tmp")  # of a version that named no thread
+    older.write_text("half")
+    write_atomic(tmp_path / "note", "whole")
+    assert list(tmp_path.iterdir()) == [tmp_path / "note"]
 
 
 class Kill(BaseException):

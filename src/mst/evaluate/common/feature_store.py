@@ -38,7 +38,6 @@ from mst.runtime.storage.files import check_folder, may_write, write_atomic
 if TYPE_CHECKING:
     from mst.model.backbone import Backbone
 
-_NOTING = threading.Lock()  # half-written files bear the name of the process, which several threads share
 KEPT_BLOCKS = 4
 """A file holds at least so many blocks: those that the linear probe takes."""
 FORMAT = 2
@@ -240,9 +239,8 @@ class FeatureSource:
             missing = _missing(found, images)
             digests = [_digest(block) for block in stored]
             note = {"key": key, "blocks": blocks, "file": name, "sha256": digests, "unreadable": list(missing.items())}
-            with _NOTING:
-                aside.replace(self.folder / name)
-                write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
+            aside.replace(self.folder / name)
+            write_atomic(self.folder / f"{part}.json", json.dumps(note, indent=2) + "\n")
         _clear(self.folder, part, keep=name)
         return stored, missing
 

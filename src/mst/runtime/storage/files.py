@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import socket
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,7 +15,8 @@ from mst.errors import RunFailure, UsageError
 
 _HOST = hashlib.blake2b(socket.gethostname().encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
 _TAIL = ".tmp"
-
+_WRITER = r"(\d+)(?:-(\d+))?"
+"""Process and thread in the name of a half-written file; older versions name no thread."""
 
 _writes = True
 
@@ -87,12 +89,12 @@ def put_in_place(paths: Sequence[Path]) -> None:
 
 
 def aside_of(path: Path) -> Path:
-    """Return where to write before the rename to `path`: beside it, under a name that only this process uses."""
-    return path.with_name(f".{_short(path.name)}.{_HOST}-{os.getpid()}{_TAIL}")
+    """Return where to write before the rename to `path`: beside it, under a name that only this thread uses."""
+    return path.with_name(f".{_short(path.name)}.{_HOST}-{os.getpid()}-{threading.get_native_id()}{_TAIL}")
 
 
 def remove_asides(folder: Path, name: str | None = None) -> None:
-    """Delete half-written files that killed processes of this machine left in a folder.
+    """Delete half-written files that ended processes and threads of this machine left in a folder.
 
     Args:
         folder: of the files.
@@ -100,19 +102,19 @@ def remove_asides(folder: Path, name: str | None = None) -> None:
     """
     if not _writes:
         return
-    pattern = re.compile(rf"\.(.+)\.{_HOST}-(\d+){re.escape(_TAIL)}")
+    pattern = re.compile(rf"\.(.+)\.{_HOST}-{_WRITER}{re.escape(_TAIL)}")
     wanted = None if name is None else _short(name)
     with suppress(OSError), os.scandir(folder) as entries:
         for entry in entries:
             match = pattern.fullmatch(entry.name)
-            if match and wanted in {None, match[1]} and not _is_alive(int(match[2])):
+            if match and wanted in {None, match[1]} and not _at_work(int(match[2]), match[3]):
                 with suppress(OSError):
                     os.unlink(entry.path)
 
 
 def is_aside(name: str) -> bool:
     """Whether a name is one that `aside_of` gives, on any machine."""
-    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}-\d+{re.escape(_TAIL)}", name) is not None
+    return re.fullmatch(rf"\..+\.[0-9a-f]{{8}}-{_WRITER}{re.escape(_TAIL)}", name) is not None
 
 
 def _short(name: str) -> str:
@@ -120,9 +122,10 @@ def _short(name: str) -> str:
     return os.fsdecode(os.fsencode(name)[:200])
 
 
-def _is_alive(process: int) -> bool:
-    if process == os.getpid():
-        return False  # it writes one file after the other: an earlier process had the same number
+def _at_work(process: int, thread: str | None) -> bool:
+    """Return whether somebody else may be writing: this thread is not, as it writes one file after the other."""
+    if process == os.getpid():  # or an earlier process had the same number
+        return thread in {str(other.native_id) for other in threading.enumerate()} - {str(threading.get_native_id())}
     try:
         os.kill(process, 0)
     except ProcessLookupError:

@@ -106,6 +106,8 @@ class Saver:
         back.note(step)
         if self._writes:
             store.discard(lambda saved, _: saved > step)
+        if self._shards is not None:
+            self._shards.committed = step
         back.restore(checkpoint)
         self._saved_step, self.rows = step, checkpoint.info.get("rows", {})
         return step
@@ -182,7 +184,7 @@ class Saver:
         """Say where a run goes on whose networks are divided: nobody can save what others hold, who may be gone."""
         with suppress(Exception):
             shards.wait(PATIENCE)
-        done = f"of step {shards.committed}" if shards.committed else "before this sitting"
+        done = f"of step {shards.committed}" if shards.committed is not None else "before this sitting"
         logging.warn(f"{self._outputs.resume} goes on from the newest checkpoint, {done}")
         return said
 

@@ -24,10 +24,10 @@ class ShardWriter:
     """Writes the checkpoints of one task.
 
     Attributes:
-        committed: the step of the last checkpoint that is whole, on the first process.
+        committed: the step of the last checkpoint that is whole, on the first process; None = none in this sitting.
     """
 
-    committed = 0
+    committed: int | None = None
 
     def __init__(self, store: CheckpointStore, shards: Shards) -> None:
         self._store, self._shards, self._world = store, shards, World.current()

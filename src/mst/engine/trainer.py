@@ -192,7 +192,8 @@ class Trainer(Generic[Batch]):
         run = self.outputs.run
         if run is not None and self.record is not None:
             self._close_record()
-            self.record = RunRecord(run, step=step, tensorboard=self.outputs.tensorboard)
+            told = self.outputs.on_row
+            self.record = RunRecord(run, step=step, tensorboard=self.outputs.tensorboard, told=told)
         if self.world.first:
             self.task.draw(missing_only=True)
             self.task.export()

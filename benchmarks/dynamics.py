@@ -1,9 +1,12 @@
 """Pre-trainings that are led astray on purpose, and healthy ones: what the guards find, how soon, and what repair does.
 
     python benchmarks/dynamics.py --work DIR [--only NAME ...] [--out benchmarks/results/dynamics.json]
+    python benchmarks/dynamics.py --work OTHER --images CIFAR10 --seed 7 --until 0.25 --modes warn
 
 Each run is 192 steps of a ViT of two blocks on 1,024 synthetic scenes of 32 px: half a minute on one core. A run whose
 folder in DIR is finished is not repeated. Every case is run twice: `warn` only looks, `repair` intervenes.
+With `--images` and `--seed` the same is provoked on other images by other draws, where no limit was chosen; `--until`
+ends provoked runs at a share of their steps: enough to see when they are found.
 """
 
 from __future__ import annotations
@@ -11,14 +14,19 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from mst.config.load import override
+from mst.data.sources import even_positions
 from mst.data.synthetic.scenes import write_scene_folder
+from mst.errors import StopTraining
 from mst.recipes import base_config
 from mst.report.reading import read_run
 from mst.runtime.dynamics.detectors import findings
@@ -27,6 +35,7 @@ from mst.runtime.dynamics.repair import read_repairs
 from mst.runtime.dynamics.series import Series
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir
+from mst.workflows.callbacks import Callback
 from mst.workflows.pretraining import pretrain
 
 IMAGES, VALIDATION, SIDE = 1024, 500, 40
@@ -98,7 +107,10 @@ HEALTHY: dict[str, dict[str, Any]] = {
 
 
 def images(work: Path, distinct: int) -> Path:
-    """Return a folder of `train/` and `val/` scenes; of few distinct ones, each as often as makes `IMAGES`."""
+    """Return a folder of `train/` and `val/` scenes; of few distinct ones, each as often as makes `IMAGES`.
+
+    Where `given` was called, they are of that folder.
+    """
     folder = work / "data" / ("scenes" if distinct == IMAGES else f"few_{distinct}")
     if not folder.exists():
         if distinct == IMAGES:
@@ -113,23 +125,65 @@ def images(work: Path, distinct: int) -> Path:
     return folder
 
 
+def given(work: Path, source: Path) -> None:
+    """Take `IMAGES` and `VALIDATION` images of a folder with `train/` and `val/` (or `test/`) instead of scenes."""
+    folder = work / "data" / "scenes"
+    if folder.exists():
+        return
+    scored = source / "val" if (source / "val").is_dir() else source / "test"
+    for part, files, count in (("train", source / "train", IMAGES), ("val", scored, VALIDATION)):
+        found = sorted(path for path in files.rglob("*") if path.is_file())
+        for position in even_positions(len(found), count).tolist():
+            target = folder / part / found[position].relative_to(files).with_suffix(".png")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with Image.open(found[position]) as image:
+                image.convert("RGB").save(target)
+
+
+class Until(Callback):
+    """Ends a run at a share of its steps."""
+
+    def __init__(self, share: float) -> None:
+        self._share, self._total = share, 0
+
+    def on_start(self, folder: Path, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        """Note how many steps there are."""
+        self._total = plan["total_steps"]
+
+    def on_row(self, row: Mapping[str, Any]) -> None:
+        """End the run, or not."""
+        if row["step"] >= self._share * self._total:
+            raise StopTraining("far enough")
+
+
 def place(work: Path, name: str, mode: str) -> Path:
     """Return the folder of a run."""
     return work / mode / name.replace(" ", "-").replace(",", "").replace("/", "by")
 
 
-def run(work: Path, name: str, changes: dict[str, Any], mode: str) -> Path:
-    """Do one run, unless it is finished; return its folder."""
+def run(work: Path, name: str, changes: dict[str, Any], mode: str, *, seed: int = 0, until: float = 1.0) -> Path:
+    """Do one run, unless it is finished; return its folder.
+
+    Args:
+        work: where runs lie.
+        name, changes: of the case.
+        mode: `warn` or `repair`.
+        seed: added to that of the case.
+        until: share of the steps that are done.
+    """
     out = place(work, name, mode)
-    if (out / "backbone.safetensors").exists() and (out / "finished").exists():
+    if (out / "finished").exists():
         return out
     changes = dict(changes)
     data = {
         "data.train": [str(images(work, changes.pop("images", IMAGES)) / "train")],
         "monitor.knn_data": str(images(work, IMAGES)),
         "monitor.dynamics": mode,
+        "runtime.seed": changes.pop("runtime.seed", 0) + seed,
     }
-    pretrain(override(base_config("own-images"), {**BASE, **changes, **data}), out, overwrite=True)
+    config = override(base_config("own-images"), {**BASE, **changes, **data})
+    with suppress(StopTraining):
+        pretrain(config, out, overwrite=True, callbacks=[Until(until)] if until < 1 else [])
     (out / "finished").touch()
     return out
 
@@ -145,6 +199,7 @@ def figures(folder: Path) -> dict[str, Any]:
             {"kind": each.kind, "began": each.began / total, "found": each.found / total, "ended": each.ended}
             for each in found
         ],
+        "by_rows": min((each.found / total for each in found if each.found), default=None),
         "repairs": [
             {"kind": each.kind, "found": each.found / total, "back": each.back / total, "moved": each.words}
             for each in read_repairs(RunDir(folder))
@@ -200,13 +255,19 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*")
     parser.add_argument("--modes", nargs="*", default=["warn", "repair"])
+    parser.add_argument("--images", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--until", type=float, default=1.0)
     args = parser.parse_args()
+    if args.images is not None:
+        given(args.work, args.images)
     torch.set_num_threads(1)
     results: dict[str, Any] = {}
     for name, changes in {**HEALTHY, **CASES}.items():
         for mode in args.modes:
             if args.only is None or name in args.only:
-                folder = run(args.work, name, changes, mode)
+                until = args.until if name in CASES else 1.0
+                folder = run(args.work, name, changes, mode, seed=args.seed, until=until)
                 results[f"{name} / {mode}"] = figures(folder)
                 if name in CASES and mode == "warn":
                     others = [place(args.work, other, "warn") for other in HEALTHY]

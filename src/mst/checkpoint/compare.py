@@ -52,8 +52,9 @@ would have.
 INTERVENTIONS = ("optimizer.lr", "optimizer.base_lr", "optimizer.clip", "runtime.precision")
 """Settings that define what is learnt and may be changed all the same: what helps where steps are not finite. The plan
 notes each change and its step, under its key of that name."""
-IDENTITY, ACCEPTED, NOTED = "data_identity", "accepted_data", "interventions"
-"""Keys of a plan: what the images are, and what was there before and was accepted to have changed."""
+IDENTITY, ACCEPTED, NOTED, OPENED = "data_identity", "accepted_data", "interventions", "opened"
+"""Keys of a plan: what the images are, what was there before and was accepted to have changed, settings that were
+changed on the way, and how many images of a sample differ."""
 FIRST_IMAGE = "first_image"
 """Key of a training's identity: the path of the first image."""
 FOLLOWS_FROM_DATA = (
@@ -104,7 +105,7 @@ def refuse_changed_settings(
         CheckpointError: settings that define the run differ; names each with both values. Or the images do.
     """
     free = {*free, *(FOLLOWS_FROM_DATA if _accepted(saved, current) else ())}
-    noted = {IDENTITY, ACCEPTED, NOTED}
+    noted = {IDENTITY, ACCEPTED, NOTED, OPENED}
     saved, current = ({key: side[key] for key in side if key not in noted} for side in (saved, current))
     known = _flat(json.loads(json.dumps({**usual}))) | _flat(json.loads(json.dumps(saved)))
     changed = {key: (known[key], now) for key, (_, now) in changed_settings(saved, current).items() if key in known}

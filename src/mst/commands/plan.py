@@ -57,11 +57,13 @@ def run(argv: Sequence[str]) -> int:
     from mst.planning.fitting import check_fits, fit, microbatch_of
     from mst.planning.resolving import resolved
     from mst.planning.setup import describe_setup, prepare
+    from mst.train.dynamics import tell_foreseen
 
     setup = prepare(resolved(config))
     choice = setup.config.choice
     if not options.json:
         emit(describe_setup(setup))
+    tell_foreseen(setup.config, setup.plan)
     probed, plans = None, None
     if options.devices is not None:
         from mst.planning.scaling import device_plans

@@ -380,5 +380,7 @@ class RunPlan(Section):
     """What the images are, `mst.runtime.identity.DataIdentity.row()`; empty in runs of older versions."""
     accepted_data: tuple[dict[str, Any], ...] = ()
     """Images that the run learned from before they changed: `identity`, and the `until_step` they were used."""
+    opened: tuple[int, int] | None = None
+    """Different images among those that were opened before the run, and how many these were."""
     interventions: tuple[dict[str, Any], ...] = ()
     """Settings that were changed in the middle of the run: from `step` on, `changed`: key -> (before, from then on)."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -158,11 +159,12 @@ def prepare(config: RunConfig) -> Setup:
     plan = derive(config, samples, world.size)
     spec = checked_spec(config, plan)
     ranges = value_ranges(config, images)
-    check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
+    opened = check_sample(images, channels=channels, patch_size=spec.patch_size, origin="--data.channels", scale=ranges)
     if needs_measuring(config):
         mean, std = channel_statistics(images, channels=channels, scale=ranges)
         plan = derive(config, samples, world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
-    plan = with_ranges(plan, ranges, len(images)).model_copy(update={"order": order_name(images, config.data)})
+    noted = {"order": order_name(images, config.data), "opened": opened}
+    plan = with_ranges(plan, ranges, len(images)).model_copy(update=noted)
     labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
     held_out = held_out_set(apart, labelled, channels=channels, scale=ranges)
     if labelled is not None:
@@ -293,8 +295,10 @@ def backbone_spec_of_any_size(config: RunConfig) -> BackboneSpec:
     return backbone_spec(config.model, image_size=(side, side), channels=config.data.channels)
 
 
-def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE) -> None:
-    """Open a few images, evenly spaced.
+def check_sample(
+    images: ImageSource, *, channels: int, patch_size: int, origin: str, scale: Scale = BY_TYPE
+) -> tuple[int, int]:
+    """Open a few images, evenly spaced; return how many of them are different, and how many there are.
 
     Args:
         images: all of them.
@@ -306,15 +310,16 @@ def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin:
     Raises:
         DataError: none can be decoded, or all are smaller than one patch.
     """
-    sizes: list[tuple[int, int]] = []
+    sizes, pixels = list[tuple[int, int]](), set[bytes]()
     problems: list[UnreadableImage] = []
     for position in even_positions(len(images), SAMPLE).tolist():
         try:
-            height, width = read_image(images, position, channels=channels, scale=scale).shape[-2:]
+            image = read_image(images, position, channels=channels, scale=scale)
         except UnreadableImage as problem:
             problems.append(problem)
         else:
-            sizes.append((height, width))
+            sizes.append((image.shape[-2], image.shape[-1]))
+            pixels.add(hashlib.blake2b(image.contiguous().numpy().data, digest_size=16).digest())
     if not sizes:
         tried = "none of the" if len(problems) == len(images) else f"none of {len(problems)} images tried of"
         raise DataError(f"{tried} {len(images)} images can be decoded; the first: {_explained(problems[0], origin)}")
@@ -324,6 +329,7 @@ def check_sample(images: ImageSource, *, channels: int, patch_size: int, origin:
             f"the images are smaller than one {patch_size} px patch (the largest of {len(sizes)} opened: "
             f"{height}x{width}): use larger images or a smaller --model.patch-size"
         )
+    return len(pixels), len(sizes)
 
 
 def _explained(problem: UnreadableImage | None, origin: str) -> str:

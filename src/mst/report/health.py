@@ -57,6 +57,10 @@ def found_in(records: RunRecords) -> list[Finding]:
 def _dynamics(records: RunRecords) -> Iterator[Check]:
     """What went wrong on the way, once for each kind, else what became of the teacher's outputs at the end."""
     found = found_in(records)
+    for finding in (each for each in found if not each.found):
+        moved = "" if finding.ended is None else f" It was moved at step {finding.ended}."
+        yield Check(False, f"Before the first step: {finding.text}: {finding.knob}.{moved}")
+    found = [each for each in found if each.found]
     for kind in dict.fromkeys(finding.kind for finding in found):
         same = [finding for finding in found if finding.kind == kind]
         last = same[-1]

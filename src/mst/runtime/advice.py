@@ -15,4 +15,5 @@ RANK = "lower --optimizer.lr or --model.prototypes, or raise --objective.restora
 OVER_MASKED = "lower --objective.mask-probability or --objective.eligible-fraction"
 UNDER_MASKED = "raise --objective.eligible-fraction or --objective.mask-probability, or use smaller patches"
 HIDDEN = "raise --objective.restoration-weight, or hide less (--objective.mask-probability)"
+REPEATED = "leave copies out (mst inspect finds them), or collect more images"
 FEW_IMAGES = "fewer --train.epochs, more images, or stronger augmentation (--views.jitter, --views.local-scale)"

@@ -14,7 +14,8 @@ from mst.checkpoint.compare import NOTED
 from mst.config.load import override
 from mst.config.schema import RunConfig, RunPlan
 from mst.parallel.world import World
-from mst.runtime.dynamics.detectors import findings
+from mst.runtime import logging
+from mst.runtime.dynamics.detectors import findings, foreseen
 from mst.runtime.dynamics.records import LOOKS_BACK, Finding
 from mst.runtime.dynamics.repair import MOST_REPAIRS, Knobs, Repair, effective_from, moves
 from mst.runtime.storage.results import plain_json, read_jsonl
@@ -29,6 +30,13 @@ DERIVED = {
     "objective.teacher_momentum": "teacher_momentum",
 }
 """Settings that a plan holds the value of."""
+
+
+def tell_foreseen(config: RunConfig, plan: RunPlan) -> None:
+    """Warn of what is known to go wrong before the first step, unless that is not wanted."""
+    if config.monitor.dynamics != "off":
+        for finding in foreseen(config.model_dump(mode="json"), plan.model_dump(mode="json")):
+            logging.warn(finding.line)
 
 
 def moved(config: RunConfig, plan: RunPlan, repairs: Sequence[Repair], step: int) -> tuple[RunConfig, RunPlan]:

@@ -53,6 +53,7 @@ from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
+from mst.train.dynamics import tell_foreseen
 from mst.train.pretraining import Pretraining
 from mst.views.record import Crops
 from mst.workflows.callbacks import NOBODY, Callback, Callbacks
@@ -155,6 +156,8 @@ def _pretrained(
         setup = resumed_setup(setup, run, accept=accept)
     world.refuse_differences(setup.plan.model_dump(mode="json"), "images")
     logging.show(describe_setup(setup))
+    if not resume:
+        tell_foreseen(setup.config, setup.plan)
     check_fits(setup)
     pair = setup.build_pair(resumed=resume and any(run.checkpoints.glob("step_*")))
     if not resume:

@@ -1,4 +1,4 @@
-"""What can go wrong in a pre-training, told from its rows: each finding with its step, number, limit and knob.
+"""What can go wrong in a pre-training, told from its settings and rows: each with its step, number, limit and knob.
 
 Every number is a mean over a window that looks back only, and windows are shares of the run, so a finding depends on
 the rows up to the one that tells it: it is the same while the run is on and in the report. Limits lie between healthy
@@ -13,7 +13,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from mst.runtime.dynamics.records import CALM, LASTS, REPAIRABLE, Finding, Signal, conditions_of
+from mst.runtime.dynamics.known import known
+from mst.runtime.dynamics.records import CALM, REPAIRABLE, Finding, Signal, conditions_of
 from mst.runtime.dynamics.series import Column
 from mst.runtime.dynamics.signals import signals
 
@@ -30,17 +31,23 @@ def findings(rows: Sequence[Mapping[str, Any]], config: Mapping[str, Any], plan:
     if conditions is None or conditions.total < 1:
         return []
     found = [each for signal, steps in signals(rows, conditions) for each in _episodes(signal, steps, conditions.total)]
-    return sorted(found, key=lambda each: (each.found, REPAIRABLE.index(each.kind) if each.repairable else 99))
+    found = sorted(found, key=lambda each: (each.found, REPAIRABLE.index(each.kind) if each.repairable else 99))
+    return [*known(config, plan, conditions), *found]
+
+
+def foreseen(config: Mapping[str, Any], plan: Mapping[str, Any]) -> list[Finding]:
+    """Return what is known to go wrong before the first step; arguments as of `findings`."""
+    return findings([], config, plan)
 
 
 def _episodes(signal: Signal, steps: Column, total: int) -> Iterator[Finding]:
-    """Yield a finding for each time that a signal was bad for `LASTS` rows; it ends when it was not for `CALM`."""
+    """Yield a finding for each time that a signal was bad for `lasts` rows; it ends when it was not for `CALM`."""
     streak, last = 0, 0.0
     pending: Finding | None = None
     for row, bad in enumerate(signal.bad.tolist()):
         streak, last = (streak + 1, float(steps[row])) if bad else (0, last)
-        if pending is None and streak == LASTS:
-            first = row - LASTS + 1
+        if pending is None and streak == signal.lasts:
+            first = row - streak + 1
             began = signal.began(first) if signal.began is not None else first
             value = float(signal.value[row])
             pending = Finding(

@@ -16,6 +16,9 @@ from numpy.typing import NDArray
 from mst.runtime.dynamics.series import Column
 
 Kind = Literal[
+    "many-prototypes",
+    "repeated",
+    "settings",
     "uniform",
     "constant",
     "few-prototypes",
@@ -29,8 +32,9 @@ Kind = Literal[
 ]
 REPAIRABLE = ("over-masked", "uniform", "constant", "few-prototypes", "lost", "flat", "rank")
 """Findings that a knob of a running run helps against, the clearest cause first."""
-WINDOW, GRACE, LASTS = 0.03, 0.05, 3
-"""Share of the run that a mean is over; share in which nothing is found in what is learnt; rows that must agree."""
+WINDOW, GRACE, LASTS = 0.03, 0.05, 2
+"""Share of the run that a mean is over, three rows at least; share in which nothing is found in what is learnt; means
+that must agree."""
 FIRST_STEPS = 15
 """Steps in which nothing is found in what is learnt either, however short a run is."""
 CALM = 0.1
@@ -48,7 +52,7 @@ class Finding:
     Attributes:
         kind: what.
         began: step at which it began, as far as rows tell.
-        found: step of the row that tells it.
+        found: step of the row that tells it; 0 = known before the first.
         ended: step of the first row that no longer does; None = it stands.
         key: the curve that shows it.
         value: the number at `found`.
@@ -70,7 +74,8 @@ class Finding:
     @property
     def line(self) -> str:
         """The finding for the log."""
-        return f"dynamics at step {self.found}: {self.text}: {self.knob}"
+        when = f"at step {self.found}" if self.found else "before the first step"
+        return f"dynamics {when}: {self.text}: {self.knob}"
 
     @property
     def repairable(self) -> bool:
@@ -88,6 +93,7 @@ class Signal:
         bad: by row [R].
         text: takes the value; returns number and limit in words.
         began: takes the first bad row; returns the row at which it began. None = that row.
+        lasts: rows in succession that must be bad.
     """
 
     kind: Kind
@@ -98,6 +104,7 @@ class Signal:
     text: Callable[[float], str]
     knob: str
     began: Callable[[int], int] | None = None
+    lasts: int = LASTS
 
 
 @dataclass(frozen=True)

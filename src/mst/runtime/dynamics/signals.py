@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from mst.runtime import advice
-from mst.runtime.dynamics.records import FIRST_STEPS, GRACE, WINDOW, Conditions, Flags, Signal
+from mst.runtime.dynamics.records import FIRST_STEPS, GRACE, WINDOW, Conditions, Flags, Kind, Signal
 from mst.runtime.dynamics.series import Column, Series
 
 UNIFORM, FALLING, FALLING_WINDOW = 0.8, 0.01, 0.05
@@ -44,6 +44,8 @@ BEYOND_FILL_AFTER = 0.5
 FALL, FALL_ERRORS, FEW_EPOCHS = 3.0, 2.0, 20.0
 """Points of a score lost since its best, in points and in standard errors; and epochs from which it is blamed on
 few images."""
+SCORES_AGREE = 3
+"""Scores in succession that must be low; they are no means."""
 SCORES = {"knn_top1": ("k-NN", 2000), "retrieval_top1": ("retrieval of images kept out of training", 256)}
 """Scores on other images than those learned from, in words, and of how many images at most: for its standard error."""
 
@@ -74,6 +76,12 @@ def _after(series: Series, share: float) -> Flags:
     return series.steps > max(share * series.total, FIRST_STEPS)
 
 
+def _low(series: Series, kind: Kind, key: str, value: Column, limit: float | Column, **words: Any) -> Signal:
+    """Return a number that is bad below its limit [] or [R], once a run has had its time; `words` are a `Signal`'s."""
+    bad = _true((value < limit) & _after(series, GRACE))
+    return Signal(kind, key, value, words.pop("shown", limit), bad, **words)
+
+
 def _true(bad: Any) -> Flags:
     """Return flags; where there is no number there is nothing bad."""
     return np.nan_to_num(np.asarray(bad, dtype=np.float64)).astype(np.bool_)
@@ -97,31 +105,23 @@ def _uniform(series: Series) -> Signal:
 
 def _constant(series: Series) -> Signal:
     apart = series.mean(series.column("marginal_entropy") - series.column("teacher_entropy"), WINDOW)
-    return Signal(
-        "constant",
-        "marginal_entropy",
-        apart,
-        TOLD_APART,
-        _true((apart < TOLD_APART) & _after(series, GRACE)),
-        lambda value: (
+    return _low(
+        *(series, "constant", "marginal_entropy", apart, TOLD_APART),
+        text=lambda value: (
             f"the teacher hardly tells images apart (mean output {value:.2f} nats above that of one image, limit "
             f"{TOLD_APART})"
         ),
-        advice.CONSTANT,
+        knob=advice.CONSTANT,
     )
 
 
 def _few_prototypes(series: Series, conditions: Conditions) -> Signal:
     limit = min(FEWEST_USED, conditions.batch / IMAGES_A_PROTOTYPE)
     used = np.exp(series.mean(series.column("marginal_entropy"), WINDOW))
-    return Signal(
-        "few-prototypes",
-        "marginal_entropy",
-        used,
-        limit,
-        _true((used < limit) & _after(series, GRACE)),
-        lambda value: f"all images share {value:.1f} prototypes (at least {limit:g} are usual)",
-        advice.FEW_PROTOTYPES,
+    return _low(
+        *(series, "few-prototypes", "marginal_entropy", used, limit),
+        text=lambda value: f"all images share {value:.1f} prototypes (at least {limit:g} are usual)",
+        knob=advice.FEW_PROTOTYPES,
     )
 
 
@@ -167,31 +167,24 @@ def _lost(series: Series) -> list[Signal]:
 def _flat(series: Series) -> Signal:
     spread = series.mean(series.column("feature_std"), WINDOW)
     limit = np.minimum(FLAT, FLAT_SHARE * _highest(spread))
-    return Signal(
-        "flat",
-        "feature_std",
-        spread,
-        FLAT,
-        _true((spread < limit) & _after(series, GRACE)),
-        lambda value: f"features of different images become equal (deviation {value:.3f}, limit {FLAT})",
-        advice.FLAT,
+    return _low(
+        *(series, "flat", "feature_std", spread, limit),
+        shown=FLAT,
+        text=lambda value: f"features of different images become equal (deviation {value:.3f}, limit {FLAT})",
+        knob=advice.FLAT,
     )
 
 
 def _rank(series: Series) -> Signal:
     rank = series.mean(series.column("rankme"), WINDOW)
     share = rank / _highest(rank)
-    return Signal(
-        "rank",
-        "rankme",
-        share,
-        RANK_SHARE,
-        _true((share < RANK_SHARE) & _after(series, GRACE)),
-        lambda value: (
+    return _low(
+        *(series, "rank", "rankme", share, RANK_SHARE),
+        text=lambda value: (
             f"features use few of their dimensions: RankMe is {value:.1%} of its highest (limit {RANK_SHARE:.0%})"
         ),
-        advice.RANK,
-        lambda row: int(np.nanargmax(np.where(np.isfinite(rank[: row + 1]), rank[: row + 1], -np.inf))),
+        knob=advice.RANK,
+        began=lambda row: int(np.nanargmax(np.where(np.isfinite(rank[: row + 1]), rank[: row + 1], -np.inf))),
     )
 
 
@@ -275,4 +268,5 @@ def _few_images(series: Series, conditions: Conditions, key: str) -> Signal:
             f"{conditions.images} images: it fits these images and no others"
         ),
         advice.FEW_IMAGES,
+        lasts=SCORES_AGREE,
     )

@@ -310,8 +310,7 @@ def check_sample(
     Raises:
         DataError: none can be decoded, or all are smaller than one patch.
     """
-    sizes, pixels = list[tuple[int, int]](), set[bytes]()
-    problems: list[UnreadableImage] = []
+    sizes, pixels, problems = list[tuple[int, int]](), set[bytes](), list[UnreadableImage]()
     for position in even_positions(len(images), SAMPLE).tolist():
         try:
             image = read_image(images, position, channels=channels, scale=scale)

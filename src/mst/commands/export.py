@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rich.text import Text
 
@@ -14,6 +15,7 @@ from mst.terminal.output import emit, emit_json
 from mst.terminal.parsing import parse_words
 from mst.workflows.export import export_backbone
 from mst.workflows.exporting.model import export_model
+from mst.workflows.exporting.onnx_settings import OnnxSettings
 from mst.workflows.exporting.settings import ExportSettings, parse_list
 
 
@@ -37,6 +39,16 @@ class ExportOptions:
     importance [B, N]. Of a classifier also logits [B, K] and probabilities [B, K] (both if none are named)."""
     any_size: bool = False
     """Of onnx: images of every size that patches tile."""
+    types: str = "fp32"
+    """Of onnx, with commas: fp32, fp16 (half the size), int8 (a quarter; its products are of 8 bits)."""
+    calibration: PathText = ""
+    """Of int8: images like those it will see; the ranges of its numbers are taken from them."""
+    calibration_images: int = 64
+    """How many of them are used, drawn by the seed."""
+    knn: PathText = ""
+    """Of onnx: labelled images, as for `mst evaluate knn`: how many of its decisions stay the same is measured."""
+    seed: int = 0
+    """Of the draw of calibration images."""
     license: str = "other"
     """Of hf: the licence of the weights, for the model card."""
     push: str = ""
@@ -61,6 +73,13 @@ def run(argv: Sequence[str]) -> int:
         options.any_size,
         options.license,
         options.push or None,
+        OnnxSettings(
+            parse_list(options.types, "--types"),
+            options.calibration or None,
+            options.calibration_images,
+            options.knn or None,
+            options.seed,
+        ),
     )
     if options.model:
         result = export_model(options.model, options.out, form=options.format, settings=settings)
@@ -77,19 +96,26 @@ def run(argv: Sequence[str]) -> int:
     return 0
 
 
-def _told(row: dict[str, object]) -> str:
+def _told(row: dict[str, Any]) -> str:
     """Return a line on one measured file."""
-    outputs = row["outputs"]
-    assert isinstance(outputs, dict)
-    names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in outputs.items())
+    names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in row["outputs"].items())
     same = {"same_label": "labels", "same_pixels": "classes of pixels"}
-    more = "".join(f"; {word} the same for {float(str(row[key])):g} %" for key, word in same.items() if key in row)
-    if "bytes" in row:
+    more = "".join(f"; {word} the same for {row[key]:g} %" for key, word in same.items() if key in row)
+    if "speed" in row:
+        speed = row["speed"]
+        threads = "a thread" if speed["threads"] == 1 else f"on {speed['threads']} threads"
         more += (
-            f"; {float(str(row['bytes'])) / 1e6:.1f} MB, {float(str(row['images_per_second'])):.1f} images/s a thread"
+            f"; {row['bytes'] / 1e6:.1f} MB, {speed['images_per_second']:.1f} ({speed['slowest']:.1f} to "
+            f"{speed['fastest']:.1f}) images/s {threads}"
         )
     if "same_neighbour" in row:
-        more += f", nearest neighbour the same for {float(str(row['same_neighbour'])):.0f} %"
+        more += f", nearest neighbour the same for {row['same_neighbour']:.0f} %"
+    if "knn" in row:
+        found = row["knn"]
+        more += (
+            f"; k-NN decides the same for {found['agreement']:.1f} % of {found['val_images']} images, top-1 "
+            f"{found['top1']:.1f} (backbone {found['top1_backbone']:.1f})"
+        )
     return (
         f"{row.get('file', row['format'])} ({row['type']}): differs by {names} of the largest, measured in "
         f"{row['program']} on {row['count']} images: {row['images']}{more}"

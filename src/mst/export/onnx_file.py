@@ -70,7 +70,7 @@ def make_graph(network: Outputs, images: Tensor, *, any_size: bool) -> Any:
         images = torch.nn.functional.interpolate(images, (height + 3 * patch, width + 5 * patch))  # not the own size
         shapes |= {2: patch * torch.export.Dim("h", min=1), 3: patch * torch.export.Dim("w", min=1)}
     try:
-        with _quiet():
+        with quiet():
             program = torch.onnx.export(
                 network,
                 (images,),
@@ -88,9 +88,9 @@ def make_graph(network: Outputs, images: Tensor, *, any_size: bool) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Inside: what exporters print and warn of is not shown; an export that goes wrong raises."""
-    names = ("onnxscript", "onnx_ir", "torch.onnx")
+    names = ("", "onnxscript", "onnx_ir", "torch.onnx")
     levels = [logging.getLogger(name).level for name in names]
     for name in names:
         logging.getLogger(name).setLevel(logging.ERROR)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import statistics
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +13,29 @@ from torch import Tensor
 
 from mst.export.onnx_file import run_session
 
+PASSES = 7
+"""Passes of one image that a speed is measured on, at least."""
 TIMED = 0.5
-"""Seconds that a speed is measured for, at least."""
+"""Seconds that they take together, at least."""
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Of one image at a time.
+
+    Attributes:
+        images_per_second: median of the passes.
+        slowest: images per second of the slowest pass.
+        fastest: of the fastest pass.
+        passes: how many were measured, after one that was not.
+        threads: that computed.
+    """
+
+    images_per_second: float
+    slowest: float
+    fastest: float
+    passes: int
+    threads: int
 
 
 def neighbour_agreement(expected: Tensor, found: Tensor) -> float:
@@ -23,13 +47,25 @@ def neighbour_agreement(expected: Tensor, found: Tensor) -> float:
     return 100 * float((nearest[0] == nearest[1]).double().mean())
 
 
-def images_per_second(running: Any, images: Tensor) -> float:
-    """Return how many images a session computes in a second, one at a time, in its best of at least five passes."""
-    single = images[:1]
-    run_session(running, single)
-    best, begun, passes = float("inf"), time.perf_counter(), 0
-    while passes < 5 or time.perf_counter() - begun < TIMED:
-        before = time.perf_counter()
-        run_session(running, single)
-        best, passes = min(best, time.perf_counter() - before), passes + 1
-    return 1 / best
+def speeds(running: Mapping[str, Any], inputs: Mapping[str, Tensor], *, threads: int) -> dict[str, Speed]:
+    """Return how many images a second each session computes, one at a time; the sessions take turns.
+
+    Args:
+        running: name -> session of ONNX Runtime.
+        inputs: name -> one image [1, ...] as that session takes it.
+        threads: of the sessions, for the record.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in running}
+    for name, each in running.items():
+        run_session(each, inputs[name])
+    begun, passes = time.perf_counter(), 0
+    while passes < PASSES or time.perf_counter() - begun < TIMED * len(running):
+        for name, each in running.items():
+            before = time.perf_counter()
+            run_session(each, inputs[name])
+            seconds[name].append(time.perf_counter() - before)
+        passes += 1
+    return {
+        name: Speed(1 / statistics.median(took), 1 / max(took), 1 / min(took), passes, threads)
+        for name, took in seconds.items()
+    }

@@ -11,8 +11,15 @@ from torch import Tensor
 
 from mst.errors import RunFailure
 
-TOLERANCE = {"fp32": 1e-4}
-"""Largest difference of an output relative to its largest number: the same sums in another order."""
+TOLERANCE = {"fp32": 1e-4, "fp16": 1e-2, "int8": 0.3}
+"""Largest difference of an output relative to its largest number.
+
+fp32: the same sums in another order. fp16: a number is rounded by up to 2^-11 = 5e-4; some 50 roundings one after the
+other (4 a block) add up as random ones to 3.5e-3, and three times that is allowed. int8: a number is rounded by up to
+1/510 of its tensor's range, which outliers widen; what is allowed finds broken files, `LEAST_COSINE` finds bad ones.
+"""
+LEAST_COSINE = {"int8": 0.95}
+"""Least mean cosine similarity of an output: cos 18 degrees, far below what images of one class have in common."""
 
 
 @dataclass(frozen=True)
@@ -22,10 +29,16 @@ class Difference:
     Attributes:
         absolute: the largest.
         relative: the same as a share of the largest number that was expected.
+        mean: the mean difference as a share of the mean size of the numbers that were expected.
+        cosine: mean cosine similarity of an image's numbers, all in one row.
+        least_cosine: of the image that is worst.
     """
 
     absolute: float
     relative: float
+    mean: float
+    cosine: float
+    least_cosine: float
 
 
 @dataclass(frozen=True)
@@ -85,8 +98,12 @@ def difference(expected: Tensor, found: Tensor) -> Difference:
         raise RunFailure(f"the exported network gives {list(found.shape)} numbers, needed are {list(expected.shape)}")
     expected, found = expected.double(), found.double()
     absolute = (expected - found).abs().max()
-    relative = absolute / expected.abs().max().clamp(min=torch.finfo(torch.float32).tiny)
-    return Difference(float(absolute), float(relative))
+    tiny = torch.finfo(torch.float32).tiny
+    relative = absolute / expected.abs().max().clamp(min=tiny)
+    mean = (expected - found).abs().mean() / expected.abs().mean().clamp(min=tiny)
+    one, other = (tensor.reshape(len(tensor), -1) for tensor in (expected, found))
+    cosine = torch.nn.functional.cosine_similarity(one, other).where((one != other).any(1), 1.0)  # zeros as well
+    return Difference(float(absolute), float(relative), float(mean), float(cosine.mean()), float(cosine.min()))
 
 
 def measure(
@@ -118,5 +135,11 @@ def measure(
             raise RunFailure(
                 f"{program} gives other {name.replace('_', ' ')} than this package: they differ by {one.relative:.2e} "
                 f"of the largest, allowed are {tolerance:g} in {kind}; nothing was exported"
+            )
+        least = LEAST_COSINE.get(kind, -1.0)
+        if one.cosine < least:
+            raise RunFailure(
+                f"{program} gives other {name.replace('_', ' ')} than this package: their mean cosine similarity is "
+                f"{one.cosine:.3f}, needed are {least:g} in {kind}; nothing was exported"
             )
     return Parity(form, kind, program, images.source, len(images.pixels), outputs, tolerance)

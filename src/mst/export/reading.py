@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mst.errors import CheckpointError, UsageError
 from mst.export.classifier import load_with_classifier, stored_classes
+from mst.export.names import TYPES, file_name
 from mst.export.network import OUTPUTS
 from mst.export.onnx_file import INFORMATION, run_session, session
 from mst.export.timm_folder import WEIGHTS
@@ -24,9 +25,8 @@ from mst.model.tokens import Summary, Tokens
 from mst.weights.description import BadDescription, part, words
 
 PARITY = "parity.json"
-ONNX, PROGRAM = "backbone.onnx", "backbone.pt2"
-FILES = (WEIGHTS, "backbone.safetensors", ONNX, PROGRAM, "classifier.onnx", "classifier.pt2")
-"""What an exported folder holds, one of them."""
+FILES = (WEIGHTS, "backbone.safetensors", *map(file_name, TYPES), "backbone.pt2", "classifier.onnx", "classifier.pt2")
+"""What an exported folder holds; the first of them counts."""
 GRAPHS = (".onnx", ".pt2")
 Run = Callable[[Tensor], dict[str, Tensor]]
 
@@ -51,12 +51,18 @@ class Graph:
     run: Run
     names: tuple[str, ...]
 
+    @property
+    def kind(self) -> str:
+        """Type of its numbers; what does not say it is older, and fp32."""
+        return str(self.said.get("type", "fp32"))
+
 
 class ExportedBackbone(Backbone):
     """A backbone whose numbers come from another program; it cannot be trained.
 
     Attributes:
         digest: of its file, so that features kept of another file are not taken for its own.
+        computed_in: the type of its numbers: fp32, fp16, int8.
     """
 
     digest: Tensor
@@ -64,7 +70,7 @@ class ExportedBackbone(Backbone):
     def __init__(self, graph: Graph, embed_dim: int) -> None:
         super().__init__(graph.spec, nn.Identity(), embed_dim=embed_dim, mask_dim=1)
         self._run, self._names, self._file = graph.run, graph.names, graph.file
-        self.metadata = graph.metadata
+        self.metadata, self.computed_in = graph.metadata, graph.kind
         self.mask_token.requires_grad_(False)
         self.register_buffer(
             "digest", torch.tensor(list(hashlib.sha256(graph.file.read_bytes()).digest()), dtype=torch.uint8)
@@ -112,8 +118,8 @@ def load_exported(path: Path) -> tuple[Backbone, Path]:
     """Return what was exported, in evaluation mode on the CPU, and the file of its weights.
 
     Args:
-        path: a folder of `mst export`, or its `.onnx` or `.pt2` file. Of a folder with several ONNX files the one in
-            fp32 counts.
+        path: a folder of `mst export`, or its `.onnx` or `.pt2` file. Of a folder with several ONNX files the one with
+            the most bits counts.
 
     Raises:
         CheckpointError: a file is missing or damaged.

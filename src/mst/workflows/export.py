@@ -13,7 +13,7 @@ from mst.workflows.exporting.folder import fill, new_folder, push
 from mst.workflows.exporting.settings import GRAPHS, OUTPUTS, ExportSettings, chosen
 
 if TYPE_CHECKING:
-    from mst.export.parity import Images, Parity
+    from mst.export.parity import Images
     from mst.model.backbone import Backbone
     from mst.workflows.subject import Subject
 
@@ -61,7 +61,7 @@ def export_backbone(
         push(folder, settings.push)
     worst = max(one["relative"] for row in rows for one in row["outputs"].values())
     remarks = [*_left_out(user_path(backbone)), *_sizes(form, subject.backbone)]
-    use = _use(form, folder, subject.backbone)
+    use = _use(form, folder, str(rows[0].get("file", "")))
     return {"format": form, "out": str(folder), "difference": worst, "parity": rows, "use": use, "remarks": remarks}
 
 
@@ -75,7 +75,11 @@ def _written(
     backbone = subject.backbone
     wanted = expected(backbone, images.pixels, settings.outputs)
     if form == "onnx":
-        return _onnx(subject, images, wanted, place, settings)
+        from mst.export.network import Outputs
+        from mst.workflows.exporting.onnx_folder import Asked, write_files
+
+        network = Outputs(backbone, settings.outputs)
+        return write_files(Asked(subject, network, images, wanted, settings.onnx, settings.any_size), place)
     program, found = _plain_format(form, subject, images, place, settings)
     return [measure(form, program, images, wanted, found).to_json()]
 
@@ -115,36 +119,12 @@ def _plain_format(
     return f"torch.export {torch.__version__}", found
 
 
-def _onnx(
-    subject: Subject, images: Images, wanted: dict[str, Any], place: Path, settings: ExportSettings
-) -> list[dict[str, Any]]:
-    """Write an ONNX file; return what was measured of it, with size, speed and neighbours."""
-    from mst.export import onnx_file, onnx_speed
-    from mst.export.network import Outputs
-    from mst.export.parity import measure
-
-    onnx_file.library("onnxruntime")
-    network, pixels = Outputs(subject.backbone, settings.outputs), images.pixels
-    example = pixels[:2].repeat(2, 1, 1, 1)[:2]
-    graph = onnx_file.make_graph(network, example, any_size=settings.any_size)
-    source = place / "backbone.onnx"
-    onnx_file.write_onnx(graph, source, subject.backbone)
-    running = onnx_file.session(source, threads=1)
-    found = onnx_file.run_session(running, pixels, network.names)
-    parity: Parity = measure("onnx", onnx_file.runtime_name(), images, wanted, found)
-    row = {"file": source.name, **parity.to_json(), "bytes": source.stat().st_size}
-    row["images_per_second"] = onnx_speed.images_per_second(running, pixels)
-    if "features" in found:
-        row["same_neighbour"] = onnx_speed.neighbour_agreement(wanted["features"], found["features"])
-    return [row]
-
-
-def _use(form: str, folder: Path, network: Backbone) -> str:
-    """Return the line of Python with which the other program loads the export."""
+def _use(form: str, folder: Path, file: str) -> str:
+    """Return the line of Python with which the other program loads the export; `file` is the first of ONNX."""
     return {
         "timm": f'timm.create_model("local-dir:{folder}", pretrained=True)',
         "hf": f'transformers.AutoModel.from_pretrained("{folder}")',
-        "onnx": f'onnxruntime.InferenceSession("{folder}/backbone.onnx")',
+        "onnx": f'onnxruntime.InferenceSession("{folder}/{file}")',
         "torch-export": f'torch.export.load("{folder}/backbone.pt2").module()',
         "safetensors": f'network.load_state_dict(safetensors.torch.load_file("{folder}/backbone.safetensors"))',
     }[form]

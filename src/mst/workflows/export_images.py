@@ -1,4 +1,4 @@
-"""The images that exports are measured and calibrated on: the user's, those of the run, or drawn scenes."""
+"""The images that exports are measured on: the user's, those of the run, or drawn scenes."""
 
 from __future__ import annotations
 

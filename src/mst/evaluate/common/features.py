@@ -112,7 +112,12 @@ def device_of(backbone: nn.Module) -> torch.device:
 
 
 def used_precision(settings: FeatureSettings, network: nn.Module) -> str:
-    """Return the compute type that the settings lead to on a network's device, as results name it: fp32 or bf16."""
+    """Return the compute type that the settings lead to on a network's device, as results name it: fp32 or bf16.
+
+    What another program computes (`mst.export.reading`) says its own.
+    """
+    if isinstance(own := getattr(network, "computed_in", None), str):
+        return own
     compute, _ = select_precision(settings.precision, device_of(network))
     return "bf16" if compute == torch.bfloat16 else "fp32"
 

@@ -39,6 +39,7 @@ def export_model(
     """
     settings = settings or ExportSettings()
     settings.check(form)
+    settings.onnx.refuse("--model")
     source, folder = user_path(model), new_folder(out)
     task = _task(source)
     export = _export(task).of(source, form, settings)

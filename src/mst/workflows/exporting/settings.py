@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from mst.errors import ConfigError
+from mst.workflows.exporting.onnx_settings import OnnxSettings
 
 FORMATS = ("timm", "hf", "onnx", "torch-export", "safetensors")
 GRAPHS = ("onnx", "torch-export")
@@ -26,6 +27,7 @@ class ExportSettings:
         any_size: ONNX: images of every size that patches tile, not only of the backbone's own.
         license: of the weights, for the model card of hf; `other` = not said.
         push: hf: USER/NAME on the hub, to which the folder is uploaded once it agrees; None = not.
+        onnx: ONNX: types of numbers, calibration, comparison.
     """
 
     images: str | Path | None = None
@@ -33,6 +35,7 @@ class ExportSettings:
     any_size: bool = False
     license: str = "other"
     push: str | None = None
+    onnx: OnnxSettings = field(default_factory=OnnxSettings)
 
     def check(self, form: str) -> None:
         """Refuse what does not go together.
@@ -48,6 +51,7 @@ class ExportSettings:
             )
         if form != "onnx" and self.any_size:
             raise ConfigError(f"--any-size is for --format onnx, not for {form}")
+        self.onnx.check(form)
         if self.push and form != "hf":
             raise ConfigError(f"--push: only --format hf goes to the hub, not {form}")
 

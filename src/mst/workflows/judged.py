@@ -1,7 +1,7 @@
 """Does it help? What is measured for that before, while and after a training, and kept in the run's results.
 
 A row of task `baseline` for each thing to compare with (`protocol.which`), and one of task `verdict`. Rows hold which
-validation images were right (`extra.right`, `mst.evaluate.classification.verdict.Answers`), so that differences can be
+validation images were right (`extra.right`, `mst.runtime.answers.Answers`), so that differences can be
 judged image by image.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from mst.evaluate.classification.baselines import Baseline, knn_answers, simple_baselines
-from mst.evaluate.classification.verdict import NAMES, SEE, SIMPLE, START, UNTRAINED, Answers, Verdict, judge
+from mst.evaluate.classification.verdict import NAMES, SEE, SIMPLE, START, UNTRAINED, Verdict, judge
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
@@ -24,6 +24,7 @@ from mst.parallel.world import World, alone
 from mst.planning.setup import Setup
 from mst.report.verdict import ranked_as_knn
 from mst.runtime import logging
+from mst.runtime.answers import Answers
 from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
 from mst.runtime.storage.rundir import RunDir
 from mst.train.state import TrainState
@@ -218,7 +219,7 @@ def counted(labelled: LabelledSets, answers: Answers) -> dict[str, Any]:
         "train_images": len(labelled.train),
         "val_images": answers.images,
         "classes": len(labelled.classes),
-        "right": answers.text,
+        "right": answers.row(),
     }
 
 
@@ -235,7 +236,7 @@ def verdict_extra(verdict: Verdict) -> dict[str, Any]:
 
 def _answers(row: Mapping[str, Any]) -> Answers | None:
     extra = row.get("extra")
-    return Answers.from_text(extra.get("right"), extra.get("val_images")) if isinstance(extra, dict) else None
+    return Answers.from_row(extra.get("right")) if isinstance(extra, dict) else None
 
 
 def _json(value: Any) -> Any:

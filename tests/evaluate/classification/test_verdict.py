@@ -8,24 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mst.evaluate.classification.verdict import SEE, Answers, difference, judge
+from mst.evaluate.classification.verdict import SEE, difference, judge
+from mst.runtime.answers import Answers
 
 
 def share(right: int, images: int, shift: int = 0) -> Answers:
     """`right` right answers of `images`; with a shift they are other images."""
     return Answers.of([(place - shift) % images < right for place in range(images)])
-
-
-@given(st.lists(st.booleans(), min_size=1, max_size=200))
-def test_answers_come_back_from_their_text(right: list[bool]) -> None:
-    answers = Answers.of(right)
-    assert Answers.from_text(answers.text, answers.images) == answers
-    assert answers.percent == pytest.approx(100 * sum(right) / len(right), abs=1e-5)
-
-
-@pytest.mark.parametrize(("text", "images"), [("zz", 4), ("ff", 4), ("-1", 4), ("1", 0), (None, 4), ("1", None)])
-def test_damaged_text_is_nothing(text: object, images: object) -> None:
-    assert Answers.from_text(text, images) is None
 
 
 @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60))
@@ -46,6 +35,12 @@ def test_other_images_are_independent() -> None:
     assert not found.paired
     assert found.points == pytest.approx(10)
     assert found.se == pytest.approx(math.hypot(100 * math.sqrt(0.24 / 100), 100 * math.sqrt(0.25 / 80)))
+
+
+def test_other_names_are_other_images() -> None:
+    one, other = (Answers.of([True, False], names) for names in (["x/a", "x/b"], ["x/a", "x/c"]))
+    assert not difference("untrained", one, other).paired
+    assert difference("untrained", one, Answers.of([True, True], ["/other/x/a", "/other/x/b"])).paired
 
 
 def test_the_same_answers_are_no_difference() -> None:

@@ -19,12 +19,12 @@ from mst.evaluate.classification.descriptors import colour_statistics, small_pix
 from mst.evaluate.classification.knn import KnnProtocol, knn_predict
 from mst.evaluate.classification.linear_probe import held_out_mask
 from mst.evaluate.classification.logistic import LogisticProtocol, Solution, best_penalty, solve, solve_path
-from mst.evaluate.classification.verdict import Answers
 from mst.evaluate.common.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.metrics import accuracy, rank_of_label
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
+from mst.runtime.answers import Answers
 
 PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 """Of the logistic regression: few, as it must cost little beside a training."""
@@ -98,7 +98,7 @@ def simple_baselines(
     split = len(colour_statistics(torch.zeros(data.train.channels, 2, 2, dtype=torch.uint8)))
     classes = len(data.classes)
     most = int(torch.bincount(train.labels, minlength=classes).argmax())
-    found = [Baseline("majority", Answers.of((val.labels == most).tolist()), 0)]
+    found = [Baseline("majority", Answers.of((val.labels == most).tolist(), val.names), 0)]
     for which, part in (("colour", slice(0, split)), ("pixels", slice(split, None))):
         own, other = (replace(each, features=each.features[:, part]) for each in (train, val))
         found.append(classified(which, own, other, num_classes=classes, seed=seed))
@@ -121,7 +121,7 @@ def classified(which: str, train: Features, val: Features, *, num_classes: int, 
         start = path[penalty]
     final = solve(x, train.labels, penalty, protocol, num_classes=num_classes, start=start)
     right = final.ranks(queries, val.labels) == 0
-    return Baseline(which, Answers.of(right.tolist()), x.shape[1], penalty)
+    return Baseline(which, Answers.of(right.tolist(), val.names), x.shape[1], penalty)
 
 
 def _top1(found: Solution, x: Tensor, labels: Tensor) -> float:
@@ -156,4 +156,4 @@ def knn_answers(
             num_classes=len(data.classes),
         )
         right += (rank_of_label(scores, val.labels[part].to(device)) == 0).tolist()
-    return Answers.of(right)
+    return Answers.of(right, val.names)

@@ -7,19 +7,17 @@ Letters: n images, K classes.
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from mst.evaluate.common.metrics import accuracy, confusion_matrix
 from mst.evaluate.common.uncertainty import auroc, balanced_accuracy, recalls
+from mst.runtime.answers import Answers
 from mst.runtime.noise import accuracy_se
 
 FEW_CLASSES, UNBALANCED = 10, 1.5
@@ -90,7 +88,7 @@ class Outcome:
 
     def extra(self) -> dict[str, Any]:
         """Return what a row keeps besides: which images are right, and where it goes wrong (see `detailed`)."""
-        found: dict[str, Any] = {"right": packed(self.ranks == 0, self.names)}
+        found: dict[str, Any] = {"right": Answers.of((self.ranks == 0).tolist(), self.names).row()}
         if self.detailed:
             found |= {"recalls": self.by_class(), "errors": self.worst()}
             if len(self.classes) <= LARGEST_MATRIX:
@@ -147,18 +145,6 @@ def accuracies(ranks: Tensor, num_classes: int, suffix: str = "") -> dict[str, f
         found[f"top{top}{suffix}"] = value
         found[f"top{top}{suffix}_se"] = round(accuracy_se(value, len(ranks)), 6)
     return found
-
-
-def packed(right: Tensor, names: Sequence[str]) -> dict[str, Any]:
-    """Return which images are right, a bit each, so that two rows on the same images can be compared in pairs."""
-    digest = hashlib.blake2b("\0".join(_ends(names)).encode(errors="surrogateescape"), digest_size=8).hexdigest()
-    bits = base64.b64encode(np.packbits(right.cpu().numpy()).tobytes()).decode()
-    return {"images": len(right), "names": digest, "bits": bits}
-
-
-def _ends(names: Sequence[str]) -> list[str]:
-    """Return the last two parts of each name: the same wherever the images lie."""
-    return ["/".join(name.split("/")[-2:]) for name in names]
 
 
 def shares(votes: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ difference b - c has a deviation of sqrt(b + c).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from mst.runtime.noise import accuracy_se, difference_se, is_clear
+from mst.runtime.answers import Answers
+from mst.runtime.noise import difference_se, is_clear
 
 Call = Literal["helps", "unclear", "no better", "worse"]
 START, UNTRAINED = "start", "untrained"
@@ -29,49 +30,6 @@ NAMES = {
 OBJECTS = {START: "the weights it started from", UNTRAINED: "untrained weights", "majority": "the majority class"}
 """The same after `than` or `from`, where it differs."""
 SEE = "docs/no-improvement.md"
-
-
-@dataclass(frozen=True)
-class Answers:
-    """Which of n validation images a classifier gets right.
-
-    Attributes:
-        bits: a one for each image that is right; the first image is the lowest.
-        images: n.
-    """
-
-    bits: int
-    images: int
-
-    @staticmethod
-    def of(right: Iterable[bool]) -> Answers:
-        """Return the record of a truth value for each image, in their order."""
-        flags = [bool(flag) for flag in right]
-        return Answers(int("".join("1" if flag else "0" for flag in reversed(flags)) or "0", 2), len(flags))
-
-    @staticmethod
-    def from_text(text: object, images: object) -> Answers | None:
-        """Return what `text` wrote; None for anything else."""
-        try:
-            found = Answers(int(str(text), 16), int(images))  # type: ignore[call-overload]
-        except (TypeError, ValueError):
-            return None
-        return found if found.images > 0 and 0 <= found.bits < 1 << found.images else None
-
-    @property
-    def text(self) -> str:
-        """The bits as a hexadecimal number, for a row of results."""
-        return f"{self.bits:x}"
-
-    @property
-    def percent(self) -> float:
-        """The accuracy."""
-        return round(100 * self.bits.bit_count() / self.images, 6)
-
-    @property
-    def se(self) -> float:
-        """Its standard error in percent points."""
-        return accuracy_se(self.percent, self.images)
 
 
 @dataclass(frozen=True)
@@ -132,18 +90,14 @@ class Verdict:
 
 def difference(which: str, trained: Answers, other: Answers) -> Difference:
     """Return by how much `trained` is better; for other numbers of images the errors are taken as independent."""
-    paired = trained.images == other.images
+    paired = trained.same_images(other)
     if paired:
-        one_only, other_only = ((a & ~b).bit_count() for a, b in _both_ways(trained.bits, other.bits))
+        one_only, other_only = trained.only(other), other.only(trained)
         points = 100 * (one_only - other_only) / trained.images
         se = 100 * math.sqrt(one_only + other_only) / trained.images
     else:
         points, se = trained.percent - other.percent, difference_se(trained.se, other.se)
     return Difference(which, other.percent, points, se, paired)
-
-
-def _both_ways(first: int, second: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    return (first, second), (second, first)
 
 
 def judge(trained: Answers, others: Mapping[str, Answers], *, names: Mapping[str, str] | None = None) -> Verdict:

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from collections.abc import Mapping
-from typing import Any
-
-import numpy as np
-import numpy.typing as npt
 
 from mst.report.reading import Row, is_number
+from mst.runtime.answers import Answers
 from mst.runtime.noise import accuracy_se, difference_se
 
 SE, SPREAD = "_se", "_spread"
 """Endings of the standard error of a metric, and of the deviation between draws."""
 SHARES = re.compile(r"(top[15](_k\d+)?(_best_on_val)?|recall_at_\d+)")
 """Metrics that are a share of the validation images: their standard error follows from the number of images."""
-MOST = 1 << 24
-"""Images of a row that can be compared in pairs, at most: more is damage."""
 
 
 def error_of(row: Row | None, metric: str) -> float | None:
@@ -45,24 +38,15 @@ def error_of_difference(first: Row | None, second: Row | None, metric: str) -> f
     if first is second:
         return 0.0
     one, other = (_right(row) if metric == "top1" else None for row in (first, second))
-    if one is not None and other is not None and one[0] == other[0] and len(one[1]) == len(other[1]) > 1:
-        difference = one[1].astype(float) - other[1].astype(float)
-        return float(100 * difference.std(ddof=1) / math.sqrt(len(difference)))
+    if one is not None and other is not None and one.same_images(other) and one.images > 1:
+        images, apart = one.images, (one.only(other), other.only(one))
+        spread = sum(apart) - (apart[0] - apart[1]) ** 2 / images  # sum of squares about the mean difference
+        return 100 * math.sqrt(spread / (images - 1) / images)
     errors = [error_of(row, metric) for row in (first, second)]
     return None if errors[0] is None or errors[1] is None else difference_se(errors[0], errors[1])
 
 
-def _right(row: Row) -> tuple[str, npt.NDArray[np.uint8]] | None:
-    """Return the digest of a row's images and which of them are right [n]; None where it does not say."""
+def _right(row: Row) -> Answers | None:
+    """Return which of a row's images are right; None where it does not say."""
     extra = row.get("extra")
-    kept: Any = extra.get("right") if isinstance(extra, Mapping) else None
-    if not isinstance(kept, Mapping):
-        return None
-    images, names, bits = (kept.get(key) for key in ("images", "names", "bits"))
-    if type(images) is not int or not 0 < images < MOST or not isinstance(names, str) or not isinstance(bits, str):
-        return None
-    try:
-        packed = np.frombuffer(base64.b64decode(bits, validate=True), dtype=np.uint8)
-    except (binascii.Error, ValueError):
-        return None
-    return (names, np.unpackbits(packed)[:images]) if len(packed) == -(-images // 8) else None
+    return Answers.from_row(extra.get("right")) if isinstance(extra, Mapping) else None

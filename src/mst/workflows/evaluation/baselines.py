@@ -10,13 +10,14 @@ from typing import Any
 from mst.data.labelled import LabelOptions
 from mst.errors import UsageError
 from mst.evaluate.classification.baselines import knn_answers, simple_baselines
-from mst.evaluate.classification.verdict import UNTRAINED, Answers, Verdict, judge
+from mst.evaluate.classification.verdict import UNTRAINED, Verdict, judge
 from mst.evaluate.common.features import FeatureSettings, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.model.build import build_backbone
 from mst.paths import user_path
+from mst.runtime.answers import Answers
 from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import check_folder

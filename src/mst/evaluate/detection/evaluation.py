@@ -208,7 +208,7 @@ def _description(
 def _result(
     described: dict[str, Any], data: DetectionData, found: list[Detection], extra: dict[str, Any], seed: int
 ) -> Result:
-    metrics = coco_metrics(data.val, found, masks=data.masks)
+    metrics = coco_metrics(data.val, found, masks=data.masks, seed=seed)
     return Result("detection", metrics, described, seed=seed, extra={**extra, "detections": len(found)})
 
 

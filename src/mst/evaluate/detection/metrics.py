@@ -17,6 +17,7 @@ from torch import Tensor
 from mst.errors import MissingExtra
 from mst.evaluate.coco.masks import coco_mask_library
 from mst.evaluate.coco.reading import CocoSet, coco_json
+from mst.evaluate.detection.precision_error import precision_errors
 
 STATISTICS = ("ap", "ap50", "ap75", "ap_small", "ap_medium", "ap_large", "ar1", "ar10", "ar100")
 """The first of COCO's twelve numbers, in their order."""
@@ -68,13 +69,16 @@ def detection_records(detections: Sequence[Detection], coco: CocoSet, *, kind: s
     return records
 
 
-def coco_metrics(coco: CocoSet, detections: Sequence[Detection], *, masks: bool = True) -> dict[str, float]:
+def coco_metrics(
+    coco: CocoSet, detections: Sequence[Detection], *, masks: bool = True, seed: int | None = None
+) -> dict[str, float]:
     """Return `ap_box`, `ap50_box`, ..., `ap_mask`, ... in percent; metrics of sizes without any object are left out.
 
     Args:
         coco: the truth.
         detections: at most 100 of an image count.
         masks: whether truth and detections have masks; if not, only metrics of boxes are returned.
+        seed: of the bootstrap for the standard errors `ap_box_se`, `ap50_box_se`, `ap75_box_se`, ...; None = without.
 
     Raises:
         MissingExtra: faster-coco-eval is not installed.
@@ -84,6 +88,11 @@ def coco_metrics(coco: CocoSet, detections: Sequence[Detection], *, masks: bool 
         for statistic, value in zip(STATISTICS, coco_statistics(coco, detections, kind=kind), strict=False):
             if value >= 0:
                 metrics[f"{statistic}_{name}"] = 100 * value
+        if seed is not None:
+            own, found = _numbered(coco, detections)
+            records = detection_records(found, own, kind=kind)
+            errors = precision_errors(coco_json(own), records, kind=kind, seed=seed)
+            metrics |= {f"{each}_{name}_se": round(100 * error, 6) for each, error in errors.items()}
     return metrics
 
 

@@ -46,8 +46,14 @@ def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
     judged, rows = read_jsonl(run.results)[:5], read_jsonl(run.results)[5:]
     assert [row["task"] for row in judged] == ["baseline"] * 4 + ["verdict"]
     assert judged[-1]["extra"]["sentence"] in html.unescape(page)
-    assert [row["task"] for row in rows] == ["knn", "linear", "patch_segmentation"] * 2
-    assert [row["backbone"].startswith("random:") for row in rows] == [True] * 3 + [False] * 3
+    tasks = ["knn", "linear", "patch_segmentation"]
+    assert [row["task"] for row in rows] == [*tasks, "knn", "linear", "baseline", "patch_segmentation"]
+    assert [row["backbone"].startswith("random:") for row in rows] == [True, True, True, False, False, True, False]
+    verdicts = {row["task"]: row["extra"]["verdict"] for row in rows if not row["backbone"].startswith("random:")}
+    assert {task: verdict["sentence"] for task, verdict in verdicts.items()} == done.verdicts
+    compared = {task: [each["which"] for each in verdict["differences"]] for task, verdict in verdicts.items()}
+    simple = ["untrained", "colour", "pixels", "majority"]
+    assert compared == {"knn": simple, "linear": simple, "patch_segmentation": ["untrained", "colour"]}
     assert {row["extra"]["val_images"] for row in rows} == {20}
     assert set(done.before) == set(done.after) == set(command.TITLES)
 
@@ -63,10 +69,13 @@ def test_the_untrained_network_is_the_one_that_training_started_from(tmp_path: P
 def test_the_command_ends_with_what_to_do_next(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    done = command.Quickstart(tmp_path, tmp_path / "report.html", *(dict.fromkeys(command.TITLES, 1.0),) * 2, 61.0)
+    numbers = dict.fromkeys(command.TITLES, 1.0)
+    done = command.Quickstart(tmp_path, tmp_path / "report.html", numbers, numbers, {"linear": "It is so."}, 61.0)
     monkeypatch.setattr(command, "quickstart", lambda out, *, overwrite: done)
     assert main(["quickstart", "--out", str(tmp_path)]) == 0
-    assert "report.html" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "report.html" in said
+    assert "does it help? It is so." in said
     assert main(["quickstart", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["after"] == dict(done.after)
 

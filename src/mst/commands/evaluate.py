@@ -58,21 +58,33 @@ class LabelledArguments(Common):
 
 
 @dataclass(frozen=True)
-class KnnArguments(LabelledArguments):
+class ClassifyingArguments(LabelledArguments):
+    """What the tasks share that give every image a class.
+
+    Attributes:
+        compare: measure untrained weights, colour statistics, pixels and majority class as well, unless rows of them
+            lie beside the result, and say whether training helped.
+    """
+
+    compare: bool = False
+
+
+@dataclass(frozen=True)
+class KnnArguments(ClassifyingArguments):
     """k-nearest-neighbour classification of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: KnnProtocol = field(default_factory=KnnProtocol)
 
 
 @dataclass(frozen=True)
-class LinearArguments(LabelledArguments):
+class LinearArguments(ClassifyingArguments):
     """Linear classification of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: LinearProtocol = field(default_factory=LinearProtocol)
 
 
 @dataclass(frozen=True)
-class LogisticArguments(LabelledArguments):
+class LogisticArguments(ClassifyingArguments):
     """Logistic regression (L-BFGS) on the features of labelled images: folders of classes, or a table (--labels)."""
 
     protocol: LogisticProtocol = field(default_factory=LogisticProtocol)

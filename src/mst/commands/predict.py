@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,14 +49,9 @@ def run_detection(argv: Sequence[str]) -> int:
     drawn = Counter(item.label for item in found.detections if item.score >= a.picture_score)
     counts = {description.classes[label]: drawn[label] for label in sorted(drawn)}
     file = str(Path(a.out) / FILE)
-    if a.json:
-        emit_json({"out": file, "images": len(found.images), "objects": counts, "unreadable": list(found.unreadable)})
-        return 0
-    table = Table("class", f"objects above {a.picture_score:g}", box=None, pad_edge=False)
-    for name, number in counts.items():
-        table.add_row(name, str(number))
-    emit(table, f"{len(found.images)} images, {len(found.detections)} objects above {a.min_score:g} in {file}")
-    return 0
+    row = {"out": file, "images": len(found.images), "objects": counts, "unreadable": list(found.unreadable)}
+    line = f"{len(found.images)} images, {len(found.detections)} objects above {a.min_score:g} in {file}"
+    return _show(row if a.json else None, f"objects above {a.picture_score:g}", counts, line)
 
 
 @dataclass(frozen=True)
@@ -76,21 +71,9 @@ def run_segmentation(argv: Sequence[str]) -> int:
     if a is None:
         return 0
     found = segment(a)
-    if a.json:
-        emit_json(
-            {
-                "out": a.out,
-                "images": len(found.masks),
-                "pixel_percent": found.shares,
-                "unreadable": list(found.unreadable),
-            }
-        )
-        return 0
-    table = Table("class", "pixels %", box=None, pad_edge=False)
-    for name, share in found.shares.items():
-        table.add_row(name, f"{share:.2f}")
-    emit(table, f"{len(found.masks)} masks in {Path(a.out) / MASKS}, {len(found.unreadable)} images unreadable")
-    return 0
+    counts = {"images": len(found.masks), "pixel_percent": found.shares, "unreadable": list(found.unreadable)}
+    line = f"{len(found.masks)} masks in {Path(a.out) / MASKS}, {len(found.unreadable)} images unreadable"
+    return _show({"out": a.out, **counts} if a.json else None, "pixels %", found.shares, line)
 
 
 @dataclass(frozen=True)
@@ -110,15 +93,21 @@ def run_classification(argv: Sequence[str]) -> int:
     if a is None:
         return 0
     found = classify(a)
-    if a.json:
-        counts = {"images": len(found.names), "classes": found.counts, "unreadable": list(found.unreadable)}
-        emit_json({"out": str(found.file), **counts})
-        return 0
-    table = Table("class", "images", box=None, pad_edge=False)
-    for name, count in found.counts.items():
-        table.add_row(name, str(count))
+    counts = {"images": len(found.names), "classes": found.counts, "unreadable": list(found.unreadable)}
     left_out = f", {len(found.unreadable)} unreadable: {found.file}.unreadable.txt" if found.unreadable else ""
-    emit(table, f"{len(found.names)} images in {found.file}{left_out}")
+    line = f"{len(found.names)} images in {found.file}{left_out}"
+    return _show({"out": str(found.file), **counts} if a.json else None, "images", found.counts, line)
+
+
+def _show(row: Mapping[str, object] | None, title: str, by_class: Mapping[str, float], line: str) -> int:
+    """Print a row as JSON; without one a table of a number for each class, and a line; return the exit status."""
+    if row is not None:
+        emit_json(row)
+        return 0
+    table = Table("class", title, box=None, pad_edge=False)
+    for name, number in by_class.items():
+        table.add_row(name, f"{number:.2f}" if isinstance(number, float) else str(number))
+    emit(table, line)
     return 0
 
 

@@ -49,6 +49,7 @@ def _show(done: Quickstart, *, json: bool) -> None:
                 "report": str(done.report),
                 "before": dict(done.before),
                 "after": dict(done.after),
+                "verdicts": dict(done.verdicts),
                 "seconds": round(done.seconds, 1),
             }
         )
@@ -59,7 +60,7 @@ def _show(done: Quickstart, *, json: bool) -> None:
     for task, title in TITLES.items():
         before, after = done.before[task], done.after[task]
         table.add_row(title, f"{before:.1f}", f"{after:.1f}", f"{after - before:+.1f}")
-    emit(table, *_next_steps(done))
+    emit(table, *(f"does it help? {sentence}" for sentence in done.verdicts.values()), *_next_steps(done))
 
 
 def _next_steps(done: Quickstart) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from mst.report.reading import RunRecords, is_number
@@ -68,6 +68,7 @@ class Answer:
         sentence: with the numbers.
         bars: the backbone and what it is compared with; empty without labels.
         images: validation images; None without labels.
+        also: the newest verdict on each other evaluation that has one, in a sentence.
     """
 
     title: str
@@ -75,10 +76,28 @@ class Answer:
     sentence: str
     bars: tuple[Bar, ...]
     images: int | None
+    also: tuple[str, ...] = ()
 
 
 def answer(records: RunRecords) -> Answer | None:
     """Return the newest verdict on a pre-training; without one, what scores without labels say; None without either."""
+    found = _first(records)
+    return None if found is None else replace(found, also=_also(records))
+
+
+def _also(records: RunRecords) -> tuple[str, ...]:
+    """Return the newest verdict of each evaluation that compared trained weights with others."""
+    found: dict[str, str] = {}
+    for row in records.results:
+        extra, task = row.get("extra"), row.get("task")
+        told = extra.get("verdict") if isinstance(extra, Mapping) else None
+        sentence = told.get("sentence") if isinstance(told, Mapping) else None
+        if isinstance(sentence, str) and isinstance(task, str):
+            found[task] = sentence
+    return tuple(found.values())
+
+
+def _first(records: RunRecords) -> Answer | None:
     for row in reversed(records.results):
         extra, metrics = row.get("extra"), row.get("metrics")
         if row.get("task") == "verdict" and isinstance(extra, Mapping) and isinstance(metrics, Mapping):

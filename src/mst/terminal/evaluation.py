@@ -19,6 +19,8 @@ from mst.terminal.parsing import RecipeOption, parse_words
 BESIDE = ("_se", "_spread")
 """Endings of numbers that are shown beside the metric before them."""
 SHOWN_CLASSES = 10
+COMPARED = ("knn", "linear", "logistic", "patch_segmentation", "segmentation")
+"""Tasks that say whether training helped."""
 IMAGE_COUNTS = {"train_images": "training", "val_images": "validation"}
 """Keys of a result's extra, and what they count."""
 
@@ -77,7 +79,7 @@ def show(result: Result, *, json: bool) -> int:
             table.add_row(name, f"{with_error(value, result.metrics.get(f'{name}_se'))} %", _draws(result, name))
     emit(table)
     if result.task == "detection":
-        emit("AP is that of COCO, over all images at once: it has no standard error")
+        emit("± of AP, AP50 and AP75: bootstrap over images; of sizes and recalls it is not measured")
     if result.extra.get("recalls"):
         emit(_recalls(result))
     if result.extra.get("per_class"):
@@ -97,6 +99,10 @@ def show(result: Result, *, json: bool) -> int:
     emit(f"{counts}{f', {left_out} left out as unreadable' if left_out else ''}")
     for part, kinds in _left_out(result.extra.get("left_out", {})):
         emit(f"{part}annotations: {', '.join(f'{count} {kind}' for kind, count in kinds.items())}")
+    if (verdict := result.extra.get("verdict")) is not None:
+        emit(f"does it help? {verdict['sentence']}")
+    elif result.task in COMPARED and not result.backbone.startswith("random:"):
+        emit("does it help? not compared: --compare measures untrained weights and what needs no network")
     return 0
 
 

@@ -8,7 +8,7 @@ judged image by image.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
@@ -25,13 +25,14 @@ from mst.planning.setup import Setup
 from mst.report.verdict import ranked_as_knn
 from mst.runtime import logging
 from mst.runtime.answers import Answers
-from mst.runtime.storage.results import Result, append_jsonl, read_jsonl
+from mst.runtime.storage.results import Result, append_jsonl, plain_json, read_jsonl
 from mst.runtime.storage.rundir import RunDir
 from mst.train.state import TrainState
 from mst.workflows.subject import RANDOM, described_data
 
 BASELINE, VERDICT = "baseline", "verdict"
-"""Tasks of the rows."""
+"""Tasks of rows of what needs no training, and of the verdict on a run's k-NN; the second is also the key, in any other
+row's extra, of the verdict on that row."""
 NEIGHBORS = 20
 QUIET = FeatureSettings(progress=False)
 
@@ -155,7 +156,7 @@ class Judged:
         return (
             isinstance(identity, dict)
             and identity.get("digest") == mine.get("digest")
-            and protocol.get("transform") == _json(asdict(self._transform))
+            and protocol.get("transform") == plain_json(asdict(self._transform))
         )
 
     def _described(self) -> dict[str, Any]:
@@ -237,13 +238,6 @@ def verdict_extra(verdict: Verdict) -> dict[str, Any]:
 def _answers(row: Mapping[str, Any]) -> Answers | None:
     extra = row.get("extra")
     return Answers.from_row(extra.get("right")) if isinstance(extra, dict) else None
-
-
-def _json(value: Any) -> Any:
-    """Return a value as it comes back from JSON."""
-    if isinstance(value, Mapping):
-        return {key: _json(item) for key, item in value.items()}
-    return [_json(item) for item in value] if isinstance(value, Sequence) and not isinstance(value, str) else value
 
 
 def _digest(run: RunDir) -> str:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mst.config.schema import RunConfig
 from mst.paths import user_path
@@ -15,7 +15,7 @@ from mst.runtime.storage.rundir import RunDir, create_run_dir
 
 if TYPE_CHECKING:
     from mst.evaluate.segmentation.data import SegmentationData
-
+    from mst.runtime.storage.results import Result
 
 SCENES = {"train": 6000, "val": 1000}
 """Scenes of each split. The pre-training sees the images of `train`, never a label."""
@@ -34,6 +34,7 @@ class Quickstart:
         report: the page.
         before: headline metric of each task for the untrained network, percent.
         after: the same for the trained one.
+        verdicts: whether training helped by each task, in a sentence.
         seconds: the whole command.
     """
 
@@ -41,6 +42,7 @@ class Quickstart:
     report: Path
     before: Mapping[str, float]
     after: Mapping[str, float]
+    verdicts: Mapping[str, str]
     seconds: float
 
 
@@ -80,26 +82,28 @@ def quickstart(
     logging.info(f"drawing {sum(scenes.values())} scenes of {size} px into {data}")
     write_scene_folder(data, scenes, size, config.runtime.seed)
     pretrain(config, out=run_dir.root, resume=True)  # the folder is new: it starts at step 0
-    before, after = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
+    fresh, trained = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
+    before, after = ({task: rows[task].metrics[metric] for task, metric in HEADLINES} for rows in (fresh, trained))
+    verdicts = {task: row.extra["verdict"]["sentence"] for task, row in trained.items() if "verdict" in row.extra}
     report = write_report(run_dir)
-    return Quickstart(run_dir.root, report, before, after, time.perf_counter() - begin)
+    return Quickstart(run_dir.root, report, before, after, verdicts, time.perf_counter() - begin)
 
 
-def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: Mapping[str, int]) -> dict[str, float]:
-    """Run the probes on one backbone, append their rows to the run's results, return their headline metrics."""
+def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: Mapping[str, int]) -> dict[str, Result]:
+    """Run the probes on one backbone, append their rows to the run's results, return them by task."""
     from mst.evaluate.common.features import FeatureSettings
     from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear
-    from mst.workflows.evaluation.segmentation import evaluate_segmentation
+    from mst.workflows.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 
-    settings = FeatureSettings(progress=False)
-    seed, data = config.runtime.seed, run_dir.root / "data"
+    words: dict[str, Any] = {"settings": FeatureSettings(progress=False), "out": run_dir.root}
+    words |= {"seed": config.runtime.seed}
+    data, options = run_dir.root / "data", SegmentationOptions(compare=True)
     results = [
-        evaluate_knn(backbone, data, settings=settings, out=run_dir.root, seed=seed),
-        evaluate_linear(backbone, data, settings=settings, out=run_dir.root, seed=seed),
-        evaluate_segmentation(backbone, _segmentation(config, scenes), settings=settings, out=run_dir.root, seed=seed),
+        evaluate_knn(backbone, data, compare=True, **words),
+        evaluate_linear(backbone, data, compare=True, **words),
+        evaluate_segmentation(backbone, _segmentation(config, scenes), options=options, **words),
     ]
-    found = {result.task: result.metrics for result in results}
-    return {task: found[task][metric] for task, metric in HEADLINES}
+    return {result.task: result for result in results}
 
 
 def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:

@@ -185,6 +185,13 @@ class Subject:
     def record(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of its folder.
 
+        Arguments as of `named`.
+        """
+        return self.keep(self.named(result, data, identity, scale))
+
+    def named(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
+        """Return the result with the names of backbone and data.
+
         Args:
             result: of the evaluation.
             data: what was given as data: a path, a text such as `scenes:200`, or sets in memory.
@@ -192,7 +199,10 @@ class Subject:
             scale: how their values become 8 bits; not needed where the result says it already.
         """
         result = replace(result, protocol={**result.protocol, **ranges_in_use(scale)})
-        named = replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
+        return replace(result, backbone=self.name, backbone_sha256=self.sha256, **described_data(data, identity))
+
+    def keep(self, named: Result) -> Result:
+        """Append a row to results.jsonl of the backbone's folder; return it."""
         if self.folder is not None:
             results = RunDir(self.folder).results
             try:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mst.evaluate.classification.verdict import SEE, difference, judge
+from mst.evaluate.classification.verdict import SEE, Score, difference, judge
 from mst.runtime.answers import Answers
 
 
@@ -91,7 +91,17 @@ def test_every_case_has_its_words(trained: int, others: dict[str, int], call: st
 def test_the_sentence_of_the_docs() -> None:
     others = {"untrained": share(746, 1000), "colour": share(780, 1000)}
     found = judge(share(812, 1000), others, names={"colour": "grey statistics"})
-    assert found.sentence == "k-NN 81.2 % (± 1.2), untrained 74.6, grey statistics 78.0: it helps"
+    assert found.sentence == "k-NN 81.2 % (± 1.2), untrained 74.6 (± 1.4), grey statistics 78.0 (± 1.3): it helps"
+
+
+def test_numbers_without_answers_are_independent() -> None:
+    own, other = Score(40.0, 1.5, 101), Score(36.0, 2.0, 101)
+    found = judge(own, {"untrained": other}, measure="mean IoU")
+    assert found.sentence == (
+        f"mean IoU 40.0 % (± 1.5), untrained 36.0 (± 2.0): no clear difference from untrained weights: see {SEE}"
+    )
+    assert found.differences[0].se == pytest.approx(2.5)
+    assert judge(own, {"untrained": Score(34.0, 2.0, 101)}).good
 
 
 def test_few_images_prove_little() -> None:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from mst.evaluate.classification.descriptors import colour_statistics, small_pixels
-from mst.evaluate.classification.knn import KnnProtocol, knn_predict
+from mst.evaluate.classification.knn import KnnProtocol
+from mst.evaluate.classification.knn import knn_answers as classify
 from mst.evaluate.classification.linear_probe import held_out_mask
 from mst.evaluate.classification.logistic import LogisticProtocol, Solution, best_penalty, solve, solve_path
 from mst.evaluate.common.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.common.image_sets import LabelledSets
-from mst.evaluate.common.metrics import accuracy, rank_of_label
+from mst.evaluate.common.metrics import accuracy
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.runtime.answers import Answers
@@ -31,8 +32,6 @@ PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4)
 MOST_ITERATIONS, FEWEST_ITERATIONS = 100, 15
 WORK = 4e11
 """Multiplications that all solutions together may take; with many images and classes there are fewer iterations."""
-QUERIES = 1024
-"""Validation images whose neighbours are searched at a time."""
 
 
 @dataclass(frozen=True)
@@ -144,16 +143,13 @@ def knn_answers(
         extract_features(backbone, images, transform, settings=settings, title=f"{title} features")
         for title, images in (("training", data.train), ("validation", data.val))
     )
-    device, right = device_of(backbone), list[bool]()
-    for start in range(0, len(val.labels), QUERIES):
-        part = slice(start, start + QUERIES)
-        scores = knn_predict(
-            train.features,
-            train.labels,
-            val.features[part].to(device),
-            num_neighbors=neighbors,
-            temperature=KnnProtocol().temperature,
-            num_classes=len(data.classes),
-        )
-        right += (rank_of_label(scores, val.labels[part].to(device)) == 0).tolist()
-    return Answers.of(right, val.names)
+    found = classify(
+        train,
+        val,
+        neighbors=[neighbors],
+        headline=neighbors,
+        temperature=KnnProtocol().temperature,
+        num_classes=len(data.classes),
+        device=device_of(backbone),
+    )
+    return Answers.of((found.ranks[neighbors] == 0).tolist(), val.names)

@@ -1,8 +1,9 @@
-"""Does it help? The rule that compares a backbone's k-NN with what costs nothing, from which images each gets right.
+"""Does it help? The rule that compares a backbone's score with what costs nothing, from which images each gets right.
 
 A difference counts when it is more than two of its standard errors. On the same images that is McNemar's (1947): only
 the images that one gets right and the other wrong say anything, b of one kind and c of the other, and under no
-difference b - c has a deviation of sqrt(b + c).
+difference b - c has a deviation of sqrt(b + c). Where that is not known image by
+image (mean IoU, means of draws), errors count as independent: an upper guess.
 """
 
 from __future__ import annotations
@@ -16,13 +17,13 @@ from mst.runtime.answers import Answers
 from mst.runtime.noise import difference_se, is_clear
 
 Call = Literal["helps", "unclear", "no better", "worse"]
-START, UNTRAINED = "start", "untrained"
-SIMPLE = ("majority", "colour", "pixels")
+START, UNTRAINED, COLOUR = "start", "untrained", "colour"
+SIMPLE = ("majority", COLOUR, "pixels")
 """What needs no network."""
 NAMES = {
     START: "at the start",
     UNTRAINED: "untrained",
-    "colour": "colour statistics",
+    COLOUR: "colour statistics",
     "pixels": "pixels",
     "majority": "majority class",
 }
@@ -33,12 +34,31 @@ SEE = "docs/no-improvement.md"
 
 
 @dataclass(frozen=True)
+class Score:
+    """A number of a set of images that is no share of right ones.
+
+    Attributes:
+        percent: it.
+        se: its standard error.
+        images: of the set.
+    """
+
+    percent: float
+    se: float
+    images: int
+
+
+Measured = Answers | Score
+
+
+@dataclass(frozen=True)
 class Difference:
     """A backbone against one thing that it is compared with.
 
     Attributes:
         which: `start`, `untrained`, `majority`, `colour` or `pixels`.
-        top1: the other's accuracy in percent.
+        top1: the other's accuracy (or mean IoU) in percent.
+        top1_se: its standard error.
         points: what the backbone has more, in percent points.
         se: standard error of that.
         paired: whether both answered the same images.
@@ -46,6 +66,7 @@ class Difference:
 
     which: str
     top1: float
+    top1_se: float
     points: float
     se: float
     paired: bool
@@ -64,7 +85,7 @@ class Verdict:
         call: `helps`: clearly above everything; `no better`: above untrained weights, but not clearly above something
             that needs no network; `unclear`: not clearly above where it began; `worse`: clearly below that.
         sentence: all of it in one sentence.
-        top1: k-NN accuracy of the backbone in percent.
+        top1: accuracy of the backbone (or mean IoU) in percent.
         top1_se: its standard error.
         images: validation images.
         differences: to each thing that it is compared with.
@@ -88,31 +109,39 @@ class Verdict:
         return {**asdict(self), "differences": differences, "see": "" if self.good else SEE}
 
 
-def difference(which: str, trained: Answers, other: Answers) -> Difference:
-    """Return by how much `trained` is better; for other numbers of images the errors are taken as independent."""
-    paired = trained.same_images(other)
-    if paired:
+def difference(which: str, trained: Measured, other: Measured) -> Difference:
+    """Return by how much `trained` is better; for other images the errors are taken as independent."""
+    paired = False
+    if isinstance(trained, Answers) and isinstance(other, Answers) and trained.same_images(other):
+        paired = True
         one_only, other_only = trained.only(other), other.only(trained)
         points = 100 * (one_only - other_only) / trained.images
         se = 100 * math.sqrt(one_only + other_only) / trained.images
     else:
         points, se = trained.percent - other.percent, difference_se(trained.se, other.se)
-    return Difference(which, other.percent, points, se, paired)
+    return Difference(which, other.percent, other.se, points, se, paired)
 
 
-def judge(trained: Answers, others: Mapping[str, Answers], *, names: Mapping[str, str] | None = None) -> Verdict:
-    """Return the verdict on a backbone's k-NN.
+def judge(
+    trained: Measured,
+    others: Mapping[str, Measured],
+    *,
+    names: Mapping[str, str] | None = None,
+    measure: str = "k-NN",
+) -> Verdict:
+    """Return the verdict on a backbone.
 
     Args:
         trained: of the backbone.
         others: of what it is compared with, by the names of `NAMES`; what is missing is not compared with.
         names: other words for some of them.
+        measure: what the sentence calls the number.
     """
     words = {**NAMES, **(names or {})}
     found = tuple(difference(which, trained, others[which]) for which in NAMES if which in others)
     call, end = _call(found, {**words, **OBJECTS})
-    numbers = ", ".join(f"{words[each.which]} {each.top1:.1f}" for each in found)
-    sentence = f"k-NN {trained.percent:.1f} % (± {trained.se:.1f}){', ' if numbers else ''}{numbers}: {end}"
+    numbers = ", ".join(f"{words[each.which]} {each.top1:.1f} (± {each.top1_se:.1f})" for each in found)
+    sentence = f"{measure} {trained.percent:.1f} % (± {trained.se:.1f}){', ' if numbers else ''}{numbers}: {end}"
     sentence += "" if call == "helps" else f": see {SEE}"
     return Verdict(call, sentence, trained.percent, trained.se, trained.images, found)
 

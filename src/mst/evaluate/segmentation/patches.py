@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from mst.data.decoding import UnreadableImage
 from mst.errors import DataError
@@ -25,7 +26,28 @@ from mst.evaluate.segmentation.heads import LinearHead
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
 from mst.evaluate.segmentation.training import coarse, pixel_loss
+from mst.model.tokens import Tokens
 from mst.runtime.seeding import generator
+
+
+class PatchColours(nn.Module):
+    """What a linear layer is given in place of a backbone's tokens: colour statistics of each patch and around it.
+
+    For each channel mean, deviation and squared mean of the patch, and the mean of 3 x 3 and of 7 x 7 patches.
+    """
+
+    def __init__(self, channels: int, patch_size: int) -> None:
+        super().__init__()
+        self.patch_size, self.embed_dim = patch_size, 5 * channels
+
+    def tokens(self, images: Tensor, *, importance: bool = False) -> Tokens:
+        """Return the statistics of normalised images [B, C, H, W] as tokens [B, N, 5 C], and their mean as CLS."""
+        mean = F.avg_pool2d(images.float(), self.patch_size)  # [B,C,h,w]
+        square = F.avg_pool2d(images.float().square(), self.patch_size)
+        around = [F.avg_pool2d(mean, side, 1, side // 2, count_include_pad=False) for side in (3, 7)]
+        found = torch.cat([mean, (square - mean.square()).clamp(min=0).sqrt(), mean.square(), *around], dim=1)
+        patches = found.flatten(2).transpose(1, 2)
+        return Tokens(patches.mean(1), patches, (mean.shape[2], mean.shape[3]), None)
 
 
 class UnusablePair(UnreadableImage):

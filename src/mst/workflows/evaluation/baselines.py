@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,25 +14,15 @@ from mst.evaluate.common.features import FeatureSettings, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
-from mst.model.build import build_backbone
 from mst.paths import user_path
-from mst.runtime.answers import Answers
 from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.results import Result, append_jsonl
 from mst.runtime.storage.rundir import RunDir
+from mst.workflows.evaluation.compared import baseline_rows, fresh_weights, labelled_row
 from mst.workflows.evaluation.labelled import Limits, label_options
-from mst.workflows.judged import (
-    BASELINE,
-    NEIGHBORS,
-    VERDICT,
-    counted,
-    described,
-    verdict_extra,
-    verdict_metrics,
-    words_for,
-)
+from mst.workflows.judged import BASELINE, NEIGHBORS, VERDICT, verdict_extra, verdict_metrics, words_for
 from mst.workflows.subject import RANDOM, ImageOptions, Subject, described_data, load_subject
 
 USUAL_SIZE = (64, 64)
@@ -99,36 +88,27 @@ def evaluate_baselines(
     sets = _sets(data, subject, parts, image, channels=channels, labels=label_options(labels))
     transform = _transform(subject, image, sets.train.channels)
     simple = simple_baselines(sets, transform, settings=settings, seed=seed)
-    found = {each.which: (each.answers, described(each)) for each in simple}
-    trained, k = None, min(NEIGHBORS, len(sets.train))
-    if subject is not None:
-        trained, untrained = (
-            knn_answers(each, sets, transform, neighbors=k, settings=settings)
-            for each in (subject.backbone, _untrained(subject.backbone, seed))
-        )
-        found[UNTRAINED] = untrained, {"k": k, "precision": used_precision(settings, subject.backbone)}
-    identity = sets.fingerprint()
     common: dict[str, Any] = {"transform": transform, "seed": seed}
-    rows = [
-        _row(BASELINE, {"which": which, **how}, {"top1": own.percent, "top1_se": own.se}, own, sets, **common)
-        for which, (own, how) in found.items()
-    ]
+    rows = baseline_rows(simple, sets, **common)
     verdict = None
-    if trained is not None:
-        others = {which: answers for which, (answers, _) in found.items()}
+    if subject is not None:
+        k = min(NEIGHBORS, len(sets.train))
+        trained, fresh = (
+            knn_answers(each, sets, transform, neighbors=k, settings=settings)
+            for each in (subject.backbone, fresh_weights(subject.backbone, seed))
+        )
+        how = {"which": UNTRAINED, "k": k, "precision": used_precision(settings, subject.backbone)}
+        numbers = {"top1": fresh.percent, "top1_se": fresh.se}
+        rows.append(labelled_row(BASELINE, how, numbers, fresh, sets, **common))
+        others = {each.which: each.answers for each in simple} | {UNTRAINED: fresh}
         verdict = judge(trained, others, names=words_for(sets.train.channels))
-        numbers = verdict_metrics(verdict)
-        rows.append(_row(VERDICT, {"k": k}, numbers, trained, sets, **common, **verdict_extra(verdict)))
+        numbers, told = verdict_metrics(verdict), verdict_extra(verdict)
+        rows.append(labelled_row(VERDICT, {"k": k}, numbers, trained, sets, **common, **told))
+    identity = sets.fingerprint()
     if sets.split is not None and subject is not None:
         subject.keep_split(sets.split)
     recorded = tuple(_recorded(row, subject, data, identity, out) for row in rows)
     return BaselineResults(recorded, verdict)
-
-
-def _untrained(backbone: Backbone, seed: int) -> Backbone:
-    """Return the same network with fresh weights, on the same device."""
-    fresh = build_backbone(backbone.spec, seed=seed, init=backbone.metadata.get("init", "trunc_normal"))
-    return fresh.to(next(backbone.parameters()).device)
 
 
 def _subject(backbone: str | Path | Backbone | None, out: str | Path | None, device: str, seed: int) -> Subject | None:
@@ -170,22 +150,6 @@ def _transform(subject: Subject | None, image: ImageOptions, channels: int) -> I
         return subject.transform(image)
     mean, std, size = (0.5,) * channels, (0.5,) * channels, image.size or USUAL_SIZE
     return ImageTransform(size, mean, std, image.resize_ratio, image.whole_if_exact)
-
-
-def _row(
-    task: str,
-    protocol: Mapping[str, Any],
-    metrics: Mapping[str, float],
-    answers: Answers,
-    sets: LabelledSets,
-    *,
-    transform: ImageTransform,
-    seed: int,
-    **extra: Any,
-) -> Result:
-    used = {**protocol, "transform": asdict(transform)}
-    split = {} if sets.split is None else {"split": sets.split.row()}
-    return Result(task, dict(metrics), used, seed=seed, extra=counted(sets, answers) | split | extra)
 
 
 def _recorded(

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from mst.data.labelled import LabelOptions
 from mst.errors import MstError, UsageError
@@ -17,6 +17,7 @@ from mst.evaluate.classification.linear_probe import LinearProtocol
 from mst.evaluate.classification.logistic import LogisticProtocol
 from mst.evaluate.classification.outcome import Outcome
 from mst.evaluate.classification.retrieval import RetrievalProtocol
+from mst.evaluate.classification.verdict import SIMPLE
 from mst.evaluate.common.feature_store import FeatureMemory
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
@@ -27,9 +28,10 @@ from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
+from mst.workflows.evaluation.compared import Missing, judged, simple_beside, untrained
 from mst.workflows.evaluation.errors import write_if_telling
 from mst.workflows.evaluation.inputs import EvaluationInput
-from mst.workflows.subject import ImageOptions, Subject
+from mst.workflows.subject import RANDOM, ImageOptions, Subject
 
 Numbers = TypeVar("Numbers")
 """The protocol of a task: the settings that change its numbers."""
@@ -52,6 +54,20 @@ class Limits:
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
+
+
+@dataclass(frozen=True)
+class _Asked(Generic[Numbers]):
+    """What a task was asked for, with everything that was left away."""
+
+    given: EvaluationInput[LabelledSets]
+    protocol: Numbers | None
+    image: ImageOptions
+    limits: Limits
+    labels: LabelOptions
+    features: str | Path | None
+    seeds: int
+    compare: bool
 
 
 class LabelledEvaluation(Generic[Numbers]):
@@ -83,6 +99,7 @@ class LabelledEvaluation(Generic[Numbers]):
         device: str = "auto",
         seed: int = 0,
         seeds: int = 1,
+        compare: bool = False,
     ) -> Result:
         """Evaluate a backbone on labelled images.
 
@@ -101,6 +118,8 @@ class LabelledEvaluation(Generic[Numbers]):
             device: auto, cpu, cuda or cuda:N (a module in memory stays where it is).
             seed: of every draw, and of the weights after `random:`.
             seeds: draws of labels, held-out parts and initial classifiers; the mean is returned, with `X_spread`.
+            compare: measure untrained weights, colour statistics, pixels and majority class as well, where there are no
+                rows of them beside the result; with any of them `extra["verdict"]` says whether training helped.
 
         Returns:
             `Result` with metrics in percent; each `X` has its standard error as `X_se`. For few or unbalanced classes
@@ -110,20 +129,35 @@ class LabelledEvaluation(Generic[Numbers]):
             UsageError: no such backbone or folder, no classes, validation classes that training lacks, ...
         """
         self._check_draws(protocol, seeds)
+        if compare and not self._classifies:
+            raise UsageError(f"--compare: {self._task} has no verdict: compare with --backbone {RANDOM}RUN")
         given = EvaluationInput[LabelledSets](backbone, data, settings, out, device, seed)
-        subject, image = given.load(), image or ImageOptions()
-        sets = _labelled(given, subject, limits or Limits(), image, label_options(labels))
+        options = image or ImageOptions(), limits or Limits(), label_options(labels)
+        return self._evaluated(_Asked(given, protocol, *options, features, seeds, compare))
+
+    def _evaluated(self, asked: _Asked[Numbers]) -> Result:
+        """Evaluate, record and list errors."""
+        given, seeds, subject = asked.given, asked.seeds, asked.given.load()
+        sets, transform = _labelled(asked, subject), subject.transform(asked.image)
         identity = sets.fingerprint()
-        place = user_path(features) if features else FeatureMemory() if seeds > 1 else None
+        place = user_path(asked.features) if asked.features else FeatureMemory() if seeds > 1 else None
         answers: list[Outcome] = []
         watch = {"watch": answers.append} if self._classifies else {}
-        once = partial(self._evaluate, subject.backbone, sets, subject.transform(image), protocol, **watch)
-        once = partial(once, settings=settings, features=place)
-        result = once(seed=seed) if seeds == 1 else repeated(lambda own: once(seed=own), seed, seeds)
+        once = partial(self._evaluate, subject.backbone, sets, transform, asked.protocol, **watch)
+        once = partial(once, settings=given.settings, features=place)
+        result = once(seed=given.seed) if seeds == 1 else repeated(lambda own: once(seed=own), given.seed, seeds)
         if sets.split is not None:
             result = replace(result, extra={**result.extra, "split": sets.split.row()})
             subject.keep_split(sets.split)
-        result = subject.record(result, data, identity, sets.train.scale)
+        result = subject.named(result, given.data, identity, sets.train.scale)
+        if self._classifies:
+            more = Missing(
+                lambda: self._evaluated(replace(asked, given=untrained(given, subject), features=None, compare=False)),
+                partial(simple_beside, given, subject, sets, transform),
+                frozenset(SIMPLE),
+            )
+            result = judged(result, subject, more if asked.compare else None)
+        subject.keep(result)
         self._write_errors(subject, answers, sets)
         return result
 
@@ -164,21 +198,20 @@ evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_re
 """`map` and `recall_at_1`, ... of validation images looked up among the training images, or among each other."""
 
 
-def _labelled(
-    given: EvaluationInput[LabelledSets], subject: Subject, parts: Limits, image: ImageOptions, labels: LabelOptions
-) -> LabelledSets:
-    if isinstance(given.data, LabelledSets):
-        if labels != LabelOptions():
+def _labelled(asked: _Asked[Any], subject: Subject) -> LabelledSets:
+    data, parts = asked.given.data, asked.limits
+    if isinstance(data, LabelledSets):
+        if asked.labels != LabelOptions():
             raise UsageError("labels= goes with a path as data: sets in memory have their labels and their split")
-        return given.data
+        return data
     return LabelledSets.from_folder(
-        given.data,
+        data,
         channels=subject.channels,
-        ranges=subject.known_ranges(image.value_range),
+        ranges=subject.known_ranges(asked.image.value_range),
         train_limit=parts.train_limit,
         val_limit=parts.val_limit,
         strict=parts.strict,
-        labels=labels,
+        labels=asked.labels,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from mst.data.sources.mixed import MixedImages
 from mst.data.value_range import Scale, check_range
 from mst.engine.schedule import Checkpointing
 from mst.engine.supervised import PreparedTraining
+from mst.evaluate.classification.verdict import COLOUR, Measured
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.orientation import Frame
 from mst.evaluate.segmentation import evaluation as segmentation
@@ -21,6 +23,7 @@ from mst.evaluate.segmentation.file import save_segmenter
 from mst.evaluate.segmentation.folder import segmentation_folder
 from mst.evaluate.segmentation.inference import View
 from mst.evaluate.segmentation.model import Segmenter
+from mst.evaluate.segmentation.patches import PatchColours
 from mst.evaluate.segmentation.pictures import sheet_writer
 from mst.model.backbone import Backbone
 from mst.paths import PathText, user_path
@@ -29,7 +32,9 @@ from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.asked import AskedTraining
+from mst.workflows.evaluation.compared import Missing, judged, measured, record_beside, untrained
 from mst.workflows.evaluation.inputs import EvaluationInput
+from mst.workflows.judged import BASELINE
 from mst.workflows.subject import Subject
 
 
@@ -49,6 +54,8 @@ class SegmentationOptions:
         pictures: folder for a picture of each validation image: image, truth, prediction; None = pictures/segmentation
             (or pictures/patch_segmentation) of --out or the run folder, where `mst report` looks for them.
         picture_limit: at most this many pictures; 0 = none.
+        compare: score untrained weights as well, and for the linear layer on patches colour statistics of each patch,
+            where there are no rows of them beside the result; the result then says whether training helped.
     """
 
     train_limit: int | None = None
@@ -59,6 +66,7 @@ class SegmentationOptions:
     save_model: PathText | None = None
     pictures: PathText | None = None
     picture_limit: int = 24
+    compare: bool = False
 
     def __post_init__(self) -> None:
         check_numbers(self, "train_limit", "val_limit", least=1)
@@ -71,6 +79,9 @@ class SegmentationOptions:
         """Return the settings that an evaluation takes: with `strict` nothing may be left out."""
         settings = settings or segmentation.SETTINGS
         return replace(settings, max_unreadable_share=0.0) if self.strict else settings
+
+
+Asked = AskedTraining[SegmentationProtocol, SegmentationOptions]
 
 
 def evaluate_segmentation(
@@ -128,15 +139,48 @@ def evaluate_segmentation(
         trained=_saved_in(model, pairs.train.scale),
         watch=sheet_writer(pictures, options.picture_limit, pairs.classes) if pictures is not None else None,
     )
-    return subject.record(result, data, identity)
+    result = subject.named(result, data, identity)
+    return subject.keep(judged(result, subject, _missing(asked, subject, pairs) if options.compare else None))
+
+
+def _missing(asked: Asked, subject: Subject, pairs: SegmentationData) -> Missing:
+    """Return how to measure what a trained backbone is compared with; colours only for the layer on patches."""
+    names = frozenset({COLOUR} if asked.protocol.cached else ())
+    return Missing(partial(_untrained, asked, subject), partial(_colours, asked, subject, pairs), names)
+
+
+def _untrained(asked: Asked, subject: Subject) -> Result:
+    """Evaluate the same network with fresh weights."""
+    given = untrained(asked.given, subject)
+    return evaluate_segmentation(
+        given.backbone,
+        given.data,
+        protocol=asked.protocol,
+        options=replace(asked.options, compare=False, save_model=None, pictures=None, picture_limit=0),
+        settings=given.settings,
+        out=given.out,
+        device=given.device,
+        seed=given.seed,
+    )
+
+
+def _colours(asked: Asked, subject: Subject, pairs: SegmentationData) -> dict[str, Measured]:
+    """Score the linear layer on colour statistics of the patches; the row goes beside those of the backbone."""
+    patches: Any = PatchColours(subject.channels, subject.backbone.patch_size)
+    mean, std = subject.mean_std
+    settings = asked.options.applied(asked.given.settings)
+    result = segmentation.evaluate_segmentation(
+        patches, pairs, asked.protocol, mean=mean, std=std, settings=settings, seed=asked.given.seed
+    )
+    row = replace(result, task=BASELINE, protocol={**result.protocol, "which": COLOUR, "task": result.task})
+    record_beside(row, subject, asked.given.data, pairs.fingerprint())
+    number = measured(result.task, result.metrics, result.extra)
+    return {} if number is None else {COLOUR: number}
 
 
 def _saved_in(folder: Path | None, scale: Scale) -> Callable[[Segmenter, View], None] | None:
     """Return the function that writes the trained segmenter into a folder; None if there is no folder."""
     return None if folder is None else lambda segmenter, view: save_segmenter(folder, segmenter, view, scale)
-
-
-Asked = AskedTraining[SegmentationProtocol, SegmentationOptions]
 
 
 def training_of(asked: Asked) -> PreparedTraining[Any]:

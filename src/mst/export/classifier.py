@@ -19,7 +19,7 @@ from mst.export.network import OUTPUTS, Outputs
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import REMEDY, read_backbone_description
 from mst.model.build import build_backbone
-from mst.weights.description import BadDescription, read_description, words
+from mst.weights.description import BadDescription, read_description, word, words
 from mst.weights.files import load_exactly
 
 SCORES = ("logits", "probabilities")
@@ -73,8 +73,12 @@ def with_classifier(backbone: Backbone, head: Head) -> tuple[dict[str, Tensor], 
     return {key: tensor.detach().contiguous() for key, tensor in network.state_dict().items()}, name
 
 
-def stored_classes(file: Path) -> tuple[str, ...]:
-    """Return the classes that the description beside an exported file names; none for a backbone without classifier.
+def stored(file: Path) -> tuple[tuple[str, ...], str | None]:
+    """Return what the description beside an exported file of weights says.
+
+    Returns:
+        Names of the classes, none for a backbone without classifier; and the kind of transformers' own network, whose
+        names the weights have, None for timm's.
 
     Raises:
         CheckpointError: the description is missing or damaged.
@@ -82,7 +86,8 @@ def stored_classes(file: Path) -> tuple[str, ...]:
     description = file.with_suffix(".json")
     try:
         values = read_description(description)
-        return words(values, "classes", most=MOST_CLASSES) if "classes" in values else ()
+        classes = words(values, "classes", most=MOST_CLASSES) if "classes" in values else ()
+        return classes, word(values, "transformers") if "transformers" in values else None
     except (OSError, BadDescription) as error:
         raise CheckpointError(f"cannot read {description}: {error}; {REMEDY}") from error
 
@@ -94,7 +99,7 @@ def load_with_classifier(file: Path) -> tuple[Backbone, Head]:
         CheckpointError: it is missing, damaged, or not the network that its description says.
     """
     spec, metadata = read_backbone_description(file)
-    classes = stored_classes(file)
+    classes, _ = stored(file)
 
     def build() -> Backbone:
         backbone = build_backbone(spec)

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from mst.errors import CheckpointError, UsageError
-from mst.export.classifier import load_with_classifier, stored_classes
+from mst.export.classifier import Head, load_with_classifier, stored
 from mst.export.names import TYPES, file_name
+from mst.export.native.weights import load_native
 from mst.export.network import OUTPUTS
 from mst.export.onnx_file import INFORMATION, run_session, session
 from mst.export.timm_folder import WEIGHTS
@@ -129,7 +130,21 @@ def load_exported(path: Path) -> tuple[Backbone, Path]:
     if file.suffix in GRAPHS:
         graph = open_graph(file)
         return ExportedBackbone(graph, _width(graph)).eval(), file
-    return (load_with_classifier(file)[0] if stored_classes(file) else load_backbone(file)), file
+    return load_weights(file)[0], file
+
+
+def load_weights(file: Path) -> tuple[Backbone, Head | None]:
+    """Return the backbone of a file of weights, under timm's names or transformers', and its classifier if it has one.
+
+    Raises:
+        CheckpointError: it is missing or damaged.
+    """
+    if not file.is_file() or not file.with_suffix(".json").is_file():
+        return load_backbone(file), None  # says what is missing
+    classes, kind = stored(file)
+    if kind is not None:
+        return load_native(file, kind, classes)
+    return load_with_classifier(file) if classes else (load_backbone(file), None)
 
 
 def weights_or_graph(path: Path) -> Path:

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from mst.errors import CheckpointError
-from mst.export.classifier import MOST_CLASSES, SCORES, Head, load_with_classifier, stored_classes
-from mst.export.reading import ExportedBackbone, Graph, open_graph, weights_or_graph
+from mst.export.classifier import MOST_CLASSES, SCORES, Head
+from mst.export.reading import GRAPHS, ExportedBackbone, Graph, load_weights, open_graph, weights_or_graph
 from mst.model.backbone import Backbone
 from mst.weights.description import BadDescription, words
 
@@ -53,10 +53,10 @@ def load_exported_classifier(path: Path) -> tuple[ExportedClassifier, Path]:
     """
     file = weights_or_graph(path)
     without = f"{path} holds a backbone without a classifier: export the fine-tuned run with mst export --model RUN"
-    if file.suffix not in {".onnx", ".pt2"}:
-        if not stored_classes(file):
+    if file.suffix not in GRAPHS:
+        backbone, head = load_weights(file)
+        if head is None:
             raise CheckpointError(without)
-        backbone, head = load_with_classifier(file)
         return ExportedClassifier(backbone, head.classes, head, None).eval(), file
     graph = open_graph(file)
     if not set(SCORES) & set(graph.names):

@@ -10,6 +10,7 @@ from mst.errors import UsageError
 from mst.paths import user_path
 from mst.runtime.storage.files import write_atomic
 from mst.workflows.exporting.folder import fill, new_folder, push
+from mst.workflows.exporting.remarks import told
 from mst.workflows.exporting.settings import GRAPHS, OUTPUTS, ExportSettings, chosen
 
 if TYPE_CHECKING:
@@ -60,7 +61,7 @@ def export_backbone(
     if settings.push:
         push(folder, settings.push)
     worst = max(one["relative"] for row in rows for one in row["outputs"].values())
-    remarks = [*_left_out(user_path(backbone)), *_sizes(form, subject.backbone)]
+    remarks = [*_left_out(user_path(backbone)), *_sizes(form, subject.backbone), *told(rows)]
     use = _use(form, folder, str(rows[0].get("file", "")))
     return {"format": form, "out": str(folder), "difference": worst, "parity": rows, "use": use, "remarks": remarks}
 
@@ -71,6 +72,7 @@ def _written(
     """Write one format into a folder; return a row for each file that was measured."""
     from mst.export.network import expected
     from mst.export.parity import measure
+    from mst.workflows.exporting.hugging_face import write_folder
 
     backbone = subject.backbone
     wanted = expected(backbone, images.pixels, settings.outputs)
@@ -80,6 +82,8 @@ def _written(
 
         network = Outputs(backbone, settings.outputs)
         return write_files(Asked(subject, network, images, wanted, settings.onnx, settings.any_size), place)
+    if form == "hf":
+        return [write_folder(subject, images, place, settings)]
     program, found = _plain_format(form, subject, images, place, settings)
     return [measure(form, program, images, wanted, found).to_json()]
 
@@ -91,21 +95,15 @@ def _plain_format(
     import timm
     import torch
 
-    from mst.export import hugging_face, timm_folder, torch_program
+    from mst.export import timm_folder, torch_program
     from mst.export.network import Outputs
     from mst.model.backbone_file import FILE_NAME, describe, save_backbone
-    from mst.workflows.exporting.card import FEATURES, card
 
     backbone, pixels = subject.backbone, images.pixels
     if form == "timm":
         timm_folder.write_timm(backbone, place)
         write_atomic(place / "model.json", describe(backbone.spec, backbone.metadata))
         return f"timm {timm.__version__}", timm_folder.timm_outputs(place, pixels)
-    if form == "hf":
-        library = hugging_face.transformers()
-        hugging_face.write_hugging_face(backbone, place, card(subject, settings.license, FEATURES))
-        write_atomic(place / "model.json", describe(backbone.spec, backbone.metadata))
-        return f"transformers {library.__version__}", hugging_face.hugging_face_outputs(place, pixels)
     if form == "safetensors":
         save_backbone(place / FILE_NAME, backbone, backbone.metadata)
         found = timm_folder.safetensors_outputs(backbone, place / FILE_NAME, pixels)

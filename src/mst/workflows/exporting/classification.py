@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from mst.errors import ConfigError, RunFailure
-from mst.export import hugging_face, timm_folder
+from mst.export import timm_folder
 from mst.export.classifier import SCORES, ClassifierOutputs, Head
 from mst.export.network import OUTPUTS, expected
 from mst.export.parity import TOLERANCE, Images, measure
@@ -19,8 +19,8 @@ from mst.export.reading_classifier import load_exported_classifier
 from mst.model.backbone_file import describe
 from mst.runtime.storage.files import write_atomic
 from mst.workflows.export_images import measuring_images
-from mst.workflows.exporting.card import CLASSES, card
 from mst.workflows.exporting.graph import Measured, write_graph
+from mst.workflows.exporting.hugging_face import write_folder
 from mst.workflows.exporting.settings import GRAPHS, ExportSettings, chosen
 from mst.workflows.prediction.classification import load_classifier
 from mst.workflows.subject import Subject, load_subject
@@ -96,13 +96,16 @@ class ClassifierExport:
         wanted = expected(backbone, pixels, ("features", *(name for name in self.names if name in OUTPUTS)))
         logits = self.head.layer(wanted["features"])  # [n, K]
         wanted |= {"logits": logits, "probabilities": logits.softmax(-1)}
-        measured = self._written(place)
-        parity = measure(self.form, measured.program, self.images, wanted, measured.outputs)
-        row = {"file": measured.file.name, **parity.to_json()}
+        if self.form == "hf":
+            row = write_folder(self.subject, self.images, place, self.settings, self.head)
+        else:
+            measured = self._written(place)
+            parity = measure(self.form, measured.program, self.images, wanted, measured.outputs)
+            row = {"file": measured.file.name, **parity.to_json()}
         return [row | {"same_label": self._same_labels(place, wanted["probabilities"])}]
 
     def _written(self, place: Path) -> Measured:
-        """Write the files; return what the other program finds."""
+        """Write the files of any format but hf; return what the other program finds."""
         backbone, pixels = self.subject.backbone, self.images.pixels
         said = {"classes": list(self.head.classes)}
         if self.form in GRAPHS:
@@ -110,12 +113,6 @@ class ClassifierExport:
             return write_graph(self.form, network, pixels, place / GRAPH, said, any_size=self.settings.any_size)
         weights = place / f"{MODEL}.safetensors"
         write_atomic(weights.with_suffix(".json"), describe(backbone.spec, backbone.metadata, said))
-        if self.form == "hf":
-            library = hugging_face.transformers()
-            text = card(self.subject, self.settings.license, CLASSES)
-            hugging_face.write_hugging_face(backbone, place, text, self.head)
-            found = hugging_face.hugging_face_outputs(place, pixels, self.head.classes)
-            return Measured(f"transformers {library.__version__}", found, weights)
         timm_folder.write_timm(backbone, place, self.head)
         if self.form == "safetensors":
             (place / timm_folder.CONFIG).unlink()

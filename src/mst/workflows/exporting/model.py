@@ -8,6 +8,7 @@ from typing import Any
 from mst.errors import CheckpointError
 from mst.paths import user_path
 from mst.workflows.exporting.folder import PARITY, fill, new_folder, push
+from mst.workflows.exporting.remarks import told
 from mst.workflows.exporting.settings import ExportSettings
 
 FILES = {
@@ -48,7 +49,7 @@ def export_model(
         push(folder, settings.push)
     worst = max(one["relative"] for row in rows for one in row["outputs"].values())
     values = {"task": task, "format": form, "out": str(folder), "difference": worst, "parity": rows}
-    return {**values, "use": export.use(folder), "remarks": export.remarks}
+    return {**values, "use": export.use(folder), "remarks": [*export.remarks, *told(rows)]}
 
 
 def _export(task: str) -> Any:

@@ -1,0 +1,1 @@
+"""Networks in classes of transformers' own."""

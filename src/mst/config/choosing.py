@@ -180,8 +180,8 @@ def _views(picks: Picks, images: SetFacts, chosen: Chosen) -> None:
     if local_crops:
         side = local_side(chosen.side, chosen.patch)
         picks.pick("views.local_size", side, f"about {LOCAL_SHARE:g} of {chosen.side} px, in patches of {chosen.patch}")
-    low, least, most, why = (0.4, 0.05, 0.4, "DINO's for photographs in colour")
-    if images.grey or images.channels not in (1, 3):
+    low, least, most, why = (0.4, 0.1 if chosen.network.small else 0.05, 0.4, "DINO's for photographs in colour")
+    if not images.photographs:
         why = "two crops must share the small places that tell such images apart"
         low, least, most = 0.5, 0.15, 0.5
     picks.pick("views.global_scale", (low, 1.0), why)
@@ -191,14 +191,14 @@ def _views(picks: Picks, images: SetFacts, chosen: Chosen) -> None:
 
 def _restoration(picks: Picks, images: SetFacts) -> None:
     """Weigh restoration more where self-distillation has little to tell images apart by."""
-    if (images.grey or images.channels not in (1, 3)) and picks.before["objective.restoration_weight"]:
+    if not images.photographs and picks.before["objective.restoration_weight"]:
         reason = "images that look alike: their fine structure teaches more than which image a crop is of"
         picks.pick("objective.restoration_weight", 1.0, reason)
 
 
 def _colours(picks: Picks, images: SetFacts) -> None:
     """Pick changes of colour: what is varied most is what the network learns first to ignore."""
-    if images.channels in (1, 3) and not images.grey:
+    if images.photographs:
         reason = "DINO's for photographs in colour, blur and solarize weaker: small crops have little to spare"
         values: dict[str, object] = {
             "jitter": 0.8,
@@ -281,23 +281,28 @@ def lengthen(config: RunConfig, images: SetFacts, device: DeviceFacts, *, images
         raise UsageError(_too_short(images.count, images_per_second, minutes, picks.given))
     picked = picks.pick("train.epochs", epochs, reason)
     steps = max(1, round(float(str(picked)) * per_epoch))
-    _rates(picks, config, batch, steps)
+    _rates(picks, config, images, steps)
     _intervals(picks, steps)
     return picks.done(minutes, {"speed": {"images_per_second": round(images_per_second, 3)}})
 
 
-def _rates(picks: Picks, config: RunConfig, batch: int, steps: int) -> None:
-    """Pick rate, decay, clipping, temperature and momentum."""
-    network = rung(config.model.embed_dim, config.model.depth)
+def _rates(picks: Picks, config: RunConfig, images: SetFacts, steps: int) -> None:
+    """Pick rate, decay, clipping, temperature and momentum; small networks on photographs as in docs/recipes.md."""
+    network, batch = rung(config.model.embed_dim, config.model.depth), config.train.batch_size
+    careful = not (images.photographs and network.small)
     if config.model.init_from is None and not {"optimizer.lr", "optimizer.base_lr"} & picks.given:
-        lr = float(f"{network.lr * math.sqrt(batch / 64):.3g}")
-        picks.pick("optimizer.lr", lr, f"{network.lr:g} at a batch of 64, by the root of {batch} / 64")
+        base = network.lr / 2 if careful and network.small else network.lr
+        lr = float(f"{base * math.sqrt(batch / 64):.3g}")
+        why = ", half of the usual: such images look alike" if base < network.lr else ""
+        picks.pick("optimizer.lr", lr, f"{base:g} at a batch of 64{why}, by the root of {batch} / 64")
     if network.small:
         picks.pick("optimizer.weight_decay_end", picks.before["optimizer.weight_decay"], "small networks need no more")
-        picks.pick("optimizer.clip", 1.0, "small networks: a single odd batch must not throw the student off")
+        reason = "small networks: a single odd batch must not throw the student off"
+        picks.pick("optimizer.clip", 1.0 if careful else 3.0, reason)
         # The teacher averages over a share of the run that lets it follow, and stays slower than the student.
-        memory = min(max(steps / 20, 20.0), 50.0)
-        end = 1 - 1 / (4 * memory)
+        parts, longest, longer = (20, 50.0, 4) if careful else (25, 35.0, 3)
+        memory = min(max(steps / parts, 20.0), longest)
+        end = 1 - 1 / (longer * memory)
         most = config.objective.teacher_momentum_end  # the schema's 1 unless it was given
         first = min(round(1 - 1 / memory, 4), most)
         start = picks.pick("objective.teacher_momentum", first, f"averages over {memory:.0f} of {steps} steps")
@@ -305,11 +310,12 @@ def _rates(picks: Picks, config: RunConfig, batch: int, steps: int) -> None:
         picks.pick(
             "objective.teacher_momentum_end",
             end,
-            f"{4 * memory:.0f} steps at the end: a teacher that stops would be left behind in so short a run",
+            f"{longer * memory:.0f} steps at the end: a teacher that stops would be left behind in so short a run",
         )
-        picks.pick(
-            "objective.teacher_temp", 0.04, "DINO's safe value; higher ones need long runs, lower ones follow noise"
-        )
+        temperature, why = (0.04, "DINO's safe value: lower ones follow noise in images that look alike")
+        if not careful:
+            temperature, why = (0.03, "sharp: a short run has no time to sharpen its targets")
+        picks.pick("objective.teacher_temp", temperature, why)
 
 
 def _intervals(picks: Picks, steps: int) -> None:

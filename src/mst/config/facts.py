@@ -31,6 +31,11 @@ class SetFacts:
         return min(self.size)
 
     @property
+    def photographs(self) -> bool:
+        """Whether colours tell the images apart, as they do photographs."""
+        return self.channels in (1, 3) and not self.grey
+
+    @property
     def different(self) -> int:
         """About how many images are not nearly the same as another one."""
         return max(1, round(self.count * (1 - 0.75 * self.alike)))

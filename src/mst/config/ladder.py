@@ -42,8 +42,8 @@ class Network:
 
 
 LADDER = (
-    Network("ViT 128 wide, 4 blocks", "vit_tiny_patch16_224", 128, 4, 4, 0, 0, 5e-4),
-    Network("ViT 192 wide, 6 blocks", "vit_tiny_patch16_224", 192, 6, 3, 400_000, 400, 5e-4),
+    Network("ViT 128 wide, 4 blocks", "vit_tiny_patch16_224", 128, 4, 4, 0, 0, 1e-3),
+    Network("ViT 192 wide, 6 blocks", "vit_tiny_patch16_224", 192, 6, 3, 400_000, 400, 1e-3),
     Network("ViT-Ti", "vit_tiny_patch16_224", 192, 12, 3, 1_500_000, 1_000, 4e-4),
     Network("ViT-S", "deit_small_patch16_224", 384, 12, 6, 4_000_000, 2_000, 2.5e-4),
 )

@@ -125,7 +125,7 @@ def test_provoked_runs_are_found(path: Path) -> None:
 
 
 CHANGES: dict[str, tuple[dict[str, float], str]] = {
-    "uniform": ({"teacher_entropy": 0.95 * MAX, "marginal_entropy": MAX}, "teacher_entropy"),
+    "uniform": ({"teacher_entropy": 0.95 * MAX, "marginal_entropy": MAX, "self_distillation": MAX}, "teacher_entropy"),
     "constant": ({"teacher_entropy": 2.5, "marginal_entropy": 2.6}, "marginal_entropy"),
     "few-prototypes": ({"teacher_entropy": 0.1, "marginal_entropy": 0.9}, "marginal_entropy"),
     "lost": ({"self_distillation": 9.0}, "self_distillation"),
@@ -154,6 +154,14 @@ def test_each_kind_is_found_soon_and_ends(kind: str) -> None:
     assert first.ended <= 700 + 1000 * (CALM + 0.27)
     assert first.line.startswith(f"dynamics at step {first.found}: ")
     assert "--" in first.knob
+
+
+def test_a_nearly_uniform_output_that_the_student_foretells_is_none() -> None:
+    rows = healthy_rows()
+    for row in rows:
+        if 100 <= row["step"] < 300:
+            row.update({"teacher_entropy": 0.85 * MAX, "marginal_entropy": 0.95 * MAX, "self_distillation": 0.9 * MAX})
+    assert [each for each in found_in(rows) if each.kind == "uniform"] == []
 
 
 def test_few_images_are_blamed_for_a_score_that_falls() -> None:

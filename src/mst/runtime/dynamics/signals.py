@@ -21,6 +21,9 @@ from mst.runtime.dynamics.series import Column, Series
 UNIFORM, FALLING, FALLING_WINDOW = 0.8, 0.01, 0.05
 """Share of ln K above which the entropy of one image's output says little of the image; and how much lower it is than
 a window before, at least, where it is still falling from its start, as with many prototypes and small batches."""
+FORETOLD = 0.2
+"""Nats that the student knows of the teacher's output, marginal entropy - self-distillation, above which a nearly uniform
+output still says something of its image: short runs pass through such a time on their way to sharper outputs."""
 TOLD_APART = 0.5
 """Nats between the entropy of the mean output and that of one image below which images are hardly told apart."""
 FEWEST_USED, IMAGES_A_PROTOTYPE = 4.0, 8
@@ -90,12 +93,13 @@ def _true(bad: Any) -> Flags:
 def _uniform(series: Series) -> Signal:
     share = series.mean(series.column("teacher_entropy") / series.column("max_entropy"), WINDOW)
     falling = share < share[series.past(FALLING_WINDOW, rows=2)] - FALLING
+    foretold = series.mean(series.column("marginal_entropy") - series.column("self_distillation"), WINDOW)
     return Signal(
         "uniform",
         "teacher_entropy",
         share,
         UNIFORM,
-        _true((share > UNIFORM) & ~falling & _after(series, GRACE)),
+        _true((share > UNIFORM) & ~falling & (foretold < FORETOLD) & _after(series, GRACE)),
         lambda value: (
             f"the teacher's output for one image is nearly uniform (entropy {value:.0%} of ln K, limit {UNIFORM:.0%})"
         ),

@@ -12,6 +12,7 @@ import pytest
 
 from commands.calls import call
 from commands.test_finetune import FAST, VIT, saved
+from commands.test_sources_alike import settings
 from data.pictures import write_textures
 from data.sources.object_stores import Faults, served
 from data.sources.test_columns import NAMES, write
@@ -177,6 +178,39 @@ def test_other_commands_from_another_machine(
         assert json.loads(packed.out)["classes"] == [*CLASSES]
         refused = call(capsys, "embed", "--backbone", backbone, "--data", f"{address}/none.tar", "--out", "x.csv")
         assert refused.line == f"mst: error: {address}/none.tar does not exist"
+
+
+@pytest.mark.slow
+def test_while_training_from_another_machine(images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tars(images, tmp_path / "served", "valid")
+    asked = settings(tmp_path / "x.json")
+    found = []
+    with served(Faults(["fail", "cut"]), tmp_path / "served") as address:
+        for number, data in enumerate((images, f"{address}/{{train,valid}}-{{0,1}}.tar")):
+            run = tmp_path / f"run-{number}"
+            words = ("--data.train", images / "train", "--monitor.knn-data", data, "--monitor.knn-every-steps", "2")
+            answer = call(capsys, "pretrain", asked, *words, "--out", run)
+            assert answer.status == 0, answer.err
+            found.append([row["metrics"] for row in read_jsonl(run / "results.jsonl")])
+    assert found[0]
+    assert found[0] == found[1]
+
+
+@pytest.mark.slow
+def test_predictions_on_another_machine(
+    images: Path, backbone: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tuned(capsys, backbone, images, tmp_path / "run")
+    shards = tars(images, tmp_path / "served", "valid")
+    words = ("predict", "classification", "--model", tmp_path / "run", "--no-progress")
+    with served(Faults(["fail", "cut"]), shards) as address:
+        found = []
+        for place in (str(shards), address):
+            out = tmp_path / f"{len(found)}.csv"
+            answer = call(capsys, *words, "--data", f"{place}/valid-{{0,1}}.tar", "--out", out)
+            assert answer.status == 0, answer.err
+            found.append(out.read_text().replace(place, ""))
+    assert found[0] == found[1]
 
 
 def test_a_table_from_another_machine(

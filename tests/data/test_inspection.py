@@ -278,6 +278,26 @@ def test_decoding_as_a_share_of_a_step(tmp_path: Path, capsys: pytest.CaptureFix
     assert f"A step of {run} takes 100 ms an image: decoding on one core is" in text
 
 
+@pytest.mark.parametrize("place", ["/set", "http://127.0.0.1:80/set", "s3://bucket/set"])
+@pytest.mark.parametrize(
+    ("stems", "pattern"),
+    [
+        (["train-00000", "train-00001", "val-00000"], "train*.tar"),
+        (["train-0", "train-1", "validation-0"], "train*.tar"),
+        (["x-train-00000-of-00002", "x-train-00001-of-00002", "x-test"], "x-train*.tar"),
+        (["train2017", "val2017"], "train*.tar"),
+    ],
+)
+def test_shards_that_are_called_after_parts(place: str, stems: list[str], pattern: str) -> None:
+    notes = PlaceNotes()
+    for stem in stems:
+        notes.add(f"{place}/{stem}.tar:0.jpg")
+    found = notes.places([])
+    assert [found.parts[part] == "train" for part in found.part] == ["train" in stem for stem in stems]
+    assert found.image_folder == f"{place}/{pattern}"
+    assert found.classes == ()
+
+
 def test_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root, page = tmp_path / "images", tmp_path / "page.html"
     plant(root)

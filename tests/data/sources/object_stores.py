@@ -19,7 +19,8 @@ from urllib.request import Request, urlopen
 class Faults:
     """What a server does to shards that are asked for, whole or in pieces: `plan` is used up from its beginning.
 
-    `fail` = status 503; `cut` = half of the bytes, then the connection ends; `slow` = a second's wait; `` = nothing.
+    `fail` = status 503; `cut` = half of the bytes, then the connection ends; `slow` = a second's wait; `stall` = half
+    of the bytes, then nothing for three seconds; `` = nothing.
     `asked` counts whole files, `pieces` answers to requests for ranges, which a server without `ranges` takes for whole
     ones; `sent` counts the bytes of both.
     """
@@ -81,8 +82,11 @@ def handler(faults: Faults, folder: Path | None, behind: str) -> type[BaseHTTPRe
             self.send_header("Content-Length", size or "0")
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(data[: len(data) // 2] if fault == "cut" else data)
-            if fault == "cut":
+                self.wfile.write(data[: len(data) // 2] if fault in {"cut", "stall"} else data)
+            if fault == "stall":
+                self.wfile.flush()
+                time.sleep(3)
+            if fault in {"cut", "stall"}:
                 self.close_connection = True
 
         do_HEAD = do_PUT = do_POST = do_DELETE = do_GET  # noqa: N815

@@ -85,6 +85,15 @@ def test_faults_are_waited_out(folder: Path, tmp_path: Path, capsys: pytest.Capt
     assert not [path for path in (tmp_path / "cache").iterdir() if path.suffix == ".part"]
 
 
+def test_silence_counts_as_a_failure(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "SILENCE", 0.4)
+    with served(Faults(["stall"]), folder) as address:
+        assert read_all(opened(address + "/s-0.tar", tmp_path)) == EXPECTED[:EACH]
+    assert "s-0.tar: it fell silent: trying again" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("fault", ["fail", "cut"])
 def test_then_there_is_one_error(folder: Path, tmp_path: Path, fault: str) -> None:
     with served(Faults([fault] * 99), folder) as address, pytest.raises(Unreachable) as refused:

@@ -235,6 +235,32 @@ def test_a_list_of_another_file_is_not_believed(tmp_path: Path, capsys: pytest.C
     assert members(open_images(path)) == [*renamed]
 
 
+@pytest.mark.parametrize("kind", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+@pytest.mark.parametrize("comment", [None, {"comment": "x"}])
+def test_plain_headers_are_read_as_tarfile_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: int, comment: dict[str, str] | None
+) -> None:
+    path = tmp_path / "x.tar"
+    with tarfile.open(path, "w", format=kind, pax_headers=comment) as tar:
+        for number, name in enumerate(
+            ("a.png", "a.cls", "ü.png", "d" * 90 + "/" + "n" * 60 + ".png", "d/.x.png", "e.txt")
+        ):
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(png(number)), 1.5 if number % 2 else 7
+            tar.addfile(info, io.BytesIO(png(number)))
+        folder = tarfile.TarInfo("d/")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+    shard = LocalShard(str(path))
+    found = tar_table(shard, shard.stamp(), EXTENSIONS, None)
+    with monkeypatch.context() as patch:
+        patch.setattr("mst.data.files.tar_index.plain_header", lambda *_: None)
+        expected = tar_table(shard, shard.stamp(), EXTENSIONS, None)
+    assert len(found.starts) == 3
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one, other) if isinstance(one, np.ndarray) else one == other  # type: ignore[arg-type]
+
+
 def test_tables_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = pack(tmp_path / "x.tar", {f"{number}.png": b"%d" % number for number in range(300)})
     past = time.time() - 100

@@ -119,7 +119,7 @@ def _scan(file: BinaryIO, name: str, wanted: frozenset[bytes], members: Sequence
         found.add_all(map(_info, members))
         return found.table()
     with _opened(file, name) as tar:
-        found.add_all(_headers(tar))
+        found.add_all(_headers(tar, file))
         _check_end(file, tar.offset, name)
     return found.table()
 
@@ -152,11 +152,41 @@ COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb
 UNPACK = {"gzip": "gzip -dk", "bzip2": "bzip2 -dk", "xz": "xz -dk", "zstd": "zstd -d"}
 
 
-def _headers(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
-    kept = cast("Any", tar).members
-    while (info := tar.next()) is not None:
-        kept.clear()  # a million of them would need a gigabyte
+def _headers(tar: tarfile.TarFile, file: BinaryIO) -> Iterator[tarfile.TarInfo]:
+    """Yield all members; plain headers are read here, which takes tarfile twice as long."""
+    inside = cast("Any", tar)
+    info = tar.next()  # which was read when the file was opened
+    while info is not None:
         yield info
+        inside.members.clear()  # a million of them would need a gigabyte
+        info = None if inside.pax_headers else plain_header(file, inside.offset)
+        if info is not None:
+            inside.offset = info.offset_data + -(-info.size // BLOCK) * BLOCK
+        else:
+            file.seek(0)  # tarfile looks whether the file goes that far only where it has to seek
+            info = tar.next()
+
+
+def plain_header(file: BinaryIO, place: int) -> tarfile.TarInfo | None:
+    """Return a member by its header; None = tarfile's to read: another kind, a long name, a large or damaged one."""
+    file.seek(place)
+    block = file.read(BLOCK)
+    plain = len(block) == BLOCK and block[156] in b"0\0" and block[257:262] == b"ustar" and not block[345]
+    if not plain:
+        return None
+    name = block[:100].partition(b"\0")[0]
+    digits, check = block[124:136].strip(b" \0"), block[148:156].strip(b" \0")
+    if not name or name.endswith(b"/") or not (digits.isdigit() and check.isdigit()):
+        return None
+    try:
+        size, said = int(digits, 8), int(check, 8)
+    except ValueError:
+        return None
+    if sum(block) - sum(block[148:156]) + 8 * ord(" ") != said:
+        return None
+    info = tarfile.TarInfo(name.decode("utf-8", "surrogateescape"))
+    info.size, info.offset_data = size, place + BLOCK
+    return info
 
 
 def _members(infos: Iterable[tarfile.TarInfo], found: _Found) -> Iterator[_Member]:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mst.data.sources import ImageSource
+from mst.data.sources.huggingface import SPLIT
 from mst.errors import DataError
 from mst.runtime.names import shown
 
@@ -86,12 +87,12 @@ class PlaceNotes:
     def add(self, name: str) -> None:
         """Note the next image; a shard that is called after a part (`train-00001.tar`) counts as a folder."""
         shard = SHARD.fullmatch(name)
-        match = None if shard is None else PART.fullmatch(shard[2])
+        match = None if shard is None else PART.fullmatch(shard[2]) or SPLIT.fullmatch(shard[2])
         if shard is not None:
             ending = name[len(shard[1]) + len(shard[2]) :].partition(":")[0].partition("[")[0]
-            name = f"{shard[1]}{shard[2]}/{shard[3]}" if match else f"{shard[1]}{shard[3]}"
+            name = f"{shard[1]}{match[1]}/{shard[3]}" if match else f"{shard[1]}{shard[3]}"
             if match:
-                self._shards[name.rpartition("/")[0]] = f"{shard[1]}{match[1]}*{ending}"
+                self._shards[name.rpartition("/")[0]] = f"{shard[1]}{shard[2][: match.end(1)]}*{ending}"
         folder, _, base = name.rpartition("/")
         self._of.append(self._folders.setdefault(folder, len(self._folders)))
         self._stems.append(hash(base.rpartition(".")[0] or base))

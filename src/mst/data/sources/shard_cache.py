@@ -243,7 +243,8 @@ def persistently(address: str, attempt: Callable[[], str]) -> None:
         except Exception as error:  # whatever a network and its libraries raise
             if isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS}:
                 raise
-            problem = " ".join(str(error).split())[:200] or type(error).__name__
+            silent = "it fell silent" if isinstance(error, TimeoutError) else type(error).__name__
+            problem = " ".join(str(error).split())[:200] or silent
         if not problem:
             return
         if number == 0:

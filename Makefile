@@ -12,7 +12,7 @@ export PYTHONPATH := $(CURDIR)/src
 export PIP_FIND_LINKS :=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: help install quickstart test test-slow check lint types layers docs format bench cuda clean
+.PHONY: help install quickstart test test-slow check lint types layers docs format bench cuda versions clean
 
 help:  ## show this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /	/' | expand -t 14
@@ -60,6 +60,9 @@ bench: install  ## measured comparisons, each printing a ratio
 
 cuda: install  ## for whoever has a CUDA card: tests, speed, all cards, a short training; 25 minutes, docs/cuda.md
 	$(PY) benchmarks/cuda.py
+
+versions: install  ## a part of the tests with the lowest and the newest supported versions; downloads 6 GB (docs/install.md)
+	PYTHONPATH=$(CURDIR)/src:$(CURDIR)/tests $(PY) -m package.versions lowest newest --work $(VENV)/versions
 
 clean:  ## remove caches (not the environment, not runs)
 	rm -rf .pytest_cache .mypy_cache .ruff_cache .import_linter_cache build src/*.egg-info

@@ -99,7 +99,7 @@ def run(argv: Sequence[str]) -> int:
 def _told(row: dict[str, Any]) -> str:
     """Return a line on one measured file."""
     names = ", ".join(f"{name.replace('_', ' ')} {one['relative']:.1e}" for name, one in row["outputs"].items())
-    same = {"same_label": "labels", "same_pixels": "classes of pixels"}
+    same = {"same_label": "labels", "same_pixels": "classes of pixels", "same_objects": "objects"}
     more = "".join(f"; {word} the same for {row[key]:g} %" for key, word in same.items() if key in row)
     if "speed" in row:
         speed = row["speed"]

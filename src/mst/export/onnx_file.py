@@ -9,7 +9,7 @@ import io
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib import import_module
 from pathlib import Path
@@ -69,14 +69,30 @@ def make_graph(network: Outputs, images: Tensor, *, any_size: bool) -> Any:
             )
         images = torch.nn.functional.interpolate(images, (height + 3 * patch, width + 5 * patch))  # not the own size
         shapes |= {2: patch * torch.export.Dim("h", min=1), 3: patch * torch.export.Dim("w", min=1)}
+    return _exported(network, {INPUT: images}, (shapes,))
+
+
+def make_fixed_graph(network: Outputs, inputs: Mapping[str, Tensor]) -> Any:
+    """Return the ONNX model of a network whose inputs, by name, have these shapes always.
+
+    Raises:
+        MissingExtra: the extra `onnx` is not installed.
+        RunFailure: torch cannot export it.
+    """
+    for needed in ("onnx", "onnxscript"):
+        library(needed)
+    return _exported(network, inputs, None)
+
+
+def _exported(network: Outputs, inputs: Mapping[str, Tensor], shapes: tuple[dict[int, Any]] | None) -> Any:
     try:
         with quiet():
             program = torch.onnx.export(
                 network,
-                (images,),
+                tuple(inputs.values()),
                 dynamo=True,
-                dynamic_shapes=(shapes,),
-                input_names=[INPUT],
+                dynamic_shapes=shapes,
+                input_names=list(inputs),
                 output_names=list(network.names),
                 opset_version=OPSET,
                 verbose=False,
@@ -142,10 +158,18 @@ def session(path: Path, threads: int = 0) -> Any:
         raise UsageError(f"ONNX Runtime cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
 
-def run_session(running: Any, images: Tensor, names: Sequence[str] | None = None) -> dict[str, Tensor]:
-    """Return the outputs of a session for images [B, C, H, W] in float32, whatever type the file computes in."""
+def run_session(running: Any, images: Tensor, names: Sequence[str] | None = None, *more: Tensor) -> dict[str, Tensor]:
+    """Return the outputs of a session for images [B, C, H, W] in float32, whatever type the file computes in.
+
+    Args:
+        running: from `session`.
+        images: its first input.
+        names: of the outputs; None = all.
+        more: its other inputs.
+    """
     names = [output.name for output in running.get_outputs()] if names is None else list(names)
-    found = running.run(names, {running.get_inputs()[0].name: images.numpy()})
+    inputs = {one.name: given.numpy() for one, given in zip(running.get_inputs(), (images, *more), strict=True)}
+    found = running.run(names, inputs)
     return {name: torch.from_numpy(np.asarray(array)).float() for name, array in zip(names, found, strict=True)}
 
 

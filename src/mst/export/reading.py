@@ -29,7 +29,7 @@ PARITY = "parity.json"
 FILES = (WEIGHTS, "backbone.safetensors", *map(file_name, TYPES), "backbone.pt2", "classifier.onnx", "classifier.pt2")
 """What an exported folder holds; the first of them counts."""
 GRAPHS = (".onnx", ".pt2")
-Run = Callable[[Tensor], dict[str, Tensor]]
+Run = Callable[..., dict[str, Tensor]]
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Graph:
         said: all that it says of itself.
         spec: of its backbone.
         metadata: of its backbone.
-        run: normalised images [B, C, H, W] on the CPU -> outputs by name.
+        run: normalised images [B, C, H, W] on the CPU (and what else its inputs are) -> outputs by name.
         names: of the outputs.
     """
 
@@ -176,7 +176,8 @@ def _onnx(file: Path) -> Graph:
     running = session(file, threads=torch.get_num_threads())
     said = running.get_modelmeta().custom_metadata_map.get(INFORMATION)
     names = tuple(output.name for output in running.get_outputs())
-    return Graph(file, *_described(said, file), lambda images: run_session(running, images, names), names)
+    described = _described(said, file)
+    return Graph(file, *described, lambda images, *more: run_session(running, images, names, *more), names)
 
 
 def _program(file: Path) -> Graph:
@@ -193,8 +194,8 @@ def _program(file: Path) -> Graph:
     except (BadDescription, KeyError, TypeError) as error:
         raise CheckpointError(f"cannot read {file.with_suffix('.json')}: {error}; export it again") from error
 
-    def run(images: Tensor) -> dict[str, Tensor]:
-        return dict(zip(names, module(images), strict=True))
+    def run(*inputs: Tensor) -> dict[str, Tensor]:
+        return dict(zip(names, module(*inputs), strict=True))
 
     return Graph(file, said, spec, metadata, run, names)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,11 +21,23 @@ def write_program(network: Outputs, images: Tensor, path: Path) -> None:
     Raises:
         RunFailure: torch cannot export the network.
     """
-    batch = torch.export.Dim("batch", min=1)
+    _write(network, (images,), ({0: torch.export.Dim("batch", min=1)},), path)
+
+
+def write_fixed_program(network: Outputs, inputs: tuple[Tensor, ...], path: Path) -> None:
+    """Write a program whose inputs have these shapes always.
+
+    Raises:
+        RunFailure: torch cannot export the network.
+    """
+    _write(network, inputs, None, path)
+
+
+def _write(network: Outputs, inputs: tuple[Tensor, ...], shapes: tuple[dict[int, Any]] | None, path: Path) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            program = torch.export.export(network, (images,), dynamic_shapes=({0: batch},))
+            program = torch.export.export(network, inputs, dynamic_shapes=shapes)
             torch.export.save(program, path)
     except Exception as error:  # the exporter's own classes differ from version to version
         reason = " ".join(str(error).split())[:300]

@@ -6,7 +6,7 @@ can be chosen. Letters: B images, C channels, H W pixels, M objects of an image.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -140,7 +140,7 @@ def check_proportions(image: CocoImage, shape: DetectorShape) -> None:
         )
 
 
-def find_objects(detector: MaskRCNN, image: CocoImage, pixels: Tensor) -> list[Detection]:
+def find_objects(detector: Any, image: CocoImage, pixels: Tensor) -> list[Detection]:
     """Return what a detector in evaluation mode finds in one image; masks hold pixels of probability above one half.
 
     The numbers are those of `detector([pixels])`. Differs: masks are enlarged to the image one at a time; torchvision
@@ -157,11 +157,23 @@ def find_objects(detector: MaskRCNN, image: CocoImage, pixels: Tensor) -> list[D
     found, _ = detector.roi_heads(levels, proposals, resized.image_sizes)
     parts = found[0]
     boxes = resize_boxes(parts["boxes"], list(resized.image_sizes[0]), list(image.size))  # [M, 4]
-    masks = parts.get("masks", [None] * len(boxes))
+    return as_detections(image, {**parts, "boxes": boxes})
+
+
+def as_detections(image: CocoImage, found: Mapping[str, Any]) -> list[Detection]:
+    """Return what was found in an image as detections.
+
+    Args:
+        image: says which image it is.
+        found: boxes [M, 4] in its pixels, labels [M] from 1 on, scores [M]; where there are masks, their probabilities
+            inside the boxes, [M, 1, h, w].
+    """
+    boxes = found["boxes"]
+    masks = found.get("masks", [None] * len(boxes))
     return [
         Detection(image.id, label - 1, score, _four(box), None if mask is None else _mask(mask, box, image.size))
         for label, score, box, mask in zip(
-            parts["labels"].tolist(), parts["scores"].tolist(), boxes, masks, strict=True
+            found["labels"].tolist(), found["scores"].tolist(), boxes, masks, strict=True
         )
     ]
 

@@ -5,12 +5,13 @@ Letters: C channels, H W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-from torchvision.models.detection import MaskRCNN
+from torch import Tensor, nn
 
 from mst.data.decoding import read_image
 from mst.data.sources import ImageSource
@@ -44,8 +45,12 @@ class Prediction:
     unreadable: tuple[str, ...]
 
 
+Finder = Callable[[CocoImage, Tensor], list[Detection]]
+"""An image and its pixels in [0, 1] [C, H, W] -> what is found in it."""
+
+
 def predict_objects(
-    detector: MaskRCNN,
+    detector: nn.Module,
     description: DetectorDescription,
     source: ImageSource,
     *,
@@ -53,6 +58,7 @@ def predict_objects(
     progress: bool = True,
     watch: Watcher | None = None,
     scale: Scale = BY_TYPE,
+    find: Finder | None = None,
 ) -> Prediction:
     """Return what is found in every image; unreadable and too narrow ones are left out and listed.
 
@@ -64,8 +70,9 @@ def predict_objects(
         progress: show a bar.
         watch: called with each image.
         scale: see `mst.data.decoding.decode_image`.
+        find: how a detector that is not torchvision's finds objects.
     """
-    device = device_of(detector)
+    device, found_in = device_of(detector), find or partial(find_objects, detector)
     images: list[CocoImage] = []
     detections: list[Detection] = []
     left_out = LeftOut(len(source))
@@ -83,7 +90,7 @@ def predict_objects(
             if item is None:
                 continue
             pixels, image = item
-            found = find_objects(detector, image, pixels.to(device).float() / 255)
+            found = found_in(image, pixels.to(device).float() / 255)
             found = [one for one in found if one.score >= min_score]
             if watch is not None:
                 watch(image, pixels, found)

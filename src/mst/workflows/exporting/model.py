@@ -14,6 +14,7 @@ from mst.workflows.exporting.settings import ExportSettings
 FILES = {
     "classification": ("classes.json", "classifier.safetensors"),
     "segmentation": ("segmenter.json", "segmenter.safetensors"),
+    "detection": ("detector.json", "detector.safetensors"),
 }
 """Task -> what a folder with its network holds."""
 
@@ -24,9 +25,11 @@ def export_model(
     """Export what `mst predict` takes, and measure in the other program that it gives the same answers.
 
     Args:
-        model: the folder of a finished `mst finetune`, or of a segmenter that `mst evaluate segmentation` saved.
+        model: the folder of a finished `mst finetune`, or of a segmenter or detector that an evaluation
+            saved.
         out: a new folder; it appears only when everything in it has been measured.
-        form: `timm`, `hf`, `onnx`, `torch-export` or `safetensors`; of segmenters one of the last three.
+        form: `timm`, `hf`, `onnx`, `torch-export` or `safetensors`; of segmenters and detectors one of the last
+            three.
         settings: outputs, images; no outputs = those of the task.
 
     Returns:
@@ -55,9 +58,11 @@ def export_model(
 def _export(task: str) -> Any:
     """Return the class that exports networks of a task."""
     from mst.workflows.exporting.classification import ClassifierExport  # these need torch
+    from mst.workflows.exporting.detection import DetectorExport
     from mst.workflows.exporting.segmentation import SegmenterExport
 
-    return {"classification": ClassifierExport, "segmentation": SegmenterExport}[task]
+    exports = {"classification": ClassifierExport, "segmentation": SegmenterExport, "detection": DetectorExport}
+    return exports[task]
 
 
 def _task(folder: Path) -> str:

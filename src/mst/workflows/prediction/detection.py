@@ -3,19 +3,71 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor, nn
+
 from mst.data.unreadable import tell_left_out
+from mst.errors import CheckpointError, MstError
 from mst.evaluate.coco.masks import coco_mask_library
+from mst.evaluate.coco.reading import CocoImage
+from mst.evaluate.detection.detector import as_detections
 from mst.evaluate.detection.file import DetectorDescription, load_detector
+from mst.evaluate.detection.metrics import Detection
 from mst.evaluate.detection.pictures import DRAWN_SCORE, detection_writer
-from mst.evaluate.detection.prediction import MIN_SCORE, Prediction, predict_objects, prediction_json
+from mst.evaluate.detection.prediction import MIN_SCORE, Finder, Prediction, predict_objects, prediction_json
+from mst.export.detector import load_exported_detector
+from mst.export.reading import GRAPHS
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device, select_precision
 from mst.runtime.storage.outputs import Outputs
 from mst.workflows.prediction.inputs import PredictionInput
 
 FILE = "predictions.json"
+STEM = "detector"
+"""Of an exported file."""
+
+
+@dataclass(frozen=True)
+class TrainedDetector:
+    """A detector, saved by its training or exported.
+
+    Attributes:
+        network: in evaluation mode, on its device.
+        description: what it finds.
+        find: how an exported one finds objects; None = as torchvision's.
+    """
+
+    network: nn.Module
+    description: DetectorDescription
+    find: Finder | None
+
+
+def load_trained(folder: Path, device: torch.device, compute: torch.dtype = torch.float32) -> TrainedDetector:
+    """Return the detector of a folder, or of a graph that `mst export --model` wrote.
+
+    Raises:
+        CheckpointError: there is none, or a damaged one.
+        MissingExtra: the program that computes it is not installed.
+    """
+    places = [folder] if folder.suffix in GRAPHS else [folder / f"{STEM}{ending}" for ending in GRAPHS]
+    file = next((place for place in places if place.is_file()), None)
+    if file is None:
+        detector, description = load_detector(folder, compute=compute)
+        return TrainedDetector(detector.to(device), description, None)
+    exported = load_exported_detector(file)
+    try:
+        description = DetectorDescription.from_json(exported.said)
+    except (MstError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"cannot read {file}: {error}; export it again") from error
+
+    def find(image: CocoImage, pixels: Tensor) -> list[Detection]:
+        found = exported(pixels)
+        return as_detections(image, {**found, "masks": found["masks"][:, None]} if "masks" in found else found)
+
+    return TrainedDetector(exported.to(device), description, find)
 
 
 def predict_detection(
@@ -35,7 +87,7 @@ def predict_detection(
     """Find objects in every image under `data`; write `predictions.json` and a picture of each image into `out`.
 
     Args:
-        model: folder of a trained detector.
+        model: folder of a trained detector, or what `mst export --model` made of it.
         data: a folder (searched at any depth), an image, or a text file of paths.
         out: folder for the files; those of an earlier prediction are replaced, other files never.
         min_score: what scores less is left out.
@@ -70,11 +122,12 @@ def detect(given: PredictionInput, *, min_score: float, picture_score: float) ->
     outputs.check([FILE])
     place = select_device(given.device, flag="--device")
     compute, _ = select_precision(given.precision, place)
-    detector, description = load_detector(user_path(given.model), compute=compute)
+    trained = load_trained(user_path(given.model), place, compute)
+    description = trained.description
     channels = description.spec.channels
     images = given.images(channels)
     found = predict_objects(
-        detector.to(place),
+        trained.network,
         description,
         images,
         min_score=min_score,
@@ -83,6 +136,7 @@ def detect(given: PredictionInput, *, min_score: float, picture_score: float) ->
             pictures, given.pictures(images), description.classes, min_score=picture_score, annotated=False
         ),
         scale=given.scale(images, channels, description.value_ranges),
+        find=trained.find,
     )
     tell_left_out(found.unreadable, len(images))
     content = prediction_json(found, description, user_path(given.data).absolute())

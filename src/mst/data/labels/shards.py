@@ -18,7 +18,7 @@ from mst.data.files.folders import cache_folder
 from mst.data.files.kinds import EXTENSIONS, extension
 from mst.data.files.passed import PassedOver
 from mst.data.labels.record import NAMES, FoundLabels, LabelledImages, LabelOptions, Part, scored_part
-from mst.data.order.room import check_whole
+from mst.data.order.room import check_whole, fetch_soon
 from mst.data.sources.huggingface import hf_splits, is_hf, is_saved, parse, split_of_name, splits_of
 from mst.data.sources.opening import OpenOptions, shard_images
 from mst.data.sources.places import SHARDS, local_files, with_column
@@ -78,6 +78,7 @@ def labelled_by_shards(
     for one in ("train", *([part] if part is not None else [])):
         source = shard_images(files[one], asked, column)
         check_whole(source, f"{shown(text)} ({one})")
+        fetch_soon(source)  # labels are in all of its shards
         labels = source.labels()
         if labels is None:
             raise DataError(f"{shown(text)}: the images of {one} have no classes: {NEEDED} is expected")

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from mst.data.decoding import read_image
 from mst.data.labelled import LabelledFolder, LabelOptions, Split
-from mst.data.order.room import fetch_soon
 from mst.data.sources import ImageSource
 from mst.data.sources.arrays import MemoryImages
 from mst.data.sources.mixed import MixedImages
@@ -150,7 +149,6 @@ class LabelledSets:
         """
         folder = LabelledFolder(root, labels=labels or LabelOptions(), channels=channels, strict=strict, cache=cache)
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
-        fetch_soon(MixedImages([train.paths, val.paths]))
         scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,

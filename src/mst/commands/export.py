@@ -36,9 +36,11 @@ class ExportOptions:
     """Images on which the difference is measured; without, those of the backbone's run, else drawn scenes."""
     outputs: str = ""
     """Of onnx and torch-export, with commas: features [B, D] (alone if none are named), patch_tokens [B, N, D],
-    importance [B, N]. Of a classifier also logits [B, K] and probabilities [B, K] (both if none are named)."""
+    importance [B, N], cls_token [B, D]. Of a classifier also logits, probabilities [B, K] (both if none are named)."""
     any_size: bool = False
     """Of onnx: images of every size that patches tile."""
+    preprocess: bool = False
+    """Of onnx: the graph takes stored pixels of any size, uint8 [B, H, W, C], resizes and cuts them."""
     types: str = "fp32"
     """Of onnx, with commas: fp32, fp16 (half the size), int8 (a quarter; its products are of 8 bits)."""
     calibration: PathText = ""
@@ -79,6 +81,7 @@ def run(argv: Sequence[str]) -> int:
             options.calibration_images,
             options.knn or None,
             options.seed,
+            options.preprocess,
         ),
     )
     if options.model:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mst.errors import CheckpointError
-from mst.export.network import OUTPUTS, Outputs
+from mst.export.network import OUTPUTS, Outputs, tokens_by_name
 from mst.model.backbone import Backbone
 from mst.model.backbone_file import REMEDY, read_backbone_description
 from mst.model.build import build_backbone
@@ -53,7 +53,7 @@ class ClassifierOutputs(Outputs):
         """Return the outputs for normalised images [B, C, H, W]."""
         tokens = self.backbone(images, want="tokens", importance="importance" in self.names)
         logits = self.layer(tokens.cls)  # [B, K]
-        found = {"features": tokens.cls, "patch_tokens": tokens.patches, "importance": tokens.importance}
+        found = tokens_by_name(tokens)
         found |= {"logits": logits, "probabilities": logits.softmax(dim=-1)}
         return tuple(found[name] for name in self.names)
 

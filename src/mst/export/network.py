@@ -12,11 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from mst.errors import RunFailure
+from mst.errors import RunFailure, UsageError
 from mst.model.backbone import Backbone
+from mst.model.tokens import Tokens
 
-OUTPUTS = ("features", "patch_tokens", "importance")
-"""What an exported graph can give: [B, D], [B, N, D], [B, N]."""
+OUTPUTS = ("features", "patch_tokens", "importance", "cls_token")
+"""What an exported graph can give: [B, D], [B, N, D], [B, N], [B, D]."""
 
 
 class Outputs(nn.Module):
@@ -35,8 +36,18 @@ class Outputs(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """Return the outputs for normalised images [B, C, H, W]."""
         tokens = self.backbone(images, want="tokens", importance="importance" in self.names)
-        found = {"features": tokens.cls, "patch_tokens": tokens.patches, "importance": tokens.importance}
+        found = tokens_by_name(tokens)
         return tuple(found[name] for name in self.names)
+
+
+def tokens_by_name(tokens: Tokens) -> dict[str, Any]:
+    """Return the outputs that tokens hold, under their names."""
+    return {
+        "features": tokens.cls,
+        "patch_tokens": tokens.patches,
+        "importance": tokens.importance,
+        "cls_token": tokens.cls_token,
+    }
 
 
 def plain(backbone: Backbone) -> Backbone:
@@ -58,10 +69,13 @@ def expected(backbone: Backbone, images: Tensor, names: Sequence[str]) -> dict[s
     """Return the outputs of this package for normalised images [B, C, H, W].
 
     Raises:
+        UsageError: the network has no CLS token.
         RunFailure: they are no finite numbers.
     """
     tokens = backbone.tokens(images, importance="importance" in names)
-    values = {"features": backbone(images), "patch_tokens": tokens.patches, "importance": tokens.importance}
+    if "cls_token" in names and tokens.cls_token is None:
+        raise UsageError(f"--outputs cls_token: {backbone.spec.name} has none: features are made of all patch tokens")
+    values = tokens_by_name(tokens) | {"features": backbone(images)}
     for name in names:
         if not bool(values[name].isfinite().all()):
             raise RunFailure("the features are not finite numbers, although the weights are: the training diverged")

@@ -158,12 +158,20 @@ def session(path: Path, threads: int = 0) -> Any:
         raise UsageError(f"ONNX Runtime cannot read {path}: {' '.join(str(error).split())[:200]}") from error
 
 
+def session_of(model: Any) -> Any:
+    """Return ONNX Runtime's session of a model in memory, on one thread of the CPU."""
+    runtime = library("onnxruntime")
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = 1, 3
+    return runtime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+
+
 def run_session(running: Any, images: Tensor, names: Sequence[str] | None = None, *more: Tensor) -> dict[str, Tensor]:
-    """Return the outputs of a session for images [B, C, H, W] in float32, whatever type the file computes in.
+    """Return the outputs of a session in float32, whatever type the file computes in.
 
     Args:
         running: from `session`.
-        images: its first input.
+        images: normalised [B, C, H, W]; of a graph with preprocessing uint8 [B, H, W, C].
         names: of the outputs; None = all.
         more: its other inputs.
     """

@@ -85,7 +85,7 @@ class ExportedBackbone(Backbone):
     def _tokens(self, images: Tensor, mask: Tensor | None, importance: bool) -> Tokens:
         found = self._found(images, mask, ("patch_tokens", *(["importance"] if importance else [])))
         grid = self.grid(images)
-        return Tokens(found["features"], found["patch_tokens"], grid, found.get("importance"))
+        return Tokens(found["features"], found["patch_tokens"], grid, found.get("importance"), found.get("cls_token"))
 
     def _summary(self, images: Tensor, mask: Tensor | None, importance: bool) -> Summary:
         found = self._found(images, mask, ("importance",) if importance else ())
@@ -100,7 +100,7 @@ class ExportedBackbone(Backbone):
         self.grid(images)
         missing = [name for name in ("features", *needed) if name not in self._names]
         if missing or mask is not None:
-            words = " ".join(OUTPUTS)
+            words = ",".join(OUTPUTS[:3])
             raise UsageError(
                 f"{self._file} gives no {missing[0] if missing else 'masked images'}: export it with --outputs {words}"
             )
@@ -176,8 +176,25 @@ def _onnx(file: Path) -> Graph:
     running = session(file, threads=torch.get_num_threads())
     said = running.get_modelmeta().custom_metadata_map.get(INFORMATION)
     names = tuple(output.name for output in running.get_outputs())
-    described = _described(said, file)
-    return Graph(file, *described, lambda images, *more: run_session(running, images, names, *more), names)
+    values, spec, metadata = _described(said, file)
+    takes_pixels = running.get_inputs()[0].type == "tensor(uint8)"
+
+    def run(images: Tensor, *more: Tensor) -> dict[str, Tensor]:
+        if takes_pixels and images.shape[-2:] != spec.image_size:
+            height, width = spec.image_size
+            raise UsageError(f"{file} cuts every image to {height}x{width}: leave the size away")
+        return run_session(running, _pixels(images, metadata) if takes_pixels else images, names, *more)
+
+    return Graph(file, values, spec, metadata, run, names)
+
+
+def _pixels(images: Tensor, metadata: dict[str, Any]) -> Tensor:
+    """Return what normalised images [B, C, H, W] were made of, uint8 [B, H, W, C]: a graph with preprocessing takes
+    these, and leaves images of its own size as they are.
+    """
+    mean, std = (torch.tensor(metadata[key]).reshape(1, -1, 1, 1) for key in ("mean", "std"))
+    levels = ((images * std + mean) * 255).round().clamp(0, 255)
+    return levels.to(torch.uint8).permute(0, 2, 3, 1).contiguous()
 
 
 def _program(file: Path) -> Graph:

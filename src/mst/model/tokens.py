@@ -20,12 +20,14 @@ class Tokens(NamedTuple):
         importance: attention each patch token receives [B, N], float32, or None where it was not asked for.
             For a ViT it is the last block's CLS query after the softmax over all keys, averaged over heads,
             so a row sums to one minus what the prefix tokens receive.
+        cls_token: the CLS token itself [B, D], whatever the global feature is; None where there is none.
     """
 
     cls: Tensor
     patches: Tensor
     grid: tuple[int, int]
     importance: Tensor | None
+    cls_token: Tensor | None = None
 
 
 class Summary(NamedTuple):

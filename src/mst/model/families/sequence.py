@@ -93,4 +93,5 @@ class SequenceBackbone(Backbone):
     def _read(self, x: Tensor, grid: tuple[int, int], importance: Tensor | None) -> Tokens:
         x = self.model.norm(x)  # [B, T, D]
         patches = self.model.fc_norm(x[:, self.model.num_prefix_tokens :])  # [B, N, D]
-        return Tokens(self.model.forward_head(x, pre_logits=True), patches, grid, importance)
+        cls_token = x[:, 0] if self.has_cls else None  # [B, D]
+        return Tokens(self.model.forward_head(x, pre_logits=True), patches, grid, importance, cls_token)

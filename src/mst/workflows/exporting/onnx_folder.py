@@ -13,10 +13,12 @@ from torch import Tensor
 from mst.export import onnx_file, onnx_speed, onnx_types
 from mst.export.names import TYPES, file_name
 from mst.export.network import Outputs
+from mst.export.onnx_images import with_preprocessing
 from mst.export.parity import Images, measure
-from mst.workflows.exporting.calibration import calibration_images
+from mst.workflows.exporting.calibration import CalibrationImages, calibration_images
 from mst.workflows.exporting.decisions import Decisions, compare_decisions
 from mst.workflows.exporting.onnx_settings import OnnxSettings
+from mst.workflows.exporting.raw_images import RawImages
 from mst.workflows.subject import Subject
 
 CALIBRATION_BATCH = 4
@@ -57,18 +59,16 @@ def write_files(asked: Asked, place: Path) -> list[dict[str, Any]]:
     settings, subject = asked.settings, asked.subject
     calibration = calibration_images(subject, settings) if "int8" in settings.types else None
     decisions = Decisions.of(subject, settings.knn) if settings.knn else None
-    graph = onnx_file.make_graph(asked.network, asked.images.pixels[:2].repeat(2, 1, 1, 1)[:2], any_size=asked.any_size)
     files = {kind: place / file_name(kind) for kind in TYPES}
-    onnx_file.write_onnx(graph, files["fp32"], subject.backbone)
-    if "fp16" in settings.types:
-        onnx_file.write_onnx(onnx_types.half(graph), files["fp16"], subject.backbone, more={"type": "fp16"})
-    if calibration is not None:
-        batches = torch.split(calibration.pixels, CALIBRATION_BATCH)
-        model = onnx_types.quantised(files["fp32"], batches)
-        onnx_file.write_onnx(model, files["int8"], subject.backbone, more={"type": "int8"})
-    if "fp32" not in settings.types:
-        files["fp32"].unlink()
-    rows = _measured(asked, {kind: file for kind, file in files.items() if kind in settings.types})
+    models = _models(asked, files["fp32"], calibration)
+    raw = RawImages.of(subject, asked.images) if settings.preprocess else None
+    for kind, model in models.items():
+        said = {"type": kind, **({} if raw is None else {"metadata": raw.metadata})}
+        joined = model if raw is None else with_preprocessing(model, raw.graph)
+        onnx_file.write_onnx(joined, files[kind], subject.backbone, more=said)
+    if "fp32" not in models:
+        files["fp32"].unlink(missing_ok=True)
+    rows = _measured(asked, {kind: files[kind] for kind in models}, raw)
     for kind, row in rows.items():
         if decisions is not None and "features" in asked.wanted:
             row["knn"] = compare_decisions(decisions, files[kind])
@@ -77,17 +77,32 @@ def write_files(asked: Asked, place: Path) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def _measured(asked: Asked, files: Mapping[str, Path]) -> dict[str, dict[str, Any]]:
+def _models(asked: Asked, source: Path, calibration: CalibrationImages | None) -> dict[str, Any]:
+    """Return the model of each type that is asked for; `source` is where the one in fp32 lies meanwhile."""
+    graph = onnx_file.make_graph(asked.network, asked.images.pixels[:2].repeat(2, 1, 1, 1)[:2], any_size=asked.any_size)
+    models = {"fp32": graph}
+    if "fp16" in asked.settings.types:
+        models["fp16"] = onnx_types.half(graph)
+    if calibration is not None:
+        onnx_file.write_onnx(graph, source, asked.subject.backbone)
+        models["int8"] = onnx_types.quantised(source, torch.split(calibration.pixels, CALIBRATION_BATCH))
+    return {kind: model for kind, model in models.items() if kind in asked.settings.types}
+
+
+def _measured(asked: Asked, files: Mapping[str, Path], raw: RawImages | None) -> dict[str, dict[str, Any]]:
     """Return of each file the differences, the bytes, the share of the same neighbours and the speed."""
-    rows, pixels = {}, asked.images.pixels
+    rows, inputs = {}, asked.images.pixels if raw is None else raw.crops
     running = {kind: onnx_file.session(file, threads=THREADS) for kind, file in files.items()}
     for kind, file in files.items():
-        found = onnx_file.run_session(running[kind], pixels, tuple(asked.wanted))
+        found = onnx_file.run_session(running[kind], inputs, tuple(asked.wanted))
         parity = measure("onnx", onnx_file.runtime_name(), asked.images, asked.wanted, found, kind=kind)
         rows[kind] = {"file": file.name, **parity.to_json(), "bytes": file.stat().st_size}
         if "features" in found:
             neighbours = onnx_speed.neighbour_agreement(asked.wanted["features"], found["features"])
             rows[kind]["same_neighbour"] = neighbours
-    for kind, speed in onnx_speed.speeds(running, dict.fromkeys(running, pixels[:1]), threads=THREADS).items():
+        if raw is not None:
+            rows[kind]["preprocessing"] = raw.compare(running[kind], asked.wanted)
+    single = inputs[:1] if raw is None else raw.stored[0]
+    for kind, speed in onnx_speed.speeds(running, dict.fromkeys(running, single), threads=THREADS).items():
         rows[kind]["speed"] = asdict(speed)
     return rows

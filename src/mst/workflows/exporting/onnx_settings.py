@@ -23,6 +23,7 @@ class OnnxSettings:
         calibration_images: how many of them are used, drawn by `seed`.
         knn: labelled images, as for `mst evaluate knn`: how many of its decisions stay is measured; None = not.
         seed: of the draw of calibration images.
+        preprocess: the graph takes stored pixels of any size, uint8 [B, H, W, C], and prepares them as evaluations do.
     """
 
     types: tuple[str, ...] = ("fp32",)
@@ -30,6 +31,7 @@ class OnnxSettings:
     calibration_images: int = 64
     knn: str | Path | None = None
     seed: int = 0
+    preprocess: bool = False
 
     def check(self, form: str) -> None:
         """Refuse what does not go together, or with a format.
@@ -58,5 +60,6 @@ class OnnxSettings:
             ConfigError: names the option.
         """
         changed = {"types": self.types != ("fp32",), "calibration": self.calibration, "knn": self.knn}
+        changed["preprocess"] = self.preprocess
         for name in (name for name, given in changed.items() if given):
             raise ConfigError(f"--{name} is for --backbone with --format onnx, not for {other}")

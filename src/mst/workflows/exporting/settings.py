@@ -12,7 +12,7 @@ from mst.workflows.exporting.onnx_settings import OnnxSettings
 FORMATS = ("timm", "hf", "onnx", "torch-export", "safetensors")
 GRAPHS = ("onnx", "torch-export")
 """Formats that have chosen outputs."""
-OUTPUTS = ("features", "patch_tokens", "importance")
+OUTPUTS = ("features", "patch_tokens", "importance", "cls_token")
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class ExportSettings:
     Attributes:
         images: a folder of images on which the difference is measured; None = those of the backbone's run, else drawn
             scenes.
-        outputs: of onnx and torch-export: features, patch_tokens, importance; of a classifier logits and probabilities
-            as well. None named = features, or logits and probabilities.
+        outputs: of onnx and torch-export: features, patch_tokens, importance, cls_token; of a classifier logits and
+            probabilities as well. None named = features, or logits and probabilities.
         any_size: ONNX: images of every size that patches tile, not only of the backbone's own.
         license: of the weights, for the model card of hf; `other` = not said.
         push: hf: USER/NAME on the hub, to which the folder is uploaded once it agrees; None = not.
@@ -52,6 +52,8 @@ class ExportSettings:
         if form != "onnx" and self.any_size:
             raise ConfigError(f"--any-size is for --format onnx, not for {form}")
         self.onnx.check(form)
+        if self.onnx.preprocess and self.any_size:
+            raise ConfigError("--preprocess cuts every image to one size: leave --any-size away")
         if self.push and form != "hf":
             raise ConfigError(f"--push: only --format hf goes to the hub, not {form}")
 

@@ -144,7 +144,7 @@ def scored(backbone: str, labelled: Path, name: str, seed: int) -> Row:
     return {task: json.loads(mst("evaluate", task, *words))["metrics"] for task in ("knn", "linear")}
 
 
-def measure(name: str, seed: int, root: Path, out: Path, minutes: float, previous: bool) -> None:
+def measure(name: str, seed: int, root: Path, out: Path, *, minutes: float, previous: bool) -> None:
     """Do what is not done yet of one data set and seed."""
     out.mkdir(parents=True, exist_ok=True)
     words, labelled = sources(name, root, out)
@@ -203,7 +203,14 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--no-previous", action="store_true", help="leave out the recipe used before")
     options = parser.parse_args(argv)
     if options.set != "table":
-        measure(options.set, options.seed, options.data, options.out, options.minutes, not options.no_previous)
+        measure(
+            options.set,
+            options.seed,
+            options.data,
+            options.out,
+            minutes=options.minutes,
+            previous=not options.no_previous,
+        )
     print(table(options.out))
     return 0
 

@@ -25,7 +25,7 @@ if os.environ.get("CI"):
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Give back the compute threads that a test took or gave: sums of another number of threads have other last bits."""
+    """Give back the compute threads that a test took: sums of another number of threads have other last bits."""
     before = torch.get_num_threads()
     yield
     if torch.get_num_threads() != before:

@@ -22,8 +22,8 @@ UNIFORM, FALLING, FALLING_WINDOW = 0.8, 0.01, 0.05
 """Share of ln K above which the entropy of one image's output says little of the image; and how much lower it is than
 a window before, at least, where it is still falling from its start, as with many prototypes and small batches."""
 FORETOLD = 0.2
-"""Nats that the student knows of the teacher's output, marginal entropy - self-distillation, above which a nearly uniform
-output still says something of its image: short runs pass through such a time on their way to sharper outputs."""
+"""Nats that the student knows of the teacher's output, marginal entropy - self-distillation, above which a nearly
+uniform output still says something of its image: short runs pass through such a time on their way to sharper ones."""
 TOLD_APART = 0.5
 """Nats between the entropy of the mean output and that of one image below which images are hardly told apart."""
 FEWEST_USED, IMAGES_A_PROTOTYPE = 4.0, 8

@@ -18,6 +18,7 @@ from mst.config.schema import ModelConfig
 from mst.errors import RunFailure
 from mst.evaluate.classification.knn import KnnProtocol
 from mst.evaluate.common.features import FeatureSettings
+from mst.export import onnx_file
 from mst.export.parity import Images, measure
 from mst.export.reading import load_exported
 from mst.model.backbone_file import save_backbone
@@ -30,9 +31,9 @@ from mst.workflows.subject import load_subject
 SIZE = (16, 24)
 
 
-def random_backbone(folder: Path, channels: int = 3) -> Path:
+def random_backbone(folder: Path, channels: int = 3, name: str = "vit_tiny_patch16_224") -> Path:
     """Write a tiny backbone all of whose weights are drawn: no bias is zero, no norm is one."""
-    config = ModelConfig(backbone="vit_tiny_patch16_224", patch_size=8, embed_dim=32, depth=2, num_heads=2)
+    config = ModelConfig(backbone=name, patch_size=8, embed_dim=32, depth=2, num_heads=2)
     backbone = build_backbone(backbone_spec(config, image_size=SIZE, channels=channels), seed=1)
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -143,6 +144,23 @@ def test_a_folder_without_fp32_is_read_at_its_most_bits(exported: tuple[Path, di
         shutil.copy(exported[0] / "out" / name, tmp_path / name)
     backbone, file = load_exported(tmp_path)
     assert (file.name, backbone.computed_in) == ("backbone.fp16.onnx", "fp16")
+
+
+@pytest.mark.slow
+def test_a_rotary_network_is_the_same_at_every_size(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = random_backbone(tmp_path, name="vit_small_patch16_dinov3")
+    settings = ExportSettings(outputs=("features", "patch_tokens", "importance"), any_size=True)
+    found = mst.export_backbone(path, tmp_path / "out", form="onnx", settings=settings)
+    other = found["parity"][0]["other_sizes"]
+    assert [one["size"] for one in other] == [[24, 40], [32, 24]]
+    assert max(each["relative"] for one in other for each in one["outputs"].values()) < 1e-5
+    backbone, running = mst.load_backbone(path), onnx_file.session(tmp_path / "out" / "backbone.onnx")
+    for size in ((8, 8), (64, 24), (40, 64)):
+        images = torch.randn(2, 3, *size, generator=torch.Generator().manual_seed(2))
+        tokens, read = backbone.tokens(images), onnx_file.run_session(running, images)
+        torch.testing.assert_close(read["features"], tokens.cls, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(read["importance"], tokens.importance, atol=1e-6, rtol=1e-4)
 
 
 def test_the_draw_is_of_the_seed(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from timm.layers import pos_embed_sincos
 from torch import Tensor
 
 from mst.errors import MissingExtra, RunFailure, UsageError
@@ -86,7 +87,7 @@ def make_fixed_graph(network: Outputs, inputs: Mapping[str, Tensor]) -> Any:
 
 def _exported(network: Outputs, inputs: Mapping[str, Tensor], shapes: tuple[dict[int, Any]] | None) -> Any:
     try:
-        with quiet():
+        with quiet(), _sizes_that_vary():
             program = torch.onnx.export(
                 network,
                 tuple(inputs.values()),
@@ -101,6 +102,21 @@ def _exported(network: Outputs, inputs: Mapping[str, Tensor], shapes: tuple[dict
         reason = " ".join(str(error).split())[:300]
         raise RunFailure(f"torch {torch.__version__} cannot export {network.backbone.spec.name}: {reason}") from error
     return program.model_proto  # type: ignore[union-attr]
+
+
+@contextmanager
+def _sizes_that_vary() -> Iterator[None]:
+    """Inside: timm divides the coordinates of rotary networks by the image's own size in patches.
+
+    timm writes `float(height)`, which torch turns into the number of the example when it traces: at every other size
+    such a graph gave features that are wrong by some percent. `torch.sym_float` keeps it open.
+    """
+    name = "float"
+    vars(pos_embed_sincos)[name] = torch.sym_float
+    try:
+        yield
+    finally:
+        del vars(pos_embed_sincos)[name]
 
 
 @contextmanager

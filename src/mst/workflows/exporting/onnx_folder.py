@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from mst.export import onnx_file, onnx_speed, onnx_types
 from mst.export.names import TYPES, file_name
-from mst.export.network import Outputs
+from mst.export.network import Outputs, expected
 from mst.export.onnx_images import with_preprocessing
 from mst.export.parity import Images, measure
 from mst.workflows.exporting.calibration import CalibrationImages, calibration_images
@@ -23,6 +23,8 @@ from mst.workflows.subject import Subject
 
 CALIBRATION_BATCH = 4
 """Images that the ranges of int8 are taken from at a time."""
+OTHER = 4
+"""Images that other sizes are measured on."""
 THREADS = 1
 """Threads of ONNX Runtime where differences and speed are measured."""
 
@@ -100,9 +102,28 @@ def _measured(asked: Asked, files: Mapping[str, Path], raw: RawImages | None) ->
         if "features" in found:
             neighbours = onnx_speed.neighbour_agreement(asked.wanted["features"], found["features"])
             rows[kind]["same_neighbour"] = neighbours
+        if asked.any_size:
+            rows[kind]["other_sizes"] = _other_sizes(asked, running[kind], kind)
         if raw is not None:
             rows[kind]["preprocessing"] = raw.compare(running[kind], asked.wanted)
     single = inputs[:1] if raw is None else raw.stored[0]
     for kind, speed in onnx_speed.speeds(running, dict.fromkeys(running, single), threads=THREADS).items():
         rows[kind]["speed"] = asdict(speed)
+    return rows
+
+
+def _other_sizes(asked: Asked, running: Any, kind: str) -> list[dict[str, Any]]:
+    """Return the differences at two sizes that neither the backbone nor the exporter has seen.
+
+    Raises:
+        RunFailure: as `mst.export.parity.measure`.
+    """
+    rows, backbone, pixels = [], asked.subject.backbone, asked.images.pixels[:OTHER]
+    patch, (height, width) = backbone.patch_size, pixels.shape[-2:]
+    for size in ((height + patch, width + 2 * patch), (height + 2 * patch, width)):
+        images = replace(asked.images, pixels=torch.nn.functional.interpolate(pixels, size))
+        wanted = expected(backbone, images.pixels, tuple(asked.wanted))
+        found = onnx_file.run_session(running, images.pixels, tuple(wanted))
+        parity = measure("onnx", onnx_file.runtime_name(), images, wanted, found, kind=kind)
+        rows.append({"size": list(size), "outputs": parity.to_json()["outputs"]})
     return rows

@@ -6,7 +6,7 @@ Letters (docs/algorithm.md): B images, A heads, T = prefix + N tokens, N patch t
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -14,6 +14,8 @@ import torch.nn.functional as F
 from timm.layers.pos_embed_sincos import apply_rot_embed_cat
 from torch import Tensor
 
+exporting: Callable[[], bool] = getattr(torch.compiler, "is_exporting", torch.compiler.is_compiling)
+"""Whether torch.export is at work; torch 2.6 knows only whether that or torch.compile is."""
 QUERY_CHUNK = 64  # queries whose attention over all keys is in memory at once, where there is no CLS token
 EXPLICIT_TOKENS = 1024
 """Longest sequence whose attention is computed as plain matrix products on a CPU: there torch's fused kernel takes two
@@ -22,7 +24,7 @@ to seven times as long forward and backward (benchmarks/README.md), and above th
 
 def choose_kernel(blocks: Iterable[Any], x: Tensor) -> None:
     """Set timm's own switch in each block for the input x [B, T, D]: fused attention, or plain matrix products."""
-    exported = torch.compiler.is_exporting()  # to plain products, of any length
+    exported = exporting()  # to plain products, of any length
     fused = not exported and (x.device.type != "cpu" or x.shape[1] > EXPLICIT_TOKENS)
     for block in blocks:
         block.attn.fused_attn = fused

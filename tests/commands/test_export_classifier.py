@@ -113,7 +113,9 @@ def test_a_pipeline_of_transformers_gives_the_labels(run: Path, pictures: Path, 
     pipe = transformers.pipeline("image-classification", model=str(tmp_path / "hf"))
     found = pipe(Image.open(pictures / "0.png"), top_k=3)
     assert {row["label"] for row in found} == set(CLASSES)
-    assert "pipeline_tag: image-classification" in (tmp_path / "hf" / "README.md").read_text()
+    card = (tmp_path / "hf" / "README.md").read_text()
+    assert "pipeline_tag: image-classification" in card
+    assert "The class is ViTForImageClassification; its logits are of the feature that was evaluated." in card
 
 
 @pytest.mark.slow

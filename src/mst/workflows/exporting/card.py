@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mst.export.native.names import Native
+from mst.export.native.weights import architecture
 from mst.report.page import card_text
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.subject import Subject
@@ -17,6 +18,7 @@ LOAD = (
     'processor, model = AutoImageProcessor.from_pretrained("FOLDER"), AutoModel.from_pretrained("FOLDER")\n'
     'outputs = model(**processor(image, return_tensors="pt"))\n'
 )
+WRAPPED_CLASSIFIER = "TimmWrapperForImageClassification"
 CLASSIFY = (
     "from transformers import pipeline\n\n"
     'pipeline("image-classification", model="FOLDER")(image)  # [{"label": ..., "score": ...}, ...]\n'
@@ -49,11 +51,13 @@ def card(
     if task == FEATURES:
         code = CODE["pooler_output"] if native is None else CODE[native.pooling].format(prefix=native.prefix_tokens)
         use = f"{LOAD}features = {code}  # [1, D]\n"
-    use = f"```python\n{use}```\n\n{_pooling(subject, native)} {_pixels(pixels)}\n"
+    use = f"```python\n{use}```\n\n{_pooling(native) if task == FEATURES else _logits(native)} {_pixels(pixels)}\n"
     if subject.folder is not None and RunDir(subject.folder).exists():
         text = card_text(RunDir(subject.folder))
         _, _, rest = text.partition("\n")  # the first line of the head
-        return head + rest.replace("library_name: timm\n", "", 1).replace("## Use\n", f"## Use\n\n{use}", 1)
+        before, _, own = rest.replace("library_name: timm\n", "", 1).partition("## Use\n")
+        _, training, after = own.partition("## Training\n")  # what lies between is true of the run folder alone
+        return f"{head}{before}## Use\n\n{use}\n{training}{after}"
     spec = subject.backbone.spec
     return (
         f"{head}tags: [vision-transformer, mst]\n---\n\n# {spec.name}\n\nImages of {spec.image_size[0]}x"
@@ -61,7 +65,13 @@ def card(
     )
 
 
-def _pooling(subject: Subject, native: Native | None) -> str:
+def _logits(native: Native | None) -> str:
+    """Say which class gives the logits."""
+    name = WRAPPED_CLASSIFIER if native is None else architecture(native)
+    return f"The class is {name}; its logits are of the feature that was evaluated."
+
+
+def _pooling(native: Native | None) -> str:
     """Say what the features are, and what `pooler_output` and `last_hidden_state` hold."""
     if native is None:
         return (

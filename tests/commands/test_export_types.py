@@ -17,6 +17,7 @@ from commands.calls import call
 from mst.config.schema import ModelConfig
 from mst.errors import RunFailure
 from mst.evaluate.classification.knn import KnnProtocol
+from mst.evaluate.classification.linear_probe import LinearProtocol
 from mst.evaluate.common.features import FeatureSettings
 from mst.export import onnx_file
 from mst.export.parity import Images, measure
@@ -144,6 +145,21 @@ def test_a_folder_without_fp32_is_read_at_its_most_bits(exported: tuple[Path, di
         shutil.copy(exported[0] / "out" / name, tmp_path / name)
     backbone, file = load_exported(tmp_path)
     assert (file.name, backbone.computed_in) == ("backbone.fp16.onnx", "fp16")
+
+
+def test_features_alone_are_enough_for_labelled_evaluations(
+    exported: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, images = exported[0], exported[0] / "images"
+    for kind in ("fp16", "int8"):
+        backbone = load_exported(folder / "out" / f"backbone.{kind}.onnx")[0]
+        monkeypatch.setattr(backbone, "_names", ("features",))
+        quick = LinearProtocol(lrs=(0.1,), epochs=3)
+        linear = mst.evaluate_linear(backbone, images, protocol=quick, out=tmp_path)
+        assert linear.protocol["blocks"] == 1
+        assert 0 <= linear.metrics["top1"] <= 100
+        knn = mst.evaluate_knn(backbone, images, protocol=KnnProtocol((8,), 8), out=tmp_path)
+        assert linear.protocol["precision"] == knn.protocol["precision"] == kind
 
 
 @pytest.mark.slow

@@ -61,7 +61,13 @@ class LastBlocks:
         self.blocks = blocks
 
     def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
-        """Return the features, shallowest block first; of a backbone with fewer blocks, those of all."""
+        """Return the features, shallowest block first; of a backbone with fewer blocks, those of all.
+
+        What another program computes (`mst.export.reading`) has no blocks to look into: it gives the last features.
+        """
+        if hasattr(backbone, "computed_in"):
+            features: Tensor = backbone(images)  # [B, D]
+            return features[:, None]
         return torch.stack([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -236,3 +237,10 @@ def test_a_missing_extra_says_how_to_install_it(
     answer = call(capsys, "export", "--backbone", path, "--out", tmp_path / "o", "--format", "onnx")
     assert answer.status == 2
     assert "pip install 'mst-pretrain[onnx]'" in answer.line
+
+
+def test_timm_resizes_to_as_many_pixels() -> None:
+    for side in range(16, 640):
+        share = timm_folder.crop_share((side, side))
+        assert math.floor(side / share) == round(side * 256 / 224), side
+    assert timm_folder.crop_share((224, 224)) == 0.875

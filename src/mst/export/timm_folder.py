@@ -6,6 +6,7 @@ The same folder is what Hugging Face's wrapper of timm (`TimmWrapperModel`) load
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,14 @@ def write_timm(backbone: Backbone, folder: Path, head: Head | None = None) -> No
     write_atomic(folder / CONFIG, json.dumps(config, indent=2) + "\n")
 
 
+def crop_share(size: tuple[int, int]) -> float:
+    """Return the share of the resized image with which timm, which rounds down, resizes to as many pixels as we do."""
+    side = max(size)
+    resized = round(side / CROP_PERCENT)
+    share = side / resized
+    return share if math.floor(side / share) == resized else side / (resized + 0.5)
+
+
 def timm_weights(backbone: Backbone) -> dict[str, Tensor]:
     """Return the weights under timm's names, on the CPU."""
     return {name: tensor.detach().cpu().contiguous() for name, tensor in backbone.timm_state_dict().items()}
@@ -58,7 +67,7 @@ def timm_config(backbone: Backbone) -> dict[str, Any]:
     images = {
         "input_size": [spec.channels, *spec.image_size],
         "interpolation": "bicubic",
-        "crop_pct": CROP_PERCENT,
+        "crop_pct": crop_share(spec.image_size),
         "crop_mode": "center",
         "fixed_input_size": not any_size,
         "pool_size": None,

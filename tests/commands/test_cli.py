@@ -100,7 +100,7 @@ def test_recipes_are_listed_and_printed(capsys: pytest.CaptureFixture[str]) -> N
         (["inspect", "here", "--limit"], "--limit needs a value"),
         (["inspect", "nowhere"], "nowhere does not exist"),
         (["evaluate", "knn", "--backbone", "nowhere", "--data", "nowhere"], "nowhere"),
-        (["export"], "--backbone is missing"),
+        (["export"], "--backbone or --model is missing"),
         (["export", "x"], "unexpected word x"),
         (["export", "--backbone", "x", "--out", "y", "--format", "onx"], "must be one of timm"),
         (["export", "--backbone", "nowhere", "--out", "y"], "nowhere"),

@@ -19,7 +19,7 @@ from mst.terminal.parsing import flag, parse_words, path_marks
 
 NO_PATHS = {"device", "family", "format", "name", "randaugment", "split", "train_split", "val_split", "recipe"}
 NO_PATHS |= {"path_column", "label_column", "split_column", "license", "outputs", "push"}
-NO_PATHS |= {"license", "push", "account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
+NO_PATHS |= {"types", "account", "constraint", "gpus_per_node", "job_name", "mem", "partition", "qos", "time"}
 """Options of text that name no file."""
 
 
@@ -89,7 +89,7 @@ def test_every_path_option_expands_a_tilde(
     positional = (
         before
         or (prog, name) == ("mst pack", "source")
-        or name in {"path", "runs", "run"}
+        or (name in {"path", "runs", "run"} and (prog, name) != ("mst inspect", "run"))
         or (name == "recipe" and prog != "mst ablate")
     )
     option = [flag(name), given] if form == "two words" else [f"{flag(name)}={given}"]

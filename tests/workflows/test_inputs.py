@@ -21,7 +21,7 @@ LABELLED = ("knn", "linear", "logistic", "retrieval")
 def test_tasks_on_labelled_folders_are_called_alike(task: str) -> None:
     function = getattr(mst, f"evaluate_{task}")
     names = ["backbone", "data", "protocol", "image", "limits", "labels", "settings", "features"]
-    names += ["out", "device", "seed", "seeds"]
+    names += ["out", "device", "seed", "seeds", "compare"]
     assert list(inspect.signature(function).parameters) == names
     assert function.__name__ == f"evaluate_{task}"
     assert function.__doc__

@@ -50,8 +50,7 @@ def crop_share(size: tuple[int, int]) -> float:
     """Return the share of the resized image with which timm, which rounds down, resizes to as many pixels as we do."""
     side = max(size)
     resized = round(side / CROP_PERCENT)
-    share = side / resized
-    return share if math.floor(side / share) == resized else side / (resized + 0.5)
+    return CROP_PERCENT if math.floor(side / CROP_PERCENT) == resized else side / (resized + 0.5)
 
 
 def timm_weights(backbone: Backbone) -> dict[str, Tensor]:

@@ -66,6 +66,9 @@ class Remarks(io.TextIOBase):
             raise io.UnsupportedOperation("fileno")
         return stream.fileno()
 
+    def __del__(self) -> None:
+        """Leave stderr open: it is not this object's, and at the interpreter's end nothing is left to flush it with."""
+
     @staticmethod
     def _stream() -> IO[str] | None:
         """Return stderr; behind a bar of rich, which puts a stream of its own in its place, the one behind it."""

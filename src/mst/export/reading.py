@@ -115,6 +115,12 @@ def is_exported(path: Path) -> bool:
     return path.suffix in GRAPHS and path.is_file()
 
 
+def graph_in(place: Path, stem: str) -> Path | None:
+    """Return the file of a graph: the place itself, or the file of that stem in a folder; None = there is none."""
+    files = [place] if place.suffix in GRAPHS else [place / f"{stem}{ending}" for ending in GRAPHS]
+    return next((file for file in files if file.is_file()), None)
+
+
 def load_exported(path: Path) -> tuple[Backbone, Path]:
     """Return what was exported, in evaluation mode on the CPU, and the file of its weights.
 

@@ -19,7 +19,7 @@ from mst.evaluate.detection.metrics import Detection
 from mst.evaluate.detection.pictures import DRAWN_SCORE, detection_writer
 from mst.evaluate.detection.prediction import MIN_SCORE, Finder, Prediction, predict_objects, prediction_json
 from mst.export.detector import load_exported_detector
-from mst.export.reading import GRAPHS
+from mst.export.reading import graph_in
 from mst.paths import user_path
 from mst.runtime.device import Precision, select_device, select_precision
 from mst.runtime.storage.outputs import Outputs
@@ -52,8 +52,7 @@ def load_trained(folder: Path, device: torch.device, compute: torch.dtype = torc
         CheckpointError: there is none, or a damaged one.
         MissingExtra: the program that computes it is not installed.
     """
-    places = [folder] if folder.suffix in GRAPHS else [folder / f"{STEM}{ending}" for ending in GRAPHS]
-    file = next((place for place in places if place.is_file()), None)
+    file = graph_in(folder, STEM)
     if file is None:
         detector, description = load_detector(folder, compute=compute)
         return TrainedDetector(detector.to(device), description, None)

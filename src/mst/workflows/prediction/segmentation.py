@@ -20,7 +20,7 @@ from mst.evaluate.detection.pictures import png
 from mst.evaluate.segmentation.file import described_view, load_segmenter
 from mst.evaluate.segmentation.inference import View, predict_mask
 from mst.evaluate.segmentation.pictures import index_picture, sheet
-from mst.export.reading import GRAPHS
+from mst.export.reading import graph_in
 from mst.export.segmenter import load_exported_segmenter
 from mst.model.backbone import BackboneSpec
 from mst.paths import user_path
@@ -75,8 +75,7 @@ def load_trained(folder: Path, device: torch.device) -> TrainedSegmenter:
         CheckpointError: there is none, or a damaged one.
         MissingExtra: the program that computes it is not installed.
     """
-    places = [folder] if folder.suffix in GRAPHS else [folder / f"{STEM}{ending}" for ending in GRAPHS]
-    file = next((place for place in places if place.is_file()), None)
+    file = graph_in(folder, STEM)
     if file is None:
         saved = load_segmenter(folder, device)
         network = saved.segmenter

@@ -84,7 +84,9 @@ def test_the_usual_cases() -> None:
     assert "300x300 px, 300 px keep 90 % of their fine structure" in cells.choice.reasons["views.global_size"]
     small = decided(own(15), facts(10_000, (32, 32)), CPU)
     assert (small.views.global_size, small.views.local_size, small.model.patch_size) == (32, 16, 4)
+    assert cells.objective.center_momentum == small.objective.center_momentum == 0.0
     many = decided(own(24 * 60), facts(1_000_000, (400, 500)), GPU)
+    assert many.objective.center_momentum == 0.9
     assert (many.model.backbone, many.views.global_size, many.model.patch_size) == ("deit_small_patch16_224", 224, 16)
     assert (many.train.batch_size, many.model.head_norm) == (256, "none")
 

@@ -316,6 +316,8 @@ def _rates(picks: Picks, config: RunConfig, images: SetFacts, steps: int) -> Non
         if not careful:
             temperature, why = (0.03, "sharp: a short run has no time to sharpen its targets")
         picks.pick("objective.teacher_temp", temperature, why)
+        reason = "that of the last step: a slower one lags behind so short a run, and outputs swing between few and all"
+        picks.pick("objective.center_momentum", 0.0, reason)
 
 
 def _intervals(picks: Picks, steps: int) -> None:

@@ -182,7 +182,7 @@ class ObjectiveConfig(Section):
     teacher_momentum_end: Fraction = 1.0
     """EMA momentum of the teacher at the last step."""
     center_momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.9
-    """EMA momentum of the center."""
+    """EMA momentum of the center; 0 = the mean logits of the last step alone."""
     distillation_weight: NonNegative = 1.0
     """Weight of the self-distillation loss."""
     restoration_weight: NonNegative = 0.6

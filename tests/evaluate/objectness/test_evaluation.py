@@ -24,6 +24,7 @@ from mst.evaluate.objectness.evaluation import (
     ObjectnessProtocol,
     ObjectSet,
     Truth,
+    centred,
     coco_objects,
     evaluate_objectness,
     heaviest,
@@ -107,6 +108,8 @@ def test_a_backbone_that_looks_at_the_objects_is_right() -> None:
     assert result.metrics["jaccard"] == pytest.approx(75.0)  # 3 of the 4 equal patches hold 60 % of the mass
     assert result.metrics["corloc"] == 100.0  # and their box is the square's
     assert result.metrics["jaccard_everything"] == pytest.approx(100 * 64 / 320)
+    assert result.metrics["jaccard_se"] == pytest.approx(0.0)
+    assert result.metrics["corloc_se"] > 0
     full = evaluate_objectness(Looking(), squares(), ObjectnessProtocol(mass=0.99), settings=QUIET)
     assert full.metrics["jaccard"] == full.metrics["best_jaccard"] == 100.0
     assert full.extra["chosen_area"] == pytest.approx(100 * 64 / 384)
@@ -116,6 +119,17 @@ def test_a_blind_backbone_is_not() -> None:
     result = evaluate_objectness(Blind(), squares(), ObjectnessProtocol(mass=1.0), settings=QUIET)
     assert result.metrics["jaccard"] == pytest.approx(result.metrics["jaccard_everything"])
     assert result.metrics["corloc"] == 0.0
+
+
+def test_a_box_in_the_middle_has_the_area_that_was_chosen() -> None:
+    result = evaluate_objectness(Looking(), squares(), ObjectnessProtocol(mass=0.99), settings=QUIET)
+    # 64 of 384 pixels were chosen: 7 rows (of 16) and 10 columns (of 24) from (4, 7) on, the squares at 0, 4 and 8.
+    inside = [7 * columns for columns in (1, 5, 8)]
+    shares = [shared / (64 + 70 - shared) for shared in inside]
+    assert result.metrics["jaccard_centre"] == pytest.approx(100 * np.mean(shares))
+    assert result.metrics["jaccard_centre_se"] == pytest.approx(100 * np.std(shares, ddof=1) / math.sqrt(3))
+    assert centred((5, 4), 1.0).all()
+    assert centred((5, 4), 0.0).sum() == 1
 
 
 def test_ignored_pixels_count_for_nothing() -> None:
@@ -146,7 +160,8 @@ def test_boxes_without_masks_have_a_corloc(tmp_path: Path, capsys: pytest.Captur
     objects = coco_objects(read_coco(*find_coco(write_coco(tmp_path / "c", content), "train")))
     watch = picture_writer(Outputs(tmp_path / "p", "evaluate objectness", "--pictures"), 2)
     result = evaluate_objectness(Looking(), objects, ObjectnessProtocol(mass=0.9), settings=QUIET, watch=watch)
-    assert result.metrics == {"corloc": 100.0}
+    assert set(result.metrics) == {"corloc", "corloc_se"}
+    assert result.metrics["corloc"] == 100.0
     assert "objects have no masks, so that CorLoc is measured" in " ".join(capsys.readouterr().err.split())
     rows = read_jsonl(tmp_path / "p" / "scores.jsonl")
     assert [row["jaccard"] for row in rows] == [None, None]

@@ -9,6 +9,7 @@ Letters: N = h*w patch tokens, H W pixels, M objects.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
@@ -33,9 +34,11 @@ from mst.evaluate.common.boxes import Box, box_iou, largest_component_box, to_pi
 from mst.evaluate.common.features import FeatureSettings, forward_batch, frozen, progress_bar, used_precision
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
+from mst.evaluate.common.uncertainty import mean_se
 from mst.runtime.identity import DataIdentity, annotated
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
+from mst.runtime.noise import accuracy_se
 from mst.runtime.storage.results import Result
 
 if TYPE_CHECKING:
@@ -146,6 +149,8 @@ class ImageScore(NamedTuple):
         box: around the largest connected component.
         box_iou: the best IoU of that box with an object's box.
         area: share of the image that was chosen.
+        jaccard_everything: the Jaccard of choosing the whole image; None without masks.
+        jaccard_centre: that of a box in the middle, of the area that was chosen; None without masks.
     """
 
     name: str
@@ -154,6 +159,8 @@ class ImageScore(NamedTuple):
     box: Box
     box_iou: float
     area: float
+    jaccard_everything: float | None
+    jaccard_centre: float | None
 
 
 Watcher = Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]
@@ -217,8 +224,9 @@ def evaluate_objectness(
     """Score the importance of every image against its objects; nothing is trained.
 
     Returns:
-        Result with `jaccard`, `best_jaccard` and `corloc` in percent, means over images, and beside them
-        `jaccard_everything`: the Jaccard of choosing the whole image, the number to stay above. Of objects without
+        Result with `jaccard`, `best_jaccard` and `corloc` in percent, means over images with their standard errors
+        (`_se`), and beside them the numbers to stay above: `jaccard_everything` of choosing the whole image, and
+        `jaccard_centre` of a box in the middle, which in each image has the area that was chosen. Of objects without
         masks there is `corloc` only.
 
     Raises:
@@ -231,10 +239,10 @@ def evaluate_objectness(
     size, patch = protocol.size, backbone.patch_size
     if size is not None and (min(size) < patch or size[0] % patch or size[1] % patch):
         raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
-    scores, everything, unreadable = _score_all(backbone, objects, protocol, settings, mean=mean, std=std, watch=watch)
+    scores, unreadable = _score_all(backbone, objects, protocol, settings, mean=mean, std=std, watch=watch)
     return Result(
         task="objectness",
-        metrics=_metrics(scores, everything, protocol.corloc_iou),
+        metrics=_metrics(scores, protocol.corloc_iou),
         protocol={
             **asdict(protocol),
             "size": list(size) if size else None,
@@ -263,10 +271,9 @@ def _score_all(
     mean: tuple[float, ...],
     std: tuple[float, ...],
     watch: Watcher | None,
-) -> tuple[list[ImageScore], list[float], list[str]]:
-    """Return the score of every image, the Jaccard of choosing the whole image, and the unreadable images."""
+) -> tuple[list[ImageScore], list[str]]:
+    """Return the score of every image, and the unreadable images."""
     scores: list[ImageScore] = []
-    everything: list[float] = []
     left_out = LeftOut(len(objects), settings.max_unreadable_share)
     each = each_readable(objects.read, range(len(objects)), left_out.add, workers=settings.workers)
     with frozen(backbone), progress_bar("objectness", len(objects), shown=settings.progress) as advance:
@@ -278,23 +285,23 @@ def _score_all(
                 check_finite(importance[None], backbone, [name], "attention weights")
                 chosen, score = score_image(name, importance, item, protocol.mass)
                 scores.append(score)
-                if item.masks is not None:
-                    everything.append(_iou(~item.ignored, _union(item.masks & ~item.ignored)))
                 if watch is not None:
                     watch(item, importance, chosen, score)
             advance(1)
     tell_left_out(left_out.lines, len(objects), "objectness")
-    return scores, everything, left_out.lines
+    return scores, left_out.lines
 
 
-def _metrics(scores: Sequence[ImageScore], everything: Sequence[float], corloc_iou: float) -> dict[str, float]:
-    parts: dict[str, Sequence[float | bool]] = {
-        "jaccard": [score.jaccard for score in scores if score.jaccard is not None],
-        "best_jaccard": [score.best_jaccard for score in scores if score.best_jaccard is not None],
-        "corloc": [score.box_iou >= corloc_iou for score in scores],
-        "jaccard_everything": everything,
-    }
-    return {name: _percent(values) for name, values in parts.items() if values}
+def _metrics(scores: Sequence[ImageScore], corloc_iou: float) -> dict[str, float]:
+    found: dict[str, float] = {}
+    for name in ("jaccard", "best_jaccard", "jaccard_everything", "jaccard_centre"):
+        values = [value for score in scores if (value := getattr(score, name)) is not None]
+        if values:
+            found[name] = _percent(values)
+        if len(values) > 1:
+            found[f"{name}_se"] = round(100 * mean_se(torch.tensor(values)), 6)
+    corloc = _percent([score.box_iou >= corloc_iou for score in scores])
+    return found | {"corloc": corloc, "corloc_se": round(accuracy_se(corloc, len(scores)), 6)}
 
 
 def _percent(values: Sequence[float | bool]) -> float:
@@ -327,15 +334,19 @@ def score_image(name: str, importance: Tensor, item: ObjectImage, mass: float) -
     chosen = to_pixels(patches, (height, width))
     box = to_pixel_box(largest_component_box(patches), patches.shape, (height, width))
     counted = ~item.ignored
-    seen = chosen & counted  # [H, W]
+    seen, area = chosen & counted, float(chosen.mean())  # [H, W]
     truths = None if item.masks is None else item.masks & counted  # [M, H, W]
+    union = None if truths is None else _union(truths)  # [H, W]
+    middle = centred((height, width), area) & counted
     return chosen, ImageScore(
         name=name,
-        jaccard=None if truths is None else _iou(seen, _union(truths)),
+        jaccard=None if union is None else _iou(seen, union),
         best_jaccard=None if truths is None else max(_iou(seen, truth) for truth in truths),
         box=box,
         box_iou=max(box_iou(box, (x0, y0, x1, y1)) for x0, y0, x1, y1 in item.boxes.tolist()),
-        area=float(chosen.mean()),
+        area=area,
+        jaccard_everything=None if union is None else _iou(counted, union),
+        jaccard_centre=None if union is None else _iou(middle, union),
     )
 
 
@@ -355,6 +366,15 @@ def to_pixels(patches: NDArray[np.bool_], size: tuple[int, int]) -> NDArray[np.b
     """Return patches [h, w] enlarged to pixels (H, W), each pixel that of its nearest patch."""
     maps = torch.from_numpy(patches)[None, None].float()
     return F.interpolate(maps, size, mode="nearest-exact")[0, 0].numpy() > 0
+
+
+def centred(size: tuple[int, int], area: float) -> NDArray[np.bool_]:
+    """Return a box in the middle, of the shape of (H, W) and with a share of its pixels, to whole rows and columns."""
+    inside = np.zeros(size, dtype=np.bool_)
+    spans = [max(1, round(math.sqrt(area) * pixels)) for pixels in size]
+    (top, height), (left, width) = (((pixels - span) // 2, span) for pixels, span in zip(size, spans, strict=True))
+    inside[top : top + height, left : left + width] = True
+    return inside
 
 
 def _union(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -83,7 +83,7 @@ def evaluate_objectness(
         seed: of the scenes, and of the weights after `random:`.
 
     Returns:
-        `Result` with `jaccard`, `best_jaccard`, `corloc` and `jaccard_everything` in percent.
+        `Result` as of `mst.evaluate.objectness.evaluation.evaluate_objectness`.
 
     Raises:
         UsageError: no such data, a record that does not fit, a backbone without importance, ...

@@ -3,7 +3,7 @@
 Which knob follows from the cause, not from the finding alone: whatever is outside of the range in which
 self-distillation is known to be stable is brought back into it first, the learning rate is what is left. The ranges are
 DINO's (Caron et al. 2021, section 5 and its appendices): teacher 0.04 to 0.07 beside a student of 0.1; centers of
-momentum 0.9 to 0.99; a teacher that follows its student at once (momentum 0, or below 0.9) chases it.
+momentum 0 to 0.99; a teacher that follows its student at once (momentum 0, or below 0.9) chases it.
 """
 
 from __future__ import annotations

@@ -66,6 +66,7 @@ class TrainingProgress:
         """Start at `step`; `describe` turns a row of metrics into a few words, on a bar in lines."""
         self._describe, self._shown, self._total = describe, shown, total_steps
         self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
+        self._shown_step = step
         self._bar = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -89,19 +90,25 @@ class TrainingProgress:
         self._bar.stop()
 
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
-        """Show the state after `step` steps; `numbers` has the keys of a row of metrics."""
+        """Show the state after `step` steps; `numbers` has the keys of a row of metrics.
+
+        A training that went back to an earlier step is timed anew from there.
+        """
         text = self._describe(numbers)
         self._bar.update(self._task, completed=step, numbers=text)
         now = time.perf_counter()
+        if step < self._shown_step:
+            self._first_step, self._started = step, now
+        self._shown_step = step
         if (
             self._shown
             and self._bar.disable
             and (step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES)
         ):
             self._last_line = now
-            rate = (now - self._started) / max(step - self._first_step, 1)
-            text = text.replace("\n", "  ")
-            logging.info(f"step {step}/{self._total}  {text}  eta {clock(rate * (self._total - step))}")
+            text, done = text.replace("\n", "  "), step - self._first_step
+            left = f"  eta {clock((now - self._started) / done * (self._total - step))}" if done else ""
+            logging.info(f"step {step}/{self._total}  {text}{left}")
 
 
 def describe_loss(numbers: Mapping[str, float]) -> str:

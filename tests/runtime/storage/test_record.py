@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,19 @@ def test_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     assert lines[-1].startswith("step 3/3")
     assert "loss 1.250" in lines[-1]
     assert "100 img/s  wait 3%" in lines[-1]
+
+
+def test_a_training_that_went_back_is_timed_anew(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    now = iter((0.0, 100.0, 110.0, 120.0))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(now))
+    with TrainingProgress("training", describe_loss, step=0, total_steps=70) as progress:
+        for step in (50, 10, 20):  # back at second 110, a step a second from there
+            progress.show(step, NUMBERS)
+            progress._last_line = -1e9
+    lines = capsys.readouterr().err.splitlines()
+    assert [line.partition("eta ")[2] for line in lines] == ["0:00:40", "", "0:00:50"]
 
 
 def test_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,8 +7,9 @@ import pytest
 from config.test_choosing import CPU, cost, own
 from mst.config.choosing import choose, lengthen
 from mst.config.facts import DeviceFacts, SetFacts
+from mst.config.load import override
 from mst.config.schema import RunConfig
-from mst.planning.resolving import ATTEMPTS, settled
+from mst.planning.resolving import ATTEMPTS, FEW_SEEN, settled, warn_of_few
 
 PHOTOGRAPHS = SetFacts(9_213, (128, 128), detail=128)
 
@@ -55,3 +56,22 @@ def test_what_no_choice_makes_faster_is_measured_once_more_at_most() -> None:
 
     settled(lambda place: choose(own(15), PHOTOGRAPHS, place), measure, CPU)
     assert calls <= ATTEMPTS
+
+
+@pytest.mark.parametrize("speed", [25.0, 60.0])
+def test_a_time_too_short_to_help_is_named_with_one_that_would_do(
+    speed: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    chosen = lengthen(choose(own(15), PHOTOGRAPHS, CPU), PHOTOGRAPHS, CPU, images_per_second=speed)
+    warn_of_few(chosen, CPU, speed, PHOTOGRAPHS.count)
+    told = " ".join(capsys.readouterr().err.split())
+    assert ("allow --minutes 38, or start from released weights" in told) == (speed * 15 * 60 * 0.9 < FEW_SEEN)
+    for other in (override(chosen, {"model.init_from": "timm:deit"}), chosen.model_copy(update={"recipe": "x"})):
+        warn_of_few(other, CPU, speed, PHOTOGRAPHS.count)
+        assert not capsys.readouterr().err
+
+
+def test_few_images_seen_as_often_as_is_of_use_are_no_matter_of_time(capsys: pytest.CaptureFixture[str]) -> None:
+    few = SetFacts(10, (128, 128), detail=128)
+    warn_of_few(lengthen(choose(own(15), few, CPU), few, CPU, images_per_second=100.0), CPU, 100.0, 10)
+    assert not capsys.readouterr().err

@@ -6,13 +6,13 @@ kept beside the configuration: a run that is resumed or replayed has its choice 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from math import prod
 
 import torch
 
-from mst.config.choosing import allowed_minutes, choose, lengthen
+from mst.config.choosing import MOST_EPOCHS, TRAINING_SHARE, allowed_minutes, choose, lengthen
 from mst.config.derive import check_consistent, derive
 from mst.config.facts import DeviceFacts, SetFacts, Shape
 from mst.config.load import flatten, override
@@ -33,6 +33,9 @@ PROBE_SECONDS, SPEED_SECONDS = 3.0, 6.0
 """About how long the small network, and then the chosen run, are timed."""
 ATTEMPTS, EXPECTED_SHARE = 3, 0.7
 """How often a run is chosen at most, and the share of the expected speed that is not worth another choice."""
+FEW_SEEN, ENOUGH_SEEN = 30_000, 50_000
+"""Images seen by runs that helped little or not on five kinds of images (11,000 to 15,000), and by runs that did help
+on photographs (50,000 and 73,000): the figures are in docs/recipes.md."""
 SMALL = {"cpu": ("vit_tiny_patch16_224", 128, 4, 64, 8, 16), "cuda": ("deit_small_patch16_224", 384, 12, 128, 16, 64)}
 """The network that tells a device's speed: name, width, depth, side, patch, batch."""
 
@@ -68,6 +71,7 @@ def _chosen(config: RunConfig) -> RunConfig:
         chosen, place, speed = settled(lambda place: choose(config, facts, place, patch=patch), measure, place)
     found = lengthen(chosen, facts, place, images_per_second=speed)
     _warn_of_length(found, place, speed, len(images))
+    warn_of_few(found, place, speed, len(images))
     return with_facts(found, facts, place)
 
 
@@ -122,6 +126,21 @@ def _warn_of_length(config: RunConfig, device: DeviceFacts, speed: float, images
         )
 
 
+def warn_of_few(config: RunConfig, device: DeviceFacts, speed: float, images: int) -> None:
+    """Say when the time lets a network that starts from nothing see so few images that it is not likely to help."""
+    epochs = config.train.epochs
+    seen = epochs * images
+    if config.recipe != "own-images" or config.model.init_from is not None:
+        return
+    if seen >= FEW_SEEN or epochs >= MOST_EPOCHS or "train.epochs" in _given(config):
+        return
+    _, who = allowed_minutes(config, device)
+    warn = f"about {seen:,.0f} images can be seen at {speed:.3g} images/s, {who}: runs of so few helped k-NN by 4 "
+    warn += "points at most, a linear probe not at all (docs/recipes.md)"
+    needed = ENOUGH_SEEN / speed / 60 / TRAINING_SHARE
+    logging.warn(f"{warn}: allow --minutes {math.ceil(needed)}, or start from released weights (--init timm:NAME)")
+
+
 def look_at_images(config: RunConfig) -> tuple[SetFacts, ImageSource]:
     """Return what the images look like that are learned from, and these images.
 
@@ -169,7 +188,7 @@ def backbone_flops(setup: Setup) -> float:
     """Return the operations of a step for one image, as the rules count them."""
     model, views = setup.config.model, setup.config.views
     patch, plan, own = setup.spec.patch_size, setup.plan, own_sizes(setup.spec.name)
-    tokens = [prod(size) // patch**2 for size in (plan.global_size, plan.local_size)]
+    tokens = [math.prod(size) // patch**2 for size in (plan.global_size, plan.local_size)]
     return Shape(
         width=model.embed_dim or own.embed_dim,
         depth=model.depth or own.depth,

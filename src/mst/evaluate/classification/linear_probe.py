@@ -37,6 +37,7 @@ from mst.evaluate.common.features import (
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.evaluate.common.metrics import accuracy
+from mst.evaluate.common.pooling import Pool, check_pool
 from mst.evaluate.common.protocol import ImageTransform, LowShot, random_resized_crop
 from mst.runtime.limits import check_numbers
 from mst.runtime.noise import accuracy_se
@@ -56,7 +57,8 @@ class LinearProtocol:
         epochs: passes over the training features.
         batch_size: samples per step (DINO's 1024); at most the training images.
         momentum: of SGD.
-        blocks: how many last blocks give their CLS tokens, side by side (fewer if the backbone has fewer).
+        blocks: how many last blocks give their features, side by side (fewer if the backbone has fewer).
+        pool: of a block, cls: the CLS token; mean, std, max, min: of the patch tokens; several side by side.
         mode: `cached` computes the features of the centre crops once; `augmented` (DINO's) draws a random resized
             crop and a flip of each image in every epoch: one pass of the backbone per epoch.
         held_out_share: share of each class's training images on which the learning rate is chosen.
@@ -68,6 +70,7 @@ class LinearProtocol:
     batch_size: int = 1024
     momentum: float = 0.9
     blocks: int = 4
+    pool: Pool = ("cls",)
     mode: Literal["cached", "augmented"] = "cached"
     held_out_share: float = 0.1
     labels: LowShot = field(default_factory=LowShot)
@@ -75,6 +78,7 @@ class LinearProtocol:
     def __post_init__(self) -> None:
         check_numbers(self, "lrs", above=0)
         check_numbers(self, "epochs", "batch_size", "blocks", least=1)
+        check_pool(self.pool)
         check_numbers(self, "momentum", least=0, most=1)
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
@@ -244,7 +248,7 @@ def evaluate_linear(
     protocol, settings = protocol or LinearProtocol(), settings or FeatureSettings()
     data.check_classes()
     chosen, classes = protocol.labels.select(data.train.labels, seed=seed), data.classes
-    source = FeatureSource.kept_in(features, backbone, transform, settings)
+    source = FeatureSource.kept_in(features, backbone, transform, settings, protocol.pool)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)
     val = source.read("validation", data.val, blocks=protocol.blocks)
     held_out = held_out_mask(train.labels, protocol.held_out_share, seed=seed)
@@ -270,7 +274,8 @@ def evaluate_linear(
     shares = full.probabilities(val.features, picked)
     outcome = Outcome(shares, val.labels, on_val[picked], val.names, val.positions, classes)
     outcome.tell(watch)
-    used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
+    blocks = train.features.shape[1] // len(protocol.pool) // backbone.embed_dim
+    used = {"blocks": blocks, "transform": asdict(transform)}
     return Result(
         task="linear",
         metrics={**outcome.metrics(), **metrics},
@@ -293,7 +298,7 @@ def _batches(  # noqa: PLR0917
     batch_size = min(protocol.batch_size, len(train.labels))
     if protocol.mode == "cached":
         return cached_batches(train, batch_size=batch_size, seed=seed)
-    function = LastBlocks(protocol.blocks)
+    function = LastBlocks(protocol.blocks, protocol.pool)
     return augmented_batches(backbone, readable, transform, function, settings, batch_size=batch_size, seed=seed)
 
 

@@ -24,6 +24,7 @@ from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource
 from mst.evaluate.common.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.metrics import accuracy, rank_of_label
+from mst.evaluate.common.pooling import Pool, check_pool, part_scales
 from mst.evaluate.common.protocol import ImageTransform, LowShot
 from mst.runtime.limits import check_numbers
 from mst.runtime.noise import accuracy_se
@@ -45,7 +46,8 @@ class LogisticProtocol:
             the best on the held-out part is reported, the larger of equally good ones.
         iterations: steps of L-BFGS for each penalty, at most.
         tolerance: the solver stops when no element of the gradient is larger.
-        blocks: how many last blocks give their CLS tokens, side by side (fewer if the backbone has fewer).
+        blocks: how many last blocks give their features, side by side (fewer if the backbone has fewer).
+        pool: of a block, cls: the CLS token; mean, std, max, min: of the patch tokens; several side by side.
         held_out_share: share of each class's training images on which the penalty is chosen.
         labels: how many training labels are used.
     """
@@ -54,12 +56,14 @@ class LogisticProtocol:
     iterations: int = 300
     tolerance: float = 1e-5
     blocks: int = 1
+    pool: Pool = ("cls",)
     held_out_share: float = 0.1
     labels: LowShot = field(default_factory=LowShot)
 
     def __post_init__(self) -> None:
         check_numbers(self, "penalties", "tolerance", above=0)
         check_numbers(self, "iterations", "blocks", least=1)
+        check_pool(self.pool)
         if not 0.0 < self.held_out_share < 1.0:
             raise UsageError(f"--held-out-share {self.held_out_share}: must lie between 0 and 1")
 
@@ -195,14 +199,14 @@ def evaluate_logistic(
     """
     protocol, settings = protocol or LogisticProtocol(), settings or FeatureSettings()
     data.check_classes()
-    source, device = FeatureSource.kept_in(features, backbone, transform, settings), device_of(backbone)
+    source, device = FeatureSource.kept_in(features, backbone, transform, settings, protocol.pool), device_of(backbone)
     chosen = protocol.labels.select(data.train.labels, seed=seed)
     train = source.read("training", data.train, chosen, blocks=protocol.blocks)
     val = source.read("validation", data.val, blocks=protocol.blocks)
     held_out = held_out_mask(train.labels, protocol.held_out_share, seed=seed)
     if len(protocol.penalties) > 1 and not bool(held_out.any()):
         raise UsageError("no class has two training images to choose a penalty on: name one with --penalties")
-    mean, scale = train.features.mean(0), float(train.features.std(0, correction=0).square().mean().sqrt())
+    mean, scale = train.features.mean(0), part_scales(train.features, protocol.pool, backbone.embed_dim)  # [D]
     check_scale(scale)
     x, y = ((train.features - mean) / scale).to(device), train.labels.to(device)  # [n,D], [n]
     classes = len(data.classes)
@@ -212,7 +216,8 @@ def evaluate_logistic(
     ranks = final.ranks(on_val, val.labels.to(device)).cpu()
     outcome = Outcome(final.probabilities(on_val), val.labels, ranks, val.names, val.positions, data.classes)
     outcome.tell(watch)
-    used = {"blocks": train.features.shape[1] // backbone.embed_dim, "transform": asdict(transform)}
+    blocks = train.features.shape[1] // len(protocol.pool) // backbone.embed_dim
+    used = {"blocks": blocks, "transform": asdict(transform)}
     return Result(
         task="logistic",
         metrics={**outcome.metrics(), **metrics},
@@ -235,16 +240,16 @@ def _chosen(
     return penalty, {"top1_held_out": scores[penalty], "top1_held_out_se": se}
 
 
-def check_scale(scale: float) -> None:
+def check_scale(scale: Tensor) -> None:
     """Refuse features that cannot be standardised.
 
     Raises:
         UsageError: they are the same for all images.
         RunFailure: they do not fit into float32.
     """
-    if not scale > 0:
+    if not float(scale.min()) > 0:
         raise UsageError("all training images have the same features: there is nothing to learn from")
-    if scale == float("inf"):
+    if float(scale.max()) == float("inf"):
         raise RunFailure("the features are too large to be standardised in float32: the backbone has diverged")
 
 

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor
 
 from mst.data.value_range import ValueRanges
-from mst.errors import RunFailure
+from mst.errors import RunFailure, UsageError
 from mst.evaluate.common.features import Features, FeatureSettings, device_of, extract_features
 from mst.evaluate.common.image_sets import ImageSet
+from mst.evaluate.common.pooling import Pool, pooled
 from mst.evaluate.common.protocol import ImageTransform
 from mst.parallel.world import World
 from mst.runtime.device import select_precision
@@ -50,36 +51,42 @@ DIFFERENT = {
     "values": "another value range",
     "described": "another description of the backbone's images",
     "precision": "another precision or device",
+    "pool": "other parts of the tokens",
 }
 """Parts of a file's key -> what differs if the part does, for the warning."""
 
 
 class LastBlocks:
-    """The global features of the last blocks: images [B, C, H, W] -> [B, b, D]."""
+    """The features of the last blocks: images [B, C, H, W] -> [B, b, D], or [B, b, p D] of p parts side by side."""
 
-    def __init__(self, blocks: int) -> None:
-        self.blocks = blocks
+    def __init__(self, blocks: int, pool: Pool = ("cls",)) -> None:
+        self.blocks, self.pool = blocks, pool
 
     def __call__(self, backbone: Backbone, images: Tensor) -> Tensor:
         """Return the features, shallowest block first; of a backbone with fewer blocks, those of all.
 
         What another program computes (`mst.export.reading`) has no blocks to look into: it gives the last features.
+
+        Raises:
+            UsageError: patch tokens are asked of such a program.
         """
         if hasattr(backbone, "computed_in"):
+            if self.pool != ("cls",):
+                raise UsageError(f"--pool {' '.join(self.pool)}: this file gives features alone, no patch tokens")
             features: Tensor = backbone(images)  # [B, D]
             return features[:, None]
-        return torch.stack([tokens.cls for tokens in backbone.intermediate(images, self.blocks)], dim=1)
+        return torch.stack([pooled(tokens, self.pool) for tokens in backbone.intermediate(images, self.blocks)], dim=1)
 
 
 class FeatureMemory:
     """Features in memory, for an evaluation that is repeated with several draws: each image's are computed once.
 
     Attributes:
-        kept: (part, blocks) -> position of an image -> its features [b, D], or why it is unreadable.
+        kept: (part, blocks, pool) -> position of an image -> its features [b, D], or why it is unreadable.
     """
 
     def __init__(self) -> None:
-        self.kept: dict[tuple[str, int], dict[int, Tensor | str]] = {}
+        self.kept: dict[tuple[str, int, Pool], dict[int, Tensor | str]] = {}
 
 
 @dataclass(frozen=True)
@@ -92,6 +99,7 @@ class FeatureSource:
         settings: batch size, threads and compute type.
         folder: where features are kept; None = nowhere.
         memory: for repeated reads, in place of a folder.
+        pool: what of the tokens of a block is its features.
     """
 
     backbone: Backbone
@@ -99,6 +107,7 @@ class FeatureSource:
     settings: FeatureSettings
     folder: Path | None = None
     memory: FeatureMemory | None = None
+    pool: Pool = ("cls",)
 
     def __post_init__(self) -> None:
         if self.folder is not None:
@@ -106,12 +115,16 @@ class FeatureSource:
 
     @staticmethod
     def kept_in(
-        place: Path | FeatureMemory | None, backbone: Backbone, transform: ImageTransform, settings: FeatureSettings
+        place: Path | FeatureMemory | None,
+        backbone: Backbone,
+        transform: ImageTransform,
+        settings: FeatureSettings,
+        pool: Pool = ("cls",),
     ) -> FeatureSource:
         """Return a source with a folder, a memory, or neither."""
         if isinstance(place, FeatureMemory):
-            return FeatureSource(backbone, transform, settings, memory=place)
-        return FeatureSource(backbone, transform, settings, place)
+            return FeatureSource(backbone, transform, settings, memory=place, pool=pool)
+        return FeatureSource(backbone, transform, settings, place, pool=pool)
 
     def read(self, part: str, images: ImageSet, chosen: Sequence[int] | None = None, *, blocks: int = 1) -> Features:
         """Return the features [n, b*D] of a set's readable images, in its order.
@@ -148,7 +161,10 @@ class FeatureSource:
         self, memory: FeatureMemory, part: str, images: ImageSet, chosen: Sequence[int] | None, blocks: int
     ) -> Features:
         """Return features as `read`; each image's are computed once."""
-        kept, wanted = memory.kept.setdefault((part, blocks), {}), range(len(images)) if chosen is None else chosen
+        kept, wanted = (
+            memory.kept.setdefault((part, blocks, self.pool), {}),
+            range(len(images)) if chosen is None else chosen,
+        )
         new = [place for place in wanted if place not in kept]
         if new:
             found = self._extract(images.subset(new), blocks, part)
@@ -168,7 +184,7 @@ class FeatureSource:
     def _extract(
         self, images: ImageSet, blocks: int, part: str, place: Callable[[tuple[int, ...]], Tensor] = torch.empty
     ) -> Features:
-        function, title = LastBlocks(blocks), f"{part} features"
+        function, title = LastBlocks(blocks, self.pool), f"{part} features"
         return extract_features(
             self.backbone, images, self.transform, function, self.settings, title=title, place=place
         )
@@ -195,6 +211,7 @@ class FeatureSource:
             "values": images.scale.to_json() if isinstance(images.scale, ValueRanges) else {},
             "transform": json.loads(json.dumps(asdict(self.transform))),
             "precision": f"{compute} on {device.type}",
+            "pool": list(self.pool),
         }
 
     def _kept(
@@ -207,7 +224,8 @@ class FeatureSource:
             return None
         try:
             known = json.loads(note.read_bytes())
-            changed = [word for name, word in DIFFERENT.items() if known["key"].get(name) != key[name]]
+            was = {"pool": ["cls"], **known["key"]}  # notes of older versions name no parts
+            changed = [word for name, word in DIFFERENT.items() if was.get(name) != key[name]]
             missing = {int(place): str(why) for place, why in known["unreadable"]}
             if known["blocks"] < blocks:
                 changed.append("fewer blocks")

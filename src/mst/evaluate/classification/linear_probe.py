@@ -37,7 +37,7 @@ from mst.evaluate.common.features import (
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.image_sets import ImageSet, LabelledSets
 from mst.evaluate.common.metrics import accuracy
-from mst.evaluate.common.pooling import Pool, check_pool
+from mst.evaluate.common.pooling import Pool, blocks_in, check_pool
 from mst.evaluate.common.protocol import ImageTransform, LowShot, random_resized_crop
 from mst.runtime.limits import check_numbers
 from mst.runtime.noise import accuracy_se
@@ -274,8 +274,7 @@ def evaluate_linear(
     shares = full.probabilities(val.features, picked)
     outcome = Outcome(shares, val.labels, on_val[picked], val.names, val.positions, classes)
     outcome.tell(watch)
-    blocks = train.features.shape[1] // len(protocol.pool) // backbone.embed_dim
-    used = {"blocks": blocks, "transform": asdict(transform)}
+    used = {"blocks": blocks_in(train.features, protocol.pool, backbone.embed_dim), "transform": asdict(transform)}
     return Result(
         task="linear",
         metrics={**outcome.metrics(), **metrics},

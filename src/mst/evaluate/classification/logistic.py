@@ -24,7 +24,7 @@ from mst.evaluate.common.feature_store import FeatureMemory, FeatureSource
 from mst.evaluate.common.features import FeatureSettings, counts, device_of, progress_bar, used_precision
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.metrics import accuracy, rank_of_label
-from mst.evaluate.common.pooling import Pool, check_pool, part_scales
+from mst.evaluate.common.pooling import Pool, blocks_in, check_pool, part_scales
 from mst.evaluate.common.protocol import ImageTransform, LowShot
 from mst.runtime.limits import check_numbers
 from mst.runtime.noise import accuracy_se
@@ -216,7 +216,7 @@ def evaluate_logistic(
     ranks = final.ranks(on_val, val.labels.to(device)).cpu()
     outcome = Outcome(final.probabilities(on_val), val.labels, ranks, val.names, val.positions, data.classes)
     outcome.tell(watch)
-    blocks = train.features.shape[1] // len(protocol.pool) // backbone.embed_dim
+    blocks = blocks_in(train.features, protocol.pool, backbone.embed_dim)
     used = {"blocks": blocks, "transform": asdict(transform)}
     return Result(
         task="logistic",

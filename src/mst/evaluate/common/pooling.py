@@ -46,6 +46,11 @@ def pooled(tokens: Tokens, pool: Pool) -> Tensor:
     return torch.cat([_PARTS[part](tokens) for part in pool], dim=1)
 
 
+def blocks_in(features: Tensor, pool: Pool, dim: int) -> int:
+    """Return the number b of blocks whose p parts of D numbers are the features [n, b p D]."""
+    return features.shape[1] // (len(pool) * dim)
+
+
 def part_scales(features: Tensor, pool: Pool, dim: int) -> Tensor:
     """Return for each number the root mean square deviation of the part that it is of [b p D].
 

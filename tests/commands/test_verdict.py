@@ -145,3 +145,19 @@ def test_what_baselines_refuse(
     answer = call(capsys, "evaluate", "baselines", "--data", labelled, *words)
     assert answer.status == 2
     assert message in answer.line
+
+
+def test_baselines_without_a_backbone_write_their_split_down(
+    labelled: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("evaluate", "baselines", "--data", labelled / "train", "--val-share", 0.5)
+    answer = call(capsys, *words, "--out", tmp_path / "b")
+    assert answer.status == 0, answer.err
+    (table,) = (tmp_path / "b").glob("split-*.csv")
+    assert f"the split is in {table}" in " ".join(answer.err.split())
+    rows = read_jsonl(tmp_path / "b" / "results.jsonl")
+    again = call(capsys, "evaluate", "baselines", "--data", labelled / "train", "--labels", table, "--json")
+    assert again.status == 0, again.err
+    assert [row["metrics"] for row in json.loads(again.out)["rows"]] == [row["metrics"] for row in rows]
+    told = call(capsys, *words)
+    assert "the split is not written down: --out DIR keeps it" in " ".join(told.err.split())

@@ -167,20 +167,8 @@ class Subject:
             return None
 
     def keep_split(self, split: Split) -> None:
-        """Write an automatic split beside the results, as a table that `--labels` takes.
-
-        Raises:
-            UsageError: a file of its name is there that was not written by an evaluation.
-        """
-        if not split.automatic:
-            return
-        if self.folder is None:
-            info("the split is not written down: --out DIR keeps it beside the result")
-            return
-        outputs = Outputs(self.folder, "evaluate", "--out")
-        if not (self.folder / split.file).exists():
-            outputs.write(split.file, split.table)
-            info(f"the split is in {self.folder / split.file}{split.use}")
+        """Do what `keep_split` does, beside the results."""
+        keep_split(split, self.folder)
 
     def record(self, result: Result, data: object, identity: DataIdentity, scale: Scale = BY_TYPE) -> Result:
         """Return the result with the names of backbone and data, appended to results.jsonl of its folder.
@@ -331,3 +319,20 @@ def _foreign(source: str, *, trained: bool) -> tuple[Backbone, str, None]:
         return network, "", None
     info(str(start_from(network, source if own_values else source.partition("=")[2])))
     return network, hashlib.sha256(save(network.timm_state_dict())).hexdigest(), None
+
+
+def keep_split(split: Split, folder: Path | None) -> None:
+    """Write an automatic split into the folder of results, as a table that `--labels` takes.
+
+    Raises:
+        UsageError: a file of its name is there that was not written by an evaluation.
+    """
+    if not split.automatic:
+        return
+    if folder is None:
+        info("the split is not written down: --out DIR keeps it beside the result")
+        return
+    outputs = Outputs(folder, "evaluate", "--out")
+    if not (folder / split.file).exists():
+        outputs.write(split.file, split.table)
+        info(f"the split is in {folder / split.file}{split.use}")

@@ -23,7 +23,7 @@ from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.compared import baseline_rows, fresh_weights, labelled_row
 from mst.workflows.evaluation.labelled import Limits, label_options
 from mst.workflows.judged import BASELINE, NEIGHBORS, VERDICT, verdict_extra, verdict_metrics, words_for
-from mst.workflows.subject import RANDOM, ImageOptions, Subject, described_data, load_subject
+from mst.workflows.subject import RANDOM, ImageOptions, Subject, described_data, keep_split, load_subject
 
 USUAL_SIZE = (64, 64)
 """Size of the images where no backbone says one."""
@@ -105,8 +105,8 @@ def evaluate_baselines(
         numbers, told = verdict_metrics(verdict), verdict_extra(verdict)
         rows.append(labelled_row(VERDICT, {"k": k}, numbers, trained, sets, **common, **told))
     identity = sets.fingerprint()
-    if sets.split is not None and subject is not None:
-        subject.keep_split(sets.split)
+    if sets.split is not None:
+        keep_split(sets.split, _folder(subject, out))
     recorded = tuple(_recorded(row, subject, data, identity, out) for row in rows)
     return BaselineResults(recorded, verdict)
 
@@ -164,7 +164,12 @@ def _recorded(
         backbone_sha256=subject.sha256 if own and subject is not None else "",
         **described_data(data, identity),
     )
-    folder = user_path(out) if out else None if subject is None else subject.folder
+    folder = _folder(subject, out)
     if folder is not None:
         append_jsonl(RunDir(folder).results, named.row())
     return named
+
+
+def _folder(subject: Subject | None, out: str | Path | None) -> Path | None:
+    """Return where results go; None = nowhere."""
+    return user_path(out) if out else None if subject is None else subject.folder

@@ -172,11 +172,11 @@ def train(job: Job, steps: int | None) -> None:
     times = [seconds * (point + 1) / POINTS for point in range(POINTS)]
 
     def run() -> Row:
-        known = None if steps else kept(job.cell / "pace.json", lambda: pace(job))["seconds_of_step"]
-        whole = steps or 1 + round(seconds / known)
+        known = {} if steps is not None else kept(job.cell / "pace.json", lambda: pace(job))
+        whole = steps if steps is not None else 1 + round(seconds / known["seconds_of_step"])
         found = work(job, job.cell / "weights", whole, times=times)
         about = {"contender": job.contender, "minutes": job.minutes, "seed": job.seed, "images": job.count}
-        return {**about, "planned_steps": whole, "planned_seconds_of_step": known, "machine": machine(), **found}
+        return {**about, "planned_steps": whole, "pace": known, "machine": machine(), **found}
 
     kept(job.cell / "run.json", run)
 

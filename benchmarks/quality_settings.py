@@ -82,7 +82,7 @@ def settings_of(contender: str, images: str, start: str, *, steps: int, count: i
             "overrides": overrides(images, steps, count, seed),
         }
     spec, alike = spec_of(config), contender == "lightly-as-mst"
-    own = as_recipe(config) if alike else {"optim": "adamw"} if contender == "lightly-adamw" else {}
+    own: Values = as_recipe(config) if alike else {"optim": "adamw"} if contender == "lightly-adamw" else {}
     return {
         **known,
         "trainer": "lightly",

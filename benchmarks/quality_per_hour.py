@@ -172,7 +172,7 @@ def train(job: Job, steps: int | None) -> None:
     times = [seconds * (point + 1) / POINTS for point in range(POINTS)]
 
     def run() -> Row:
-        known = {} if steps is not None else kept(job.cell / "pace.json", lambda: pace(job))
+        known: Row = {} if steps is not None else kept(job.cell / "pace.json", lambda: pace(job))
         whole = steps if steps is not None else 1 + round(seconds / known["seconds_of_step"])
         found = work(job, job.cell / "weights", whole, times=times)
         about = {"contender": job.contender, "minutes": job.minutes, "seed": job.seed, "images": job.count}

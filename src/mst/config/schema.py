@@ -251,6 +251,12 @@ class MonitorConfig(Section):
     training."""
     knn_labels: str | None = None
     """A table (.csv, .tsv) of paths and labels, where monitor.knn_data is the folder that its paths are relative to."""
+    knn_val_share: Annotated[float, Field(ge=0.01, le=0.99)] = 0.2
+    """Share of each class that k-NN scores, where the labelled images have no validation part."""
+    knn_split_seed: Natural = 0
+    """Of that split: the same images and the same seed give the same split on every machine."""
+    knn_exclude: bool = False
+    """Leave the images that k-NN could score out of --data.train, found by path and by content."""
     knn_every_steps: Count = 1000
     """Steps between k-NN evaluations."""
     knn_train_limit: Count = 10_000

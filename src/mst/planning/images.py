@@ -2,13 +2,89 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+import numpy as np
+
 from mst.config.schema import DataConfig, RunConfig, bytes_of
 from mst.data.files.folders import cache_folder
+from mst.data.labelled import LabelledFolder, LabelOptions
+from mst.data.labels.copies import positions_of
 from mst.data.order.epochs import LISTED, epoch_samples
 from mst.data.order.room import check_room
 from mst.data.sources import ImageSource, open_images
 from mst.data.sources.shard_cache import ShardCache, usual_folder
+from mst.errors import DataError
 from mst.paths import is_address, user_path
+from mst.planning.held_out import set_apart
+from mst.runtime import logging
+
+
+@dataclass(frozen=True)
+class FoundImages:
+    """What a run learns from, and what it is measured on.
+
+    Attributes:
+        learned: the training images.
+        apart: images of --data.train that are not learned from, for scores without labels; None = none.
+        labelled: the labelled images for k-NN while training; None = none.
+    """
+
+    learned: ImageSource
+    apart: ImageSource | None
+    labelled: LabelledFolder | None
+
+
+def found_images(config: RunConfig, *, tell: bool = True) -> FoundImages:
+    """Return a run's images, those that it does not learn from set apart.
+
+    Args:
+        config: of the run.
+        tell: say on stderr what was passed over, how images were split, and how many were left out.
+
+    Raises:
+        UsageError, DataError: as `training_images` and `LabelledFolder`; or no image is left to learn from.
+    """
+    data, monitor = config.data, config.monitor
+    images = training_images(data, limit=data.limit, tell=tell)
+    labelled = None
+    if monitor.knn_data is not None:
+        labelled = LabelledFolder(
+            monitor.knn_data,
+            labels=knn_labels(config),
+            channels=data.channels,
+            strict=data.strict,
+            tell=tell,
+            cache=labelled_cache(config),
+        )
+        if monitor.knn_exclude:
+            images = _without(images, labelled.split.scored.paths, tell=tell)
+    learned, apart = set_apart(images, data.held_out)
+    return FoundImages(learned, apart, labelled)
+
+
+def _without(images: ImageSource, scored: ImageSource, *, tell: bool) -> ImageSource:
+    """Leave images that are scored out of those to learn from."""
+    out = positions_of(images, scored)
+    if not len(out):
+        return images
+    if len(out) == len(images):
+        raise DataError(
+            f"--data.train: all {len(images):,} images are validation images of --monitor.knn-data, which "
+            "--monitor.knn-exclude leaves out: name other images, or a smaller --monitor.knn-val-share"
+        )
+    if tell:
+        logging.info(
+            f"{len(out):,} of {len(images):,} images of --data.train are not learned from: they are validation images"
+            " of --monitor.knn-data (--monitor.knn-exclude false learns from them)"
+        )
+    return images.only(np.delete(np.arange(len(images), dtype=np.int64), out))
+
+
+def knn_labels(config: RunConfig) -> LabelOptions:
+    """Return where the labels for k-NN while training come from, and how images without a split are split."""
+    monitor = config.monitor
+    return LabelOptions(monitor.knn_labels, val_share=monitor.knn_val_share, split_seed=monitor.knn_split_seed)
 
 
 def training_images(data: DataConfig, *, limit: int | None = None, tell: bool = True) -> ImageSource:

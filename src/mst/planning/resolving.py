@@ -22,8 +22,7 @@ from mst.data.sources import ImageIndex, ImageSource
 from mst.model.build import own_sizes
 from mst.parallel.world import World, alone
 from mst.planning.fitting import check_fits
-from mst.planning.held_out import set_apart
-from mst.planning.images import training_images
+from mst.planning.images import found_images
 from mst.planning.measuring import WITHOUT_IMAGES, measure_speed
 from mst.planning.setup import Setup, backbone_spec_of_any_size, checked_spec, prepare_process, value_ranges
 from mst.runtime import logging
@@ -148,8 +147,7 @@ def look_at_images(config: RunConfig) -> tuple[SetFacts, ImageSource]:
         UsageError: there are none that can be read.
     """
     data = config.data
-    images = training_images(data, limit=data.limit, tell=False)
-    images, _ = set_apart(images, data.held_out)
+    images = found_images(config, tell=False).learned
     return look_at(images, channels=data.channels, scale=value_ranges(config, images)), images
 
 

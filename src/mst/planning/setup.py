@@ -15,7 +15,7 @@ from mst.config.derive import Measured, check_consistent, derive, needs_measurin
 from mst.config.schema import RunConfig, RunPlan
 from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
 from mst.data.formats.card import check_card
-from mst.data.labelled import LabelOptions
+from mst.data.labelled import LabelledFolder
 from mst.data.labels.overlap import tell_parts, tell_pretraining_overlap
 from mst.data.order.epochs import epoch_samples
 from mst.data.sources import ImageSource, even_positions
@@ -31,8 +31,8 @@ from mst.model.recomputation import recompute_blocks
 from mst.model.start import start_from
 from mst.parallel.world import World
 from mst.planning.environment import device_name
-from mst.planning.held_out import held_out_set, set_apart
-from mst.planning.images import labelled_cache, order_name, training_images
+from mst.planning.held_out import held_out_set
+from mst.planning.images import found_images, order_name
 from mst.runtime import logging
 from mst.runtime.device import select_device, select_precision, set_float32_products
 from mst.runtime.memory import keep_freed_memory
@@ -152,8 +152,8 @@ def prepare(config: RunConfig) -> Setup:
     if runtime.decode == "device":
         check_card(device, channels=config.data.channels, workers=runtime.workers, colour=runtime.colour)
     channels = config.data.channels
-    images = training_images(config.data, limit=config.data.limit)
-    images, apart = set_apart(images, config.data.held_out)
+    found = found_images(config)
+    images = found.learned
     samples = epoch_samples(images)
     world = World.current()
     plan = derive(config, samples, world.size)
@@ -165,9 +165,9 @@ def prepare(config: RunConfig) -> Setup:
         plan = derive(config, samples, world.size, measured=Measured(mean, std, min(MEASURED_IMAGES, len(images))))
     noted = {"order": order_name(images, config.data), "opened": opened}
     plan = with_ranges(plan, ranges, len(images)).model_copy(update=noted)
-    labelled = labelled_sets(config, ranges) if config.monitor.knn_data else None
-    held_out = held_out_set(apart, labelled, channels=channels, scale=ranges)
-    if labelled is not None:
+    labelled = labelled_sets(config, found.labelled, ranges) if found.labelled is not None else None
+    held_out = held_out_set(found.apart, labelled, channels=channels, scale=ranges)
+    if labelled is not None and not config.monitor.knn_exclude:
         tell_pretraining_overlap(images, labelled.val.images, "--monitor.knn-data")
     tell_parts(config.data.train)
     return Setup(config, plan, images, labelled, spec, device, precision, reason, held_out)
@@ -198,22 +198,19 @@ def scale_of(plan: RunPlan) -> Scale:
     return BY_TYPE if plan.value_ranges is None else ValueRanges(plan.value_ranges)
 
 
-def labelled_sets(config: RunConfig, ranges: ValueRanges) -> LabelledSets:
-    """Return the labelled images for k-NN while training.
+def labelled_sets(config: RunConfig, found: LabelledFolder, ranges: ValueRanges) -> LabelledSets:
+    """Return the labelled images for k-NN while training, checked.
 
     Raises:
-        UsageError: --monitor.knn-data is no folder of train/<class>/ and val/<class>/, or of other images.
+        DataError: they are images of another kind than the run asks for, or all of one class.
     """
     monitor = config.monitor
-    sets = LabelledSets.from_folder(
-        monitor.knn_data or "",
+    sets = LabelledSets.of(
+        found,
         channels=config.data.channels,
         ranges=ranges,
         train_limit=monitor.knn_train_limit,
         val_limit=monitor.knn_val_limit,
-        strict=config.data.strict,
-        labels=LabelOptions(monitor.knn_labels),
-        cache=labelled_cache(config),
     )
     check_labelled(sets, "--monitor.knn-data")
     most = FeatureSettings().max_unreadable_share

@@ -20,7 +20,7 @@ OWN_IMAGES = Recipe(
         data=DataConfig(held_out=256),
         train=TrainConfig(batch_size=128, epochs=100),
         choice=Choice(),
-        monitor=MonitorConfig(dynamics="repair"),
+        monitor=MonitorConfig(dynamics="repair", knn_exclude=True),
     ),
 )
 

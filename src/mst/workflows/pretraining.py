@@ -23,10 +23,10 @@ from mst.config.load import (
     with_given,
     with_minutes,
 )
-from mst.config.schema import RunConfig
+from mst.config.schema import MonitorConfig, RunConfig
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.inside import refuse_inside
-from mst.data.labelled import LabelOptions, find_labels
+from mst.data.labelled import find_labels
 from mst.data.loader import BatchLoader
 from mst.data.sources import ImageSource, even_positions
 from mst.data.sources.places import weighted_place
@@ -42,7 +42,7 @@ from mst.paths import is_address, user_path
 from mst.planning.environment import describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import crop_pairs
-from mst.planning.images import labelled_cache, training_images
+from mst.planning.images import knn_labels, labelled_cache, training_images
 from mst.planning.resolving import resolved
 from mst.planning.setup import Setup, describe_setup, prepare
 from mst.planning.stream import CropStream
@@ -199,10 +199,24 @@ def indexed(config: RunConfig) -> list[ImageSource]:
     data, labelled = config.data, config.monitor.knn_data
     found: list[ImageSource] = [training_images(data, tell=False)]
     if labelled is not None:
-        options = LabelOptions(config.monitor.knn_labels)
         cache = labelled_cache(config)
-        found.append(find_labels(labelled, options, channels=data.channels, cache=cache).images)
+        found.append(find_labels(labelled, knn_labels(config), channels=data.channels, cache=cache).images)
     return found
+
+
+def next_command(config: RunConfig, run: RunDir) -> str:
+    """Return what to type after a run: a linear probe on the images that k-NN has judged it by, or on some."""
+    monitor, usual = config.monitor, MonitorConfig()
+    words = ["--backbone", str(run.root), "--data", monitor.knn_data or "LABELLED"]
+    if monitor.knn_labels is not None:
+        words += ["--labels", monitor.knn_labels]
+    for option, value, other in (
+        ("--val-share", monitor.knn_val_share, usual.knn_val_share),
+        ("--split-seed", monitor.knn_split_seed, usual.knn_split_seed),
+    ):
+        words += [option, f"{value:g}"] if value != other else []
+    task = ["linear", *words, "--compare"] if monitor.knn_data is not None else ["baselines", *words]
+    return f"mst evaluate {shlex.join(task)}"
 
 
 def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool, told: Callbacks = NOBODY) -> Run:
@@ -249,8 +263,7 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool, 
         verdict = judged.conclude()
     else:
         tell_without_labels(run)
-    again = f"--backbone {shlex.quote(str(run.root))} --data LABELLED"
-    logging.info(f"done: {run.backbone}; try it: mst evaluate {'knn' if judged else 'baselines'} {again}")
+    logging.info(f"done: {run.backbone}; try it: {next_command(setup.config, run)}")
     metrics = last_metrics(run)
     told.on_end(run.backbone, metrics)
     return Run(run.root, run.backbone, state.step, metrics, verdict)

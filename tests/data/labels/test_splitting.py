@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mst.data.labelled import LabelledFolder, LabelOptions
+from mst.data.labels.copies import copies_of
 from mst.data.labels.overlap import shared_images, tell_parts
-from mst.data.labels.splitting import copies_of
 from mst.data.sources import index_images
 from mst.data.sources.arrays import MemoryImages
 from mst.errors import DataError, UsageError

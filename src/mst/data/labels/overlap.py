@@ -103,7 +103,7 @@ def tell_pretraining_overlap(train: ImageSource, scored: ImageSource, option: st
         logging.warn(
             f"--data.train: {shared.found} of the {shared.looked} validation images of {option} looked at are among"
             f" its images, such as {shared.first}: scores on images that were seen, even without labels, are too good;"
-            " name the training images alone"
+            " leave them out with --monitor.knn-exclude true, or name the training images alone"
         )
 
 

@@ -15,15 +15,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mst.data.labels.copies import copies_of
 from mst.data.labels.record import FoundLabels, LabelledImages, Part
-from mst.data.sources import ImageIndex, ImageSource
+from mst.data.sources import ImageIndex
 from mst.errors import DataError
 from mst.runtime.identity import relative_names
 from mst.runtime.names import shown
 from mst.runtime.seeding import derive_seed
 
-HEAD = 4096
-"""Bytes of images of equal size that are compared first."""
 LETTERS = 8
 """Of a digest, in the name of the file."""
 NAMED = 5
@@ -157,27 +156,3 @@ def _chosen(heads: Sequence[int], sizes: npt.NDArray[np.int64], share: float) ->
             chosen.append(head)
             most -= int(sizes[head])
     return chosen or [min(heads, key=lambda head: int(sizes[head]))]
-
-
-def copies_of(images: ImageSource) -> npt.NDArray[np.int64]:
-    """Return for each image the position of the first one with the same bytes, its own if there is none before.
-
-    Only images of equal sizes are read: their beginnings, and as a whole where those are equal.
-    """
-    first = np.arange(len(images), dtype=np.int64)
-    for group in _alike(range(len(images)), images.size):
-        for alike in _alike(group, lambda position: bytes(images.read_bytes(position, HEAD)[:HEAD])):
-            for equal in _alike(alike, lambda position: hashlib.sha256(images.read_bytes(position)).digest()):
-                first[equal] = equal[0]
-    return first
-
-
-def _alike(positions: Sequence[int], key: Any) -> list[list[int]]:
-    """Return the groups, of two or more, of positions with one key; what cannot be read is like nothing."""
-    found: dict[object, list[int]] = {}
-    for position in positions:
-        try:
-            found.setdefault(key(position), []).append(position)
-        except OSError:
-            continue
-    return [group for group in found.values() if len(group) > 1]

@@ -148,6 +148,18 @@ class LabelledSets:
             DataError: no value range is known and none can be seen.
         """
         folder = LabelledFolder(root, labels=labels or LabelOptions(), channels=channels, strict=strict, cache=cache)
+        return LabelledSets.of(folder, channels=channels, ranges=ranges, train_limit=train_limit, val_limit=val_limit)
+
+    @staticmethod
+    def of(
+        folder: LabelledFolder,
+        *,
+        channels: int,
+        ranges: ValueRanges | None = None,
+        train_limit: int | None = None,
+        val_limit: int | None = None,
+    ) -> LabelledSets:
+        """Return the sets of labelled images that were found; arguments and errors are those of `from_folder`."""
         train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
         scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(

@@ -7,7 +7,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from commands.calls import call, image_folder, labelled_folder
 from mst.runtime.storage.results import read_jsonl
@@ -161,3 +163,22 @@ def test_baselines_without_a_backbone_write_their_split_down(
     assert [row["metrics"] for row in json.loads(again.out)["rows"]] == [row["metrics"] for row in rows]
     told = call(capsys, *words)
     assert "the split is not written down: --out DIR keeps it" in " ".join(told.err.split())
+
+
+@pytest.mark.parametrize(
+    ("grey", "words", "name"), [(1, (), "grey"), (1, ("--channels", 3), "colour"), (0, (), "colour")]
+)
+def test_baselines_without_a_backbone_see_whether_images_are_grey(
+    grey: bool, words: tuple[object, ...], name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw = np.random.default_rng(0)
+    for number in range(20):
+        pixels = draw.integers(0, 256, (9, 9, 3), dtype=np.uint8)
+        pixels = pixels[..., :1].repeat(3, axis=2) if grey else pixels  # stored as RGB
+        path = tmp_path / "set" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    answer = call(capsys, "evaluate", "baselines", "--data", tmp_path / "set", *words)
+    assert answer.status == 0, answer.err
+    assert f"{name} statistics" in answer.out
+    assert ("read as one channel" in " ".join(answer.err.split())) == (name == "grey")

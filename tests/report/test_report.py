@@ -399,3 +399,18 @@ def test_pairs_on_the_same_images_are_surer_than_counts() -> None:
         damaged["extra"]["right"]["bits"] = damage  # type: ignore[index]
         (pair,) = comparisons([damaged, row("mine", better)])
         assert pair.direction == "even"
+
+
+def test_results_of_one_task_under_several_settings_are_told_apart() -> None:
+    def row(size: list[int], pool: list[str], top1: float) -> dict[str, object]:
+        protocol = {"transform": {"size": size, "mean": [0.5]}, "pool": pool, "lr": 0.1}
+        return {"task": "logistic", "backbone": "mine", "protocol": protocol, "metrics": {"top1": top1}}
+
+    rows = [row([64, 64], ["cls"], 1.0), row([128, 128], ["max", "min"], 2.0), row([64, 64], ["cls"], 3.0)]
+    titles = {each.title: each.after for each in comparisons(rows)}
+    assert titles == {
+        "Logistic regression (64 x 64 px, cls)": 3.0,
+        "Logistic regression (128 x 128 px, max min)": 2.0,
+    }
+    (alone,) = comparisons(rows[:1])
+    assert alone.title == "Logistic regression"

@@ -36,6 +36,7 @@ from mst.workflows.evaluation.labelled import (
 )
 from mst.workflows.evaluation.objectness import ObjectOptions, evaluate_objectness
 from mst.workflows.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
+from mst.workflows.judged import words_for
 from mst.workflows.subject import ImageOptions
 
 
@@ -135,7 +136,7 @@ class BaselineArguments:
         data: the labelled folder.
         backbone: as of the other tasks; none = only what needs no network.
         out: folder whose results.jsonl gets the rows; none = the run folder of the backbone, if it has one.
-        channels: of the images, where no backbone says it.
+        channels: of the images, where no backbone says it; none = 1 where all that are looked at are grey, else 3.
         device: auto, cpu, cuda or cuda:N.
         seed: of the untrained weights and of the held-out part of the training images.
         json: one JSON object on stdout instead of a table.
@@ -144,7 +145,7 @@ class BaselineArguments:
     data: SourceText
     backbone: SourceText | None = None
     out: PathText | None = None
-    channels: int = 3
+    channels: int | None = None
     device: str = "auto"
     seed: int = 0
     json: bool = False
@@ -186,9 +187,10 @@ def show_baselines(found: BaselineResults) -> None:
     rows = {row.protocol.get("which", ""): row for row in found.rows}
     some = found.rows[0]
     table = Table(f"baselines, {some.data}", "top-1 %", "±", box=None, pad_edge=False)
-    for which in (name for name in NAMES if name in rows):
+    names = {**NAMES, **words_for(len(some.protocol["transform"]["mean"]))}
+    for which in (name for name in names if name in rows):
         metrics = rows[which].metrics
-        table.add_row(NAMES[which], f"{metrics['top1']:.1f}", f"{metrics['top1_se']:.1f}")
+        table.add_row(names[which], f"{metrics['top1']:.1f}", f"{metrics['top1_se']:.1f}")
     emit(table)
     emit(f"{some.extra['train_images']} training and {some.extra['val_images']} validation images")
     if found.verdict is not None:

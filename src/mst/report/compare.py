@@ -16,6 +16,7 @@ from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
 from mst.report.results import FINETUNE, HEADLINES, JUDGING, TASKS, is_untrained, metric_title
 from mst.report.rows.uncertainty import SE, error_of, error_of_difference
+from mst.report.rows.variants import flat, in_words
 from mst.runtime.noise import is_clear
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
@@ -50,7 +51,7 @@ class Line:
     @property
     def title(self) -> str:
         """Task, metric and settings as words."""
-        settings = ", ".join(f"{name} {_words(value)}" for name, value in self.settings.items())
+        settings = ", ".join(f"{name} {in_words(value)}" for name, value in self.settings.items())
         return f"{TASKS.get(self.task, self.task)}, {metric_title(self.metric)}{f' ({settings})' if settings else ''}"
 
     @property
@@ -169,14 +170,7 @@ def conditions(row: Row) -> dict[str, Any]:
 
 def _protocol(row: Row) -> dict[str, Any]:
     """Return the protocol, flat; the data that a detection was annotated with under a name of its own."""
-    return {"annotations" if name == "data" else name: value for name, value in _flat(row.get("protocol")).items()}
-
-
-def _flat(value: Any, name: str = "") -> dict[str, Any]:
-    if not isinstance(value, Mapping):
-        return {name: value} if name else {}
-    parts = [_flat(item, f"{name}.{key}" if name else str(key)) for key, item in value.items()]
-    return {key: item for part in parts for key, item in part.items()}
+    return {"annotations" if name == "data" else name: value for name, value in flat(row.get("protocol")).items()}
 
 
 def _lines(
@@ -212,10 +206,6 @@ def _lines(
 def _value(row: Row | None, metric: str) -> float | None:
     value = row["metrics"].get(metric) if row else None
     return float(value) if value is not None and is_number(value) else None
-
-
-def _words(value: Any) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def plot_comparison(table: ComparisonTable, path: Path) -> None:

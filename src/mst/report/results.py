@@ -10,6 +10,7 @@ from typing import Any
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, is_number
 from mst.report.rows.uncertainty import SE, SPREAD, error_of, error_of_difference
+from mst.report.rows.variants import protocol_key, variants
 from mst.runtime.noise import is_clear
 
 FINETUNE = "finetune"
@@ -74,6 +75,7 @@ class Comparison:
         alone: whether the task trains the network, so that there is no untrained one to compare with.
         frozen: whether the backbone stayed as it was.
         labels: how many labels were used and how often they were drawn, where not all of them once.
+        variant: settings of the protocol, where there are results of the task under several.
     """
 
     task: str
@@ -90,11 +92,12 @@ class Comparison:
     before_se: float | None = None
     after_se: float | None = None
     change_se: float | None = None
+    variant: str = ""
 
     @property
     def title(self) -> str:
         """The task, the data where they are several, and whether the backbone was trained for it."""
-        said = [part for part in (self.data, self.labels) if part]
+        said = [part for part in (self.data, self.variant, self.labels) if part]
         if not self.frozen and not self.alone:
             said.append("backbone trained for it")
         return self.task + (f" ({', '.join(said)})" if said else "")
@@ -126,7 +129,11 @@ def comparisons(results: Sequence[Row]) -> list[Comparison]:
             key = (str(row.get("task", "")), json.dumps(same, sort_keys=True))
             pairs.setdefault(key, {})[is_untrained(row)] = row
     names = data_names(row for pair in pairs.values() for row in pair.values())
-    return [row for (task, _), pair in pairs.items() for row in _compare(task, pair, names)]
+    of_task: dict[str, list[Row]] = {}
+    for (task, _), pair in pairs.items():
+        of_task.setdefault(task, []).append(next(iter(pair.values())))
+    unlike = {task: variants(rows) for task, rows in of_task.items()}
+    return [row for (task, _), pair in pairs.items() for row in _compare(task, pair, names, unlike[task])]
 
 
 def is_untrained(row: Row) -> bool:
@@ -134,7 +141,9 @@ def is_untrained(row: Row) -> bool:
     return row.get("task") != FINETUNE and str(row.get("backbone", "")).startswith("random")
 
 
-def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> list[Comparison]:
+def _compare(
+    task: str, pair: Mapping[bool, Row], names: Mapping[str, str], unlike: Mapping[str, str]
+) -> list[Comparison]:
     before, after = (_metrics(pair.get(untrained)) for untrained in (True, False))
     headlines = HEADLINES.get(task, ())
     extra = next(iter(pair.values())).get("extra")
@@ -156,6 +165,7 @@ def _compare(task: str, pair: Mapping[bool, Row], names: Mapping[str, str]) -> l
             error_of(pair.get(True), name),
             error_of(pair.get(False), name),
             error_of_difference(pair.get(True), pair.get(False), name),
+            unlike[protocol_key(next(iter(pair.values())))],
         )
         for name in metrics
         if not name.endswith(SE)

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from mst.report.reading import RunRecords, is_number
+from mst.report.reading import Row, RunRecords, is_number
+from mst.report.rows.variants import protocol_key, variants
 
 Tone = Literal["good", "bad", "neutral"]
 TITLES: dict[str, tuple[str, Tone]] = {
@@ -86,15 +87,19 @@ def answer(records: RunRecords) -> Answer | None:
 
 
 def _also(records: RunRecords) -> tuple[str, ...]:
-    """Return the newest verdict of each evaluation that compared trained weights with others."""
-    found: dict[str, str] = {}
+    """Return the newest verdict of each evaluation and protocol that compared trained weights with others."""
+    found: dict[str, dict[str, tuple[Row, str]]] = {}
     for row in records.results:
         extra, task = row.get("extra"), row.get("task")
         told = extra.get("verdict") if isinstance(extra, Mapping) else None
         sentence = told.get("sentence") if isinstance(told, Mapping) else None
         if isinstance(sentence, str) and isinstance(task, str):
-            found[task] = sentence
-    return tuple(found.values())
+            found.setdefault(task, {})[protocol_key(row)] = row, sentence
+    said = []
+    for of_task in found.values():
+        unlike = variants([row for row, _ in of_task.values()])
+        said += [f"{unlike[key]}: {text}" if unlike[key] else text for key, (_, text) in of_task.items()]
+    return tuple(said)
 
 
 def _first(records: RunRecords) -> Answer | None:

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mst.data.labelled import LabelOptions
-from mst.errors import UsageError
+from mst.data.labelled import LabelledFolder, LabelOptions
+from mst.data.look import look_at
+from mst.errors import DataError, UsageError
 from mst.evaluate.classification.baselines import knn_answers, simple_baselines
 from mst.evaluate.classification.verdict import UNTRAINED, Verdict, judge
 from mst.evaluate.common.features import FeatureSettings, used_precision
@@ -15,6 +16,7 @@ from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
 from mst.paths import user_path
+from mst.runtime import logging
 from mst.runtime.identity import DataIdentity
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import check_folder
@@ -27,6 +29,7 @@ from mst.workflows.subject import RANDOM, ImageOptions, Subject, described_data,
 
 USUAL_SIZE = (64, 64)
 """Size of the images where no backbone says one."""
+RGB = 3
 TRAIN_LIMIT, VAL_LIMIT = 20_000, 10_000
 """Images that are used unless other limits are asked for: enough for half a percent, minutes on one core."""
 
@@ -60,7 +63,7 @@ def evaluate_baselines(
     limits: Limits | None = None,
     settings: FeatureSettings | None = None,
     labels: LabelOptions | str | Path | None = None,
-    channels: int = 3,
+    channels: int | None = None,
     out: str | Path | None = None,
     device: str = "auto",
     seed: int = 0,
@@ -74,7 +77,7 @@ def evaluate_baselines(
         limits: use only parts of a folder; up to 20,000 and 10,000 images unless it says more.
         settings: batch size, threads, compute type.
         labels: a table of paths and labels, or all options of labels: the part to score, the split.
-        channels: of the images, where no backbone says it.
+        channels: of the images, where no backbone says it; None = 1 where all that are looked at are grey, else 3.
         out: folder whose `results.jsonl` gets the rows; None = the backbone's run folder, if it has one.
         device: auto, cpu, cuda or cuda:N.
         seed: of the untrained weights and of the held-out part of the training images.
@@ -127,22 +130,33 @@ def _sets(
     parts: Limits,
     image: ImageOptions,
     *,
-    channels: int,
+    channels: int | None,
     labels: LabelOptions,
 ) -> LabelledSets:
     if isinstance(data, LabelledSets):
         if labels != LabelOptions():
             raise UsageError("labels= goes with a path as data: sets in memory have their labels and their split")
         return data
-    return LabelledSets.from_folder(
-        data,
-        channels=channels if subject is None else subject.channels,
+    known = channels if subject is None else subject.channels
+    folder = LabelledFolder(data, channels=known or RGB, strict=parts.strict, labels=labels)
+    return LabelledSets.of(
+        folder,
+        channels=known or _channels(folder),
         ranges=None if subject is None else subject.known_ranges(image.value_range),
         train_limit=parts.train_limit or TRAIN_LIMIT,
         val_limit=parts.val_limit or VAL_LIMIT,
-        strict=parts.strict,
-        labels=labels,
     )
+
+
+def _channels(folder: LabelledFolder) -> int:
+    """Return 1 for images that are grey, also where they are stored as RGB, and 3 for others."""
+    try:
+        if not look_at(folder.train.paths, channels=RGB).grey:
+            return RGB
+    except DataError:  # reading them says what is wrong
+        return RGB
+    logging.info("all images looked at are grey: read as one channel (--channels 3 reads them as RGB)")
+    return 1
 
 
 def _transform(subject: Subject | None, image: ImageOptions, channels: int) -> ImageTransform:

@@ -91,7 +91,9 @@ def show(result: Result, *, json: bool) -> int:
     if "lr" in result.extra:
         emit(f"{first}learning rate {result.extra['lr']:g} of {_list(result.protocol['lrs'])}")
     if "penalty" in result.extra:
-        solved = "" if result.extra["converged"] else ", not solved: raise --iterations"
+        steps = result.protocol["iterations"]
+        more = f", stopped after {steps} steps, before its tolerance: --iterations {4 * steps} goes on"
+        solved = "" if result.extra["converged"] else more
         emit(f"{first}penalty {result.extra['penalty']:g} of {_list(result.protocol['penalties'])}{solved}")
     parts = [(key, word) for key, word in IMAGE_COUNTS.items() if key in result.extra]
     counts = f"{' and '.join(f'{result.extra[key]} {word}' for key, word in parts)} images"

@@ -210,8 +210,8 @@ def evaluate_logistic(
     check_scale(scale)
     x, y = ((train.features - mean) / scale).to(device), train.labels.to(device)  # [n,D], [n]
     classes = len(data.classes)
-    penalty, metrics = _chosen(x, y, held_out.to(device), protocol, classes, progress=settings.progress)
-    final = solve(x, y, penalty, protocol, num_classes=classes)
+    penalty, metrics, near = _chosen(x, y, held_out.to(device), protocol, classes, progress=settings.progress)
+    final = solve(x, y, penalty, protocol, num_classes=classes, start=near)
     on_val = ((val.features - mean) / scale).to(device)  # [n,D]
     ranks = final.ranks(on_val, val.labels.to(device)).cpu()
     outcome = Outcome(final.probabilities(on_val), val.labels, ranks, val.names, val.positions, data.classes)
@@ -229,15 +229,17 @@ def evaluate_logistic(
 
 def _chosen(
     x: Tensor, y: Tensor, out: Tensor, protocol: LogisticProtocol, classes: int, *, progress: bool
-) -> tuple[float, dict[str, float]]:
-    """Return the penalty that is best on the samples `out` [n], bool, and its accuracy there with standard error."""
+) -> tuple[float, dict[str, float], Solution | None]:
+    """Return the penalty that is best on the samples `out` [n], bool, its accuracy there with standard error, and the
+    solution without these samples, which is near that of all; None where there are none.
+    """
     if not bool(out.any()):
-        return protocol.penalties[0], {}
+        return protocol.penalties[0], {}, None
     path = solve_path(x[~out], y[~out], protocol, num_classes=classes, progress=progress)
     scores = {each: accuracy(found.ranks(x[out], y[out]), 1) for each, found in path.items()}
     penalty = best_penalty(scores)
     se = round(accuracy_se(scores[penalty], int(out.sum())), 6)
-    return penalty, {"top1_held_out": scores[penalty], "top1_held_out_se": se}
+    return penalty, {"top1_held_out": scores[penalty], "top1_held_out_se": se}, path[penalty]
 
 
 def check_scale(scale: Tensor) -> None:

@@ -65,8 +65,8 @@ class TrainingProgress:
     ) -> None:
         """Start at `step`; `describe` turns a row of metrics into a few words, on a bar in lines."""
         self._describe, self._shown, self._total = describe, shown, total_steps
-        self._first_step, self._started, self._last_line = step, time.perf_counter(), 0.0
-        self._shown_step = step
+        self._timed_from: tuple[int, float] | None = None  # a step and when it was shown
+        self._shown_step, self._last_line = step, 0.0
         self._bar = _TwoLines(
             TextColumn("{task.description}"),
             BarColumn(bar_width=20),
@@ -92,13 +92,14 @@ class TrainingProgress:
     def show(self, step: int, numbers: Mapping[str, float]) -> None:
         """Show the state after `step` steps; `numbers` has the keys of a row of metrics.
 
-        A training that went back to an earlier step is timed anew from there.
+        The time left follows from what came after the first call: before it are the start and what is measured of
+        fresh weights. A training that went back to an earlier step is timed anew from there.
         """
         text = self._describe(numbers)
         self._bar.update(self._task, completed=step, numbers=text)
         now = time.perf_counter()
-        if step < self._shown_step:
-            self._first_step, self._started = step, now
+        if self._timed_from is None or step < self._shown_step:
+            self._timed_from = step, now
         self._shown_step = step
         if (
             self._shown
@@ -106,8 +107,9 @@ class TrainingProgress:
             and (step == self._total or now - self._last_line >= SECONDS_BETWEEN_LINES)
         ):
             self._last_line = now
-            text, done = text.replace("\n", "  "), step - self._first_step
-            left = f"  eta {clock((now - self._started) / done * (self._total - step))}" if done else ""
+            first, started = self._timed_from
+            text, done = text.replace("\n", "  "), step - first
+            left = f"  eta {clock((now - started) / done * (self._total - step))}" if done else ""
             logging.info(f"step {step}/{self._total}  {text}{left}")
 
 

@@ -78,17 +78,17 @@ def test_plain_lines_away_from_a_terminal(capsys: pytest.CaptureFixture[str]) ->
     assert "100 img/s  wait 3%" in lines[-1]
 
 
-def test_a_training_that_went_back_is_timed_anew(
+def test_the_time_left_is_without_the_start_and_anew_after_going_back(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    now = iter((0.0, 100.0, 110.0, 120.0))
+    now = iter((100.0, 149.0, 160.0, 170.0))  # fresh weights were scored until second 99
     monkeypatch.setattr(time, "perf_counter", lambda: next(now))
     with TrainingProgress("training", describe_loss, step=0, total_steps=70) as progress:
-        for step in (50, 10, 20):  # back at second 110, a step a second from there
+        for step in (1, 50, 10, 20):  # a step a second; back at second 160
             progress.show(step, NUMBERS)
             progress._last_line = -1e9
     lines = capsys.readouterr().err.splitlines()
-    assert [line.partition("eta ")[2] for line in lines] == ["0:00:40", "", "0:00:50"]
+    assert [line.partition("eta ")[2] for line in lines] == ["", "0:00:20", "", "0:00:50"]
 
 
 def test_the_bar_fits_into_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from mst.errors import UsageError
-from mst.paths import user_path, user_source
+from mst.paths import like_named, user_path, user_source
 
 
 @pytest.fixture(autouse=True)
@@ -80,3 +80,15 @@ def test_without_a_home_a_tilde_is_refused(home: str | None, monkeypatch: pytest
 def test_sources_expand_what_follows_their_prefix(value: str, expected: str, home: Path) -> None:
     assert user_source(value) == expected.format(home=home)
     assert user_source(user_source(value)) == expected.format(home=home)
+
+
+def test_a_missing_path_is_told_from_what_is_named_like_it(tmp_path: Path) -> None:
+    (tmp_path / "cells" / "train").mkdir(parents=True)
+    (tmp_path / "other").mkdir()
+    assert like_named(tmp_path / "cell") == f" (did you mean {tmp_path / 'cells'}?)"
+    assert like_named(tmp_path / "cels" / "train") == f" (did you mean {tmp_path / 'cells'}?)"
+    assert like_named(tmp_path / "cells" / "trian") == f" (did you mean {tmp_path / 'cells' / 'train'}?)"
+    assert like_named(tmp_path / "quite different") == ""
+    assert like_named(tmp_path / "cells") == ""
+    (tmp_path / "labels\n.csv").touch()
+    assert like_named(tmp_path / "labels.csv") == ""  # it could not be shown on a line

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import re
+from itertools import islice
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,8 @@ PREFIX = re.compile(r"(?:random:)?(?:[\w.]+=)?(?=~)")
 
 ADDRESS = re.compile(r"hf:|[A-Za-z][A-Za-z0-9+.-]+://")
 """How a source begins that is no path: a Hugging Face data set, or a file or folder on another machine."""
+CLOSE_ENOUGH, MOST_COMPARED = 0.75, 10_000
+"""Smallest similarity (difflib's ratio) of a file's name worth suggesting, and names that are compared at most."""
 
 
 def is_address(text: str) -> bool:
@@ -101,3 +105,18 @@ def user_source(value: str | os.PathLike[str]) -> str:
         return prefix[0] + str(user_path(value[prefix.end() :]))
     user_path(value)  # refuses what no path can be
     return value
+
+
+def like_named(path: str | os.PathLike[str]) -> str:
+    """Return ` (did you mean cells?)`: what is named most like the first part of a path that is missing; or nothing."""
+    here = Path(path)
+    gone = next((part for part in reversed([here, *here.parents]) if not os.path.lexists(part)), None)
+    if gone is None:  # a link that leads nowhere
+        return ""
+    try:
+        with os.scandir(gone.parent) as entries:
+            names = [entry.name for entry in islice(entries, MOST_COMPARED) if entry.name.isprintable()]
+    except (OSError, ValueError):
+        return ""
+    close = difflib.get_close_matches(gone.name, names, n=1, cutoff=CLOSE_ENOUGH)
+    return f" (did you mean {gone.parent / close[0]}?)" if close else ""

@@ -24,7 +24,7 @@ from mst.config.keys import (
 )
 from mst.config.schema import Choice, RunConfig, Settings, ViewsConfig
 from mst.errors import ConfigError, UsageError
-from mst.paths import absolute_place, user_path
+from mst.paths import absolute_place, like_named, user_path
 
 Overrides = Mapping[str, object]
 """Dotted key -> value; hyphens and underscores are the same; a text or list of texts is converted to the key's type."""
@@ -150,7 +150,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_bytes(), object_pairs_hook=_no_key_twice)
     except FileNotFoundError:
-        raise ConfigError(f"{path} does not exist") from None
+        raise ConfigError(f"{path} does not exist{like_named(path)}") from None
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -12,7 +12,7 @@ from torch import nn
 from mst.errors import CheckpointError, UsageError
 from mst.model.backbone import Backbone, BackboneSpec
 from mst.model.build import build_backbone
-from mst.paths import user_path
+from mst.paths import like_named, user_path
 from mst.runtime.storage.files import write_atomic
 from mst.weights.description import BadDescription, numbers, part, read_description, shown
 from mst.weights.files import load_exactly
@@ -89,8 +89,8 @@ def read_backbone_description(path: Path) -> tuple[BackboneSpec, dict[str, Any]]
         if not file.is_file():
             other = "" if file is path else "; weights of another project: NAME=FILE, with timm's name of the network"
             raise CheckpointError(
-                f"{file} does not exist: give a run folder, or a .safetensors file with the .json of its name beside "
-                f"it{other}"
+                f"{file} does not exist{like_named(file)}: "
+                f"give a run folder, or a .safetensors file with the .json of its name beside it{other}"
             )
     try:
         values = read_description(description)

@@ -29,7 +29,7 @@ from mst.model.backbone import Backbone
 from mst.model.backbone_file import FILE_NAME, load_backbone
 from mst.model.build import family
 from mst.model.matching import BIAS_TABLE, EXAMPLES, FIRST_CONVOLUTION, POSITIONS, find_weights, fits
-from mst.paths import user_path
+from mst.paths import like_named, user_path
 from mst.weights.files import SAFETENSORS, read_weights
 from mst.weights.tensors import shape_of, unusable
 
@@ -173,7 +173,9 @@ def _read(source: str, backbone: Backbone) -> _Source:
         height, width = own.spec.image_size
         return _Source(source, own.timm_state_dict(), (), (height // own.patch_size, width // own.patch_size))
     if not path.exists():
-        raise CheckpointError(f"{path} does not exist: give a run folder, a file of weights or {TIMM}NAME")
+        raise CheckpointError(
+            f"{path} does not exist{like_named(path)}: give a run folder, a file of weights or {TIMM}NAME"
+        )
     if path.suffix == GOOGLE:
         return _Source(source, _from_google(path, backbone))
     found = find_weights(read_weights(path), backbone.model, path)

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from mst.errors import UsageError
+from mst.paths import like_named
 from mst.report.datasets import data_key, data_names, drawn_labels
 from mst.report.reading import Row, clean, is_number, visible
 from mst.report.results import FINETUNE, HEADLINES, JUDGING, TASKS, is_untrained, metric_title
@@ -147,7 +148,7 @@ def _names(runs: Sequence[Path]) -> list[str]:
 def _rows(path: Path) -> list[Row]:
     file = path if path.is_file() else path / "results.jsonl"
     if not path.exists():
-        raise UsageError(f"{path} does not exist: name run folders or results.jsonl files")
+        raise UsageError(f"{path} does not exist{like_named(path)}: name run folders or results.jsonl files")
     try:
         read = [row for row in read_jsonl(file) if isinstance(row, dict) and row.get("task") not in JUDGING]
         rows: list[Row] = [clean(row) for row in read if isinstance(row.get("metrics"), dict)]

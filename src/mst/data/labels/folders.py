@@ -15,6 +15,7 @@ from mst.data.files.passed import FIRST, Kind, Passed, PassedOver
 from mst.data.labels.record import NAMES, FoundLabels, LabelledImages, LabelOptions, Part, scored_part
 from mst.data.sources import ImageIndex, index_images
 from mst.errors import DataError, UsageError
+from mst.paths import like_named
 from mst.runtime.names import shown
 
 
@@ -43,9 +44,9 @@ def labelled_by_folders(root: Path, options: LabelOptions, *, channels: int) -> 
         DataError: no class folders, a class without images, or classes to score that training does not have.
     """
     if not is_folder(root):
-        state = "is a file" if root.exists() else "does not exist"
+        state = f"{shown(root)} is a file" if root.exists() else f"{shown(root)} does not exist{like_named(root)}"
         raise UsageError(
-            f"{shown(root)} {state}: give a folder that holds train/<class>/ and val/<class>/ or <class>/, or a table "
+            f"{state}: give a folder that holds train/<class>/ and val/<class>/ or <class>/, or a table "
             "(.csv, .tsv) of paths and labels"
         )
     folders = _parts(root)

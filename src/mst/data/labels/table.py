@@ -16,7 +16,7 @@ from mst.data.files.lists import BEGINNINGS
 from mst.data.labels.record import NAMES, LabelOptions
 from mst.data.sources.remote import content_of
 from mst.errors import DataError, UsageError
-from mst.paths import is_address
+from mst.paths import is_address, like_named
 from mst.runtime.names import shown
 
 TABLES = (".csv", ".tsv", ".tab")
@@ -110,7 +110,9 @@ def _text(source: str) -> str:
     try:
         content = content_of(source, MOST_BYTES) if is_address(source) else Path(source).read_bytes()
     except FileNotFoundError:
-        raise UsageError(f"{shown(source)} does not exist: name a table (.csv, .tsv) of paths and labels") from None
+        raise UsageError(
+            f"{shown(source)} does not exist{like_named(source)}: name a table (.csv, .tsv) of paths and labels"
+        ) from None
     except OSError as error:
         raise UsageError(f"{shown(source)} cannot be read: {error.strerror}") from error
     encoding = next((name for mark, name in BEGINNINGS if content.startswith(mark)), None)

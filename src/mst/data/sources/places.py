@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from mst.data.files.kinds import extension
 from mst.errors import DataError, UsageError
-from mst.paths import is_address, user_path
+from mst.paths import is_address, like_named, user_path
 from mst.runtime.names import shown
 
 Source = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -119,7 +119,8 @@ def local_files(source: Source) -> list[str] | None:
             raise UsageError(f"no file has a name like {shown(text)}")
         return [os.path.abspath(os.fsdecode(name)) for name in found]
     raise UsageError(
-        f"{shown(path)} does not exist: give a file of images, or a pattern such as shards-{{000..127}}.tar"
+        f"{shown(path)} does not exist{like_named(path)}: "
+        f"give a file of images, or a pattern such as shards-{{000..127}}.tar"
     )
 
 

@@ -17,7 +17,7 @@ from mst.data.files.passed import Passed, PassedOver
 from mst.data.sources.index import ImageIndex
 from mst.data.sources.places import Source
 from mst.errors import DataError, UsageError
-from mst.paths import user_path
+from mst.paths import like_named, user_path
 from mst.runtime.names import shown
 
 
@@ -155,7 +155,8 @@ def looked_up(source: Source) -> tuple[Path, int]:
     except FileNotFoundError:
         dead = ": it is a link that leads nowhere" if path.is_symlink() else ""
         raise UsageError(
-            f"{shown(path)} does not exist{dead}: give a folder of images, an image or a text file of paths"
+            f"{shown(path)} does not exist{like_named(path)}{dead}: "
+            f"give a folder of images, an image or a text file of paths"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -32,9 +32,9 @@ PROBE_SECONDS, SPEED_SECONDS = 3.0, 6.0
 """About how long the small network, and then the chosen run, are timed."""
 ATTEMPTS, EXPECTED_SHARE = 3, 0.7
 """How often a run is chosen at most, and the share of the expected speed that is not worth another choice."""
-FEW_SEEN, ENOUGH_SEEN = 30_000, 50_000
-"""Images seen by runs that helped little or not on five kinds of images (11,000 to 15,000), and by runs that did help
-on photographs (50,000 and 73,000): the figures are in docs/recipes.md."""
+FEW_SEEN, ENOUGH_SEEN = 18_000, 50_000
+"""Above what runs saw that helped little or not on five kinds of images (11,000 to 15,000; from 19,000 on they did on
+four of five), and what runs saw that gained most on photographs: the figures are in docs/recipes.md."""
 SMALL = {"cpu": ("vit_tiny_patch16_224", 128, 4, 64, 8, 16), "cuda": ("deit_small_patch16_224", 384, 12, 128, 16, 64)}
 """The network that tells a device's speed: name, width, depth, side, patch, batch."""
 

@@ -9,7 +9,7 @@ from mst.config.choosing import choose, lengthen
 from mst.config.facts import DeviceFacts, SetFacts
 from mst.config.load import override
 from mst.config.schema import RunConfig
-from mst.planning.resolving import ATTEMPTS, FEW_SEEN, settled, warn_of_few
+from mst.planning.resolving import ATTEMPTS, FEW_SEEN, kept_share, over_a_run, settled, warn_of_few
 
 PHOTOGRAPHS = SetFacts(9_213, (128, 128), detail=128)
 
@@ -75,3 +75,20 @@ def test_few_images_seen_as_often_as_is_of_use_are_no_matter_of_time(capsys: pyt
     few = SetFacts(10, (128, 128), detail=128)
     warn_of_few(lengthen(choose(own(15), few, CPU), few, CPU, images_per_second=100.0), CPU, 100.0, 10)
     assert not capsys.readouterr().err
+
+
+def test_a_small_set_is_decoded_once() -> None:
+    """100 images: 10 seconds to decode and learn from, 5 where they are in memory; 100 seconds."""
+    assert over_a_run(10, 20, 1.0, images=100, seconds=100) == pytest.approx((100 + 90 * 20) / 100)
+    assert over_a_run(10, 20, 0.0, images=100, seconds=100) == pytest.approx(10)
+    assert over_a_run(10, 20, 0.5, images=100, seconds=100) == pytest.approx((100 + 90 / (0.5 / 20 + 0.5 / 10)) / 100)
+    assert over_a_run(10, 20, 1.0, images=2_000, seconds=100) == 10
+
+
+def test_what_stays_in_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mst.planning.resolving.quarter_of_memory", lambda: 100 * 64 * 64 * 3)
+    small, many = SetFacts(50, (64, 64), detail=64), SetFacts(400, (64, 64), detail=64)
+    assert kept_share(own(15), small) == 1
+    assert kept_share(own(15), many) == 0.25
+    assert kept_share(own(15), SetFacts(50, (480, 640), detail=64)) == 0
+    assert kept_share(override(own(15), {"data.cache": False}), small) == 0

@@ -38,8 +38,9 @@ TRAINING_SHARE = 0.9
 """Of the time; the rest goes into the start, checkpoints and pictures."""
 MOST_EPOCHS = 1_500.0
 """Beyond, a network learns its images by heart."""
-STEP_BATCHES = 400
-"""Steps that a short run should have at least; its batch is halved for them, once: BatchNorm needs the rest."""
+STEP_BATCHES = 1_000
+"""Steps that a short run should have at least; its batch is halved for them, once: BatchNorm needs the rest. On
+Imagenette 801 steps of 32 found more than 435 of 64 with fewer images (docs/recipes.md)."""
 GPU_BATCH, CPU_BATCH, LEAST_BATCH = 256, 64, 32
 MEMORY_SHARE = 0.6
 """Of a device's memory that the choice counts on."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from mst.config.derive import check_consistent, derive
@@ -166,6 +167,22 @@ def measure_speed(setup: Setup, *, seconds: float) -> float:
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunFailure(f"a few images do not fit into the memory of {setup.device}: use smaller crops") from error
     return min(rate, data_rate(setup))
+
+
+def measure_kept_speed(setup: Setup, *, seconds: float) -> float:
+    """Return the images per second of a run's steps on images that are in memory already, decoded (`data.cache`).
+
+    The images of one step are read, and then come again in every step. Arguments and errors are those of
+    `measure_speed`.
+    """
+    try:
+        state = setup.new_state(setup.build_pair())
+        part = with_images(setup, images_that_fit(setup, state, seconds))
+        few = np.arange(min(part.plan.batch_size, len(setup.images)), dtype=np.int64)
+        with CropStream(replace(part, images=setup.images.only(few)), None, first_step=0) as stream:
+            return both_speed(part, state, stream, steps=MOST_STEPS, seconds=seconds)[0]
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise RunFailure(f"a few images do not fit into the memory of {setup.device}: use smaller crops") from error
 
 
 def with_images(setup: Setup, images: int) -> Setup:

@@ -18,13 +18,21 @@ from mst.config.facts import DeviceFacts, SetFacts, Shape
 from mst.config.load import flatten, override
 from mst.config.schema import RunConfig
 from mst.data.look import look_at
+from mst.data.reader import LARGEST_KEPT, quarter_of_memory
 from mst.data.sources import ImageIndex, ImageSource
 from mst.model.build import own_sizes
 from mst.parallel.world import World, alone
 from mst.planning.fitting import check_fits
 from mst.planning.images import found_images
-from mst.planning.measuring import WITHOUT_IMAGES, measure_speed
-from mst.planning.setup import Setup, backbone_spec_of_any_size, checked_spec, prepare_process, value_ranges
+from mst.planning.measuring import WITHOUT_IMAGES, measure_kept_speed, measure_speed
+from mst.planning.setup import (
+    Setup,
+    backbone_spec_of_any_size,
+    checked_spec,
+    loader_workers,
+    prepare_process,
+    value_ranges,
+)
 from mst.runtime import logging
 from mst.runtime.device import free_memory, select_device, select_precision
 
@@ -62,16 +70,48 @@ def _chosen(config: RunConfig) -> RunConfig:
         place = device_facts(config, device, processes)
         patch = backbone_spec_of_any_size(config).patch_size if "model.backbone" in _given(config) else None
 
+        allowed = allowed_minutes(config, place)[0] * 60 * TRAINING_SHARE
+
         def measure(chosen: RunConfig) -> tuple[float, float]:
             setup = _setup(chosen, images, device, processes)
             check_fits(setup)
-            return processes * measure_speed(setup, seconds=SPEED_SECONDS), backbone_flops(setup)
+            fresh = measure_speed(setup, seconds=SPEED_SECONDS)
+            kept = kept_share(chosen, facts) if loader_workers(chosen, device) == 0 and processes == 1 else 0.0
+            if kept == 0 or fresh * allowed <= len(images):
+                return processes * fresh, backbone_flops(setup)
+            again = max(fresh, measure_kept_speed(setup, seconds=SPEED_SECONDS))
+            return over_a_run(fresh, again, kept, images=len(images), seconds=allowed), backbone_flops(setup)
 
         chosen, place, speed = settled(lambda place: choose(config, facts, place, patch=patch), measure, place)
     found = lengthen(chosen, facts, place, images_per_second=speed)
     _warn_of_length(found, place, speed, len(images))
     warn_of_few(found, place, speed, len(images))
     return with_facts(found, facts, place)
+
+
+def kept_share(config: RunConfig, images: SetFacts) -> float:
+    """Return the share of the images that stay in memory once they are decoded (`data.cache`), by their usual size."""
+    size = math.prod(images.size) * config.data.channels
+    if not config.data.cache or size > LARGEST_KEPT:
+        return 0.0
+    return min(quarter_of_memory() / (size * images.count), 1.0)
+
+
+def over_a_run(fresh: float, again: float, kept: float, *, images: int, seconds: float) -> float:
+    """Return the mean speed of a run: its first epoch decodes every image, later ones those that were not kept.
+
+    Args:
+        fresh: images per second of the first epoch.
+        again: images per second where all images are in memory.
+        kept: share of the images that are.
+        images: of an epoch.
+        seconds: that the run may take.
+    """
+    left = seconds - images / fresh
+    if left <= 0:
+        return fresh
+    later = 1 / (kept / again + (1 - kept) / fresh)
+    return (images + left * later) / seconds
 
 
 def settled(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,3 +120,24 @@ def test_from_python(images: Path) -> None:
     assert resolving.resolved(chosen) is chosen
     with pytest.raises(ConfigError, match="minutes -1"):
         mst.load_recipe("own-images", minutes=-1)
+
+
+def test_one_broken_image_of_many_does_not_end_the_choice(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The few images that the speed in memory is measured on are no measure of how many are broken."""
+    folder = image_folder(tmp_path / "set", 60, size=32)
+    first = min(path for path in folder.rglob("*") if path.is_file())
+    first.write_bytes(first.read_bytes()[:20])
+    asked: list[float] = []
+    measure = resolving.measure_kept_speed
+
+    def noted(*args: Any, **kwargs: Any) -> float:
+        asked.append(measure(*args, **kwargs))
+        return asked[-1]
+
+    monkeypatch.setattr(resolving, "measure_kept_speed", noted)
+    answer = call(capsys, "plan", "own-images", "--data.train", folder, "--minutes", 1, "--no-probe", "--json", *QUICK)
+    assert answer.status == 0, answer.err
+    assert asked
+    assert asked[0] > 0

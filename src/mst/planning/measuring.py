@@ -10,14 +10,13 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from mst.config.derive import check_consistent, derive
 from mst.config.schema import RunConfig
 from mst.data.loader import BatchLoader
-from mst.data.sources import ImageIndex
-from mst.errors import RunFailure
+from mst.data.sources import ImageIndex, even_positions
+from mst.errors import DataError, RunFailure
 from mst.planning.estimate import data_rate, process_memory
 from mst.planning.fitting import check_fits
 from mst.planning.setup import Setup, checked_spec, prepare_process
@@ -172,15 +171,19 @@ def measure_speed(setup: Setup, *, seconds: float) -> float:
 def measure_kept_speed(setup: Setup, *, seconds: float) -> float:
     """Return the images per second of a run's steps on images that are in memory already, decoded (`data.cache`).
 
-    The images of one step are read, and then come again in every step. Arguments and errors are those of
-    `measure_speed`.
+    The images of one step are read, and then come again in every step; 0 where these few cannot be read, which says
+    nothing of all. Arguments and errors are those of `measure_speed`.
     """
+    patient = setup.config.data.model_copy(update={"max_unreadable_share": 1.0})
+    setup = replace(setup, config=setup.config.model_copy(update={"data": patient}))
     try:
         state = setup.new_state(setup.build_pair())
         part = with_images(setup, images_that_fit(setup, state, seconds))
-        few = np.arange(min(part.plan.batch_size, len(setup.images)), dtype=np.int64)
+        few = even_positions(len(setup.images), min(part.plan.batch_size, len(setup.images)))
         with CropStream(replace(part, images=setup.images.only(few)), None, first_step=0) as stream:
             return both_speed(part, state, stream, steps=MOST_STEPS, seconds=seconds)[0]
+    except DataError:
+        return 0.0
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise RunFailure(f"a few images do not fit into the memory of {setup.device}: use smaller crops") from error
 

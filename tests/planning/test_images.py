@@ -16,6 +16,8 @@ from mst.data.labels.copies import positions_of
 from mst.data.sources import ImageIndex
 from mst.errors import DataError
 from mst.planning.images import FoundImages, found_images
+from mst.runtime.storage.rundir import RunDir
+from mst.workflows.pretraining import next_command
 
 PER_CLASS = 10
 
@@ -74,6 +76,15 @@ def test_labels_in_a_table_may_be_split_by_seed(cells: Path, tmp_path: Path) -> 
     one, other = (found(cells, cells, knn_labels=str(table), knn_split_seed=seed, knn_exclude=True) for seed in (0, 1))
     assert names(one.learned) != names(other.learned)
     assert len(one.learned) == len(other.learned) == 16
+
+
+def test_the_next_command_makes_the_same_split(tmp_path: Path) -> None:
+    run = RunDir(tmp_path)
+    config = override(RunConfig(), {"monitor.knn_data": "cells", "monitor.knn_split_seed": 12345678})
+    assert next_command(config, run).endswith("--data cells --split-seed 12345678 --compare")
+    labelled = override(config, {"monitor.knn_labels": "a b.csv", "monitor.knn_val_share": 0.25})
+    assert "--labels 'a b.csv' --val-share 0.25 --split-seed 12345678" in next_command(labelled, run)
+    assert next_command(RunConfig(), run).startswith("mst evaluate baselines --backbone")
 
 
 def test_nothing_left_is_refused(cells: Path, tmp_path: Path) -> None:

@@ -214,7 +214,7 @@ def next_command(config: RunConfig, run: RunDir) -> str:
         ("--val-share", monitor.knn_val_share, usual.knn_val_share),
         ("--split-seed", monitor.knn_split_seed, usual.knn_split_seed),
     ):
-        words += [option, f"{value:g}"] if value != other else []
+        words += [option, str(value)] if value != other else []
     task = ["linear", *words, "--compare"] if monitor.knn_data is not None else ["baselines", *words]
     return f"mst evaluate {shlex.join(task)}"
 

@@ -120,7 +120,7 @@ def local_files(source: Source) -> list[str] | None:
         return [os.path.abspath(os.fsdecode(name)) for name in found]
     raise UsageError(
         f"{shown(path)} does not exist{like_named(path)}: "
-        f"give a file of images, or a pattern such as shards-{{000..127}}.tar"
+        "give a file of images, or a pattern such as shards-{000..127}.tar"
     )
 
 

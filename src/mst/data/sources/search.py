@@ -156,7 +156,7 @@ def looked_up(source: Source) -> tuple[Path, int]:
         dead = ": it is a link that leads nowhere" if path.is_symlink() else ""
         raise UsageError(
             f"{shown(path)} does not exist{like_named(path)}{dead}: "
-            f"give a folder of images, an image or a text file of paths"
+            "give a folder of images, an image or a text file of paths"
         ) from None
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

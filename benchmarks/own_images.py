@@ -2,6 +2,7 @@
 
     python benchmarks/own_images.py SET --seed 0 --data SETS --out OUT [--minutes 15] [--no-previous]
     python benchmarks/own_images.py table --out OUT
+    python benchmarks/own_images.py publish --out OUT --to FILE.json --machine "what it ran on"
 
 SET is cifar10 (10,000 training images), imagenette128, elpv, camvid or scenes; one SET and seed a call. SETS holds the
 first four as folders: `train/<class>/` and `val/<class>/` (cifar10: `test`), camvid with images/, masks/, train.txt
@@ -10,7 +11,8 @@ with a defect probability below 0.3 and from 0.6 on are labelled, a quarter of e
 image is trained on.
 
 Every step leaves its file in OUT/SET/seed_N and is not done again: the same command goes on where it was cut off.
-Standard errors of one run are those of its validation images; the table adds the deviation over seeds.
+Standard errors of one run are those of its validation images; the table adds the deviation over seeds. Its second part
+says what training gained over the same network untrained. `publish` keeps what the tables and the pages need.
 """
 
 from __future__ import annotations
@@ -30,9 +32,12 @@ from typing import Any
 
 SETS = ("cifar10", "imagenette128", "elpv", "camvid", "scenes")
 PREVIOUS = "vit-tiny-cifar10"
+METRICS = ("top1", "top1_se", "balanced_accuracy", "balanced_accuracy_se", "auroc", "auroc_se", "miou", "miou_se")
 SCENES = {"train": 2_500, "val": 500}
 SCENE_SIZE = 48
 LIMITS = ("--train-limit", "10000", "--val-limit", "4000")
+WHOLE = ("--size", 128, 128, "--resize-ratio", 1, "--pool", "max", "min")
+"""How solar cells are read once more: nothing cut off, larger than trained, and by single patches: a crack is small."""
 Row = dict[str, Any]
 
 
@@ -144,6 +149,12 @@ def scored(backbone: str, labelled: Path, name: str, seed: int) -> Row:
     return {task: json.loads(mst("evaluate", task, *words))["metrics"] for task in ("knn", "linear")}
 
 
+def whole(backbone: str, labelled: Path, seed: int) -> Row:
+    """Return what logistic regression makes of whole cells, read by single patches."""
+    given = ("--backbone", backbone, "--data", labelled, "--seed", seed, "--json", "--no-progress")
+    return {"whole": json.loads(mst("evaluate", "logistic", *given, *WHOLE))["metrics"]}
+
+
 def measure(name: str, seed: int, root: Path, out: Path, *, minutes: float, previous: bool) -> None:
     """Do what is not done yet of one data set and seed."""
     out.mkdir(parents=True, exist_ok=True)
@@ -154,10 +165,15 @@ def measure(name: str, seed: int, root: Path, out: Path, *, minutes: float, prev
     def trained(which: str, recipe: str) -> None:
         there = cell / f"run-{which}"
         kept(cell / f"{which}-run.json", lambda: train(recipe, words, there, minutes, seed))
-        kept(cell / f"{which}.json", lambda: scored(str(there), labelled, name, seed))
+        score(which, str(there))
+
+    def score(which: str, backbone: str) -> None:
+        kept(cell / f"{which}.json", lambda: scored(backbone, labelled, name, seed))
+        if name == "elpv":
+            kept(cell / f"{which}-whole.json", lambda: whole(backbone, labelled, seed))
 
     trained("own", "own-images")
-    kept(cell / "untrained.json", lambda: scored(f"random:{run}", labelled, name, seed))
+    score("untrained", f"random:{run}")
     if name != "camvid":
         asked = ("--data", labelled, "--backbone", run, "--seed", seed, "--json", "--no-progress", *LIMITS)
         kept(cell / "baselines.json", lambda: json.loads(mst("evaluate", "baselines", *asked)))
@@ -178,7 +194,7 @@ def table(out: Path) -> str:
                     found.setdefault(("baseline", str(which)), []).append(row["metrics"])
             elif not path.stem.endswith("-run"):
                 for task, metrics in rows.items():
-                    found.setdefault((task, path.stem), []).append(metrics)
+                    found.setdefault((task, path.stem.removesuffix("-whole")), []).append(metrics)
         for (task, which), metrics in sorted(found.items()):
             key = "miou" if "miou" in metrics[0] else "top1"
             values = [row[key] for row in metrics if key in row]
@@ -192,17 +208,87 @@ def table(out: Path) -> str:
     return "\n".join(lines)
 
 
+def gains(out: Path) -> str:
+    """Return what training gained over untrained weights, in points: mean over seeds, and two standard errors of it.
+
+    One is that of the validation images, as if no image were in both (they are the same ones: it is too large, and does
+    not shrink with seeds); the other is that of the seeds.
+    """
+    lines = [f"{'set':14} {'task':13} seeds  gained  se of images  se over seeds  by seed"]
+    for name in SETS:
+        cells = [
+            each.parent
+            for each in sorted(out.glob(f"{name}/seed_*/untrained.json"))
+            if each.with_name("own.json").exists()
+        ]
+        both = [[scores(cell, which) for which in ("own", "untrained")] for cell in cells]
+        for task in sorted({task for own, fresh in both for task in own if task in fresh}):
+            key = "miou" if task == "segmentation" else "top1"
+            gained = [own[task][key] - fresh[task][key] for own, fresh in both]
+            errors = [row[task].get(f"{key}_se") or math.nan for pair in both for row in pair]
+            images = math.sqrt(2 * statistics.mean(each**2 for each in errors))
+            spread = f"{statistics.stdev(gained) / math.sqrt(len(gained)):.2f}" if len(gained) > 1 else "-"
+            each = " ".join(f"{value:+.2f}" for value in gained)
+            mean = f"{statistics.mean(gained):+7.2f}"
+            lines.append(f"{name:14} {task:13} {len(gained):5} {mean}  {images:12.2f}  {spread:>13}  {each}")
+    return "\n".join(lines)
+
+
+def scores(cell: Path, which: str) -> Row:
+    """Return the metrics of a network in a cell by task, or none if it was not measured."""
+    files = (cell / f"{which}{more}.json" for more in ("", "-whole"))
+    return {task: row for file in files if file.exists() for task, row in json.loads(file.read_text()).items()}
+
+
+def published(cell: Path) -> Row:
+    """Return what is kept of a cell: what was chosen and seen, scores without their variants, the verdict."""
+    rows = [json.loads(line) for line in (cell / "run-own" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    config = json.loads((cell / "run-own" / "config.json").read_text(encoding="utf-8"))
+    run = json.loads((cell / "own-run.json").read_text(encoding="utf-8"))
+    found = [row["retrieval_top1"] for row in rows if "retrieval_top1" in row]
+    batch = config["train"]["batch_size"]
+    steps, seed = run["steps"], config["runtime"]["seed"]
+    kept: Row = {"seed": seed, "steps": steps, "batch": batch, "seen": steps * batch}
+    kept |= {"retrieval": [round(each, 1) for each in (found[0], found[-1])]}
+    kept |= {"repairs": max((row.get("repairs") or 0 for row in rows), default=0)}
+    for which in ("own", "untrained", "previous"):
+        if measured := scores(cell, which):
+            kept[which] = {
+                task: {key: round(row[key], 3) for key in METRICS if key in row} for task, row in measured.items()
+            }
+    if (cell / "baselines.json").exists():
+        baselines = json.loads((cell / "baselines.json").read_text(encoding="utf-8"))["rows"]
+        simple = {row["protocol"].get("which"): row["metrics"] for row in baselines if row["task"] == "baseline"}
+        kept["baselines"] = {name: {key: round(row[key], 3) for key in METRICS[:2]} for name, row in simple.items()}
+        kept["verdict"] = next(row["extra"]["sentence"] for row in baselines if row["task"] == "verdict")
+    return kept
+
+
+def publish(out: Path, into: Path, machine: str) -> None:
+    """Write all cells to one file."""
+    cells = [cell.parent for name in SETS for cell in sorted(out.glob(f"{name}/seed_*/untrained.json"))]
+    about = [json.loads((cell / "run-own" / "environment.json").read_text(encoding="utf-8")) for cell in cells]
+    named = ("commit", "torch", "timm", "precision", "threads")
+    what = {"machine": machine, **{key: sorted({str(each[key]) for each in about}) for key in named}}
+    sets = {name: [published(cell) for cell in cells if cell.parent.name == name] for name in SETS}
+    into.write_text(json.dumps({"what": what, "sets": sets}, indent=1) + "\n", encoding="utf-8")
+
+
 def main(argv: Sequence[str]) -> int:
     """Run the command; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("set", choices=[*SETS, "table"])
+    parser.add_argument("set", choices=[*SETS, "table", "publish"])
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--data", type=Path, default=Path("data"))
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--minutes", type=float, default=15.0)
     parser.add_argument("--no-previous", action="store_true", help="leave out the recipe used before")
+    parser.add_argument("--to", type=Path, help="of `publish`: the file")
+    parser.add_argument("--machine", default="", help="of `publish`: the machine in words")
     options = parser.parse_args(argv)
-    if options.set != "table":
+    if options.set == "publish":
+        publish(options.out, options.to or parser.error("publish: --to FILE.json is missing"), options.machine)
+    elif options.set != "table":
         measure(
             options.set,
             options.seed,
@@ -211,7 +297,7 @@ def main(argv: Sequence[str]) -> int:
             minutes=options.minutes,
             previous=not options.no_previous,
         )
-    print(table(options.out))
+    print(f"{table(options.out)}\n\n{gains(options.out)}")
     return 0
 
 

@@ -224,8 +224,9 @@ def gains(out: Path) -> str:
         both = [[scores(cell, which) for which in ("own", "untrained")] for cell in cells]
         for task in sorted({task for own, fresh in both for task in own if task in fresh}):
             key = "miou" if task == "segmentation" else "top1"
-            gained = [own[task][key] - fresh[task][key] for own, fresh in both]
-            errors = [row[task].get(f"{key}_se") or math.nan for pair in both for row in pair]
+            pairs = [(own[task], fresh[task]) for own, fresh in both if task in own and task in fresh]
+            gained = [own[key] - fresh[key] for own, fresh in pairs]
+            errors = [row.get(f"{key}_se") or math.nan for pair in pairs for row in pair]
             images = math.sqrt(2 * statistics.mean(each**2 for each in errors))
             spread = f"{statistics.stdev(gained) / math.sqrt(len(gained)):.2f}" if len(gained) > 1 else "-"
             each = " ".join(f"{value:+.2f}" for value in gained)

@@ -51,6 +51,12 @@ def mst(*words: object) -> str:
     return done.stdout
 
 
+def read(path: Path) -> Row:
+    """Return what a file of JSON holds."""
+    found: Row = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
 def kept(path: Path, make: Callable[[], Row]) -> Row:
     """Return what a file holds, or make it and write the file."""
     if not path.exists():
@@ -59,8 +65,7 @@ def kept(path: Path, make: Callable[[], Row]) -> Row:
         part = path.with_suffix(".part")
         part.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
         part.replace(path)
-    found: Row = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    return read(path)
 
 
 def link(source: Path, target: Path) -> None:
@@ -146,13 +151,11 @@ def scored(backbone: str, labelled: Path, name: str, seed: int) -> Row:
         shown = mst("evaluate", "segmentation", *given, "--size", 352, 480)
         return {"segmentation": json.loads(shown)["metrics"]}
     words = (*given, "--no-progress", *LIMITS)
-    return {task: json.loads(mst("evaluate", task, *words))["metrics"] for task in ("knn", "linear")}
-
-
-def whole(backbone: str, labelled: Path, seed: int) -> Row:
-    """Return what logistic regression makes of whole cells, read by single patches."""
-    given = ("--backbone", backbone, "--data", labelled, "--seed", seed, "--json", "--no-progress")
-    return {"whole": json.loads(mst("evaluate", "logistic", *given, *WHOLE))["metrics"]}
+    readings = {"knn": ("knn",), "linear": ("linear",)} | ({"whole": ("logistic", *WHOLE)} if name == "elpv" else {})
+    return {
+        reading: json.loads(mst("evaluate", task, *words, *options))["metrics"]
+        for reading, (task, *options) in readings.items()
+    }
 
 
 def measure(name: str, seed: int, root: Path, out: Path, *, minutes: float, previous: bool) -> None:
@@ -165,15 +168,10 @@ def measure(name: str, seed: int, root: Path, out: Path, *, minutes: float, prev
     def trained(which: str, recipe: str) -> None:
         there = cell / f"run-{which}"
         kept(cell / f"{which}-run.json", lambda: train(recipe, words, there, minutes, seed))
-        score(which, str(there))
-
-    def score(which: str, backbone: str) -> None:
-        kept(cell / f"{which}.json", lambda: scored(backbone, labelled, name, seed))
-        if name == "elpv":
-            kept(cell / f"{which}-whole.json", lambda: whole(backbone, labelled, seed))
+        kept(cell / f"{which}.json", lambda: scored(str(there), labelled, name, seed))
 
     trained("own", "own-images")
-    score("untrained", f"random:{run}")
+    kept(cell / "untrained.json", lambda: scored(f"random:{run}", labelled, name, seed))
     if name != "camvid":
         asked = ("--data", labelled, "--backbone", run, "--seed", seed, "--json", "--no-progress", *LIMITS)
         kept(cell / "baselines.json", lambda: json.loads(mst("evaluate", "baselines", *asked)))
@@ -194,7 +192,7 @@ def table(out: Path) -> str:
                     found.setdefault(("baseline", str(which)), []).append(row["metrics"])
             elif not path.stem.endswith("-run"):
                 for task, metrics in rows.items():
-                    found.setdefault((task, path.stem.removesuffix("-whole")), []).append(metrics)
+                    found.setdefault((task, path.stem), []).append(metrics)
         for (task, which), metrics in sorted(found.items()):
             key = "miou" if "miou" in metrics[0] else "top1"
             values = [row[key] for row in metrics if key in row]
@@ -209,10 +207,10 @@ def table(out: Path) -> str:
 
 
 def gains(out: Path) -> str:
-    """Return what training gained over untrained weights, in points: mean over seeds, and two standard errors of it.
+    """Return what training gained over untrained weights, in points: the mean over seeds, with two standard errors.
 
-    One is that of the validation images, as if no image were in both (they are the same ones: it is too large, and does
-    not shrink with seeds); the other is that of the seeds.
+    That of the images belongs to the difference of one run. It is too large: it takes the two networks as scored on
+    different images, where they share them. That of the seeds belongs to the mean.
     """
     lines = [f"{'set':14} {'task':13} seeds  gained  se of images  se over seeds  by seed"]
     for name in SETS:
@@ -221,10 +219,10 @@ def gains(out: Path) -> str:
             for each in sorted(out.glob(f"{name}/seed_*/untrained.json"))
             if each.with_name("own.json").exists()
         ]
-        both = [[scores(cell, which) for which in ("own", "untrained")] for cell in cells]
-        for task in sorted({task for own, fresh in both for task in own if task in fresh}):
+        both = [[read(cell / f"{which}.json") for which in ("own", "untrained")] for cell in cells]
+        for task in sorted(both[0][0] if both else ()):
             key = "miou" if task == "segmentation" else "top1"
-            pairs = [(own[task], fresh[task]) for own, fresh in both if task in own and task in fresh]
+            pairs = [(own[task], fresh[task]) for own, fresh in both]
             gained = [own[key] - fresh[key] for own, fresh in pairs]
             errors = [row.get(f"{key}_se") or math.nan for pair in pairs for row in pair]
             images = math.sqrt(2 * statistics.mean(each**2 for each in errors))
@@ -235,40 +233,32 @@ def gains(out: Path) -> str:
     return "\n".join(lines)
 
 
-def scores(cell: Path, which: str) -> Row:
-    """Return the metrics of a network in a cell by task, or none if it was not measured."""
-    files = (cell / f"{which}{more}.json" for more in ("", "-whole"))
-    return {task: row for file in files if file.exists() for task, row in json.loads(file.read_text()).items()}
-
-
 def published(cell: Path) -> Row:
-    """Return what is kept of a cell: what was chosen and seen, scores without their variants, the verdict."""
+    """Return what is published of a cell: what was chosen and seen, scores without their variants, the verdict."""
     rows = [json.loads(line) for line in (cell / "run-own" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    config = json.loads((cell / "run-own" / "config.json").read_text(encoding="utf-8"))
-    run = json.loads((cell / "own-run.json").read_text(encoding="utf-8"))
-    found = [row["retrieval_top1"] for row in rows if "retrieval_top1" in row]
+    config, steps = read(cell / "run-own" / "config.json"), read(cell / "own-run.json")["steps"]
+    found = [round(row["retrieval_top1"], 1) for row in rows if "retrieval_top1" in row]
     batch = config["train"]["batch_size"]
-    steps, seed = run["steps"], config["runtime"]["seed"]
-    kept: Row = {"seed": seed, "steps": steps, "batch": batch, "seen": steps * batch}
-    kept |= {"retrieval": [round(each, 1) for each in (found[0], found[-1])]}
-    kept |= {"repairs": max((row.get("repairs") or 0 for row in rows), default=0)}
+    told: Row = {"seed": config["runtime"]["seed"], "steps": steps, "batch": batch, "seen": steps * batch}
+    told |= {"retrieval": [found[0], found[-1]], "repairs": max((row.get("repairs") or 0 for row in rows), default=0)}
     for which in ("own", "untrained", "previous"):
-        if measured := scores(cell, which):
-            kept[which] = {
-                task: {key: round(row[key], 3) for key in METRICS if key in row} for task, row in measured.items()
+        if (cell / f"{which}.json").exists():
+            scores = read(cell / f"{which}.json")
+            told[which] = {
+                task: {key: round(row[key], 3) for key in METRICS if key in row} for task, row in scores.items()
             }
     if (cell / "baselines.json").exists():
-        baselines = json.loads((cell / "baselines.json").read_text(encoding="utf-8"))["rows"]
+        baselines = read(cell / "baselines.json")["rows"]
         simple = {row["protocol"].get("which"): row["metrics"] for row in baselines if row["task"] == "baseline"}
-        kept["baselines"] = {name: {key: round(row[key], 3) for key in METRICS[:2]} for name, row in simple.items()}
-        kept["verdict"] = next(row["extra"]["sentence"] for row in baselines if row["task"] == "verdict")
-    return kept
+        told["baselines"] = {name: {key: round(row[key], 3) for key in METRICS[:2]} for name, row in simple.items()}
+        told["verdict"] = next(row["extra"]["sentence"] for row in baselines if row["task"] == "verdict")
+    return told
 
 
 def publish(out: Path, into: Path, machine: str) -> None:
     """Write all cells to one file."""
     cells = [cell.parent for name in SETS for cell in sorted(out.glob(f"{name}/seed_*/untrained.json"))]
-    about = [json.loads((cell / "run-own" / "environment.json").read_text(encoding="utf-8")) for cell in cells]
+    about = [read(cell / "run-own" / "environment.json") for cell in cells]
     named = ("commit", "torch", "timm", "precision", "threads")
     what = {"machine": machine, **{key: sorted({str(each[key]) for each in about}) for key in named}}
     sets = {name: [published(cell) for cell in cells if cell.parent.name == name] for name in SETS}

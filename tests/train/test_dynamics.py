@@ -218,6 +218,9 @@ def test_the_cause_chooses_the_knob() -> None:
     quick = moves("lost", replace(sound, teacher_momentum=0.9, teacher_momentum_end=0.9), number=1)
     assert quick == {"objective.teacher_momentum": (0.9, 0.975), "objective.teacher_momentum_end": (0.9, 0.975)}
     assert moves("lost", replace(sound, clip=None), number=1)["optimizer.clip"] == (None, 1.0)
+    fast = replace(sound, lr=0.03)
+    assert moves("constant", fast, number=1) == {"optimizer.lr": (0.03, 0.002)}
+    assert moves("constant", replace(fast, clip=None), number=2)["optimizer.lr"] == (0.03, 0.002)
     second = moves("lost", sound, number=2)
     assert second["optimizer.lr"] == (sound.lr, sound.lr / 4)
     assert second["objective.teacher_momentum"][1] == pytest.approx(0.9975)

@@ -18,6 +18,7 @@ PLAN: dict[str, Any] = {
     "dataset_size": 1000,
     "batch_size": 64,
     "prototypes": 1024,
+    "lr": 0.002,
     "teacher_temp": 0.04,
     "teacher_momentum": 0.9,  # derived for a short run: not judged
     "opened": [32, 32],
@@ -63,6 +64,7 @@ def test_images_that_repeat() -> None:
         ({}, {"teacher_temp": 0.1}, "objective.teacher_temp", "--objective.teacher-temp 0.04"),
         ({"center_momentum": 0.9999}, {}, "objective.center_momentum", "--objective.center-momentum 0.9"),
         ({"teacher_momentum": 0.9}, {}, "objective.teacher_momentum", "--objective.teacher-momentum 0.975"),
+        ({}, {"lr": 0.03}, "optimizer.lr", "--optimizer.lr 0.002"),
     ],
 )
 def test_settings_that_are_known_to_fail(objective: dict[str, Any], plan: dict[str, Any], key: str, knob: str) -> None:
@@ -73,6 +75,6 @@ def test_settings_that_are_known_to_fail(objective: dict[str, Any], plan: dict[s
     assert finding.ended == 40
 
 
-@pytest.mark.parametrize("plan", [{"teacher_temp": 0.07}, {"prototypes": 4000}, {"opened": [30, 32]}])
+@pytest.mark.parametrize("plan", [{"teacher_temp": 0.07}, {"lr": 0.02}, {"prototypes": 4000}, {"opened": [30, 32]}])
 def test_what_is_within_its_limit(plan: dict[str, Any]) -> None:
     assert found(**plan) == []

@@ -3,7 +3,9 @@
 None of these limits was fitted to runs of this project. More prototypes than images cannot all be used: in an epoch
 each image is nearest to one. Teacher temperatures and center momenta are DINO's (Caron et al. 2021, section 5 and its
 appendices). Teacher momentum: BYOL reaches 68.4 % at 0.9 and 72.5 % at 0.99, and nothing at 0 (Grill et al. 2020,
-section 5); DINO does not converge with the student of the step before as teacher.
+section 5); DINO does not converge with the student of the step before as teacher. Learning rate: a step of Adam moves a
+weight by about the rate (Kingma and Ba 2015, section 2.1), and the weights of timm's ViTs begin with a deviation of
+0.02.
 """
 
 from __future__ import annotations
@@ -16,9 +18,11 @@ from typing import Any
 from mst.runtime import advice
 from mst.runtime.dynamics.records import Conditions, Finding
 from mst.runtime.dynamics.repair import (
+    HIGHEST_RATE,
     HIGHEST_TEMP_RATIO,
     SAFE_CENTER,
     SAFE_MEMORY,
+    SAFE_RATE,
     SAFE_TEMP_RATIO,
     SHORTEST_MEMORY,
     SLOWEST_CENTER,
@@ -87,10 +91,14 @@ def _settings(config: Mapping[str, Any], plan: Mapping[str, Any]) -> Iterator[Fi
     if momentum < least:
         text = f"a teacher of momentum {momentum:g} runs after its student (at least {least:.3g})"
         yield _setting("teacher-momentum", momentum, least, text, 1 - 1 / SAFE_MEMORY)
+    rate = _number(plan, "lr")
+    if rate > HIGHEST_RATE:
+        text = f"a learning rate of {rate:g} moves every weight by about as much in a step (at most {HIGHEST_RATE:g})"
+        yield _setting("lr", rate, HIGHEST_RATE, text, SAFE_RATE, section="optimizer")
 
 
-def _setting(name: str, value: float, limit: float, text: str, fits: float) -> Finding:
-    key, knob = f"objective.{name.replace('-', '_')}", f"--objective.{name} {fits:g}"
+def _setting(name: str, value: float, limit: float, text: str, fits: float, *, section: str = "objective") -> Finding:
+    key, knob = f"{section}.{name.replace('-', '_')}", f"--{section}.{name} {fits:g}"
     return Finding("settings", *AT_START, key, value, limit, text, knob)
 
 

@@ -3,7 +3,8 @@
 Which knob follows from the cause, not from the finding alone: whatever is outside of the range in which
 self-distillation is known to be stable is brought back into it first, the learning rate is what is left. The ranges are
 DINO's (Caron et al. 2021, section 5 and its appendices): teacher 0.04 to 0.07 beside a student of 0.1; centers of
-momentum 0 to 0.99; a teacher that follows its student at once (momentum 0, or below 0.9) chases it.
+momentum 0 to 0.99; a teacher that follows its student at once (momentum 0, or below 0.9) chases it; a rate of 0.0005
+for 256 images.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ reach a rate that is ten times too high."""
 SAFE_TEMP_RATIO, HIGHEST_TEMP_RATIO = 0.4, 0.75
 """Teacher's temperature as a share of the student's: DINO's 0.04 / 0.1; 0.07 is its highest and 0.08 has collapsed."""
 SAFE_CENTER, SLOWEST_CENTER = 0.9, 0.995
+SAFE_RATE, HIGHEST_RATE = 0.002, 0.02
+"""Learning rate: DINO's at a batch of 1,024, and ten times that. A step of Adam moves a weight by about the rate
+(Kingma and Ba 2015, section 2.1), and timm's ViTs begin with weights of deviation 0.02."""
 SHORTEST_MEMORY, SAFE_MEMORY = 10.5, 40.0
 """Steps that the teacher averages over: 1 / (1 - momentum)."""
 CLIP = 1.0
@@ -73,7 +77,7 @@ def moves(kind: str, knobs: Knobs, *, number: int) -> dict[str, Change]:
         return _masks(knobs)
     changed = _out_of_range(knobs)
     if not changed or number > 1:
-        changed["optimizer.lr"] = (knobs.lr, knobs.lr * RATE)
+        changed.setdefault("optimizer.lr", (knobs.lr, knobs.lr * RATE))
         if number > 1 and "objective.teacher_momentum" not in changed:
             changed |= _slower(knobs, MEMORY / (1 - knobs.teacher_momentum))
     return changed
@@ -91,6 +95,8 @@ def _out_of_range(knobs: Knobs) -> dict[str, Change]:
     if knobs.clip is None:
         changed["optimizer.clip"] = (None, CLIP)
         changed["optimizer.lr"] = (knobs.lr, knobs.lr * RATE)
+    if knobs.lr > HIGHEST_RATE:
+        changed["optimizer.lr"] = (knobs.lr, SAFE_RATE)
     return changed
 
 

@@ -3,7 +3,8 @@
     python benchmarks/evidence.py run --set cifar10 --work WORK --data DATA [--arms mst dino] [--seeds 0 1 2]
     python benchmarks/evidence.py publish --work WORK --data DATA
 
-`run` goes on where it stopped; several of them share the work, as a run that another process is at is left to it.
+`run` goes on where it stopped; several of them share the work, as a run that another process is at is left to it, and
+those that are published already, from this machine or another, are not repeated.
 DATA holds `cifar10`, `imagenette128`, `camvid` and `coco_mini`. `publish` copies what belongs into `runs/evidence`:
 settings, environment, rows and results, neither weights nor pictures. `evidence_tables.py` makes tables from there.
 """
@@ -35,6 +36,8 @@ ARMS = {twin.name: twin for twin in (*FAMILIES["evidence"], *FAMILIES["heads"]) 
 PUBLISHED = Path(__file__).resolve().parent.parent / "runs" / "evidence"
 KEPT = ("config.json", "plan.json", "environment.json", "metrics.jsonl", "results.jsonl", "evidence.json")
 SCENES = "scenes:300"
+HELD_OUT = 256
+"""Images that no run learns from, for scores without labels."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ def settings(arm: str, seed: int, which: DataSet, data: Path) -> RunConfig:
     base = override(base_config("vit-tiny-cifar10"), which.changes)
     folder = str((data / which.folder / "train").absolute())
     common = {"runtime.seed": seed, "runtime.threads": 1, "data.train": [folder], "monitor.tensorboard": False}
-    return override(ARMS[arm].apply(base), common)
+    return override(ARMS[arm].apply(base), {**common, "data.held_out": HELD_OUT})
 
 
 def evaluations(run: Path, which: DataSet, data: Path, seed: int) -> dict[str, Callable[[], Result]]:
@@ -111,6 +114,8 @@ def run_all(options: argparse.Namespace) -> None:
     for seed in options.seeds:
         for arm in options.arms:
             run = RunDir(options.work / options.set / arm / f"seed_{seed}")
+            if (PUBLISHED / run.root.relative_to(options.work) / "evidence.json").exists():
+                continue
             try:
                 finish(run, settings(arm, seed, which, options.data), which, options.data)
             except UsageError as error:

@@ -1,7 +1,7 @@
 """Rebuild the tables and the plot of docs/evidence.md from runs/evidence: `python benchmarks/evidence_tables.py`.
 
-Values are those of evidence.json (evaluations of the finished run) and of the last row of metrics.jsonl. Differences
-are paired over seeds; what counts as a difference is said in docs/evidence.md.
+Values are those of evidence.json (evaluations of the finished run) and the last ones in metrics.jsonl. Differences are
+paired over seeds; what counts as a difference is said in docs/evidence.md.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from matplotlib.figure import Figure
+from scipy.stats import spearmanr
 
 from mst.runtime.storage.results import read_jsonl
 
@@ -27,9 +29,14 @@ METRICS = {
     "COCO Jaccard": ("coco_mini", "jaccard"),
     "scenes Jaccard": ("scenes", "jaccard"),
     "RankMe": ("", "rankme"),
+    "crops found again": ("", "retrieval_top1"),
+    "entropy": ("", "teacher_entropy"),
     "PSNR hidden": ("", "psnr_masked"),
 }
-"""Title -> (evaluation, metric); without an evaluation it is the last row's."""
+"""Title -> (evaluation, metric); without an evaluation it is the last value in the rows of the training."""
+LABEL_FREE = ("crops found again", "RankMe", "entropy", "PSNR hidden")
+FEWEST_RANKED = 5
+"""Runs below which a rank correlation says nothing."""
 QUESTIONS = (
     ("Does restoring the image help DINO?", "unmasked", "dino"),
     ("Does hiding help, beyond restoring?", "mst", "unmasked"),
@@ -102,7 +109,10 @@ def read_set(folder: Path) -> dict[str, dict[int, dict[str, float]]]:
     """Return the values of all finished runs of a set."""
     values: dict[str, dict[int, dict[str, float]]] = {}
     for record in sorted(folder.glob("*/seed_*/evidence.json")):
-        done, last = json.loads(record.read_text()), read_jsonl(record.with_name("metrics.jsonl"))[-1]
+        done = json.loads(record.read_text())
+        last: dict[str, Any] = {}
+        for row in read_jsonl(record.with_name("metrics.jsonl")):
+            last |= row
         found = {title: (done.get(task, {}) if task else last).get(metric) for title, (task, metric) in METRICS.items()}
         arm, seed = record.parent.parent.name, int(record.parent.name.removeprefix("seed_"))
         values.setdefault(arm, {})[seed] = {title: float(v) for title, v in found.items() if v is not None}
@@ -138,6 +148,19 @@ def answers_table(values: Values) -> list[str]:
     return lines
 
 
+def ranks_table(values: Values) -> list[str]:
+    """Return Spearman's rank correlation of each score without labels with k-NN and linear, over all runs."""
+    runs = [row for seeds in values.values() for row in seeds.values()]
+    lines = ["| without labels | runs | with k-NN | with linear |", "|---" * 4 + "|"]
+    for title in LABEL_FREE:
+        rows = [row for row in runs if {title, "k-NN", "linear"} <= row.keys()]
+        if len(rows) >= FEWEST_RANKED:
+            scores = [row[title] for row in rows]
+            found = [spearmanr(scores, [row[of] for row in rows]).statistic for of in ("k-NN", "linear")]
+            lines.append(" | ".join([f"| {title}", str(len(rows)), *(f"{rho:+.2f}" for rho in found)]) + " |")
+    return lines if len(lines) > 2 else []
+
+
 def _signed(found: Difference | None) -> str:
     if found is None:
         return "-"
@@ -166,6 +189,7 @@ def main() -> None:
     lines = []
     for name, values in sets.items():
         lines += [*arms_table(name, values), "", *answers_table(values), ""]
+        lines += [*ranks_table(values), ""]
     if sets:
         plot(sets)
         lines += ["![linear top-1 of every run](evidence.png)", ""]

@@ -59,3 +59,10 @@ def test_tables_name_runs_and_arms() -> None:
     assert arms[2].startswith("| mst | [0](../runs/evidence/cifar10/mst/seed_0) ")
     assert "| 53.2 ± 0.8 | 48.0 |" in arms[2]
     assert "| unmasked - dino | +2.8 ± 0.8 |" in evidence.answers_table(VALUES)[2]
+
+
+def test_scores_without_labels_are_ranked_against_those_with() -> None:
+    numbers = [{"k-NN": 40.0 + i, "linear": 50.0 - i, "RankMe": float(i * i)} for i in range(5)]
+    ranked = evidence.ranks_table({"mst": dict(enumerate(numbers))})
+    assert ranked[2:] == ["| RankMe | 5 | +1.00 | -1.00 |"]
+    assert evidence.ranks_table({"mst": dict(enumerate(numbers[:4]))}) == []

@@ -233,14 +233,21 @@ def gains(out: Path) -> str:
     return "\n".join(lines)
 
 
+def seen(cell: Path, which: str) -> Row:
+    """Return a run's side of crops, and its steps, images of a step and images seen."""
+    config, steps = read(cell / f"run-{which}" / "config.json"), read(cell / f"{which}-run.json")["steps"]
+    batch = config["train"]["batch_size"]
+    return {"side": config["views"]["global_size"], "steps": steps, "batch": batch, "seen": steps * batch}
+
+
 def published(cell: Path) -> Row:
     """Return what is published of a cell: what was chosen and seen, scores without their variants, the verdict."""
     rows = [json.loads(line) for line in (cell / "run-own" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-    config, steps = read(cell / "run-own" / "config.json"), read(cell / "own-run.json")["steps"]
     found = [round(row["retrieval_top1"], 1) for row in rows if "retrieval_top1" in row]
-    batch = config["train"]["batch_size"]
-    told: Row = {"seed": config["runtime"]["seed"], "steps": steps, "batch": batch, "seen": steps * batch}
+    told: Row = {"seed": read(cell / "run-own" / "config.json")["runtime"]["seed"], **seen(cell, "own")}
     told |= {"retrieval": [found[0], found[-1]], "repairs": max((row.get("repairs") or 0 for row in rows), default=0)}
+    if (cell / "previous.json").exists():
+        told["previous_run"] = seen(cell, "previous")
     for which in ("own", "untrained", "previous"):
         if (cell / f"{which}.json").exists():
             scores = read(cell / f"{which}.json")

@@ -11,11 +11,12 @@ SIDES = (32, 48, 64, 96, 128, 160, 192, 224)
 """Sides of global crops in pixels."""
 LOCAL_SHARE = 0.45
 """Side of a local crop over that of a global one, about (DINO: 96 / 224)."""
-ENOUGH_IMAGES = 30_000
-"""Images that the smallest network should see, before larger crops are worth their time."""
+ENOUGH_IMAGES = 50_000
+"""Images that the smallest network should see, before larger crops are worth their time: on 331 frames 24,000 images of
+96 px taught half of what 47,000 of 64 px did (docs/recipes.md)."""
 SMALL_SIDE = 64
 """Crops up to this side are taken wherever a pass fits: less shows too little of larger images, however often."""
-ENOUGH_PASSES = 60
+ENOUGH_PASSES = 150
 """Passes over a small data set that are as good."""
 SURE_PASSES = 1.5
 """Passes that must fit by the rules' count of operations, so that one fits when the chosen run is measured."""

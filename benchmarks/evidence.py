@@ -135,6 +135,9 @@ def publish(work: Path, data: Path) -> None:
             for path, short in shorter.items():
                 text = text.replace(path, short)
             (into / name).write_text(text, encoding="utf-8")
+        which, arm, seed = into.relative_to(PUBLISHED).parts
+        words = f"run --set {which} --arms {arm} --seeds {seed.removeprefix('seed_')} --work runs --data data"
+        (into / "command").write_text(f"python benchmarks/evidence.py {words}\n", encoding="utf-8")
         print(into)
 
 

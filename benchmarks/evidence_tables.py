@@ -38,6 +38,7 @@ LABEL_FREE = ("crops found again", "RankMe", "entropy", "PSNR hidden")
 FEWEST_RANKED = 5
 """Runs below which a rank correlation says nothing."""
 QUESTIONS = (
+    ("Does the method as a whole help?", "mst", "dino"),
     ("Does restoring the image help DINO?", "unmasked", "dino"),
     ("Does hiding help, beyond restoring?", "mst", "unmasked"),
     ("Are the least attended tokens better than any?", "mst", "random"),
@@ -145,7 +146,7 @@ def answers_table(values: Values) -> list[str]:
         if found[0] is not None:
             cells = [_signed(each) for each in found]
             lines.append(" | ".join([f"| {question}", f"{one} - {other}", *cells, found[0].verdict]) + " |")
-    return lines
+    return lines if len(lines) > 2 else []
 
 
 def ranks_table(values: Values) -> list[str]:

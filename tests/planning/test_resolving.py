@@ -36,7 +36,7 @@ def test_a_slower_one_gets_smaller_until_it_fits(slower: float) -> None:
         return CPU.flops_per_second / slower / cost(config), cost(config)
 
     def choice(place: DeviceFacts) -> RunConfig:
-        return choose(own(15), PHOTOGRAPHS, place)
+        return choose(own(60), PHOTOGRAPHS, place)
 
     first = choice(CPU)
     chosen, place, speed = settled(choice, measure, CPU)

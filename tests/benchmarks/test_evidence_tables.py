@@ -58,7 +58,10 @@ def test_tables_name_runs_and_arms() -> None:
     arms = evidence.arms_table("cifar10", VALUES)
     assert arms[2].startswith("| mst | [0](../runs/evidence/cifar10/mst/seed_0) ")
     assert "| 53.2 ± 0.8 | 48.0 |" in arms[2]
-    assert "| unmasked - dino | +2.8 ± 0.8 |" in evidence.answers_table(VALUES)[2]
+    whole, restoring, *_ = evidence.answers_table(VALUES)[2:]
+    assert "| mst - dino | +3.2 ± 0.8 |" in whole
+    assert "| unmasked - dino | +2.8 ± 0.8 |" in restoring
+    assert evidence.answers_table({"mst": VALUES["mst"]}) == []
 
 
 def test_scores_without_labels_are_ranked_against_those_with() -> None:

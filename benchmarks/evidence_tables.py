@@ -189,8 +189,8 @@ def main() -> None:
     sets = {name: values for name, values in sets.items() if values}
     lines = []
     for name, values in sets.items():
-        lines += [*arms_table(name, values), "", *answers_table(values), ""]
-        lines += [*ranks_table(values), ""]
+        for table in (arms_table(name, values), answers_table(values), ranks_table(values)):
+            lines += [*table, ""] if table else []
     if sets:
         plot(sets)
         lines += ["![linear top-1 of every run](evidence.png)", ""]

@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.stats import spearmanr
 
 from mst.checkpoint.store import CheckpointStore
 from mst.config.load import flatten, load_config
@@ -196,20 +197,11 @@ def settings(folder: Path) -> dict[str, Any]:
     return {key: value for key, value in own.items() if value != usual[key] and not key.startswith(left_out)}
 
 
-def ranks(values: Sequence[float]) -> np.ndarray[Any, np.dtype[np.float64]]:
-    """Return the rank of each value, equal ones sharing the mean of theirs."""
-    array = np.asarray(values, dtype=np.float64)
-    below = (array[None, :] < array[:, None]).sum(1)
-    equal = (array[None, :] == array[:, None]).sum(1)
-    found: np.ndarray[Any, np.dtype[np.float64]] = below + (equal - 1) / 2
-    return found
-
-
 def spearman(first: Sequence[float], second: Sequence[float]) -> float:
     """Return Spearman's rank correlation; nan where one side is constant."""
-    one, other = (each - each.mean() for each in (ranks(first), ranks(second)))
-    size = math.sqrt(float((one**2).sum() * (other**2).sum()))
-    return float((one * other).sum()) / size if size else math.nan
+    if min(len(set(first)), len(set(second))) < 2:
+        return math.nan
+    return float(spearmanr(first, second).statistic)
 
 
 def correlations(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, dict[str, float]]:

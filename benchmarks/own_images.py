@@ -38,6 +38,8 @@ SCENE_SIZE = 48
 LIMITS = ("--train-limit", "10000", "--val-limit", "4000")
 WHOLE = ("--size", 128, 128, "--resize-ratio", 1, "--pool", "max", "min")
 """How solar cells are read once more: nothing cut off, larger than trained, and by single patches: a crack is small."""
+FRAME_TOKENS = 44, 60
+"""Patches, down and across, of a frame of camvid that is read: as many for any network."""
 Row = dict[str, Any]
 
 
@@ -148,7 +150,8 @@ def scored(backbone: str, labelled: Path, name: str, seed: int) -> Row:
     """Return the metrics of a frozen backbone by task."""
     given = ("--backbone", backbone, "--data", labelled, "--seed", seed, "--json")
     if name == "camvid":
-        shown = mst("evaluate", "segmentation", *given, "--size", 352, 480)
+        patch = read(Path(backbone.removeprefix("random:")) / "config.json")["model"]["patch_size"]
+        shown = mst("evaluate", "segmentation", *given, "--size", *(side * patch for side in FRAME_TOKENS))
         return {"segmentation": json.loads(shown)["metrics"]}
     words = (*given, "--no-progress", *LIMITS)
     readings = {"knn": ("knn",), "linear": ("linear",)} | ({"whole": ("logistic", *WHOLE)} if name == "elpv" else {})

@@ -9,7 +9,7 @@ import pytest
 from mst.config.choosing import MOST_EPOCHS, choose, lengthen
 from mst.config.derive import derive
 from mst.config.facts import DeviceFacts, SetFacts, Shape
-from mst.config.ladder import LADDER, SIDES, affordable, local_side, patch_for, rung
+from mst.config.ladder import LADDER, SIDES, affordable, local_side, patch_for, rung, shape_for
 from mst.config.load import as_chosen, flatten, load_config, override, with_minutes
 from mst.config.schema import Choice, RunConfig
 from mst.errors import UsageError
@@ -253,6 +253,12 @@ def test_larger_crops_come_before_larger_networks() -> None:
     assert sides == sorted(sides)
     assert found[0].network is LADDER[0]
     assert found[-1].network is LADDER[-1]
+
+
+@pytest.mark.parametrize(("seen", "side"), [(24_000, 64), (55_000, 96)])
+def test_a_small_set_gets_crops_that_are_seen_often_enough(seen: int, side: int) -> None:
+    cost = shape_for(LADDER[0], 96, patch_for(96), 4).step_flops
+    assert affordable(facts(321, (360, 480)), seen * cost).side == side
 
 
 def test_the_schema_keeps_the_choice_with_the_run() -> None:

@@ -13,7 +13,7 @@ LOCAL_SHARE = 0.45
 """Side of a local crop over that of a global one, about (DINO: 96 / 224)."""
 ENOUGH_IMAGES = 50_000
 """Images that the smallest network should see, before larger crops are worth their time: on 331 frames 24,000 images of
-96 px taught half of what 47,000 of 64 px did (docs/recipes.md)."""
+96 px taught half of what 47,000 of 64 px did, one run each (docs/recipes.md)."""
 SMALL_SIDE = 64
 """Crops up to this side are taken wherever a pass fits: less shows too little of larger images, however often."""
 ENOUGH_PASSES = 150

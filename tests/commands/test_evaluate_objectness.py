@@ -9,6 +9,7 @@ import pytest
 
 from commands.calls import call
 from evaluate.coco_folders import write_coco
+from mst.data.synthetic.styles import STYLES
 from mst.model.backbone import BackboneSpec
 from mst.model.backbone_file import save_backbone
 from mst.model.build import build_backbone
@@ -38,19 +39,23 @@ def test_coco_row_and_pictures(run_folder: Path, tmp_path: Path, capsys: pytest.
     assert (tmp_path / "pictures" / "0001.png").is_file()
 
 
-def test_scenes_as_a_table(run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["evaluate", "objectness", "--backbone", f"random:{run_folder}", "--data", "scenes:3", "--out", tmp_path]
+@pytest.mark.parametrize("name", STYLES)
+def test_scenes_as_a_table(name: str, run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = f"{name}:3"
+    words = ["evaluate", "objectness", "--backbone", f"random:{run_folder}", "--data", data, "--out", tmp_path]
     answer = call(capsys, *words, *WORDS)
     assert answer.status == 0, answer.err
     assert "corloc" in answer.out
     assert "3 validation images" in answer.out
-    assert "scenes of seed 0, 0..2" in read_jsonl(tmp_path / "results.jsonl")[0]["protocol"]["data"]
+    assert f"{name} of seed 0, 0..2" in read_jsonl(tmp_path / "results.jsonl")[0]["protocol"]["data"]
 
 
 @pytest.mark.parametrize(
     ("data", "words", "message"),
     [
         ("scenes:many", [], "name a number of scenes from 1 to 1000000, for example scenes:200"),
+        ("scenes:", [], "--data scenes:: name a number of scenes from 1 to 1000000, for example scenes:200"),
+        ("muted-scenes:x", [], "name a number of scenes from 1 to 1000000, for example muted-scenes:200"),
         ("scenes:1000001", [], "--data scenes:1000001: name a number of scenes from 1 to 1000000"),
         ("nowhere", [], "no COCO annotations at nowhere/annotations/instances_val.json"),
         ("scenes:2", ["--mass", "2"], "--mass 2.0: must be above 0 and at most 1"),

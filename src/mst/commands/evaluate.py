@@ -110,7 +110,7 @@ class DetectionArguments(Common):
 
 @dataclass(frozen=True)
 class ObjectnessArguments(Common):
-    """Objects found by importance alone, on a COCO folder, a COCO file, or `--data scenes:COUNT`."""
+    """Objects found by importance alone, on a COCO folder or file, `--data scenes:COUNT` or `muted-scenes:COUNT`."""
 
     protocol: ObjectnessProtocol = field(default_factory=ObjectnessProtocol)
     objects: ObjectOptions = field(default_factory=ObjectOptions)

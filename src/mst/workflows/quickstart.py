@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +68,7 @@ def quickstart(
     """
     from mst.config.load import dump_config, override
     from mst.data.synthetic.scenes import write_scene_folder
+    from mst.data.synthetic.styles import MUTED_GROUNDS
     from mst.report.page import write_report
     from mst.runtime import logging
     from mst.runtime.storage.files import write_atomic
@@ -80,7 +81,7 @@ def quickstart(
     write_atomic(run_dir.config, dump_config(config))
     size = config.views.global_size
     logging.info(f"drawing {sum(scenes.values())} scenes of {size} px into {data}")
-    write_scene_folder(data, scenes, size, config.runtime.seed)
+    write_scene_folder(data, scenes, size, config.runtime.seed, MUTED_GROUNDS)
     pretrain(config, out=run_dir.root, resume=True)  # the folder is new: it starts at step 0
     fresh, trained = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
     before, after = ({task: rows[task].metrics[metric] for task, metric in HEADLINES} for rows in (fresh, trained))
@@ -109,8 +110,10 @@ def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: M
 def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:
     """Return the first scenes of both splits with their semantic maps."""
     from mst.data.synthetic.scenes import SceneSet
+    from mst.data.synthetic.styles import MUTED_GROUNDS
     from mst.evaluate.segmentation.data import scene_segmentation
 
     size, seed = config.views.global_size, config.runtime.seed
     train, val = (min(scenes[split], SEGMENTATION_SCENES[split]) for split in ("train", "val"))
-    return scene_segmentation(SceneSet(seed, train, size), SceneSet(seed, val, size, start=scenes["train"]))
+    first, others = (SceneSet(seed, count, size, style=MUTED_GROUNDS) for count in (train, val))
+    return scene_segmentation(first, replace(others, start=scenes["train"]))

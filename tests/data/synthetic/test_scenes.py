@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from mst.data.synthetic.scenes import CLASSES, SceneSet, make_scene, write_scene_folder
+from mst.data.synthetic.scenes import CLASSES, Scene, SceneSet, make_scene, write_scene_folder
 from mst.data.synthetic.shapes import SHAPES
+from mst.data.synthetic.styles import HABITATS, MUTED_GROUNDS
 from mst.data.synthetic.textures import PATTERNS, Habit, surface
 from mst.errors import UsageError
 
@@ -95,6 +96,22 @@ def test_colour_statistics_do_not_give_the_class_away() -> None:
     nearest = labels[:500][np.argsort(distance, axis=1)[:, :20]]
     votes = np.stack([(nearest == label).sum(axis=1) for label in range(len(CLASSES))], axis=1)
     assert (votes.argmax(axis=1) == labels[500:]).mean() < 0.4
+
+
+def test_muted_grounds_say_nothing_and_their_objects_lie_anywhere() -> None:
+    drawn = {style: list(SceneSet(seed=0, count=60, size=48, style=style)) for style in (HABITATS, MUTED_GROUNDS)}
+
+    def colourfulness(scenes: list[Scene]) -> float:
+        spread = [np.ptp(scene.image.astype(float), axis=0)[scene.semantic_map == 0].mean() for scene in scenes]
+        return float(np.mean(spread))
+
+    def wandering(scenes: list[Scene]) -> float:
+        boxes = np.stack([scene.boxes[-1] for scene in scenes])
+        return float(((boxes[:, :2] + boxes[:, 2:]) / 2).std(axis=0).min())
+
+    assert colourfulness(drawn[MUTED_GROUNDS]) < 0.7 * colourfulness(drawn[HABITATS])
+    assert wandering(drawn[MUTED_GROUNDS]) > 1.5 * wandering(drawn[HABITATS])
+    assert max(len(scene.object_labels) for scene in drawn[MUTED_GROUNDS]) == MUTED_GROUNDS.small + 1
 
 
 def test_a_set_is_a_window_on_the_family() -> None:

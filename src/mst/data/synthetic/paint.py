@@ -9,13 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mst.data.synthetic.shapes import SHAPES, Field
+from mst.data.synthetic.styles import HABITATS, Style
 from mst.data.synthetic.textures import DRAWS, Habit, habit_of, surface
 
 _OUTLINES = tuple(SHAPES.values())
-_OWN_PATTERN = 0.9  # how often an object wears its class's pattern rather than any
-_OWN_TINT = 0.75  # how often it has its class's tint
-_OWN_HABITAT = 0.6  # how often the background has its class's pattern rather than any
-_OWN_AIR = 0.65  # how often the background has its class's tint
+_AIR = 0.6  # how strongly the background is tinted
 _LIT = 0.6  # how often the objects are lighter than the background rather than darker
 _MAX_STROKES = 3  # clutter without a label
 
@@ -39,6 +37,7 @@ class Painter:
     height: int
     width: int
     rng: np.random.Generator
+    style: Style = HABITATS
     colours: Field = field(init=False)  # [3, H, W], about in [0, 1]
     owner: NDArray[np.uint8] = field(init=False)  # [H, W], 0 = background, else the number of the object
     lit: bool = field(init=False)
@@ -64,22 +63,25 @@ class Painter:
     def paint_background(self, label: int) -> None:
         """Two surfaces with a bent border, calmer than the objects, and strokes across them."""
         y, x = self._axes()
-        first = surface(y, x, self.draws(DRAWS), self._habit(_OWN_HABITAT, 3 * label + 5))
+        first = surface(y, x, self.draws(DRAWS), self._habit(self.style.habitat, 3 * label + 5))
         second = surface(y, x, self.draws(DRAWS))
         angle, bend, frequency, phase, calm, air, hue = self.draws(7)
         border = self._ramp(angle) + 0.15 * bend * np.sin((6 + 12 * frequency) * (x - y) + 2 * math.pi * phase)
         first += (second - first) * np.clip(border * self.side + 0.5, 0, 1)
         mean = first.mean(axis=(1, 2), keepdims=True)
         self.colours = mean + (first - mean) * (0.35 + 0.4 * calm)
-        if air < _OWN_AIR:
-            _tint(self.colours, 0.3 * label + 0.2 * hue)
+        if air < self.style.air:
+            _tint(self.colours, 0.3 * label + 0.2 * hue, _AIR)
         self.colours += (float(not self.lit) - self.colours) * 0.25
         for _ in range(int(self.draw() * (_MAX_STROKES + 1))):
             self._paint_stroke()
+        if self.style.ground_colour < 1:
+            grey = self.colours.mean(axis=0, keepdims=True)
+            self.colours += (grey - self.colours) * (1 - self.style.ground_colour)
 
     def paint_object(self, number: int, label: int, pose: Pose) -> None:
         """Paint one object of class `label` and claim its pixels for `number`."""
-        numbers, habit = self.draws(DRAWS), self._habit(_OWN_PATTERN, label)
+        numbers, habit = self.draws(DRAWS), self._habit(self.style.pattern, label)
         tinted, hue = self.draws(2)
         rows, columns = self._window(pose.y, pose.radius, self.height), self._window(pose.x, pose.radius, self.width)
         y, x = self._axes()
@@ -93,8 +95,8 @@ class Painter:
         depth = _OUTLINES[label](own_x, own_y) * -(pose.radius * self.side)  # [h, w], pixels inside the outline
         alpha = np.clip(depth + 0.5, 0, 1)  # [h, w]
         paint = surface(y, x, numbers, habit)  # [3, h, w]
-        if tinted < _OWN_TINT:
-            _tint(paint, 0.1 * label + 0.15 * (hue - 0.5))
+        if tinted < self.style.tint:
+            _tint(paint, 0.1 * label + self.style.tint_range * (hue - 0.5), self.style.tint_strength)
         paint += (float(self.lit) - paint) * 0.25
         paint *= 0.55 + 0.45 * np.clip(depth / (0.035 * self.side), 0, 1)  # a dark rim
         window = self.colours[:, rows, columns]
@@ -139,7 +141,7 @@ class Painter:
         self.colours += (colour - self.colours) * alpha
 
 
-def _tint(paint: Field, hue: float) -> None:
-    """Pull colours [3, h, w] most of the way towards a hue (in turns), in place."""
+def _tint(paint: Field, hue: float, strength: float) -> None:
+    """Pull colours [3, h, w] a share of the way towards a hue (in turns), in place."""
     wheel = [0.5 + 0.4 * math.cos(2 * math.pi * (hue - third / 3)) for third in range(3)]
-    paint += (np.asarray(wheel, dtype=np.float32).reshape(3, 1, 1) - paint) * 0.6
+    paint += (np.asarray(wheel, dtype=np.float32).reshape(3, 1, 1) - paint) * strength

@@ -1,9 +1,9 @@
 """Synthetic scenes: textured shapes on cluttered, textured backgrounds, and all that is known about them.
 
-A scene is a pure function of (seed, index, size), cheap enough to be drawn while training. Its class is the kind of its
-large object. As with real things, a class has habits that it keeps part of the time (a pattern, a tint, a background);
-pose, colours, light, clutter and the small objects of other classes are random, so that pixel statistics give a hint
-and form gives the answer.
+A scene is a pure function of (seed, index, size, style), cheap enough to be drawn while training. Its class is that of
+its main object. As with real things, a class has habits (a pattern, a tint, a background), which it keeps as often as
+the style of the scenes says. Pose, colours, light, clutter and the small objects of other classes are random, so that
+statistics of the whole image give a hint and the object gives the answer.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from PIL import Image
 
 from mst.data.synthetic.paint import Painter, Pose
 from mst.data.synthetic.shapes import SHAPES
+from mst.data.synthetic.styles import HABITATS, Style
 from mst.errors import UsageError
 from mst.runtime.seeding import derive_seed
 
@@ -25,7 +26,6 @@ CLASSES = tuple(SHAPES)
 """Names of the labels 0, 1, ...; the semantic map uses label + 1, and 0 for the background."""
 MIN_SIZE = 16
 """Pixels below which the shapes can no longer be told apart."""
-_MAX_SMALL = 2  # small objects of other classes in one scene
 
 
 @dataclass(frozen=True)
@@ -57,6 +57,7 @@ class SceneSet:
     count: int
     size: int | tuple[int, int] = 64
     start: int = 0
+    style: Style = HABITATS
 
     def __len__(self) -> int:
         return self.count
@@ -64,19 +65,20 @@ class SceneSet:
     def __getitem__(self, position: int) -> Scene:
         if not 0 <= position < self.count:
             raise IndexError(position)
-        return make_scene(self.seed, self.start + position, self.size)
+        return make_scene(self.seed, self.start + position, self.size, self.style)
 
     def __iter__(self) -> Iterator[Scene]:
         return (self[position] for position in range(self.count))
 
 
-def make_scene(seed: int, index: int, size: int | tuple[int, int] = 64) -> Scene:
+def make_scene(seed: int, index: int, size: int | tuple[int, int] = 64, style: Style = HABITATS) -> Scene:
     """Draw scene `index` of `seed`.
 
     Args:
         seed: which family of scenes.
         index: which scene; its label is `index % len(CLASSES)`.
         size: pixels, one number or (height, width).
+        style: how scenes look.
 
     Raises:
         UsageError: a side is below `MIN_SIZE`.
@@ -85,11 +87,11 @@ def make_scene(seed: int, index: int, size: int | tuple[int, int] = 64) -> Scene
     if min(height, width) < MIN_SIZE:
         raise UsageError(f"scene size {height}x{width}: use at least {MIN_SIZE} pixels a side")
     rng = np.random.Generator(np.random.PCG64(derive_seed("scene", seed, index)))
-    painter = Painter(height, width, rng)
+    painter = Painter(height, width, rng, style)
     label = index % len(CLASSES)
     painter.paint_background(label)
     labels = []
-    for _ in range(int(painter.draw() * (_MAX_SMALL + 1))):
+    for _ in range(int(painter.draw() * (style.small + 1))):
         labels.append((label + 1 + int(painter.draw() * (len(CLASSES) - 1))) % len(CLASSES))
         painter.paint_object(len(labels), labels[-1], _small_pose(painter))
     labels.append(label)
@@ -97,7 +99,13 @@ def make_scene(seed: int, index: int, size: int | tuple[int, int] = 64) -> Scene
     return _scene(painter.finish(), painter.owner, labels)
 
 
-def write_scene_folder(root: Path, counts: Mapping[str, int], size: int | tuple[int, int] = 64, seed: int = 0) -> None:
+def write_scene_folder(
+    root: Path,
+    counts: Mapping[str, int],
+    size: int | tuple[int, int] = 64,
+    seed: int = 0,
+    style: Style = HABITATS,
+) -> None:
     """Write disjoint sets of scenes: `root/<split>/<class>/<index>.png`.
 
     The semantic map of each lies at the same place under `root/masks/`, as a one-channel PNG of class numbers.
@@ -107,6 +115,7 @@ def write_scene_folder(root: Path, counts: Mapping[str, int], size: int | tuple[
         counts: scenes per split, e.g. {"train": 2000, "val": 500}; the splits take consecutive indices.
         size: pixels, one number or (height, width).
         seed: which family of scenes.
+        style: how scenes look.
     """
     start = 0
     for split, count in counts.items():
@@ -114,7 +123,7 @@ def write_scene_folder(root: Path, counts: Mapping[str, int], size: int | tuple[
             (root / split / name).mkdir(parents=True, exist_ok=True)
             (root / "masks" / split / name).mkdir(parents=True, exist_ok=True)
         for index in range(start, start + count):
-            scene = make_scene(seed, index, size)
+            scene = make_scene(seed, index, size, style)
             place = Path(split, CLASSES[scene.label], f"{index:06d}.png")
             Image.fromarray(scene.image.transpose(1, 2, 0)).save(root / place, compress_level=1)
             Image.fromarray(scene.semantic_map).save(root / "masks" / place, compress_level=1)
@@ -122,13 +131,15 @@ def write_scene_folder(root: Path, counts: Mapping[str, int], size: int | tuple[
 
 
 def _main_pose(painter: Painter) -> Pose:
-    """Return the pose of a large object around the middle, leaning by up to a tenth of a turn."""
+    """Return the pose of the main object, leaning by up to a tenth of a turn."""
     dy, dx, radius, angle, aspect, mirror = painter.draws(6)
-    radius = 0.29 + 0.13 * radius
-    slack = 0.68 - radius
+    least, most = painter.style.radius
+    radius = least + (most - least) * radius
+    height, width = painter.height / painter.side, painter.width / painter.side
+    slack = (height - 1.9 * radius, width - 1.9 * radius) if painter.style.anywhere else (0.68 - radius,) * 2
     return Pose(
-        y=painter.height / painter.side / 2 + slack * (dy - 0.5),
-        x=painter.width / painter.side / 2 + slack * (dx - 0.5),
+        y=height / 2 + slack[0] * (dy - 0.5),
+        x=width / 2 + slack[1] * (dx - 0.5),
         radius=radius,
         angle=1.2 * (angle - 0.5),
         aspect=0.8 + 0.4 * aspect,

@@ -205,7 +205,9 @@ def scene_objects(scenes: SceneSet) -> ObjectSet:
     def truth(index: int, size: tuple[int, int]) -> Truth:
         return drawn[index].instance_masks, drawn[index].boxes.astype(np.float64), np.zeros(size, dtype=np.bool_)
 
-    title = f"scenes of seed {scenes.seed}, {scenes.start}..{scenes.start + len(scenes) - 1}, {scenes.size} px"
+    title = (
+        f"{scenes.style.name} of seed {scenes.seed}, {scenes.start}..{scenes.start + len(scenes) - 1}, {scenes.size} px"
+    )
     names = [f"scene {scenes.start + number}" for number in range(len(scenes))]
     images = MemoryImages([scene.image.transpose(1, 2, 0) for scene in drawn], names)
     return ObjectSet(title, images, truth)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mst.data.synthetic.scenes import SceneSet
+from mst.data.synthetic.styles import STYLES
 from mst.data.value_range import BY_TYPE, Scale, check_range
 from mst.errors import UsageError
 from mst.evaluate.coco.reading import find_coco, read_coco
@@ -21,8 +22,6 @@ from mst.runtime.storage.results import Result
 from mst.workflows.evaluation.inputs import EvaluationInput
 from mst.workflows.subject import Subject
 
-SCENES = "scenes:"
-"""`--data scenes:200` are 200 synthetic scenes, drawn on the spot."""
 MOST_SCENES = 1_000_000
 """Most scenes: their names are held in memory."""
 
@@ -73,8 +72,8 @@ def evaluate_objectness(
 
     Args:
         backbone: as for `evaluate_knn`.
-        data: a folder with `annotations/instances_<split>.json` and images, a COCO JSON file, `scenes:COUNT`, or a set
-            in memory.
+        data: a folder with `annotations/instances_<split>.json` and images, a COCO JSON file, `scenes:COUNT` or
+            `muted-scenes:COUNT` (drawn on the spot), or a set in memory.
         protocol: share of the mass, size of the input.
         objects: split, limit, pictures.
         settings: compute type, how many unreadable images are tolerated.
@@ -110,13 +109,13 @@ def evaluate_objectness(
 
 def _objects(data: str, subject: Subject, options: ObjectOptions, seed: int) -> tuple[ObjectSet, Scale]:
     """Return the images with their objects, and how their values become 8 bits."""
-    if not data.startswith(SCENES):
+    name, colon, count = data.partition(":")
+    if not colon or name not in STYLES:
         coco = read_coco(*find_coco(data, options.split), strict=options.strict, annotations=options.annotations)
         scale = subject.scale(coco.source, options.value_range)
         return coco_objects(coco.with_scale(scale), channels=subject.channels), scale
-    count = data.removeprefix(SCENES)
     if not count.isdecimal() or not 1 <= int(count) <= MOST_SCENES:
-        raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {SCENES}200")
+        raise UsageError(f"--data {data}: name a number of scenes from 1 to {MOST_SCENES}, for example {name}:200")
     if subject.channels != 3:
         raise UsageError(f"--data {data}: scenes have 3 channels, this backbone takes {subject.channels}")
-    return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size)), BY_TYPE
+    return scene_objects(SceneSet(seed, int(count), subject.backbone.spec.image_size, style=STYLES[name])), BY_TYPE

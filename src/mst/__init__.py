@@ -14,8 +14,6 @@ from mst.version import VERSION
 # torch's compute threads spin while they wait, which starves the loader and everything else on the machine: a step on
 # two busy cores took twelve times as long (benchmarks/README.md). This must be set before torch is first imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-# Large pages for large tensors: fewer pages to fill with zeros (mst.runtime.memory). Read at torch's first tensor.
-os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
 if TYPE_CHECKING:
     from mst.config.load import load_config

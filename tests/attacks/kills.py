@@ -26,7 +26,7 @@ from mst.model.build import backbone_spec, build_backbone
 from mst.runtime.storage.results import read_jsonl
 from mst.workflows.pretraining import load_recipe
 
-TIMES = {"seconds", "images_per_second", "data_wait"}
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gb"}
 """Fields of rows that no two runs share."""
 CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate", "shutil.rmtree"}
 """What changes a folder, beside files that are opened to be written."""

@@ -22,7 +22,7 @@ from mst.workflows.finetuning import training as finetuning
 VIT = BackboneSpec("vit_tiny_patch16_224", (32, 32), 3, 16, embed_dim=32, depth=2, num_heads=2)
 SWIN = BackboneSpec("swin_tiny_patch4_window7_224", (64, 64), 3, 32, embed_dim=16, depth=1, num_heads=1)
 FAST = ["--epochs", "2", "--batch-size", "4", "--base-lr", "0.02", "--device", "cpu", "--workers", "0", "--no-progress"]
-TIMES = {"seconds", "images_per_second", "data_wait"}
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gb"}
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 from mst.runtime.storage.results import read_jsonl
 
 TIMES = {
-    *("seconds", "images_per_second", "data_wait"),
+    *("seconds", "images_per_second", "data_wait", "memory_gb"),
     *("data_wait_most", "wait_for_others_least", "wait_for_others_most", "slowest_rank"),  # of several processes
 }
 STEPS = 60

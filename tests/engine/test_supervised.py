@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 SETTINGS = LoopSettings(steps=7, batch_size=4, lr=0.05, warmup_steps=2, clip_norm=1.0, row_every=3, evaluate_every=2)
-TIMES = ("seconds", "images_per_second", "data_wait")
+TIMES = ("seconds", "images_per_second", "data_wait", "memory_gb")
 HERE = TrainContext(torch.device("cpu"), torch.float32, 1, Checkpointing(), {"a": 1}, progress=False)
 
 

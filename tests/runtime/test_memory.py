@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mst.runtime.memory import _of_groups, available_memory
+from mst.runtime.memory import _of_groups, available_memory, resident_memory
 
 PROGRAM = """
 import ctypes, resource, sys
@@ -47,6 +48,21 @@ def test_freed_memory_is_used_again_unless_the_user_says_otherwise() -> None:
     assert pages < 100
     assert new_pages("leave")[1] > 1000
     assert new_pages("keep", MALLOC_MMAP_THRESHOLD_="65536")[1] > 1000
+
+
+def test_large_tensors_begin_anywhere() -> None:
+    """Blocks that begin at a multiple of 2 MB are not given out again: the process would grow with every step."""
+    program = "import mst, torch; print([torch.empty(2**21 + n).data_ptr() % 2**21 for n in range(8)])"
+    known = {key: value for key, value in os.environ.items() if key != "THP_MEM_ALLOC_ENABLE"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=known)
+    assert any(json.loads(done.stdout))
+
+
+def test_resident_memory_follows_what_is_taken() -> None:
+    before = resident_memory()
+    taken = bytearray(b"1") * 2**27
+    assert resident_memory() - before > 2**26
+    assert len(taken) == 2**27
 
 
 def group(folder: Path, files: dict[str, str]) -> None:

@@ -33,7 +33,7 @@ from mst.train.state import TrainState
 from mst.views.record import Crops
 from train.tiny_run import tiny_batches, tiny_config, tiny_plan, tiny_state
 
-TIMES = {"seconds", "images_per_second", "data_wait"}
+TIMES = {"seconds", "images_per_second", "data_wait", "memory_gb"}
 STEPS = 7
 STARTED = {"init_from": "weights.pth"}
 

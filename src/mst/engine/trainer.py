@@ -17,6 +17,7 @@ from mst.engine.task import Back, Batch, Intervals, Outputs, Remarks, StepReport
 from mst.errors import RunFailure
 from mst.parallel.world import World
 from mst.runtime import logging
+from mst.runtime.memory import resident_memory
 from mst.runtime.progress import Throughput, TrainingProgress
 from mst.runtime.signals import GracefulStop
 from mst.runtime.storage.files import remove_asides
@@ -212,7 +213,8 @@ class Trainer(Generic[Batch]):
         state, rows = self.state, {}
         if remarks.row is not None:
             counts = {"step": state.step, "bad_steps": state.bad_steps, "seconds": state.seconds}
-            rows["metrics"] = {"step": None, **remarks.row, **self.throughput.row(), **self._spread(), **counts}
+            own = {**self.throughput.row(), "memory_gb": resident_memory() / 1e9}
+            rows["metrics"] = {"step": None, **remarks.row, **own, **self._spread(), **counts}
         if report.skipped:
             indices = self.world.collect(report.indices.tolist())
             numbers = {name: str(value) for name, value in report.scalars().items()}

@@ -29,7 +29,7 @@ def chart_groups(records: RunRecords) -> list[Group]:
         ),
         Group("Health", [_entropy(records), _rank(records), _spread(records), _gradient(records)]),
         Group("Schedules", _schedules(records), small=True),
-        Group("Throughput", [_speed(records), _waiting(records)]),
+        Group("Throughput", [_speed(records), _waiting(records), _memory(records)]),
     ]
     found = found_in(records)
     kept = [
@@ -204,3 +204,8 @@ def _waiting(records: RunRecords) -> Chart:
         _series(records, {"data_wait": "waiting"}),
         percent=True,
     )
+
+
+def _memory(records: RunRecords) -> Chart:
+    note = "What the process holds of the computer's memory, in GB: level once the first steps are over."
+    return Chart("Memory", note, _series(records, {"memory_gb": "GB"}))

@@ -17,6 +17,8 @@ UNIFORM_SHARE = 0.98
 CONSTANT_SHARE = 0.01
 FLAT_STD = 0.05
 LONG_WAIT = 0.2
+GROWN, GROWN_GB = 1.5, 1.0
+"""A process counts as growing from so many times, and so much more than, what it held after the first quarter."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
         *_bad_steps(records),
         *_files(records),
         *_waiting(records),
+        *_memory(records),
         *_gain(results),
     ]
     return sorted(found, key=lambda check: check.good)
@@ -126,6 +129,17 @@ def _waiting(records: RunRecords) -> Iterator[Check]:
         good = mean < LONG_WAIT
         more = "" if good else " Add workers (--runtime.workers, or --workers of mst finetune) or use faster storage."
         yield Check(good, f"The networks waited for data {mean:.0%} of the time.{more}")
+
+
+def _memory(records: RunRecords) -> Iterator[Check]:
+    """Tell of a process that kept growing: sooner or later the system ends it."""
+    sizes = records.column("memory_gb")
+    if len(sizes) < 4:
+        return
+    (early, first), (late, last) = sizes[len(sizes) // 4], sizes[-1]
+    if last > GROWN * first and last > first + GROWN_GB:
+        text = f"The process grew from {first:.1f} GB of memory at step {early} to {last:.1f} GB at step {late}"
+        yield Check(False, f"{text}: a longer run may be ended by the system; please report it.")
 
 
 def _gain(results: list[Comparison]) -> Iterator[Check]:

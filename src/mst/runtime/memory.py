@@ -1,8 +1,11 @@
 """How much memory there is; and a setting by which the C library keeps freed memory for the next step.
 
 By default it returns large blocks to the system at once. The next step then gets new pages, which the system fills with
-zeros at the first touch. Source: mallopt(3) of the GNU C library; torch's own part is the variable
-`THP_MEM_ALLOC_ENABLE` (large pages for large tensors), which `mst/__init__.py` sets.
+zeros at the first touch. Source: mallopt(3) of the GNU C library.
+
+torch's `THP_MEM_ALLOC_ENABLE` (large pages for large tensors) does not go with this: it asks for blocks that begin at
+a multiple of 2 MB, the C library cannot give such a block out again once a small one lies before it, and the process
+grows with every step (benchmarks/README.md).
 """
 
 from __future__ import annotations
@@ -35,6 +38,16 @@ def keep_freed_memory() -> bool:
     wanted = [option for name, option in OPTIONS.items() if name not in os.environ]
     answers = [mallopt(number, size) for number, size in wanted]
     return all(answer == 1 for answer in answers)
+
+
+def resident_memory() -> int:
+    """Return the bytes of this process that are in memory now; where the system does not say, the most so far."""
+    try:
+        pages = Path("/proc/self/statm").read_text(encoding="ascii").split()[1]  # proc(5): size, resident, ...
+        return int(pages) * resource.getpagesize()
+    except OSError:
+        most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return most if sys.platform == "darwin" else most << 10
 
 
 def available_memory() -> int:

@@ -52,7 +52,8 @@ GRACE_SHARE = 0.1
 """Share of a run in which nothing counts as collapse; at least the warm-up."""
 ROW_KEYS = (
     *("step", "epoch", "images", "loss", "self_distillation", "restoration"),
-    *("lr", "weight_decay", "teacher_temp", "teacher_momentum", "grad_norm", "images_per_second", "data_wait"),
+    *("lr", "weight_decay", "teacher_temp", "teacher_momentum", "grad_norm"),
+    *("images_per_second", "data_wait", "memory_gb"),
     *("teacher_entropy", "marginal_entropy", "max_entropy", "feature_std", "rankme"),
     *("masked_share", "psnr_masked", "psnr_visible", "psnr_fill", "repairs", "bad_steps", "seconds"),
 )

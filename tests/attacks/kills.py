@@ -23,6 +23,7 @@ from data.pictures import write_textures
 from mst.cli import main
 from mst.model.backbone_file import save_backbone
 from mst.model.build import backbone_spec, build_backbone
+from mst.runtime.storage.outputs import NOTES
 from mst.runtime.storage.results import read_jsonl
 from mst.workflows.pretraining import load_recipe
 
@@ -100,7 +101,8 @@ def contents(run: Path) -> dict[str, Any]:
         if path.name == "progress.pt":
             progress = torch.load(path, weights_only=True)
             found[name] = repr({key: value for key, value in progress.items() if key not in TIMES})
-        if path.name in {"environment.json", "info.json"}:  # (the second has the digest of progress.pt)
+        # info.json has the digest of progress.pt; NOTES has the time at which each file was written
+        if path.name in {"environment.json", "info.json", NOTES}:
             found[name] = True
     return found
 

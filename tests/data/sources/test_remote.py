@@ -236,6 +236,27 @@ def test_bad_addresses(folder: Path, tmp_path: Path) -> None:
         opened("gs://bucket/x.tar", tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [(socket.EAI_NONAME, "no machine of that name is known"), (socket.EAI_AGAIN, "cannot be reached, 6 times")],
+)
+def test_only_a_name_server_that_cannot_answer_is_asked_again(
+    answer: int, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def lookup(*words: object, **_: object) -> None:
+        asked.append(words[0])
+        raise socket.gaierror(answer, "not found")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(UsageError, match=said) as refused:
+        opened("https://nowhere.invalid/x.tar", tmp_path)
+    assert "\n" not in str(refused.value)
+    requests = 2  # of one attempt: fsspec asks for the head first, then for all
+    assert len(asked) == requests * (1 if answer == socket.EAI_NONAME else 6)
+
+
 def test_the_cache_is_bounded_and_the_oldest_goes(folder: Path, tmp_path: Path) -> None:
     size = (folder / "s-0.tar").stat().st_size
     faults = Faults()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import posixpath
+import socket
 import threading
 import time
 from collections import Counter
@@ -203,10 +204,22 @@ def _tried(text: str, ask: Any) -> Any:
                 raise UsageError(f"{shown(text)} does not exist") from error
             if status in REFUSED:
                 raise UsageError(f"{shown(text)}: the server refuses access (status {status})") from error
+            if _host_is_unknown(error):
+                raise UsageError(f"{shown(text)}: no machine of that name is known: {_said(error)}") from error
             if attempt == ATTEMPTS - 1:
                 raise UsageError(f"{shown(text)} cannot be reached, {ATTEMPTS} times: {_said(error)}") from error
         time.sleep(FIRST_WAIT * 2**attempt)
     raise AssertionError
+
+
+def _host_is_unknown(error: BaseException | None) -> bool:
+    """Whether a name server says that there is no such machine; that it cannot be asked now is another answer."""
+    while error is not None:
+        below = getattr(error, "os_error", error)  # aiohttp keeps the system's error there
+        if isinstance(below, socket.gaierror) and below.errno == socket.EAI_NONAME:
+            return True
+        error = error.__cause__
+    return False
 
 
 def _said(error: Exception) -> str:

@@ -1,8 +1,8 @@
 """Does a training process keep its size? Memory in use after every optimizer step, by settings of the allocator.
 
 Each contender runs in a process of its own, in turn, on the same images. What is read is the resident set of the
-process (proc(5), VmRSS) at the end of each step, with everything a step needs: reading, augmenting, logging. One
-number after forty steps does not tell growth from a level; the median growth from step to step does.
+process at the end of each step, with everything a step needs: reading, augmenting, logging. One number after forty
+steps does not tell growth from a level; the mean growth a step from the end of the warm-up on does.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from train_step import write_images
 import mst
 from mst.config.load import override
 from mst.recipes import base_config
+from mst.runtime.memory import resident_memory
 
 C_LIBRARY = {
     "MALLOC_TRIM_THRESHOLD_": "131072",
@@ -43,16 +44,10 @@ CONTENDERS: dict[str, dict[str, str]] = {
 DECIDING = ("recipe", "batch", "images", "held_out", "steps", "warmup", "threads")
 
 
-def resident() -> float:
-    """Return the megabytes of this process that are in memory now."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines())
-    return int(lines["VmRSS"].split()[0]) / 1e3
-
-
 def worker(options: argparse.Namespace) -> None:
     """Train and print the size after every step and the images/s."""
     sizes: list[float] = []
-    register_optimizer_step_post_hook(lambda *_: sizes.append(resident()))
+    register_optimizer_step_post_hook(lambda *_: sizes.append(resident_memory() / 1e6))
     base = base_config(options.recipe)
     config = override(
         base,

@@ -139,7 +139,8 @@ def _memory(records: RunRecords) -> Iterator[Check]:
     (early, first), (late, last) = sizes[len(sizes) // 4], sizes[-1]
     if last > GROWN * first and last > first + GROWN_GB:
         text = f"The process grew from {first:.1f} GB of memory at step {early} to {last:.1f} GB at step {late}"
-        yield Check(False, f"{text}: a longer run may be ended by the system; please report it.")
+        fresh = "the system may end a longer run; stopped and resumed, it starts small again"
+        yield Check(False, f"{text}: {fresh}. Please report it.")
 
 
 def _gain(results: list[Comparison]) -> Iterator[Check]:

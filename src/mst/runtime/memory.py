@@ -3,9 +3,8 @@
 By default it returns large blocks to the system at once. The next step then gets new pages, which the system fills with
 zeros at the first touch. Source: mallopt(3) of the GNU C library.
 
-torch's `THP_MEM_ALLOC_ENABLE` (large pages for large tensors) does not go with this: it asks for blocks that begin at
-a multiple of 2 MB, the C library cannot give such a block out again once a small one lies before it, and the process
-grows with every step (benchmarks/README.md).
+torch's `THP_MEM_ALLOC_ENABLE` (large pages for large tensors) does not go with this: it asks for blocks that begin
+at a page, and with them the process grew with every step (benchmarks/README.md).
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ from mst.errors import MstError
 from mst.evaluate.coco.masks import coco_mask_library, mask_of
 from mst.evaluate.coco.places import find_coco
 from mst.evaluate.coco.reading import CocoSet, coco_json, read_coco, with_classes_of
-from mst.evaluate.objectness.evaluation import coco_objects
+from mst.evaluate.objectness.objects import coco_objects
 from mst.evaluate.segmentation.folder import segmentation_folder
 from mst.evaluate.segmentation.mask_files import Labels, read_mask
 from report.damage import damaged

@@ -50,6 +50,20 @@ def test_scenes_as_a_table(name: str, run_folder: Path, tmp_path: Path, capsys: 
     assert f"{name} of seed 0, 0..2" in read_jsonl(tmp_path / "results.jsonl")[0]["protocol"]["data"]
 
 
+def test_patch_tokens_have_a_row_and_pictures_of_their_own(
+    run_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["evaluate", "objectness", "--backbone", f"random:{run_folder}", "--data", "scenes:3", "--out", tmp_path]
+    for method in ("attention", "spectral"):
+        answer = call(capsys, *words, "--method", method, *WORDS)
+        assert answer.status == 0, answer.err
+    assert "corloc_colour" in answer.out
+    rows = read_jsonl(tmp_path / "results.jsonl")
+    assert [row["task"] for row in rows] == ["objectness", "patch_objectness"]
+    folders = sorted(path.name for path in (tmp_path / "pictures").iterdir())
+    assert folders == ["objectness-untrained", "patch_objectness-untrained"]
+
+
 @pytest.mark.parametrize(
     ("data", "words", "message"),
     [
@@ -59,6 +73,8 @@ def test_scenes_as_a_table(name: str, run_folder: Path, tmp_path: Path, capsys: 
         ("scenes:1000001", [], "--data scenes:1000001: name a number of scenes from 1 to 1000000"),
         ("nowhere", [], "no COCO annotations at nowhere/annotations/instances_val.json"),
         ("scenes:2", ["--mass", "2"], "--mass 2.0: must be above 0 and at most 1"),
+        ("scenes:2", ["--method", "spectral", "--mass", "0.5"], "--mass 0.5: only attention has a mass"),
+        ("scenes:2", ["--method", "colour"], "--method colour"),
         ("scenes:2", ["--size", "30", "32"], "--size 30 32: both must be multiples of the patch size 8"),
         ("scenes:2", ["--limit", "0"], "--limit 0: must be at least 1"),
         ("scenes:2", ["--pictures", "x", "--picture-limit", "-1"], "--picture-limit -1: must be at least 0"),

@@ -14,6 +14,7 @@ from mst.config.load import override
 from mst.recipes import RECIPES
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir
+from mst.workflows.quickstart import found_objects
 
 TINY = override(
     RECIPES["quickstart"].config,
@@ -46,16 +47,38 @@ def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
     judged, rows = read_jsonl(run.results)[:5], read_jsonl(run.results)[5:]
     assert [row["task"] for row in judged] == ["baseline"] * 4 + ["verdict"]
     assert judged[-1]["extra"]["sentence"] in html.unescape(page)
-    tasks = ["knn", "linear", "patch_segmentation"]
-    assert [row["task"] for row in rows] == [*tasks, "knn", "linear", "baseline", "patch_segmentation"]
-    assert [row["backbone"].startswith("random:") for row in rows] == [True, True, True, False, False, True, False]
-    verdicts = {row["task"]: row["extra"]["verdict"] for row in rows if not row["backbone"].startswith("random:")}
-    assert {task: verdict["sentence"] for task, verdict in verdicts.items()} == done.verdicts
+    tasks = ["knn", "linear", "patch_segmentation", "objectness", "patch_objectness"]
+    assert [row["task"] for row in rows] == [*tasks, "knn", "linear", "baseline", *tasks[2:]]
+    assert [row["backbone"].startswith("random:") for row in rows] == [True] * 5 + [False, False, True] + [False] * 3
+    trained = [row for row in rows if not row["backbone"].startswith("random:")]
+    verdicts = {row["task"]: row["extra"]["verdict"] for row in trained if "verdict" in row["extra"]}
+    assert {**done.verdicts, **{task: verdict["sentence"] for task, verdict in verdicts.items()}} == done.verdicts
+    assert set(done.verdicts) == set(command.TITLES)
+    assert "colours alone" in done.verdicts["patch_objectness"]
+    assert "colours alone" not in done.verdicts["objectness"]
+    assert sorted(path.name for path in (run.root / "pictures").iterdir()) == sorted(
+        [*tasks[2:], *(f"{task}-untrained" for task in tasks[2:])]
+    )
     compared = {task: [each["which"] for each in verdict["differences"]] for task, verdict in verdicts.items()}
     simple = ["untrained", "colour", "pixels", "majority"]
     assert compared == {"knn": simple, "linear": simple, "patch_segmentation": ["untrained", "colour"]}
     assert {row["extra"]["val_images"] for row in rows} == {20}
     assert set(done.before) == set(done.after) == set(command.TITLES)
+
+
+def test_what_is_said_of_objects() -> None:
+    fresh = {"jaccard": 20.0, "jaccard_se": 1.0}
+    trained = {"jaccard": 30.0, "jaccard_se": 1.0, "jaccard_centre": 28.0, "jaccard_centre_se": 1.0}
+    said = found_objects("objects", fresh, trained)
+    assert said == (
+        "objects: 30.0 ± 1.0, untrained 20.0, a box in the middle 28.0: not clearly above a box in the middle"
+    )
+    colours = {"jaccard_colour": 31.0, "jaccard_colour_se": 1.0}
+    assert found_objects("objects", fresh, trained | colours).endswith(
+        "a box in the middle 28.0, colours alone 31.0: not clearly above a box in the middle and colours alone"
+    )
+    assert found_objects("objects", fresh, trained | {"jaccard": 40.0}).endswith("28.0: clearly above each")
+    assert found_objects("objects", {**fresh, "jaccard": 50.0}, trained | {"jaccard": 40.0}).endswith("above untrained")
 
 
 def test_the_untrained_network_is_the_one_that_training_started_from(tmp_path: Path) -> None:

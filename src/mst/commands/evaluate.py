@@ -110,7 +110,8 @@ class DetectionArguments(Common):
 
 @dataclass(frozen=True)
 class ObjectnessArguments(Common):
-    """Objects found by importance alone, on a COCO folder or file, `--data scenes:COUNT` or `muted-scenes:COUNT`."""
+    """Objects found without training, by attention or between patch tokens (`--method`), on a COCO folder or file,
+    `--data scenes:COUNT` or `muted-scenes:COUNT`."""
 
     protocol: ObjectnessProtocol = field(default_factory=ObjectnessProtocol)
     objects: ObjectOptions = field(default_factory=ObjectOptions)

@@ -22,6 +22,7 @@ PANELS = {
     "segmentation": ("image", "annotated", "predicted"),
     "patch_segmentation": ("image", "annotated", "predicted"),
     "objectness": ("objects and the box found", "attention", "chosen"),
+    "patch_objectness": ("objects and the box found", "side of the cut", "chosen"),
 }
 """What the columns of a task's pictures show."""
 

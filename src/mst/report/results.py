@@ -26,6 +26,7 @@ TASKS = {
     "segmentation": "Segmentation",
     "detection": "Detection",
     "objectness": "Objects from attention",
+    "patch_objectness": "Objects from patch tokens",
 }
 HEADLINES = {
     FINETUNE: ("top1", "balanced_accuracy"),
@@ -37,6 +38,7 @@ HEADLINES = {
     "segmentation": ("miou", "aacc"),
     "detection": ("ap_box", "ap_mask"),
     "objectness": ("jaccard", "corloc"),
+    "patch_objectness": ("jaccard", "corloc"),
 }
 METRICS = {
     "top1": "top-1",

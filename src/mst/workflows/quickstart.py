@@ -1,28 +1,44 @@
-"""Pre-training and three evaluations on embedded data."""
+"""Pre-training and five evaluations on embedded data."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mst.config.schema import RunConfig
 from mst.paths import user_path
 from mst.recipes.quickstart import QUICKSTART
+from mst.runtime.noise import difference_se, is_clear
 from mst.runtime.storage.rundir import RunDir, create_run_dir
 
 if TYPE_CHECKING:
+    from mst.data.synthetic.scenes import SceneSet
     from mst.evaluate.segmentation.data import SegmentationData
     from mst.runtime.storage.results import Result
 
 SCENES = {"train": 6000, "val": 1000}
 """Scenes of each split. The pre-training sees the images of `train`, never a label."""
-SEGMENTATION_SCENES = {"train": 500, "val": 200}
-"""How many of them, the first ones, the segmentation probe uses."""
-HEADLINES = (("knn", "top1"), ("linear", "top1"), ("patch_segmentation", "miou"))
-TITLES = {"knn": "k-NN, top-1", "linear": "linear probe, top-1", "patch_segmentation": "segmentation, mean IoU"}
+DENSE_SCENES = {"train": 500, "val": 200}
+"""How many of them, the first ones, the segmentation probe uses; objects are looked for in those of `val`."""
+HEADLINES = (
+    ("knn", "top1"),
+    ("linear", "top1"),
+    ("patch_segmentation", "miou"),
+    ("objectness", "jaccard"),
+    ("patch_objectness", "jaccard"),
+)
+TITLES = {
+    "knn": "k-NN, top-1",
+    "linear": "linear probe, top-1",
+    "patch_segmentation": "segmentation, mean IoU",
+    "objectness": "objects from attention, Jaccard",
+    "patch_objectness": "objects from patch tokens, Jaccard",
+}
+RIVALS = {"jaccard_centre": "a box in the middle", "jaccard_colour": "colours alone"}
+"""What finds objects without a network: metric -> its name."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +102,11 @@ def quickstart(
     fresh, trained = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
     before, after = ({task: rows[task].metrics[metric] for task, metric in HEADLINES} for rows in (fresh, trained))
     verdicts = {task: row.extra["verdict"]["sentence"] for task, row in trained.items() if "verdict" in row.extra}
+    verdicts |= {
+        task: found_objects(title, fresh[task].metrics, trained[task].metrics)
+        for task, title in TITLES.items()
+        if "jaccard" in trained[task].metrics
+    }
     report = write_report(run_dir)
     return Quickstart(run_dir.root, report, before, after, verdicts, time.perf_counter() - begin)
 
@@ -93,7 +114,10 @@ def quickstart(
 def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: Mapping[str, int]) -> dict[str, Result]:
     """Run the probes on one backbone, append their rows to the run's results, return them by task."""
     from mst.evaluate.common.features import FeatureSettings
+    from mst.evaluate.objectness.evaluation import TASKS, ObjectnessProtocol
+    from mst.evaluate.objectness.objects import scene_objects
     from mst.workflows.evaluation.labelled import evaluate_knn, evaluate_linear
+    from mst.workflows.evaluation.objectness import evaluate_objectness
     from mst.workflows.evaluation.segmentation import SegmentationOptions, evaluate_segmentation
 
     words: dict[str, Any] = {"settings": FeatureSettings(progress=False), "out": run_dir.root}
@@ -104,16 +128,37 @@ def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: M
         evaluate_linear(backbone, data, compare=True, **words),
         evaluate_segmentation(backbone, _segmentation(config, scenes), options=options, **words),
     ]
+    objects = scene_objects(_scenes(config, scenes, "val"))
+    results += [evaluate_objectness(backbone, objects, protocol=ObjectnessProtocol(how), **words) for how in TASKS]
     return {result.task: result for result in results}
+
+
+def found_objects(title: str, fresh: Mapping[str, float], trained: Mapping[str, float]) -> str:
+    """Return a sentence: the Jaccard of a trained network, and which of its rivals it is clearly above."""
+    jaccard, se = trained["jaccard"], trained["jaccard_se"]
+    rivals = {"untrained": (fresh["jaccard"], fresh["jaccard_se"])}
+    rivals |= {name: (trained[of], trained[f"{of}_se"]) for of, name in RIVALS.items() if of in trained}
+    said = ", ".join(f"{name} {value:.1f}" for name, (value, _) in rivals.items())
+    above = {
+        name: value < jaccard and is_clear(jaccard - value, difference_se(se, its_se))
+        for name, (value, its_se) in rivals.items()
+    }
+    missed = [name for name, is_above in above.items() if not is_above]
+    verdict = f"not clearly above {' and '.join(missed)}" if missed else "clearly above each"
+    return f"{title}: {jaccard:.1f} ± {se:.1f}, {said}: {verdict}"
 
 
 def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:
     """Return the first scenes of both splits with their semantic maps."""
-    from mst.data.synthetic.scenes import SceneSet
-    from mst.data.synthetic.styles import MUTED_GROUNDS
     from mst.evaluate.segmentation.data import scene_segmentation
 
-    size, seed = config.views.global_size, config.runtime.seed
-    train, val = (min(scenes[split], SEGMENTATION_SCENES[split]) for split in ("train", "val"))
-    first, others = (SceneSet(seed, count, size, style=MUTED_GROUNDS) for count in (train, val))
-    return scene_segmentation(first, replace(others, start=scenes["train"]))
+    return scene_segmentation(_scenes(config, scenes, "train"), _scenes(config, scenes, "val"))
+
+
+def _scenes(config: RunConfig, scenes: Mapping[str, int], split: str) -> SceneSet:
+    """Return the first scenes of a split."""
+    from mst.data.synthetic.scenes import SceneSet
+    from mst.data.synthetic.styles import MUTED_GROUNDS
+
+    count, start = min(scenes[split], DENSE_SCENES[split]), 0 if split == "train" else scenes["train"]
+    return SceneSet(config.runtime.seed, count, config.views.global_size, start, MUTED_GROUNDS)

@@ -16,7 +16,7 @@ from evaluate.coco_folders import write_coco
 from mst.data.synthetic.scenes import SceneSet
 from mst.evaluate.coco.reading import find_coco, read_coco
 from mst.evaluate.common.content import shared_files, tell_shared
-from mst.evaluate.objectness.evaluation import coco_objects, scene_objects
+from mst.evaluate.objectness.objects import coco_objects, scene_objects
 from mst.evaluate.segmentation.data import SegmentationSet
 from mst.evaluate.segmentation.folder import segmentation_folder
 from mst.runtime.identity import DataIdentity

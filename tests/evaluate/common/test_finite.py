@@ -20,7 +20,8 @@ from mst.evaluate.classification.logistic import evaluate_logistic
 from mst.evaluate.classification.retrieval import evaluate_retrieval
 from mst.evaluate.common.features import FeatureSettings, extract_features
 from mst.evaluate.common.protocol import ImageTransform
-from mst.evaluate.objectness.evaluation import evaluate_objectness, scene_objects
+from mst.evaluate.objectness.evaluation import evaluate_objectness
+from mst.evaluate.objectness.objects import scene_objects
 from mst.evaluate.segmentation.data import SegmentationData, SegmentationSet, scene_segmentation
 from mst.evaluate.segmentation.evaluation import SegmentationProtocol, evaluate_segmentation
 from mst.model.backbone import Backbone, BackboneSpec

@@ -10,6 +10,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from torch import Tensor
 
 from evaluate.coco_folders import coco_content, write_coco
@@ -20,17 +21,11 @@ from mst.errors import DataError, UsageError
 from mst.evaluate.coco.reading import find_coco, read_coco
 from mst.evaluate.common.boxes import box_iou, largest_component_box
 from mst.evaluate.common.features import FeatureSettings
-from mst.evaluate.objectness.evaluation import (
-    ObjectnessProtocol,
-    ObjectSet,
-    Truth,
-    centred,
-    coco_objects,
-    evaluate_objectness,
-    heaviest,
-    scene_objects,
-)
+from mst.evaluate.objectness.choosing import by_mass
+from mst.evaluate.objectness.evaluation import ObjectnessProtocol, evaluate_objectness
+from mst.evaluate.objectness.objects import ObjectSet, Truth, coco_objects, scene_objects
 from mst.evaluate.objectness.pictures import picture_writer
+from mst.evaluate.objectness.scores import centred
 from mst.model.tokens import Tokens
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
@@ -59,9 +54,9 @@ class Blind(Looking):
     values=st.lists(st.integers(0, 9), min_size=1, max_size=30).filter(any),
     mass=st.floats(0.01, 1.0),
 )
-def test_heaviest_is_the_smallest_set_with_the_mass(values: list[int], mass: float) -> None:
+def test_by_mass_is_the_smallest_set_with_the_mass(values: list[int], mass: float) -> None:
     importance = torch.tensor(values, dtype=torch.float32)[None] / sum(values)
-    chosen = heaviest(importance, mass)[0]
+    chosen = by_mass(importance, mass).patches[0]
     ordered = sorted(values, reverse=True)
     # Where a partial sum meets the mass exactly, rounding may ask for one more or less.
     assume(all(abs(sum(ordered[:n]) - mass * sum(values)) > 1e-3 for n in range(1, len(values))))
@@ -132,6 +127,35 @@ def test_a_box_in_the_middle_has_the_area_that_was_chosen() -> None:
     assert centred((5, 4), 0.0).sum() == 1
 
 
+def test_patch_tokens_find_what_colours_find_in_a_network_of_colours() -> None:
+    found = evaluate_objectness(FakeBackbone(), squares(), ObjectnessProtocol(method="spectral"), settings=QUIET)
+    assert found.task == "patch_objectness"
+    assert {found.metrics[name] for name in ("jaccard", "best_jaccard", "corloc")} == {100.0}
+    assert (found.metrics["jaccard_colour"], found.metrics["corloc_colour"]) == (100.0, 100.0)
+    assert found.metrics["corloc_colour_se"] > 0
+    assert found.extra["chosen_area"] == pytest.approx(100 * 64 / 384)
+    assert "mass" not in found.protocol
+    attention = evaluate_objectness(Looking(), squares(), settings=QUIET)
+    assert (attention.task, attention.protocol["mass"]) == ("objectness", 0.6)
+    assert not [name for name in attention.metrics if "colour" in name]
+
+
+class Inverted(FakeBackbone):
+    """Patch tokens tell the left from the right of an image, and nothing of its colours."""
+
+    def tokens(self, images: Tensor, mask: Tensor | None = None, *, importance: bool = True) -> Tokens:
+        tokens = super().tokens(images, mask)
+        side = (torch.arange(len(tokens.patches[0])) % tokens.grid[1] >= tokens.grid[1] - 2).float()  # [N]
+        return tokens._replace(patches=torch.stack((side, 1 - side), 1).expand(len(images), -1, -1))
+
+
+def test_patch_tokens_that_know_no_objects_stay_below_colours() -> None:
+    found = evaluate_objectness(Inverted(), squares(), ObjectnessProtocol(method="spectral"), settings=QUIET).metrics
+    assert found["jaccard_colour"] == 100.0
+    assert found["jaccard"] < 10
+    assert found["corloc"] == 0
+
+
 def test_ignored_pixels_count_for_nothing() -> None:
     item = squares().read(0)
     flooded = item.image.clone()
@@ -165,6 +189,8 @@ def test_boxes_without_masks_have_a_corloc(tmp_path: Path, capsys: pytest.Captur
     assert "objects have no masks, so that CorLoc is measured" in " ".join(capsys.readouterr().err.split())
     rows = read_jsonl(tmp_path / "p" / "scores.jsonl")
     assert [row["jaccard"] for row in rows] == [None, None]
+    spectral = evaluate_objectness(FakeBackbone(), objects, ObjectnessProtocol(method="spectral"), settings=QUIET)
+    assert set(spectral.metrics) == {"corloc", "corloc_se", "corloc_colour", "corloc_colour_se"}
 
 
 def test_pictures(tmp_path: Path) -> None:
@@ -174,6 +200,13 @@ def test_pictures(tmp_path: Path) -> None:
     rows = read_jsonl(tmp_path / "p" / "scores.jsonl")
     assert [row["picture"] for row in rows] == ["0000.png", "0001.png", None]
     assert rows[0]["box_iou"] == 1.0
+    spectral = ObjectnessProtocol(method="spectral")
+    watch = picture_writer(Outputs(tmp_path / "s", "evaluate objectness", "--pictures"), 1)
+    evaluate_objectness(FakeBackbone(), squares(), spectral, settings=QUIET, watch=watch)
+    with Image.open(tmp_path / "s" / "0000.png") as picture:
+        glow = np.asarray(picture)[:, picture.width // 3 : 2 * picture.width // 3].mean(2)
+    bright = glow > glow.max() / 2
+    assert 0.1 < bright.mean() < 0.3  # the square, 64 of 384 pixels, drawn softly
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="is a file: name a folder"):
         Outputs(tmp_path / "file", "evaluate objectness", "--pictures")
@@ -182,6 +215,10 @@ def test_pictures(tmp_path: Path) -> None:
 def test_what_is_refused() -> None:
     with pytest.raises(UsageError, match="--mass 0: must be above 0"):
         ObjectnessProtocol(mass=0)
+    with pytest.raises(UsageError, match="--method colour: must be attention or spectral"):
+        ObjectnessProtocol(method="colour")  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match=r"--mass 0\.5: only attention has a mass, --method spectral divides by a cut"):
+        ObjectnessProtocol(method="spectral", mass=0.5)
     with pytest.raises(UsageError, match="--size 9 8: both must be multiples of the patch size 4"):
         evaluate_objectness(Looking(), squares(), ObjectnessProtocol(size=(9, 8)), settings=QUIET)
     with pytest.raises(UsageError, match="at least one image"):

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-from torch import Tensor
 
 from mst.errors import RunFailure
 from mst.evaluate.detection.pictures import png, side_by_side
-from mst.evaluate.objectness.evaluation import ImageScore, ObjectImage
+from mst.evaluate.objectness.choosing import Choice
+from mst.evaluate.objectness.evaluation import Watcher
+from mst.evaluate.objectness.objects import ObjectImage
+from mst.evaluate.objectness.scores import ImageScore, to_pixels
 from mst.runtime.logging import warn
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import append_jsonl, plain_json
@@ -24,13 +24,12 @@ TRUTH, FOUND = (60, 220, 90), (255, 190, 40)
 SCORES = "scores.jsonl"
 
 
-def picture_writer(
-    outputs: Outputs, limit: int
-) -> Callable[[ObjectImage, Tensor, NDArray[np.bool_], ImageScore], None]:
+def picture_writer(outputs: Outputs, limit: int) -> Watcher:
     """Return a function that writes `0000.png`, ... and a row of `scores.jsonl` for each image.
 
-    A picture has three panels: the image with the objects' boxes (green) and the found one (yellow), the importance,
-    and the chosen patches. Every image gets a row, the first `limit` get a picture.
+    A picture has three panels: the image with the objects' boxes (green) and the found one (yellow), how strongly each
+    patch was chosen (importance, or the eigenvector on the chosen side), and the chosen patches. Every image gets a
+    row, the first `limit` get a picture.
 
     Raises:
         UsageError: a file of such a name is there that the command did not write.
@@ -39,7 +38,7 @@ def picture_writer(
     outputs.check_numbered(r"(\d{4,})\.png", limit)
     count, refused = 0, False
 
-    def write(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> None:
+    def write(item: ObjectImage, choice: Choice, score: ImageScore) -> None:
         nonlocal count, refused
         if refused:
             return
@@ -50,7 +49,7 @@ def picture_writer(
             else:
                 append_jsonl(outputs.folder / SCORES, row)
             if count < limit:
-                outputs.write(f"{count:04d}.png", png(panels(item, importance, chosen, score)), flush=False)
+                outputs.write(f"{count:04d}.png", png(panels(item, choice, score)), flush=False)
         except RunFailure as error:  # numbers are worth more than pictures
             warn(f"{error}; going on without pictures")
             refused = True
@@ -62,7 +61,7 @@ def picture_writer(
     return write
 
 
-def panels(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], score: ImageScore) -> Image.Image:
+def panels(item: ObjectImage, choice: Choice, score: ImageScore) -> Image.Image:
     """Return the three panels side by side."""
     rgb = item.image if item.image.shape[0] == 3 else item.image[:1].expand(3, -1, -1)
     pixels = rgb.permute(1, 2, 0).numpy()  # [H, W, 3]
@@ -72,7 +71,8 @@ def panels(item: ObjectImage, importance: Tensor, chosen: NDArray[np.bool_], sco
     for box in item.boxes.tolist():
         draw.rectangle(_drawable(box), outline=TRUTH)
     draw.rectangle(_drawable(list(score.box)), outline=FOUND, width=2)
-    heat = F.interpolate(importance[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
+    chosen = to_pixels(choice.patches, (height, width))
+    heat = F.interpolate(choice.shown[None, None], (height, width), mode="bilinear", align_corners=False)[0, 0]
     heat = heat / heat.amax().clamp(min=1e-12)  # [H, W]
     glow = torch.stack((heat, heat.square(), heat**4), -1).mul(255).byte().numpy()  # black, red, yellow, white
     cut = np.where(chosen[..., None], pixels, pixels // 5)

@@ -1,4 +1,4 @@
-"""Objectness of attention maps, from a COCO folder or drawn scenes to a row of results."""
+"""Objectness of attention and of patch tokens, from a COCO folder or drawn scenes to a row of results."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from mst.evaluate.coco.reading import find_coco, read_coco
 from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.orientation import Frame
 from mst.evaluate.objectness import evaluation as objectness
-from mst.evaluate.objectness.evaluation import ObjectnessProtocol, ObjectSet, coco_objects, scene_objects
+from mst.evaluate.objectness.evaluation import ObjectnessProtocol
+from mst.evaluate.objectness.objects import ObjectSet, coco_objects, scene_objects
 from mst.evaluate.objectness.pictures import picture_writer
 from mst.model.backbone import Backbone
 from mst.paths import PathText
@@ -38,8 +39,8 @@ class ObjectOptions:
         annotations: whether boxes and masks of images with an EXIF orientation belong to the image as it is displayed
             or as it is stored; None = as the sizes in the file tell.
         pictures: folder for a picture of each image and scores.jsonl (those of an earlier evaluation are replaced,
-            other files never); None = pictures/objectness of --out or the run folder, where `mst report` looks for
-            them.
+            other files never); None = pictures/objectness (spectral: pictures/patch_objectness) of --out or the run
+            folder, where `mst report` looks for them.
         picture_limit: at most this many pictures; 0 = none.
     """
 
@@ -68,13 +69,13 @@ def evaluate_objectness(
     device: str = "auto",
     seed: int = 0,
 ) -> Result:
-    """Score a backbone's importance against object masks and boxes; nothing is trained.
+    """Score the patches that a backbone chooses against object masks and boxes; nothing is trained.
 
     Args:
         backbone: as for `evaluate_knn`.
         data: a folder with `annotations/instances_<split>.json` and images, a COCO JSON file, `scenes:COUNT` or
             `muted-scenes:COUNT` (drawn on the spot), or a set in memory.
-        protocol: share of the mass, size of the input.
+        protocol: what chooses the patches, size of the input.
         objects: split, limit, pictures.
         settings: compute type, how many unreadable images are tolerated.
         out: as for `evaluate_knn`.
@@ -88,12 +89,13 @@ def evaluate_objectness(
         UsageError: no such data, a record that does not fit, a backbone without importance, ...
         MissingExtra: polygons need the extra `detection`.
     """
+    protocol = protocol or ObjectnessProtocol()
     given = EvaluationInput[ObjectSet](backbone, data, settings, out, device, seed)
     subject, options = given.load(), objects or ObjectOptions()
     images, scale = (data, BY_TYPE) if isinstance(data, ObjectSet) else _objects(str(data), subject, options, seed)
     images = images.evenly(options.limit)
     identity = images.fingerprint()
-    pictures = subject.pictures("objectness", options.pictures)
+    pictures = subject.pictures(protocol.task, options.pictures)
     mean, std = subject.mean_std
     result = objectness.evaluate_objectness(
         subject.backbone,

@@ -129,7 +129,8 @@ def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: M
         evaluate_segmentation(backbone, _segmentation(config, scenes), options=options, **words),
     ]
     objects = scene_objects(_scenes(config, scenes, "val"))
-    results += [evaluate_objectness(backbone, objects, protocol=ObjectnessProtocol(how), **words) for how in TASKS]
+    protocols = [ObjectnessProtocol(method=method) for method in TASKS]
+    results += [evaluate_objectness(backbone, objects, protocol=protocol, **words) for protocol in protocols]
     return {result.task: result for result in results}
 
 

@@ -46,17 +46,17 @@ class ObjectnessProtocol:
     """Settings of the objectness evaluation that change its numbers.
 
     Attributes:
-        method: what chooses patches: attention (the fewest that hold a share of it), or spectral (the smaller side of a
-            cut between patch tokens).
-        mass: that share of the importance; none = 0.6. Of attention only.
+        mass: share of the importance that the chosen patches hold; none = 0.6. Of `--method attention` only.
         size: (H, W) every image is resized to; None = its own, each side to the nearest multiple of the patch.
         corloc_iou: a box is right from this IoU on.
+        method: what chooses patches: attention (the fewest that hold a share of it), or spectral (the smaller side of a
+            cut between patch tokens).
     """
 
-    method: Method = "attention"
     mass: float | None = None
     size: tuple[int, int] | None = None
     corloc_iou: float = 0.5
+    method: Method = "attention"
 
     def __post_init__(self) -> None:
         check_numbers(self, "mass", "corloc_iou", above=0, most=1)

@@ -3,7 +3,7 @@
     python benchmarks/attention_maps.py --work WORK --data DATA [--sets cifar10] [--out FILE.json]
 
 WORK and DATA are those of `evidence.py`, whose run folders still hold their weights; rows that are in --out already are
-kept. Two things are measured of every run, and of the untrained network of each seed of `mst`:
+kept. Three things are measured of every run, and of the untrained network of each seed of `mst`:
 
 - of the importance (attention of the CLS token in the last block) in 500 validation images, at the size of the
   training's global crops: the share of its variance that a patch's place explains, the corners' and the border's mean
@@ -11,15 +11,20 @@ kept. Two things are measured of every run, and of the untrained network of each
   with the patch's own contrast, the deviation of its pixels;
 - of the objects in 100 photographs of `coco_mini`: the Jaccard of 60 % of the attention of each block (CLS query; all
   patches as queries), of the best head of the last block in each image (as DINO reports it), and of the cut between
-  patch tokens, each with that of a box in the middle of the same area. "Best block" in the table is chosen afterwards.
+  patch tokens, each with that of a box in the middle of the same area. "Best block" in the table is chosen afterwards;
+- of its position embeddings: their norm in the corners beside the mean norm; importance in the corners and in the
+  middle when the embeddings are moved by half of the grid, so that those of the corners stand in the middle; and the
+  same, and the Jaccard of the last block, when every patch has their mean.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +48,8 @@ from mst.workflows.image_input import image_input
 from mst.workflows.subject import RANDOM, ImageOptions, Subject, load_subject
 
 IMAGES, OBJECT_IMAGES, BATCH = 500, 100, 100
+CORNERS = ([0, 0, -1, -1], [0, -1, 0, -1])
+"""Places of a grid."""
 Numbers = dict[str, float]
 
 
@@ -57,7 +64,7 @@ def place_numbers(importance: Tensor, contrast: Tensor, grid: tuple[int, int]) -
     ranks = [(rankdata(a), rankdata(b)) for a, b in zip(importance.numpy(), contrast.numpy(), strict=True)]
     return {
         "place": float(mean.var(correction=0) / importance.var(correction=0)),
-        "corners": float(relative[[0, 0, -1, -1], [0, -1, 0, -1]].mean()),
+        "corners": float(relative[CORNERS].mean()),
         "border": float(relative[border].mean()),
         "spread": float(entropy.exp().mean() / importance.shape[1]),
         "contrast": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in ranks])),
@@ -117,48 +124,113 @@ def validation_images(folder: Path) -> list[Path]:
     return [paths[place] for place in even_positions(len(paths), IMAGES)]
 
 
-def measure(run: str, which: DataSet, data: Path, seed: int) -> dict[str, Any]:
-    """Return what is measured of a run folder, or of its untrained network."""
-    subject = load_subject(run, device="cpu", seed=seed)
-    network, make = subject.backbone, image_input(subject)
-    patch = network.patch_size
-    with frozen(network):
-        images = torch.stack([make(path) for path in validation_images(data / which.folder)])  # [n, C, H, W]
-        grid = network.grid(images)
-        received = [network.tokens(part).importance for part in torch.split(images, BATCH)]
-        importance = torch.cat([part for part in received if part is not None])  # [n, N]
-        pixels = F.unfold(images, patch, stride=patch).transpose(1, 2)  # [n, N, C * P * P]
-        contrast = pixels.reshape(*pixels.shape[:2], images.shape[1], -1).std(3).mean(2)  # [n, N]
-        coco = coco_objects(read_coco(*find_coco(str(data / "coco_mini"), "val"))).evenly(OBJECT_IMAGES)
-        objects = [coco.read(index) for index in range(len(coco))]
-        return {
-            "place": place_numbers(importance, contrast, grid),
-            "objects": object_numbers(subject, objects, which.objects),
-        }
+@dataclass(frozen=True)
+class Measured:
+    """A network and what it is measured on.
+
+    Attributes:
+        subject: the network.
+        images: of its validation set, as its input [n, C, H, W].
+        objects: photographs with masks.
+        size: (H, W) at which these are read.
+    """
+
+    subject: Subject
+    images: Tensor
+    objects: Sequence[ObjectImage]
+    size: tuple[int, int]
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """The patches of `images`."""
+        return self.subject.backbone.grid(self.images)
+
+    def importance(self) -> Tensor:
+        """Return the importance [n, N] of `images`."""
+        received = [self.subject.backbone.tokens(part).importance for part in torch.split(self.images, BATCH)]
+        return torch.cat([part for part in received if part is not None])
+
+    def contrast(self) -> Tensor:
+        """Return the deviation of the pixels of each patch [n, N], mean over channels."""
+        patch = self.subject.backbone.patch_size
+        pixels = F.unfold(self.images, patch, stride=patch).transpose(1, 2)  # [n, N, C * P * P]
+        return pixels.reshape(*pixels.shape[:2], self.images.shape[1], -1).std(3).mean(2)
+
+
+def prepare(path: str, which: DataSet, data: Path, seed: int) -> Measured:
+    """Load a run folder, or its untrained network, and what it is measured on."""
+    subject = load_subject(path, device="cpu", seed=seed)
+    make = image_input(subject)
+    images = torch.stack([make(path) for path in validation_images(data / which.folder)])
+    coco = coco_objects(read_coco(*find_coco(str(data / "coco_mini"), "val"))).evenly(OBJECT_IMAGES)
+    return Measured(subject, images, [coco.read(index) for index in range(len(coco))], which.objects)
+
+
+def place(given: Measured) -> Numbers:
+    """Return what the importance depends on."""
+    return place_numbers(given.importance(), given.contrast(), given.grid)
+
+
+def objects(given: Measured) -> dict[str, Numbers]:
+    """Return how well each way to choose patches finds objects."""
+    return object_numbers(given.subject, given.objects, given.size)
+
+
+def positions(given: Measured) -> Numbers:
+    """Return what other position embeddings change."""
+    embedding = given.subject.backbone.model.pos_embed.data  # [1, prefix + N, D]
+    own, grid = embedding[:, -math.prod(given.grid) :], given.grid
+    kept = own.clone()
+    norms = kept.norm(dim=2).reshape(grid)
+    found = {"norm_corners": float(norms[CORNERS].mean() / norms.mean())}
+    half = (grid[0] // 2, grid[1] // 2)
+    changed = {
+        "moved": kept.reshape(1, *grid, -1).roll(half, (1, 2)).flatten(1, 2),
+        "alike": kept.mean(1, keepdim=True).expand_as(kept),
+    }
+    middle = (slice((grid[0] - 1) // 2, grid[0] // 2 + 1), slice((grid[1] - 1) // 2, grid[1] // 2 + 1))
+    for name, values in changed.items():
+        own.copy_(values)
+        relative = given.importance().mean(0).reshape(grid)
+        relative = relative / relative.mean()
+        found |= {f"{name}_corners": float(relative[CORNERS].mean()), f"{name}_middle": float(relative[middle].mean())}
+    last = objects(given)
+    found |= {f"alike_{name}": value for name, value in last[_last_block(last)].items()}
+    own.copy_(kept)
+    return found
+
+
+MEASURES: dict[str, Callable[[Measured], Any]] = {"place": place, "objects": objects, "positions": positions}
+
+
+def _last_block(found: Mapping[str, Numbers]) -> str:
+    return [name for name in found if name.startswith("CLS")][-1]
 
 
 def table(rows: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return one line an arm of each set: means over its seeds."""
     titles = ("place", "corners", "border", "spread", "contrast")
+    moves = ("norm_corners", "moved_middle", "alike_corners", "alike_middle", "alike_jaccard", "alike_jaccard_centre")
     chosen = ("last block", "best block", "best head", "cut")
     arms: dict[str, list[Mapping[str, Any]]] = {}
     for run in sorted(rows):
         arms.setdefault(run.rpartition("/")[0], []).append(rows[run])
-    lines = ["| arm | seeds | " + " | ".join((*titles, *chosen)) + " |", "|---" * (2 + len(titles) + len(chosen)) + "|"]
+    columns = ("arm", "seeds", *titles, *moves, *chosen)
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
     for arm, seeds in arms.items():
         numbers = [f"{statistics.fmean(row['place'][title] for row in seeds):.2f}" for title in titles]
+        numbers += [f"{statistics.fmean(row['positions'][title] for row in seeds):.2f}" for title in moves]
         pairs = [[_chosen(row["objects"], name) for row in seeds] for name in chosen]
         cells = [" / ".join(f"{statistics.fmean(each):.1f}" for each in zip(*pair, strict=True)) for pair in pairs]
         lines.append(" | ".join([f"| {arm}", str(len(seeds)), *numbers, *cells]) + " |")
     return lines
 
 
-def _chosen(objects: Mapping[str, Numbers], name: str) -> tuple[float, float]:
+def _chosen(found: Mapping[str, Numbers], name: str) -> tuple[float, float]:
     """Return the Jaccard of a way to choose patches, and that of the box in the middle beside it."""
-    blocks = [each for each in objects if "block" in each]
-    best = max(blocks, key=lambda each: objects[each]["jaccard"])
-    key = {"last block": blocks[-2], "best block": best}.get(name, name)
-    return objects[key]["jaccard"], objects[key]["jaccard_centre"]
+    best = max((each for each in found if "block" in each), key=lambda each: found[each]["jaccard"])
+    numbers = found[{"last block": _last_block(found), "best block": best}.get(name, name)]
+    return numbers["jaccard"], numbers["jaccard_centre"]
 
 
 def main() -> None:
@@ -176,10 +248,15 @@ def main() -> None:
         if arm == "mst":
             wanted[f"{name}/untrained/{seed}"] = f"{RANDOM}{record.parent}"
         for run, path in wanted.items():
-            if name in options.sets and run not in rows:
-                rows[run] = measure(path, SETS[name], options.data, int(seed.removeprefix("seed_")))
-                options.out.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
-                print(run, flush=True)
+            row = rows.get(run, {})
+            missing = [measure for measure in MEASURES if measure not in row]
+            if name not in options.sets or not missing:
+                continue
+            given = prepare(path, SETS[name], options.data, int(seed.removeprefix("seed_")))
+            with frozen(given.subject.backbone):
+                rows[run] = {**row, **{measure: MEASURES[measure](given) for measure in missing}}
+            options.out.write_text(json.dumps(dict(sorted(rows.items())), indent=1) + "\n")
+            print(run, flush=True)
     print("\n".join(table(rows)))
 
 

@@ -73,6 +73,29 @@ def test_patches_of_zeros_are_no_object() -> None:
     assert not by_cut(features, (2, 3)).patches[0, 2]
 
 
+SCALED = {"normal": 1.0, "huge": 1e20, "tiny": 1e-20}
+
+
+@pytest.mark.parametrize("name", SCALED)
+def test_the_scale_of_tokens_changes_nothing(name: str) -> None:
+    for count in (40, 600):
+        features = torch.randn(count, 4, generator=torch.Generator().manual_seed(1))
+        expected = by_cut(features, (20, count // 20)).patches
+        assert (by_cut(features * SCALED[name], (20, count // 20)).patches != expected).sum() <= 1
+
+
+@pytest.mark.filterwarnings("error")
+def test_many_patches_of_simple_graphs() -> None:
+    one, other = torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]])
+    for count in (1, 250):
+        features = torch.cat((one.expand(600 - count, 2), other.expand(count, 2)))
+        assert by_cut(features, (20, 30)).patches.flatten().tolist() == [False] * (600 - count) + [True] * count
+    assert by_cut(torch.zeros(600, 2), (20, 30)).patches.all()
+    assert by_cut(torch.ones(600, 2), (20, 30)).patches.all()
+    odd = torch.cat((torch.ones(599, 3), torch.tensor([[1.0, 1.0, 1.1]])))
+    assert np.flatnonzero(by_cut(odd, (20, 30)).patches).tolist() == [599]
+
+
 def test_too_many_patches() -> None:
     with pytest.raises(UsageError, match=r"129 x 128 = 16512 patches: --method spectral compares .* at most 16384"):
         by_cut(torch.zeros(129 * 128, 1), (129, 128))

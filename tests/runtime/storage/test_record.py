@@ -57,6 +57,8 @@ def test_tensorboard_shows_each_step_once(tmp_path: Path) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     run = RunDir(tmp_path)
     for step in (0, 2):
+        if step:
+            time.sleep(1.1)  # files are read in the order of the second in their names, then of a counter's digits
         record = RunRecord(run, step=step, tensorboard=True)
         for number in (step + 1, step + 2, step + 3):
             record.metrics({"step": number, "loss": float(step), "psnr_masked": None})

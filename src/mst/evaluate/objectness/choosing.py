@@ -16,8 +16,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from scipy.linalg import eigh
-from scipy.sparse.linalg import ArpackNoConvergence, LinearOperator, eigsh
 from torch import Tensor
 
 from mst.errors import UsageError
@@ -25,7 +23,9 @@ from mst.errors import UsageError
 MOST_PATCHES = 16_384
 """Most patches of an image that is cut: their affinities are a matrix of 1 GiB then."""
 DENSE = 512
-"""Up to this many patches all eigenvectors are computed; of more, the one that is wanted (Lanczos)."""
+"""Up to this many patches all eigenvectors are computed; of more, the one that is wanted (LOBPCG)."""
+TOLERANCE, MOST_STEPS = 1e-5, 200
+"""Of LOBPCG: the residual beside the matrix's norm at which it ends, and its most steps."""
 ALIKE = 1e-6
 """Patches whose cosines are all within this of 1 differ by rounding only: nothing divides them."""
 
@@ -69,42 +69,37 @@ def by_cut(features: Tensor, grid: tuple[int, int]) -> Choice:
             f"an image has {grid[0]} x {grid[1]} = {len(features)} patches: --method spectral compares each with each, "
             f"of at most {MOST_PATCHES}; name a smaller --size H W"
         )
-    sides = _second_eigenvector(features)
-    if sides is None:
-        return Choice(np.ones(grid, dtype=np.bool_), torch.ones(grid))
+    vector = _second_eigenvector(features)
+    sides = np.zeros(len(features)) if vector is None else vector.numpy()
     inside = sides > 0
+    if inside.all() or not inside.any():
+        return Choice(np.ones(grid, dtype=np.bool_), torch.ones(grid))
     if 2 * inside.sum() > len(sides) or (2 * inside.sum() == len(sides) and inside[0]):
         sides, inside = -sides, sides < 0
     shown = torch.from_numpy(sides.clip(min=0)).float()
     return Choice(inside.reshape(grid), shown.reshape(grid))
 
 
-def _second_eigenvector(features: Tensor) -> NDArray[np.floating] | None:
+def _second_eigenvector(features: Tensor) -> Tensor | None:
     """Return the eigenvector [N] whose signs are those of the normalised Laplacian's second smallest one.
 
     The Laplacian is 1 - S with S = D^-1/2 W D^-1/2 for affinities W and their sums D, so that its second smallest
-    eigenvector is the second largest of S. The largest is D^1/2 with eigenvalue 1; it is moved out of the way, so that
-    it is not mixed with the second in a graph of two parts without any affinity. None where W is constant.
+    eigenvector is the second largest of S. The largest is D^1/2 with eigenvalue 1; its eigenvalue is set to 0, so that
+    it is not mixed with the second in a graph of two parts without any affinity. The largest of the others is not
+    below 0: their sum, the trace of S less 1, is the sum of 1/D less 1, and no D is above N. None where W is constant.
     """
-    unit = F.normalize(features.float(), dim=1)
+    features = features.float()
+    unit = F.normalize(features / features.abs().max().clamp(min=torch.finfo(torch.float32).tiny), dim=1)
     affinity = (unit @ unit.T).clamp_(min=0)  # [N, N]
-    if float(affinity.min()) > 1 - ALIKE:
+    if float(affinity.min()) > 1 - ALIKE or not affinity.any():
         return None
     scale = affinity.sum(1).clamp(min=ALIKE).rsqrt()  # [N]
-    matrix = affinity.mul_(scale[:, None]).mul_(scale).numpy()  # S
-    known = F.normalize(1 / scale, dim=0).numpy()  # [N]
+    known = F.normalize(1 / scale, dim=0)  # [N]
+    matrix = affinity.mul_(scale[:, None]).mul_(scale)  # S
+    matrix.addr_(known, known, alpha=-1)
     if len(matrix) <= DENSE:
-        return _dense(matrix, known)
-    # S + 1 has no negative eigenvalue, and -2 takes that of the known vector from 2 to 0.
-    shifted = LinearOperator(matrix.shape, matvec=lambda x: matrix @ x + x - 2 * known * (known @ x), dtype=np.float32)
-    start = np.random.default_rng(0).standard_normal(len(matrix), dtype=np.float32)  # the same for every image
-    try:
-        return np.asarray(eigsh(shifted, k=1, which="LA", v0=start, tol=1e-5)[1][:, 0])
-    except ArpackNoConvergence:
-        return _dense(matrix, known)
-
-
-def _dense(matrix: NDArray[np.floating], known: NDArray[np.floating]) -> NDArray[np.floating]:
-    last = len(matrix) - 1
-    shifted = matrix.astype(np.float64) + np.eye(len(matrix)) - 2 * np.outer(known, known)
-    return np.asarray(eigh(shifted, subset_by_index=[last, last])[1][:, 0])
+        vectors: Tensor = torch.linalg.eigh(matrix.double()).eigenvectors
+        return vectors[:, -1]
+    start = torch.randn(len(matrix), 1, generator=torch.Generator().manual_seed(0))  # the same for every image
+    vectors = torch.lobpcg(matrix, X=start, largest=True, tol=TOLERANCE, niter=MOST_STEPS)[1]
+    return vectors[:, 0]

@@ -32,7 +32,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from evidence import SETS, DataSet
-from scipy.stats import rankdata
+from scipy.stats import spearmanr
 from torch import Tensor
 
 from mst.data.sources import even_positions
@@ -61,13 +61,13 @@ def place_numbers(importance: Tensor, contrast: Tensor, grid: tuple[int, int]) -
     border[1:-1, 1:-1] = False
     share = importance / importance.sum(1, keepdim=True)
     entropy = -(share * share.clamp(min=1e-12).log()).sum(1)
-    ranks = [(rankdata(a), rankdata(b)) for a, b in zip(importance.numpy(), contrast.numpy(), strict=True)]
+    ranked = [spearmanr(*pair).statistic for pair in zip(importance.numpy(), contrast.numpy(), strict=True)]
     return {
         "place": float(mean.var(correction=0) / importance.var(correction=0)),
         "corners": float(relative[CORNERS].mean()),
         "border": float(relative[border].mean()),
         "spread": float(entropy.exp().mean() / importance.shape[1]),
-        "contrast": float(np.mean([np.corrcoef(a, b)[0, 1] for a, b in ranks])),
+        "contrast": float(np.mean(ranked)),
     }
 
 

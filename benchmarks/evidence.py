@@ -26,12 +26,13 @@ from mst.evaluate.objectness.evaluation import ObjectnessProtocol
 from mst.evaluate.segmentation.evaluation import SegmentationProtocol
 from mst.recipes import base_config
 from mst.recipes.ablations import FAMILIES
+from mst.recipes.variants import FIXED
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.objectness import ObjectOptions
 from mst.workflows.evaluation.segmentation import SegmentationOptions
 
-ARMS = {twin.name: twin for twin in (*FAMILIES["evidence"], *FAMILIES["heads"]) if not twin.name.endswith("bn")}
+ARMS = {twin.name: twin for twin in (*FAMILIES["evidence"], *FAMILIES["heads"], FIXED) if not twin.name.endswith("bn")}
 """The recipe has BatchNorm in the head: `mst` and `dino` stand for the twins that end in bn."""
 PUBLISHED = Path(__file__).resolve().parent.parent / "runs" / "evidence"
 KEPT = ("config.json", "plan.json", "environment.json", "metrics.jsonl", "results.jsonl", "evidence.json")

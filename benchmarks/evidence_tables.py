@@ -49,6 +49,7 @@ QUESTIONS = (
     ("Is self-distillation needed?", "mst", "restoration"),
     ("BatchNorm in MST's head?", "mst", "plain"),
     ("BatchNorm in DINO's head?", "dino", "dino-plain"),
+    ("Do fixed position embeddings help?", "fixed", "mst"),
 )
 """Question, and the two arms that answer it."""
 BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"

@@ -142,6 +142,8 @@ class ModelConfig(Section):
     """Stochastic depth rate of the last block (linear from 0 at the first), student only."""
     init: Literal["trunc_normal", "xavier_uniform"] = "trunc_normal"
     """Start of the backbone's linear layers: deviation 0.02 (DINO), or by fan (narrow networks learn sooner)."""
+    positions: Literal["learned", "fixed"] = "learned"
+    """Position embeddings: learned, or fixed sines and cosines as in MAE (with init_from: the start's, not trained)."""
     init_from: str | None = None
     """Start from trained weights (also --init): a run folder, a file of weights under timm's names, or timm:NAME."""
     prototypes: Annotated[int, Field(ge=2, le=2**22)] | None = None

@@ -25,6 +25,8 @@ MOST_NEEDED = {"channels": 1024, "patch_size": 1024}
 MOST = {"embed_dim": 1 << 14, "depth": 512, "num_heads": 1024}
 """Largest numbers of a description; far above every network there is."""
 LinearInit = Literal["trunc_normal", "xavier_uniform"]
+Positions = Literal["learned", "fixed"]
+"""Whether a training changes the absolute position embeddings of a network."""
 
 
 @dataclass(frozen=True)
@@ -238,12 +240,18 @@ class Backbone(nn.Module, ABC):
     def _stages(self, images: Tensor) -> list[Tensor]:
         raise UsageError(f"{self.spec.name} has no stages: use a Swin")
 
-    def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
+    def init_weights(
+        self, seed: int = 0, linear: LinearInit = "trunc_normal", positions: Positions = "learned"
+    ) -> None:
         """Write every parameter and buffer: timm's initialisation, mask token normal with deviation 0.02.
 
         timm gives linear layers a deviation of 0.02, chosen for widths from 384 on. `xavier_uniform` scales it with
         the layer instead (as the first ViT, Dosovitskiy et al. 2021): a narrow network then starts to learn sooner.
-        The same seed gives the same weights; the process's random state is left alone. Call it on the CPU.
+        With fixed `positions` (sines and cosines) all other weights are the same. The same seed gives the same
+        weights; the process's random state is left alone. Call it on the CPU.
+
+        Raises:
+            UsageError: fixed positions, and the network has none, or no width for them.
         """
         with seeded(seed):
             self.model.init_weights()
@@ -252,6 +260,14 @@ class Backbone(nn.Module, ABC):
                     if isinstance(layer, nn.Linear):
                         nn.init.xavier_uniform_(layer.weight)
             nn.init.trunc_normal_(self.mask_token, std=0.02)
+        if positions == "fixed":
+            self._fix_positions()
+
+    def _fix_positions(self) -> None:
+        raise UsageError(
+            f"--model.positions fixed: {self.spec.name} has no absolute position embeddings: leave the option out, or "
+            "take a ViT that has them (for example deit_small_patch16_224)"
+        )
 
     def timm_state_dict(self) -> dict[str, Tensor]:
         """Return the weights under timm's names; they load strictly into `timm.create_model`."""

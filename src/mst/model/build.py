@@ -11,7 +11,7 @@ import torch
 
 from mst.config.schema import ModelConfig
 from mst.errors import UsageError
-from mst.model.backbone import Backbone, BackboneSpec, LinearInit, check_image_size
+from mst.model.backbone import Backbone, BackboneSpec, LinearInit, Positions, check_image_size
 from mst.model.families.eva import EvaBackbone
 from mst.model.families.swin import CELL, SwinBackbone
 from mst.model.families.vit import VitBackbone
@@ -80,7 +80,12 @@ def backbone_spec(config: ModelConfig, *, image_size: tuple[int, int], channels:
 
 
 def build_backbone(
-    spec: BackboneSpec, *, drop_path: float = 0.0, seed: int = 0, init: LinearInit = "trunc_normal"
+    spec: BackboneSpec,
+    *,
+    drop_path: float = 0.0,
+    seed: int = 0,
+    init: LinearInit = "trunc_normal",
+    positions: Positions = "learned",
 ) -> Backbone:
     """Build a backbone and initialise it from `seed`; the process's random state is left alone.
 
@@ -89,9 +94,10 @@ def build_backbone(
         drop_path: stochastic depth rate of the last block, linear from zero at the first.
         seed: of the weights.
         init: of the linear layers, see `Backbone.init_weights`.
+        positions: learned or fixed position embeddings, see `Backbone.init_weights`.
 
     Raises:
-        UsageError: a network that this package cannot read.
+        UsageError: a network that this package cannot read, or that has no positions to fix.
     """
     adapter = FAMILIES[family(spec.name)]
     arguments = adapter.timm_arguments(spec)
@@ -104,8 +110,21 @@ def build_backbone(
         ) from error
     replace_drop_paths(model)
     backbone = adapter(spec, model)
-    backbone.init_weights(seed, init)
+    backbone.init_weights(seed, init, positions)
     return backbone
+
+
+def untrained_like(backbone: Backbone, *, seed: int) -> Backbone:
+    """Return the same network with fresh weights, on the CPU, in evaluation mode, with the same metadata."""
+    known = backbone.metadata
+    fresh = build_backbone(
+        backbone.spec,
+        seed=seed,
+        init=known.get("init", "trunc_normal"),
+        positions=known.get("positions", "learned"),
+    ).eval()
+    fresh.metadata = known
+    return fresh
 
 
 def timm_arguments(spec: BackboneSpec) -> dict[str, Any]:

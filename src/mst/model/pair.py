@@ -6,6 +6,7 @@ Source: Caron et al. 2021 (DINO), section 3.1; the decoder is MST's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple, Self
 
 import torch
@@ -135,9 +136,9 @@ def build_pair(model: ModelConfig, plan: RunPlan, *, channels: int, restoration:
         UsageError: a backbone that does not exist or does not fit the crops.
     """
     spec = backbone_spec(model, image_size=plan.global_size, channels=channels)
+    build = partial(build_backbone, spec, seed=seed, init=model.init, positions=model.positions)
     student, teacher = (
-        _branch(build_backbone(spec, drop_path=drop_path, seed=seed, init=model.init), model, plan.prototypes, seed + 1)
-        for drop_path in (model.drop_path, 0.0)
+        _branch(build(drop_path=drop_path), model, plan.prototypes, seed + 1) for drop_path in (model.drop_path, 0.0)
     )
     teacher.load_state_dict(student.state_dict())
     decoder = None

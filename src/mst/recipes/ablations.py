@@ -12,6 +12,7 @@ from mst.recipes.variants import (
     DINO,
     DINO_BN,
     DINO_PLAIN,
+    FIXED,
     HIGH,
     HINT,
     MASKS_ONLY,
@@ -35,6 +36,7 @@ FAMILIES: dict[str, tuple[Variant, ...]] = {
     "weight": _grid("weight", "objective.restoration_weight", (0.2, 0.6, 1.8), "weight of the restoration"),
     "head": (PLAIN, BN),
     "heads": (PLAIN, BN, DINO_PLAIN, DINO_BN),
+    "positions": (MST, FIXED),
     "decoder": (
         Variant("cnn", "convolutional image decoder", {"model.decoder": "cnn"}),
         Variant("linear", "linear image decoder", {"model.decoder": "linear"}),

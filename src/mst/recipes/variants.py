@@ -49,6 +49,7 @@ MASKS_ONLY = Variant(
 )
 PLAIN = Variant("plain", "no normalisation in the head", {"model.head_norm": "none"})
 DINO_PLAIN = Variant("dino-plain", "as DINO, no normalisation in the head", {**DINO_CHANGES, **PLAIN.changes})
+FIXED = Variant("fixed", "position embeddings are fixed sines and cosines", {"model.positions": "fixed"})
 BN = Variant("bn", "BatchNorm in the head", {"model.head_norm": "batch"})
 DINO_BN = Variant("dino-bn", "as DINO, BatchNorm in the head", {**DINO_CHANGES, **BN.changes})
 

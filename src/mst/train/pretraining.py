@@ -295,6 +295,7 @@ class Pretraining:
             "std": list(self.plan.std),
             **({} if self.plan.value_ranges is None else {"value_ranges": self.plan.value_ranges}),
             "init": self.config.model.init,
+            "positions": self.config.model.positions,
         }
         save_backbone(self.run.backbone, self.state.replicas.whole.teacher.backbone, metadata)
 

@@ -108,7 +108,8 @@ class Judged:
                 self._write_baseline(which, at_start, {"k": self._neighbors})
         if UNTRAINED not in found:
             config = self._setup.config
-            fresh = build_backbone(self._setup.spec, seed=config.runtime.seed, init=config.model.init)
+            model, seed = config.model, config.runtime.seed
+            fresh = build_backbone(self._setup.spec, seed=seed, init=model.init, positions=model.positions)
             found[UNTRAINED] = self._knn(fresh.to(self._setup.device))
             self._write_baseline(UNTRAINED, found[UNTRAINED], {"k": self._neighbors})
         if any(which not in found for which in SIMPLE):

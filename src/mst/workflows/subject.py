@@ -22,7 +22,7 @@ from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTrans
 from mst.export.reading import is_exported, load_exported
 from mst.model.backbone import Backbone, check_image_size
 from mst.model.backbone_file import load_backbone
-from mst.model.build import backbone_spec, build_backbone
+from mst.model.build import backbone_spec, build_backbone, untrained_like
 from mst.model.start import TIMM, start_from
 from mst.paths import user_path, user_place, user_source
 from mst.report.reading import is_number
@@ -264,9 +264,7 @@ def load_subject(
     folder = target or run
     if not fresh:
         return Subject(network.to(place), name, sha256, folder)
-    untrained = build_backbone(network.spec, seed=seed, init=network.metadata.get("init", "trunc_normal")).eval()
-    untrained.metadata = network.metadata
-    return Subject(untrained.to(place), name, "", folder)
+    return Subject(untrained_like(network, seed=seed).to(place), name, "", folder)
 
 
 def absolute_source(backbone: str | Path) -> str:

@@ -13,7 +13,7 @@ from timm.models.eva import Eva, EvaBlock
 from torch import Tensor
 
 from mst.errors import UsageError
-from mst.model.backbone import BackboneSpec, LinearInit, seeded
+from mst.model.backbone import BackboneSpec, LinearInit, Positions, seeded
 from mst.model.block import read_blocks
 from mst.model.families.sequence import Ropes, SequenceBackbone
 
@@ -28,9 +28,11 @@ class EvaBackbone(SequenceBackbone):
         read_blocks(model.blocks)
         self.has_cls = model.cls_token is not None
 
-    def init_weights(self, seed: int = 0, linear: LinearInit = "trunc_normal") -> None:
+    def init_weights(
+        self, seed: int = 0, linear: LinearInit = "trunc_normal", positions: Positions = "learned"
+    ) -> None:
         """See `Backbone.init_weights`; learned rotations start in random directions, which timm draws only once."""
-        super().init_weights(seed, linear)
+        super().init_weights(seed, linear, positions)
         if self.model.rope_mixed:
             rope = self.model.rope
             depth, heads, half = rope.freqs.shape[1:]  # freqs [2, depth, A, d/2]

@@ -14,6 +14,7 @@ from torch import Tensor
 from mst.model.attention import choose_kernel
 from mst.model.backbone import Backbone
 from mst.model.block import Read, Reading
+from mst.model.families.positions import fix_positions
 from mst.model.tokens import Summary, Tokens
 
 Ropes = list[Tensor | None]
@@ -74,6 +75,11 @@ class SequenceBackbone(Backbone):
     @staticmethod
     def _block(block: Any, x: Tensor, rope: Tensor | None, reading: Reading | None = None) -> Any:
         return block(x, reading=reading) if rope is None else block(x, rope, reading=reading)
+
+    def _fix_positions(self) -> None:
+        if self.model.pos_embed is None:  # rotation alone
+            super()._fix_positions()
+        fix_positions(self.model)
 
     def _reading(self, *, importance: bool, cls_only: bool) -> Reading:
         return Reading(self.model.num_prefix_tokens, self.has_cls, cls_only, importance)

@@ -15,7 +15,7 @@ from mst.evaluate.common.features import FeatureSettings
 from mst.evaluate.common.image_sets import LabelledSets
 from mst.evaluate.common.protocol import ImageTransform
 from mst.model.backbone import Backbone
-from mst.model.build import build_backbone
+from mst.model.build import untrained_like
 from mst.parallel.world import World
 from mst.paths import user_source
 from mst.report.reading import is_number
@@ -95,9 +95,7 @@ def _which(row: Mapping[str, Any], protocol: Mapping[str, Any], mine: Mapping[st
 
 def fresh_weights(backbone: Backbone, seed: int) -> Backbone:
     """Return the same network with fresh weights, on the same device."""
-    fresh = build_backbone(backbone.spec, seed=seed, init=backbone.metadata.get("init", "trunc_normal")).eval()
-    fresh.metadata = backbone.metadata
-    return fresh.to(next(backbone.parameters()).device)
+    return untrained_like(backbone, seed=seed).to(next(backbone.parameters()).device)
 
 
 def untrained(given: EvaluationInput[Data], subject: Subject) -> EvaluationInput[Data]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,20 @@ def squares(count: int = 3) -> ObjectSet:
 
     images = [torch.from_numpy(40 + 200 * mask).to(torch.uint8).expand(3, 16, 24) for mask in masks]
     return ObjectSet("squares", MemoryImages.of_tensors(images, "square"), truth)
+
+
+def test_too_many_patches_are_refused_before_the_first_image() -> None:
+    def unread(index: int, size: tuple[int, int]) -> Truth:
+        raise AssertionError(f"image {index} was read")
+
+    sizes, protocol = [(16, 24), (4 * 129, 4 * 128 + 1), (16, 24)], ObjectnessProtocol(method="spectral")
+    data = replace(squares(), truth=unread, sizes=sizes)
+    with pytest.raises(UsageError, match=r"^square 1 has 129 x 128 = 16512 patches: "):
+        evaluate_objectness(Looking(), data, protocol, settings=QUIET)
+    large = ObjectnessProtocol(method="spectral", size=(4 * 256, 4 * 256))
+    with pytest.raises(UsageError, match=r"^every image has 256 x 256 = 65536 patches: "):
+        evaluate_objectness(Looking(), data, large, settings=QUIET)
+    assert data.evenly(2).sizes == sizes[:2]
 
 
 def test_a_backbone_that_looks_at_the_objects_is_right() -> None:

@@ -93,8 +93,8 @@ def test_more_steps_than_images_and_one_image() -> None:
 
 
 def test_fitting_size_is_the_nearest_multiple() -> None:
-    assert fitting_size(torch.empty(3, 360, 480), 16) == (352, 480)
-    assert fitting_size(torch.empty(3, 3, 13), 4) == (4, 12)
+    assert fitting_size((360, 480), 16) == (352, 480)
+    assert fitting_size((3, 13), 4) == (4, 12)
 
 
 @pytest.mark.parametrize(

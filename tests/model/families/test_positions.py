@@ -9,7 +9,6 @@ import timm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.reference.positions import position_values
 
 from mst.config.schema import ModelConfig
 from mst.errors import UsageError
@@ -18,6 +17,7 @@ from mst.model.backbone_file import load_backbone, save_backbone
 from mst.model.build import backbone_spec, build_backbone, untrained_like
 from mst.model.families.positions import sines_and_cosines
 from mst.model.start import start_from
+from reference.positions import position_values
 
 SPEC = BackboneSpec("vit_tiny_patch16_224", (16, 24), 3, 8, embed_dim=16, depth=2, num_heads=2)
 

@@ -7,6 +7,7 @@ Source: DINO (Caron et al. 2021), section 4.1: short side 256, centre 224, bicub
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,9 +80,9 @@ def squash(image: Tensor, transform: ImageTransform) -> Tensor:
     return transform.normalise(resized(image, transform.size))
 
 
-def fitting_size(image: Tensor, patch_size: int) -> tuple[int, int]:
-    """Return the image's (H, W), each side to the nearest multiple of the patch, at least one patch."""
-    height, width = (max(patch_size, round(side / patch_size) * patch_size) for side in image.shape[-2:])
+def fitting_size(size: Sequence[int], patch_size: int) -> tuple[int, int]:
+    """Return an image's (H, W), each side to the nearest multiple of the patch, at least one patch."""
+    height, width = (max(patch_size, round(side / patch_size) * patch_size) for side in size)
     return height, width
 
 

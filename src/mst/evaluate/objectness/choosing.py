@@ -54,6 +54,19 @@ def by_mass(importance: Tensor, mass: float) -> Choice:
     return Choice(chosen.reshape(importance.shape).numpy(), importance)
 
 
+def check_count(grid: tuple[int, int], name: str = "an image") -> None:
+    """Refuse a grid (h, w) of more patches than can be compared.
+
+    Raises:
+        UsageError: with the `name` of the image.
+    """
+    if grid[0] * grid[1] > MOST_PATCHES:
+        raise UsageError(
+            f"{name} has {grid[0]} x {grid[1]} = {grid[0] * grid[1]} patches: --method spectral compares each with "
+            f"each, of at most {MOST_PATCHES}; name a smaller --size H W"
+        )
+
+
 def by_cut(features: Tensor, grid: tuple[int, int]) -> Choice:
     """Return the smaller side of the cut through a graph of patches; all of them where they are alike.
 
@@ -64,11 +77,7 @@ def by_cut(features: Tensor, grid: tuple[int, int]) -> Choice:
     Raises:
         UsageError: too many patches.
     """
-    if len(features) > MOST_PATCHES:
-        raise UsageError(
-            f"an image has {grid[0]} x {grid[1]} = {len(features)} patches: --method spectral compares each with each, "
-            f"of at most {MOST_PATCHES}; name a smaller --size H W"
-        )
+    check_count(grid)
     vector = _second_eigenvector(features)
     sides = np.zeros(len(features)) if vector is None else vector.numpy()
     inside = sides > 0

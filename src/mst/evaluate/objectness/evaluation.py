@@ -24,7 +24,7 @@ from mst.evaluate.common.features import FeatureSettings, forward_batch, frozen,
 from mst.evaluate.common.finite import check_finite
 from mst.evaluate.common.protocol import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, fitting_size, squash
 from mst.evaluate.common.uncertainty import mean_se
-from mst.evaluate.objectness.choosing import Choice, by_cut, by_mass
+from mst.evaluate.objectness.choosing import Choice, by_cut, by_mass, check_count
 from mst.evaluate.objectness.objects import ObjectImage, ObjectSet
 from mst.evaluate.objectness.scores import ImageScore, Patches, score_image
 from mst.runtime.limits import check_numbers
@@ -114,6 +114,8 @@ def evaluate_objectness(
     size, patch = protocol.size, backbone.patch_size
     if size is not None and (min(size) < patch or size[0] % patch or size[1] % patch):
         raise UsageError(f"--size {size[0]} {size[1]}: both must be multiples of the patch size {patch}")
+    if protocol.method == "spectral":
+        _check_cuts(objects, size, patch)
     scores, unreadable = _score_all(backbone, objects, protocol, settings, mean=mean, std=std, watch=watch)
     return Result(
         task=protocol.task,
@@ -136,6 +138,17 @@ def evaluate_objectness(
     )
 
 
+def _check_cuts(objects: ObjectSet, size: tuple[int, int] | None, patch: int) -> None:
+    """Refuse the first image that has more patches than a cut takes, before the work begins.
+
+    Raises:
+        UsageError: names it.
+    """
+    sizes = [size] if size is not None else objects.sizes or ()
+    for index, (height, width) in enumerate(fitting_size(each, patch) for each in sizes):
+        check_count((height // patch, width // patch), "every image" if size else objects.name(index))
+
+
 def _score_all(
     backbone: Backbone,
     objects: ObjectSet,
@@ -154,7 +167,8 @@ def _score_all(
         for index, item in each:
             if item is not None:
                 name = objects.name(index)
-                transform = ImageTransform(protocol.size or fitting_size(item.image, backbone.patch_size), mean, std)
+                size = protocol.size or fitting_size(item.image.shape[-2:], backbone.patch_size)
+                transform = ImageTransform(size, mean, std)
                 image = squash(item.image, transform)  # [C, H, W]
                 choice, by_colour = _choose(backbone, image, protocol, settings.precision, name)
                 scores.append(score_image(name, choice.patches, item, by_colour))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -55,6 +55,7 @@ class ObjectSet:
         scale: how values that are not stored in 8 bits become such.
         without_objects: images that were left out because nothing is annotated in them.
         annotations: what the objects come from, or None.
+        sizes: (H, W) of each image, as the annotations state it; None = not known before it is read.
     """
 
     title: str
@@ -64,6 +65,7 @@ class ObjectSet:
     scale: Scale = BY_TYPE
     without_objects: int = 0
     annotations: CocoSet | None = None
+    sizes: Sequence[tuple[int, int]] | None = None
 
     def __len__(self) -> int:
         """Return the number of images."""
@@ -88,7 +90,9 @@ class ObjectSet:
         if limit is None or limit >= len(self):
             return self
         chosen = even_positions(len(self), limit)
-        return replace(self, images=self.images.only(chosen), truth=lambda i, size: self.truth(int(chosen[i]), size))
+        sizes = None if self.sizes is None else [self.sizes[index] for index in chosen.tolist()]
+        images, truth = self.images.only(chosen), lambda i, size: self.truth(int(chosen[i]), size)
+        return replace(self, images=images, truth=truth, sizes=sizes)
 
     def fingerprint(self) -> DataIdentity:
         """Return the identity of names and content; of sets without a file of annotations 8 images' truth is read."""
@@ -116,7 +120,8 @@ def coco_objects(coco: CocoSet, *, channels: int = 3) -> ObjectSet:
     if not coco.masks:
         warn(f"{coco.file}: objects have no masks, so that CorLoc is measured, which needs boxes, and no Jaccard")
     left_out = len(coco.images) - len(kept)
-    return ObjectSet(coco.file.name, images_of(kept), truth, channels, kept[0].scale, left_out, coco)
+    sizes = [image.size for image in kept]
+    return ObjectSet(coco.file.name, images_of(kept), truth, channels, kept[0].scale, left_out, coco, sizes)
 
 
 def _truth(image: CocoImage, *, masks: bool) -> Truth:

@@ -244,7 +244,7 @@ def _work(
     """Put a new head on the backbone, or on a copy of it to train; refuse settings that do not fit together."""
     if min(len(data.train), len(data.val)) == 0:
         raise UsageError("segmentation needs at least one training and one validation image")
-    size = protocol.size or fitting_size(first_image(data.train), backbone.patch_size)
+    size = protocol.size or fitting_size(first_image(data.train).shape[-2:], backbone.patch_size)
     view = View(size, protocol.stride, mean, std)
     view.check(backbone.patch_size)
     trained = protocol.training.train_backbone

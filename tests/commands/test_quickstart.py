@@ -56,6 +56,7 @@ def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
     assert set(done.verdicts) == set(command.TITLES)
     assert "colours alone" in done.verdicts["patch_objectness"]
     assert "colours alone" not in done.verdicts["objectness"]
+    assert "the middle of the image" in done.verdicts["pointing"]
     assert sorted(path.name for path in (run.root / "pictures").iterdir()) == sorted(
         [*tasks[2:], *(f"{task}-untrained" for task in tasks[2:])]
     )
@@ -69,16 +70,18 @@ def test_everything_is_there_at_the_end(tmp_path: Path) -> None:
 def test_what_is_said_of_objects() -> None:
     fresh = {"jaccard": 20.0, "jaccard_se": 1.0}
     trained = {"jaccard": 30.0, "jaccard_se": 1.0, "jaccard_centre": 28.0, "jaccard_centre_se": 1.0}
-    said = found_objects("objects", fresh, trained)
+    said = found_objects("objects", "jaccard", fresh, trained)
     assert said == (
         "objects: 30.0 ± 1.0, untrained 20.0, a box in the middle 28.0: not clearly above a box in the middle"
     )
     colours = {"jaccard_colour": 31.0, "jaccard_colour_se": 1.0}
-    assert found_objects("objects", fresh, trained | colours).endswith(
+    assert found_objects("objects", "jaccard", fresh, trained | colours).endswith(
         "a box in the middle 28.0, colours alone 31.0: not clearly above a box in the middle and colours alone"
     )
-    assert found_objects("objects", fresh, trained | {"jaccard": 40.0}).endswith("28.0: clearly above each")
-    assert found_objects("objects", {**fresh, "jaccard": 50.0}, trained | {"jaccard": 40.0}).endswith("above untrained")
+    assert found_objects("objects", "jaccard", fresh, trained | {"jaccard": 40.0}).endswith("28.0: clearly above each")
+    assert found_objects("objects", "jaccard", {**fresh, "jaccard": 50.0}, trained | {"jaccard": 40.0}).endswith(
+        "above untrained"
+    )
 
 
 def test_the_untrained_network_is_the_one_that_training_started_from(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ HEADLINES = {
     "patch_segmentation": ("miou", "aacc"),
     "segmentation": ("miou", "aacc"),
     "detection": ("ap_box", "ap_mask"),
-    "objectness": ("jaccard", "corloc"),
+    "objectness": ("pointing", "jaccard", "corloc"),
     "patch_objectness": ("jaccard", "corloc"),
 }
 METRICS = {
@@ -56,6 +56,10 @@ METRICS = {
     "jaccard_everything": "Jaccard of the whole image",
     "jaccard_centre": "Jaccard of a box in the middle",
     "jaccard_colour": "Jaccard of colours alone",
+    "pointing": "most attended patch on an object",
+    "pointing_centre": "middle of the image on an object",
+    "mass_inside": "share of the attention on objects",
+    "mass_inside_even": "share of the image that is object",
     "corloc": "CorLoc",
     "corloc_colour": "CorLoc of colours alone",
     "top1_best_on_val": "top-1, learning rate best on validation",

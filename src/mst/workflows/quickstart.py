@@ -23,22 +23,28 @@ SCENES = {"train": 6000, "val": 1000}
 """Scenes of each split. The pre-training sees the images of `train`, never a label."""
 DENSE_SCENES = {"train": 500, "val": 200}
 """How many of them, the first ones, the segmentation probe uses; objects are looked for in those of `val`."""
-HEADLINES = (
-    ("knn", "top1"),
-    ("linear", "top1"),
-    ("patch_segmentation", "miou"),
-    ("objectness", "jaccard"),
-    ("patch_objectness", "jaccard"),
-)
+HEADLINES = {
+    "knn": ("knn", "top1"),
+    "linear": ("linear", "top1"),
+    "patch_segmentation": ("patch_segmentation", "miou"),
+    "pointing": ("objectness", "pointing"),
+    "objectness": ("objectness", "jaccard"),
+    "patch_objectness": ("patch_objectness", "jaccard"),
+}
+"""Name of a number -> (task, metric)."""
 TITLES = {
     "knn": "k-NN, top-1",
     "linear": "linear probe, top-1",
     "patch_segmentation": "segmentation, mean IoU",
+    "pointing": "most attended patch on an object",
     "objectness": "objects from attention, Jaccard",
     "patch_objectness": "objects from patch tokens, Jaccard",
 }
-RIVALS = {"jaccard_centre": "a box in the middle", "jaccard_colour": "colours alone"}
-"""What finds objects without a network: metric -> its name."""
+RIVALS = {
+    "pointing": {"pointing_centre": "the middle of the image", "mass_inside_even": "a patch at random"},
+    "jaccard": {"jaccard_centre": "a box in the middle", "jaccard_colour": "colours alone"},
+}
+"""Metric -> what needs no network: metric -> its name."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +54,7 @@ class Quickstart:
     Attributes:
         root: the run folder.
         report: the page.
-        before: headline metric of each task for the untrained network, percent.
+        before: each number of `HEADLINES` for the untrained network, percent.
         after: the same for the trained one.
         verdicts: whether training helped by each task, in a sentence.
         seconds: the whole command.
@@ -100,12 +106,14 @@ def quickstart(
     write_scene_folder(data, scenes, size, config.runtime.seed, MUTED_GROUNDS)
     pretrain(config, out=run_dir.root, resume=True)  # the folder is new: it starts at step 0
     fresh, trained = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
-    before, after = ({task: rows[task].metrics[metric] for task, metric in HEADLINES} for rows in (fresh, trained))
+    before, after = (
+        {name: rows[task].metrics[metric] for name, (task, metric) in HEADLINES.items()} for rows in (fresh, trained)
+    )
     verdicts = {task: row.extra["verdict"]["sentence"] for task, row in trained.items() if "verdict" in row.extra}
     verdicts |= {
-        task: found_objects(title, fresh[task].metrics, trained[task].metrics)
-        for task, title in TITLES.items()
-        if "jaccard" in trained[task].metrics
+        name: found_objects(TITLES[name], metric, fresh[task].metrics, trained[task].metrics)
+        for name, (task, metric) in HEADLINES.items()
+        if metric in RIVALS
     }
     report = write_report(run_dir)
     return Quickstart(run_dir.root, report, before, after, verdicts, time.perf_counter() - begin)
@@ -134,19 +142,19 @@ def _measure(backbone: str | Path, run_dir: RunDir, config: RunConfig, scenes: M
     return {result.task: result for result in results}
 
 
-def found_objects(title: str, fresh: Mapping[str, float], trained: Mapping[str, float]) -> str:
-    """Return a sentence: the Jaccard of a trained network, and which of its rivals it is clearly above."""
-    jaccard, se = trained["jaccard"], trained["jaccard_se"]
-    rivals = {"untrained": (fresh["jaccard"], fresh["jaccard_se"])}
-    rivals |= {name: (trained[of], trained[f"{of}_se"]) for of, name in RIVALS.items() if of in trained}
+def found_objects(title: str, metric: str, fresh: Mapping[str, float], trained: Mapping[str, float]) -> str:
+    """Return a sentence: a metric of a trained network, and which of its rivals it is clearly above."""
+    reached, se = trained[metric], trained[f"{metric}_se"]
+    rivals = {"untrained": (fresh[metric], fresh[f"{metric}_se"])}
+    rivals |= {name: (trained[of], trained[f"{of}_se"]) for of, name in RIVALS[metric].items() if of in trained}
     said = ", ".join(f"{name} {value:.1f}" for name, (value, _) in rivals.items())
     above = {
-        name: value < jaccard and is_clear(jaccard - value, difference_se(se, its_se))
+        name: value < reached and is_clear(reached - value, difference_se(se, its_se))
         for name, (value, its_se) in rivals.items()
     }
     missed = [name for name, is_above in above.items() if not is_above]
     verdict = f"not clearly above {' and '.join(missed)}" if missed else "clearly above each"
-    return f"{title}: {jaccard:.1f} ± {se:.1f}, {said}: {verdict}"
+    return f"{title}: {reached:.1f} ± {se:.1f}, {said}: {verdict}"
 
 
 def _segmentation(config: RunConfig, scenes: Mapping[str, int]) -> SegmentationData:

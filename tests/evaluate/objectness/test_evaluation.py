@@ -120,6 +120,10 @@ def test_a_backbone_that_looks_at_the_objects_is_right() -> None:
     assert result.metrics["jaccard_everything"] == pytest.approx(100 * 64 / 320)
     assert result.metrics["jaccard_se"] == pytest.approx(0.0)
     assert result.metrics["corloc_se"] > 0
+    assert result.metrics["pointing"] == 100.0
+    assert result.metrics["mass_inside"] > 99  # the square is four patches, so bright that no other counts
+    assert result.metrics["mass_inside_even"] == pytest.approx(100 * 64 / 320)
+    assert result.metrics["pointing_centre"] == pytest.approx(100 / 3)  # only the third square reaches it
     full = evaluate_objectness(Looking(), squares(), ObjectnessProtocol(mass=0.99), settings=QUIET)
     assert full.metrics["jaccard"] == full.metrics["best_jaccard"] == 100.0
     assert full.extra["chosen_area"] == pytest.approx(100 * 64 / 384)

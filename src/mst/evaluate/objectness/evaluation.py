@@ -40,6 +40,24 @@ MASS = 0.6
 TASKS: dict[Method, str] = {"attention": "objectness", "spectral": "patch_objectness"}
 """Method -> task of its row."""
 
+MEANS = (
+    "jaccard",
+    "best_jaccard",
+    "jaccard_everything",
+    "jaccard_centre",
+    "jaccard_colour",
+    "mass_inside",
+    "mass_inside_even",
+)
+"""Numbers of an image whose mean over images is reported."""
+SHARES = {
+    "corloc": "box_iou",
+    "corloc_colour": "box_iou_colour",
+    "pointing": "pointing",
+    "pointing_centre": "pointing_centre",
+}
+"""Metric -> number of an image; reported is the share of images where it is right: true, or an IoU that is enough."""
+
 
 @dataclass(frozen=True)
 class ObjectnessProtocol:
@@ -102,7 +120,8 @@ def evaluate_objectness(
         (`_se`), and beside them the numbers to stay above: `jaccard_everything` of choosing the whole image,
         `jaccard_centre` of a box in the middle, which in each image has the area that was chosen, and with
         `--method spectral` `jaccard_colour` and `corloc_colour` of the same cut between the mean colours of the
-        patches. Of objects without masks there are `corloc` and `corloc_colour` only.
+        patches. Of attention also `pointing` and `mass_inside`, with `pointing_centre` and `mass_inside_even` beside
+        them (see `Pointing`). Of objects without masks there are `corloc` and `corloc_colour` only.
 
     Raises:
         UsageError: a size that is no multiple of the patch, no images, no importance, or more patches than a cut takes.
@@ -171,7 +190,9 @@ def _score_all(
                 transform = ImageTransform(size, mean, std)
                 image = squash(item.image, transform)  # [C, H, W]
                 choice, by_colour = _choose(backbone, image, protocol, settings.precision, name)
-                scores.append(score_image(name, choice.patches, item, by_colour))
+                importance = choice.shown if protocol.method == "attention" else None
+                scored = score_image(name, choice.patches, item, by_colour=by_colour, importance=importance)
+                scores.append(scored)
                 if watch is not None:
                     watch(item, choice, scores[-1])
             advance(1)
@@ -196,17 +217,17 @@ def _choose(
 
 def _metrics(scores: Sequence[ImageScore], corloc_iou: float) -> dict[str, float]:
     found: dict[str, float] = {}
-    for name in ("jaccard", "best_jaccard", "jaccard_everything", "jaccard_centre", "jaccard_colour"):
+    for name in MEANS:
         values = [value for score in scores if (value := getattr(score, name)) is not None]
         if values:
             found[name] = _percent(values)
         if len(values) > 1:
             found[f"{name}_se"] = round(100 * mean_se(torch.tensor(values)), 6)
-    for name, of in (("corloc", "box_iou"), ("corloc_colour", "box_iou_colour")):
-        ious = [value for score in scores if (value := getattr(score, of)) is not None]
-        if ious:
-            found[name] = _percent([iou >= corloc_iou for iou in ious])
-            found[f"{name}_se"] = round(accuracy_se(found[name], len(ious)), 6)
+    for name, of in SHARES.items():
+        right = [value >= corloc_iou for score in scores if (value := getattr(score, of)) is not None]
+        if right:
+            found[name] = _percent(right)
+            found[f"{name}_se"] = round(accuracy_se(found[name], len(right)), 6)
     return found
 
 

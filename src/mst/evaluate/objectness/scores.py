@@ -12,9 +12,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
 from mst.evaluate.common.boxes import Box, box_iou, largest_component_box, to_pixel_box
 from mst.evaluate.objectness.objects import ObjectImage
+from mst.evaluate.objectness.pointing import Pointing, point
 
 Patches = NDArray[np.bool_]
 """Which patches [h, w] were chosen."""
@@ -35,6 +37,8 @@ class ImageScore(NamedTuple):
         jaccard_colour: that of patches chosen by their mean colours alone; None without masks, and where attention
             chooses.
         box_iou_colour: `box_iou` likewise; None where attention chooses.
+        pointing, pointing_centre, mass_inside, mass_inside_even: see `Pointing`; None without masks, and where a cut
+            chooses.
     """
 
     name: str
@@ -47,9 +51,20 @@ class ImageScore(NamedTuple):
     jaccard_centre: float | None
     jaccard_colour: float | None = None
     box_iou_colour: float | None = None
+    pointing: bool | None = None
+    pointing_centre: bool | None = None
+    mass_inside: float | None = None
+    mass_inside_even: float | None = None
 
 
-def score_image(name: str, patches: Patches, item: ObjectImage, by_colour: Patches | None = None) -> ImageScore:
+def score_image(
+    name: str,
+    patches: Patches,
+    item: ObjectImage,
+    *,
+    by_colour: Patches | None = None,
+    importance: Tensor | None = None,
+) -> ImageScore:
     """Return the score of the chosen patches [h, w], at least one, at the image's own resolution.
 
     Args:
@@ -57,6 +72,7 @@ def score_image(name: str, patches: Patches, item: ObjectImage, by_colour: Patch
         patches: which were chosen.
         item: the image and its objects.
         by_colour: those that the patches' mean colours choose, to compare with.
+        importance: of the patches [h, w], where it chose them.
     """
     size, counted = item.ignored.shape, ~item.ignored
     chosen = to_pixels(patches, size)
@@ -68,6 +84,7 @@ def score_image(name: str, patches: Patches, item: ObjectImage, by_colour: Patch
         return None if union is None or pixels is None else _iou(pixels & counted, union)
 
     box, box_iou = _box(patches, item)
+    points = Pointing() if union is None or importance is None else point(importance, union, counted)
     return ImageScore(
         name=name,
         jaccard=jaccard(chosen),
@@ -79,6 +96,7 @@ def score_image(name: str, patches: Patches, item: ObjectImage, by_colour: Patch
         jaccard_centre=jaccard(centred(size, area)),
         jaccard_colour=None if by_colour is None else jaccard(to_pixels(by_colour, size)),
         box_iou_colour=None if by_colour is None else _box(by_colour, item)[1],
+        **points._asdict(),
     )
 
 

@@ -35,7 +35,9 @@ from mst.workflows.evaluation.segmentation import SegmentationOptions
 ARMS = {twin.name: twin for twin in (*FAMILIES["evidence"], *FAMILIES["heads"], FIXED) if not twin.name.endswith("bn")}
 """The recipe has BatchNorm in the head: `mst` and `dino` stand for the twins that end in bn."""
 PUBLISHED = Path(__file__).resolve().parent.parent / "runs" / "evidence"
-KEPT = ("config.json", "plan.json", "environment.json", "metrics.jsonl", "results.jsonl", "evidence.json")
+TRAINING = ("config.json", "plan.json", "environment.json", "metrics.jsonl")
+"""What describes a training: published once, whatever is measured later."""
+KEPT = (*TRAINING, "results.jsonl", "evidence.json")
 SCENES = "scenes:300"
 LATER = {"coco_mini": "pointing", "scenes": "pointing"}
 """Evaluation -> a metric that it got after the first runs; without it, it is done again."""
@@ -116,8 +118,9 @@ def is_published(run: RunDir, options: argparse.Namespace) -> bool:
 
 def finish(run: RunDir, config: RunConfig, which: DataSet, data: Path) -> None:
     """Train and evaluate what is not done yet."""
-    mst.pretrain(config, out=run.root, resume=run.exists())
     record = run.root / "evidence.json"
+    if not record.exists():
+        mst.pretrain(config, out=run.root, resume=run.exists())
     done: dict[str, Any] = json.loads(record.read_text()) if record.exists() else {}
     for name, measure in evaluations(run.root, which, data, config.runtime.seed).items():
         if not is_done(name, done):
@@ -148,6 +151,8 @@ def publish(work: Path, data: Path) -> None:
         into = PUBLISHED / record.parent.relative_to(work)
         into.mkdir(parents=True, exist_ok=True)
         for name in KEPT:
+            if name in TRAINING and (into / name).exists():
+                continue
             text = (record.parent / name).read_text(encoding="utf-8")
             for path, short in shorter.items():
                 text = text.replace(path, short)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ import torch
 from mst.version import VERSION
 
 PACKAGES = ("torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors")
+
+EARLIER, UNTIL = "earlier", "until_step"
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:
@@ -35,6 +39,34 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "torch": torch.__version__,
         **{name: _version(name) for name in PACKAGES},
     }
+
+
+def continued(now: Mapping[str, Any], path: Path, *, step: int, last: int) -> dict[str, Any]:
+    """Return the environment of a run that goes on at a step, with those that its earlier steps had.
+
+    Where they differ from that of now they stand under `earlier`, oldest first, each with `until_step`: the step at
+    which the next one took over. A run that has no step left keeps what it has.
+
+    Args:
+        now: from `describe_environment`.
+        path: environment.json of the run; missing or damaged, nothing is known of earlier steps.
+        step: steps done.
+        last: steps of the whole run.
+    """
+    former = _read_object(path)
+    if former and step >= last:
+        return former
+    known = former.pop(EARLIER, [])
+    rows = [*(known if isinstance(known, list) else []), {UNTIL: step, **former}] if former else []
+    earlier: list[dict[str, Any]] = []
+    for row in rows:
+        until = row.get(UNTIL) if isinstance(row, dict) else None
+        reached = earlier[-1][UNTIL] if earlier else 0
+        if isinstance(until, int) and min(until, step) > reached:  # it made steps that still count
+            earlier.append({**row, UNTIL: min(until, step)})
+    if earlier and {**now, UNTIL: earlier[-1][UNTIL]} == earlier[-1]:
+        del earlier[-1]
+    return {**now, EARLIER: earlier} if earlier else dict(now)
 
 
 def device_name(device: torch.device) -> str:
@@ -71,3 +103,12 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object of a file, empty where there is none."""
+    try:
+        content = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return content if isinstance(content, dict) else {}

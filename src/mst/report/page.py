@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,7 +108,7 @@ def page_context(records: RunRecords) -> dict[str, Any]:
         "masking": masking(records),
         "groups": groups,
         "plan": plan_facts(records),
-        "environment": [Fact(name, numbers.short(value)) for name, value in records.environment.items()],
+        "environment": environment_facts(records.environment),
         "config": json.dumps(records.config, indent=2) if records.config else "",
         "backbone": backbone(records),
         "unreadable": records.unreadable[:20],
@@ -121,6 +121,19 @@ def finetuning_verdict(records: RunRecords) -> FinetuningVerdict | None:
     rows = [row for row in records.results if isinstance(row.get("metrics"), dict)]
     own = last_finetuning(rows)
     return None if own is None else judge(own, find_twin(records.root, own, result_rows))
+
+
+def environment_facts(environment: Mapping[str, Any]) -> list[Fact]:
+    """Return what the run ran on, then what was otherwise in earlier steps of a run that was resumed."""
+    earlier = environment.get("earlier")
+    found = [Fact(name, numbers.short(value)) for name, value in environment.items() if name != "earlier"]
+    for row in earlier if isinstance(earlier, list) else []:
+        if isinstance(row, dict):
+            until = f"until step {numbers.short(row.get('until_step'))}"
+            other = [name for name, value in row.items() if name != "until_step" and environment.get(name) != value]
+            changed = [f"{name} {numbers.short(row[name])}" for name in other]
+            found.append(Fact(until, ", ".join(changed) or numbers.NONE))
+    return found
 
 
 def facts(records: RunRecords, story: Story) -> list[Fact]:

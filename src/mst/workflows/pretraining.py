@@ -39,7 +39,7 @@ from mst.parallel.launch import wanted_here
 from mst.parallel.shares import own_share
 from mst.parallel.world import World
 from mst.paths import is_address, user_path
-from mst.planning.environment import describe_environment
+from mst.planning.environment import continued, describe_environment
 from mst.planning.fitting import check_fits
 from mst.planning.held_out import crop_pairs
 from mst.planning.images import knn_labels, labelled_cache, training_images
@@ -248,7 +248,8 @@ def carry_out(setup: Setup, pair: TeacherStudent, run: RunDir, *, resume: bool, 
         logging.info(f"{run.root} has no checkpoint yet: starting at step 0")
     if World.current().first:
         write_atomic(run.config, dump_config(setup.config))  # first: it is what makes the folder a run
-        write_atomic(run.environment, json.dumps(environment, indent=2) + "\n")  # of the machine that it is on now
+        here = continued(environment, run.environment, step=state.step, last=task.plan.total_steps)
+        write_atomic(run.environment, json.dumps(here, indent=2) + "\n")
         write_atomic(run.plan, json_text(task.plan))
         if setup.labelled is not None and setup.labelled.split is not None and setup.labelled.split.automatic:
             write_atomic(run.root / setup.labelled.split.file, setup.labelled.split.table)

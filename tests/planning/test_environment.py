@@ -40,7 +40,7 @@ def test_a_finished_run_keeps_what_it_has(tmp_path: Path) -> None:
 def test_damaged_records_are_nothing_known(tmp_path: Path, text: str) -> None:
     path = tmp_path / "environment.json"
     path.write_text(text)
-    assert continued(A, path, step=5, last=100) in (A, {**A, "earlier": [{"until_step": 5}]})
+    assert continued(A, path, step=5, last=100) == A
 
 
 def test_the_report_says_what_was_otherwise() -> None:

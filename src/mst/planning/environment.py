@@ -18,6 +18,7 @@ from mst.version import VERSION
 PACKAGES = ("torchvision", "timm", "numpy", "pillow", "pydantic", "safetensors")
 
 EARLIER, UNTIL = "earlier", "until_step"
+"""Keys in environment.json: records of earlier steps, and in each the step at which it ends."""
 
 
 def describe_environment(device: torch.device, precision: str) -> dict[str, Any]:

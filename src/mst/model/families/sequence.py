@@ -77,9 +77,10 @@ class SequenceBackbone(Backbone):
         return block(x, reading=reading) if rope is None else block(x, rope, reading=reading)
 
     def _fix_positions(self) -> None:
-        if self.model.pos_embed is None:  # rotation alone
+        if self.model.pos_embed is None:  # rotation alone: refused
             super()._fix_positions()
-        fix_positions(self.model)
+        else:
+            fix_positions(self.model)
 
     def _reading(self, *, importance: bool, cls_only: bool) -> Reading:
         return Reading(self.model.num_prefix_tokens, self.has_cls, cls_only, importance)

@@ -8,6 +8,7 @@ from mst.config.schema import (
     ObjectiveConfig,
     OptimizerConfig,
     RunConfig,
+    RuntimeConfig,
     ScheduleConfig,
     TrainConfig,
     ViewsConfig,
@@ -43,15 +44,18 @@ QUICKSTART = Recipe(
         ),
         # 36 patch tokens and three narrow blocks: hundreds of images per second on one core.
         model=small_vit(patch_size=8, depth=3),
-        # A thousand steps: sharp targets from a fast teacher, and the center of the last step, as own-images has it.
+        # Some thousand steps: sharp targets from a fast teacher, and the center of the last step, as own-images has it.
         objective=ObjectiveConfig(
             teacher_temp=0.03, teacher_momentum=0.97, teacher_momentum_end=0.99, center_momentum=0.0
         ),
-        optimizer=OptimizerConfig(lr=7e-4),
-        schedule=ScheduleConfig(warmup_epochs=0.6),
-        train=TrainConfig(batch_size=32, epochs=6),
-        checkpoint=CheckpointConfig(every_steps=100, keep=1),
-        monitor=MonitorConfig(every_steps=10, knn_every_steps=250, knn_train_limit=2000, tensorboard=False),
+        # Small batches: more steps teach this network more than more images do (docs/recipes.md). One thread: so little
+        # work does not gain from a second one, which loads the images instead.
+        optimizer=OptimizerConfig(lr=6e-4),
+        schedule=ScheduleConfig(warmup_epochs=0.07),
+        train=TrainConfig(batch_size=8, epochs=3.6),
+        runtime=RuntimeConfig(threads=1),
+        checkpoint=CheckpointConfig(every_steps=500, keep=1),
+        monitor=MonitorConfig(every_steps=20, knn_every_steps=750, knn_train_limit=2000, tensorboard=False),
     ),
 )
 

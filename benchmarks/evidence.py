@@ -39,6 +39,7 @@ TRAINING = ("config.json", "plan.json", "environment.json", "metrics.jsonl")
 """What describes a training: published once, whatever is measured later."""
 KEPT = (*TRAINING, "results.jsonl", "evidence.json")
 SCENES = "scenes:300"
+EVALUATIONS = ("knn", "linear", "camvid", "coco_mini", "scenes")
 LATER = {"coco_mini": "pointing", "scenes": "pointing"}
 """Evaluation -> a metric that it got after the first runs; without it, it is done again."""
 HELD_OUT = 256
@@ -107,13 +108,18 @@ def is_done(name: str, done: Mapping[str, Any]) -> bool:
     return name in done and (name not in LATER or LATER[name] in done[name])
 
 
+def is_complete(done: Mapping[str, Any]) -> bool:
+    """Whether all evaluations have all their numbers."""
+    return all(is_done(name, done) for name in EVALUATIONS)
+
+
 def is_published(run: RunDir, options: argparse.Namespace) -> bool:
     """Whether a run has nothing left to do here: all numbers are there, or the weights for the rest are elsewhere."""
     record = PUBLISHED / run.root.relative_to(options.work) / "evidence.json"
     if not record.exists():
         return False
     done = json.loads(record.read_text(encoding="utf-8"))
-    return not run.backbone.exists() or all(is_done(name, done) for name in done)
+    return not run.backbone.exists() or is_complete(done)
 
 
 def finish(run: RunDir, config: RunConfig, which: DataSet, data: Path) -> None:
@@ -148,6 +154,9 @@ def publish(work: Path, data: Path) -> None:
     """Copy the files that belong to published numbers, their paths shortened."""
     shorter = {f"{work.absolute()}/": "runs/", f"{data.absolute()}/": "data/"}
     for record in sorted(work.glob("*/*/seed_*/evidence.json")):
+        if not is_complete(json.loads(record.read_text(encoding="utf-8"))):
+            print(f"{record.parent}: not evaluated to the end, left out")
+            continue
         into = PUBLISHED / record.parent.relative_to(work)
         into.mkdir(parents=True, exist_ok=True)
         for name in KEPT:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from mst.cli import main
 from mst.commands import quickstart as command
@@ -36,35 +34,6 @@ TINY = override(
     },
 )
 SCENES = {"train": 40, "val": 20}
-
-
-class Measured(Exception):
-    """Raised in place of the evaluations."""
-
-
-@pytest.fixture
-def two_threads() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(2)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.mark.usefixtures("two_threads")
-def test_the_evaluations_use_all_threads_after_a_training_on_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    seen = []
-
-    def measure(*_: object) -> None:
-        seen.append(torch.get_num_threads())
-        raise Measured
-
-    monkeypatch.setattr("mst.workflows.pretraining.pretrain", lambda *_, **__: torch.set_num_threads(1))
-    monkeypatch.setattr("mst.workflows.quickstart._measure", measure)
-    with pytest.raises(Measured):
-        command.quickstart(tmp_path / "run", config=TINY, scenes=SCENES)
-    assert seen == [2]
 
 
 def test_everything_is_there_at_the_end(tmp_path: Path) -> None:

@@ -127,6 +127,27 @@ class Noted(mst.Callback):
         self.seen.append(f"stop {error}")
 
 
+class Threads(mst.Callback):
+    """Ends a run at its start, and keeps the number of compute threads there."""
+
+    def on_start(self, folder: Path, config: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
+        self.seen = torch.get_num_threads()
+        raise mst.StopTraining
+
+
+def test_a_run_gives_the_compute_threads_back(tmp_path: Path) -> None:
+    write_scene_folder(tmp_path / "images", {"train": 16}, size=32)
+    config = mst.load_recipe("debug", {"data.train": str(tmp_path / "images" / "train"), "runtime.threads": 1})
+    before, inside = torch.get_num_threads(), Threads()
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(mst.StopTraining):
+            mst.pretrain(config, tmp_path / "run", callbacks=[inside], quiet=True)
+        assert (inside.seen, torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_callbacks_of_a_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scene_folder(tmp_path / "images", {"train": 16}, size=32)
     settings = {"data.train": str(tmp_path / "images" / "train"), "train.epochs": 1, "monitor.every_steps": 1}

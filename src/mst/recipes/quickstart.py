@@ -42,9 +42,9 @@ QUICKSTART = Recipe(
             blur=(0.5, 0.1, 0.0),
             solarize=0.0,
         ),
-        # 36 patch tokens and three narrow blocks: hundreds of images per second on one core.
+        # 36 patch tokens and three narrow blocks: about a hundred images a second on one AVX-512 core.
         model=small_vit(patch_size=8, depth=3),
-        # Some thousand steps: sharp targets from a fast teacher, and the center of the last step, as own-images has it.
+        # Few steps: sharp targets from a fast teacher, and the center of the last step, as own-images has it.
         objective=ObjectiveConfig(
             teacher_temp=0.03, teacher_momentum=0.97, teacher_momentum_end=0.99, center_momentum=0.0
         ),

@@ -7,13 +7,24 @@ operations of moderate size finish sooner when they run side by side.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
 
 T = TypeVar("T")
+
+
+@contextmanager
+def threads_kept() -> Iterator[None]:
+    """Give the process its number of compute threads back at the end, whatever is set inside."""
+    before = torch.get_num_threads()
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def compute_threads(count: int, threads: int, name: str) -> ThreadPoolExecutor:

@@ -53,6 +53,7 @@ from mst.runtime.storage.files import write_atomic
 from mst.runtime.storage.lock import only_process_in
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir, check_new_run_dir, create_run_dir, open_run_dir
+from mst.runtime.threads import threads_kept
 from mst.train.dynamics import tell_foreseen
 from mst.train.pretraining import Pretraining
 from mst.views.record import Crops
@@ -131,7 +132,7 @@ def pretrain(
         RunFailure: disk full, out of memory, collapse, too many bad steps.
         Interrupted: a signal; everything is saved.
     """
-    with logging.only_warnings(quiet):
+    with logging.only_warnings(quiet), threads_kept():
         told = Callbacks(callbacks)
         return _pretrained(config, out, told, resume=resume, overwrite=overwrite, accept=accept_changed_data)
 

@@ -88,8 +88,6 @@ def quickstart(
         RunFailure: disk full.
         Interrupted: SIGINT or SIGTERM; `mst pretrain --resume` goes on with the training.
     """
-    import torch
-
     from mst.config.load import dump_config, override
     from mst.data.synthetic.scenes import write_scene_folder
     from mst.data.synthetic.styles import MUTED_GROUNDS
@@ -106,9 +104,7 @@ def quickstart(
     size = config.views.global_size
     logging.info(f"drawing {sum(scenes.values())} scenes of {size} px into {data}")
     write_scene_folder(data, scenes, size, config.runtime.seed, MUTED_GROUNDS)
-    threads = torch.get_num_threads()
     pretrain(config, out=run_dir.root, resume=True)  # the folder is new: it starts at step 0
-    torch.set_num_threads(threads)  # evaluate on all of them, as `mst evaluate` would
     fresh, trained = (_measure(name, run_dir, config, scenes) for name in (f"random:{run_dir.root}", run_dir.root))
     before, after = (
         {name: rows[task].metrics[metric] for name, (task, metric) in HEADLINES.items()} for rows in (fresh, trained)

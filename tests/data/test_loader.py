@@ -191,6 +191,12 @@ def test_too_many_unreadable_files_end_the_run(tmp_path: Path, workers: int) -> 
     assert len(run(index, batch_size=8, total_steps=10, max_unreadable_share=0.101)) == 10
 
 
+def test_a_resumed_run_is_not_ended_by_one_bad_file_among_its_last(tmp_path: Path) -> None:
+    index = spoil(tmp_path, 40, [int(sample_order(3, 1, 40)[-1])])  # the last sample of the second epoch
+    assert len(run(index, batch_size=8, total_steps=10)) == 10
+    assert len(run(index, batch_size=8, total_steps=10, start_step=9)) == 1
+
+
 def test_the_share_is_judged_only_after_enough_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = spoil(tmp_path, 20, [int(sample_order(3, 0, 20)[0])])  # the very first sample
     monkeypatch.setattr(unreadable, "ENOUGH_TO_JUDGE", 20)

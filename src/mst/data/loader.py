@@ -135,7 +135,7 @@ class BatchLoader:
             raise UsageError(f"{workers} loader workers: use 0 for a thread or a positive number of processes")
         self.steps_per_epoch, self.wait_seconds = steps_per_epoch(epoch_samples(images), batch_size), 0.0
         parts = share.microbatches(batch_size, accumulate)
-        samples = min(self.steps_per_epoch, max(total_steps - start_step, 0)) * sum(map(len, parts))
+        samples = self.steps_per_epoch * sum(map(len, parts))  # of an epoch, also where only a few steps are left
         self.unreadable = UnreadableFiles(
             images, limit=max_unreadable_share, flag=flags.max_unreadable_share, enough=samples, listing=unreadable_file
         )

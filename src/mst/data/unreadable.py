@@ -21,14 +21,15 @@ from mst.runtime import logging
 Read = TypeVar("Read")
 
 ENOUGH_TO_JUDGE = 1000
-"""Files read before the share of unreadable ones is compared with its limit (fewer when the run reads fewer)."""
+"""Files of which the share of unreadable ones is taken while fewer have been read (fewer when an epoch has fewer)."""
 
 
 class UnreadableFiles:
     """Counts files read and files that failed, each file once, and lists the latter in a text file.
 
     Attributes:
-        limit: largest share of unreadable files among those read.
+        limit: largest share of unreadable files among those read, or among `enough` while fewer were: the first eight
+            images say nothing of all.
         flag: how the user gave the limit, for the message.
         listing: text file that gets one line per file, path TAB reason; None = no list.
     """
@@ -39,7 +40,6 @@ class UnreadableFiles:
         self.listing = listing
         self._images = images
         self._enough = min(enough, ENOUGH_TO_JUDGE)
-        self._samples = 0
         self._read = torch.zeros(len(images), dtype=torch.bool)
         self._failed = torch.zeros(len(images), dtype=torch.bool)
         self._listed = _listed_before(listing)
@@ -58,21 +58,19 @@ class UnreadableFiles:
         """Add what one chunk met.
 
         Raises:
-            DataError: more than the limit of the files read so far were unreadable.
+            DataError: more files than the limit allows were unreadable.
         """
-        self._samples += len(chunk.indices)
         self._read[chunk.read] = True
         new = {index: reason for index, reason in chunk.unreadable if not self._failed[index]}
         if new:
             self._failed[list(new)] = True
             self._append(new)
-        if self._samples >= self._enough:
-            self._judge()
+        self._judge()
 
     def _judge(self) -> None:
         """Compare the share of failures with the limit."""
         failed = self.count
-        if failed and failed > self.limit * self.files_read:
+        if failed > self.limit * max(self.files_read, self._enough):
             where = f"; {self.listing} lists them" if self.listing else ""
             raise DataError(
                 f"{failed} of the {self.files_read} images read so far are unreadable"

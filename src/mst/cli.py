@@ -189,7 +189,8 @@ def _one_of_several(words: list[str]) -> int:
                 raise told from error if told is not error else None
             # The others wait in a sum, which only the end of this process ends (torchtitan #1342).
             os._exit(_alone(error, world.name, speak=world.first or not isinstance(error, RunFailure)))
-        return status
+    leave_behind()  # torch's threads may hold tensors, and letting go of one at Python's end aborts (pytorch #179291)
+    return status
 
 
 def _alone(error: BaseException, name: str, *, speak: bool) -> int:

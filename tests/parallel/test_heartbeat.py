@@ -118,3 +118,16 @@ def test_who_was_stopped_itself_blames_nobody(server: dist.TCPStore) -> None:
             time.sleep(0.05)
         assert listener.poll() is None
         listener.kill()
+
+
+def test_a_process_ends_well_while_the_store_is_waited_for() -> None:
+    """Python aborts one whose thread comes back from the store while it ends; `Slow` lets it come back then."""
+    code = (
+        "import sys, time, datetime, torch.distributed as d; from mst.parallel.heartbeat import Heartbeat\n"
+        "class Slow:\n    def __del__(self): time.sleep(1.5)\n"
+        "connect = lambda: d.HashStore().wait(['never there'], datetime.timedelta(seconds=1))\n"
+        "sys.modules['slow'] = Slow()\n"
+        "Heartbeat(connect, ['rank 0 on a', 'rank 1 on b'], 0, every=0.05, patience=0.1, lost=str).close()"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
+    assert (done.returncode, done.stderr) == (0, "")

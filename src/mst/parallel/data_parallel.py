@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -28,15 +29,19 @@ BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in KNOWN else "broadc
 """The option's name since torch 2.14, and before."""
 
 
+@dataclass
+class Sending:
+    """When the first gradients of this step were sent; of its own, as torch never lets go of a hook's state."""
+
+    since: float | None = None
+
+
 class OneEach(Replicas):
     """One pair, or a part of one, in each process; gradients are added by what wraps it."""
 
-    sending: float | None = None
-    """When the first gradients of this step were sent."""
-
     def __init__(self, pair: TeacherStudent, world: World) -> None:
         super().__init__(pair)
-        self._world, self._last = world, True
+        self._world, self._last, self._sending = world, True, Sending()
 
     def begin_microbatch(self, *, last: bool) -> None:
         """Say that a microbatch begins, and whether it is the last one of the step."""
@@ -46,9 +51,9 @@ class OneEach(Replicas):
         """Add the sums, as `Replicas.finish` says; the gradients have been added already."""
         sums = super().finish(rows)
         self._world.add(*sums.values(), rows)
-        if self.sending is not None:  # who is late has least of this time
-            self._world.waited += time.perf_counter() - self.sending
-        self.sending = None
+        if self._sending.since is not None:  # who is late has least of this time
+            self._world.waited += time.perf_counter() - self._sending.since
+        self._sending.since = None
         return sums
 
 
@@ -59,7 +64,7 @@ class DataParallel(OneEach):
         super().__init__(pair, world)
         own_buffers: dict[str, Any] = {BUFFERS: False}  # the teacher's are the student's, BatchNorm's are shared
         self._wrapped = DistributedDataParallel(pair, gradient_as_bucket_view=True, **own_buffers)
-        self._wrapped.register_comm_hook(self, _added)
+        self._wrapped.register_comm_hook(self._sending, _added)
         # Said once by each process of kernels of one pixel, whose strides have no meaning; nothing for a user to do.
         warnings.filterwarnings("ignore", message="Grad strides do not match bucket view strides")
 
@@ -78,7 +83,7 @@ class DataParallel(OneEach):
 
 def _added(state, bucket):  # type: ignore[no-untyped-def]  # torch compares annotations, which are text here
     """Add a bucket of gradients over all processes; `state` notes when its first one was ready."""
-    state.sending = state.sending or time.perf_counter()
+    state.since = state.since or time.perf_counter()
     work = dist.all_reduce(bucket.buffer(), async_op=True)
     assert work is not None
     return work.get_future().then(lambda done: done.value()[0])

@@ -7,6 +7,7 @@ the store where they met, that it is there; the first one listens to all, the ot
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import os
 import sys
@@ -69,9 +70,17 @@ class Heartbeat:
             thread.start()
 
     def close(self) -> None:
-        """Say that this process ends in good order, and listen no more."""
+        """Say that this process ends in good order, and listen no more; wait until both threads have ended.
+
+        Python aborts a process that ends while a thread of it is inside the store (pytorch #38228). One that waits for
+        a host that is cut off is waited for once more at the end of the process, until the system gives up.
+        """
         self._ended.set()
-        self._threads[0].join(self._every)
+        ends = time.monotonic() + self._patience
+        for thread in self._threads:
+            thread.join(max(0.0, ends - time.monotonic()))
+            if thread.is_alive():
+                atexit.register(thread.join)
 
     def _beat(self) -> None:
         """Give signs, and note whose new ones are there."""

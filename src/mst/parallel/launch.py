@@ -152,10 +152,9 @@ def joined(launch: Launch, *, minutes: float = MINUTES) -> Iterator[None]:
         store = found()
         attempt = meet(store, rank, size, seconds=MEETING)
         dist.init_process_group(backend, store=PrefixStore(attempt, store), rank=rank, world_size=size, timeout=limit)
-        control = dist.new_group(backend="gloo", timeout=limit)
+        world = World(rank, size, launch.local_rank, launch.local_size, dist.new_group(backend="gloo", timeout=limit))
     except (RuntimeError, ValueError, OSError) as error:
         raise RunFailure(_unmet(launch, error)) from error
-    world = World(rank, size, launch.local_rank, launch.local_size, control)
     names = world.collect(world.name)
     beat = Heartbeat(lambda: PrefixStore(attempt, found()), names, rank)
     enter(world)
@@ -166,6 +165,7 @@ def joined(launch: Launch, *, minutes: float = MINUTES) -> Iterator[None]:
         leave()
         beat.close()
     dist.destroy_process_group()
+    world.control = None  # nobody holds the group any more, so its threads end here: later ones would meet Python's end
 
 
 def _unmet(launch: Launch, error: BaseException) -> str:

@@ -1,4 +1,7 @@
-"""Ending the process although one of its threads hangs in a read that never returns (a dead network mount)."""
+"""Ending the process although it has threads that Python's end must not meet.
+
+One may hang in a read that never returns (a dead network mount); torch's threads of several processes may hold tensors.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,18 @@ import os
 import sys
 from contextlib import suppress
 
-_hanging = False
+_left = False
 
 
 def leave_behind() -> None:
-    """Note that a thread hangs for good: at a normal exit the interpreter would wait for it."""
-    global _hanging  # noqa: PLW0603  (it is the process's)
-    _hanging = True
+    """Note that there are such threads: at a normal exit the interpreter would wait for them, or abort."""
+    global _left  # noqa: PLW0603  (it is the process's)
+    _left = True
 
 
 def end_process(status: int) -> None:
     """End the process at once if a thread was left behind, else do nothing."""
-    if not _hanging:
+    if not _left:
         return
     for stream in (sys.stdout, sys.stderr):
         with suppress(Exception):

@@ -53,6 +53,7 @@ QUESTIONS = (
     ("Is self-distillation needed?", "mst", "restoration"),
     ("BatchNorm in MST's head?", "mst", "plain"),
     ("BatchNorm in DINO's head?", "dino", "dino-plain"),
+    ("Does the method help without BatchNorm?", "plain", "dino-plain"),
     ("Do fixed position embeddings help?", "fixed", "mst"),
 )
 """Question, and the two arms that answer it."""

@@ -24,6 +24,12 @@ if os.environ.get("CI"):
 
 
 @pytest.fixture(autouse=True)
+def _stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a slow read of one test from ending this process with the next command that is called inside it."""
+    monkeypatch.setattr("mst.runtime.leaving._left", False)
+
+
+@pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
     """Give back the compute threads that a test took: sums of another number of threads have other last bits."""
     before = torch.get_num_threads()

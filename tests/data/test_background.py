@@ -51,7 +51,9 @@ def test_threads_end_with_their_reader() -> None:
 
 
 def test_what_waits_is_cancelled_and_what_hangs_keeps_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    left: list[bool] = []
     monkeypatch.setattr("mst.data.background.CLOSING", 0.05)
+    monkeypatch.setattr("mst.data.background.leave_behind", lambda: left.append(True))
     hang = threading.Event()
     pool = BackgroundThreads("test", 2)
     calls = [pool.submit(hang.wait) for _ in range(5)]
@@ -60,6 +62,7 @@ def test_what_waits_is_cancelled_and_what_hangs_keeps_nobody(monkeypatch: pytest
     started = time.monotonic()
     pool.shutdown(cancel_futures=True)
     assert time.monotonic() - started < 2
+    assert left == [True]
     assert [call.cancelled() for call in calls[2:]] == [True] * 3
     hang.set()
     assert [call.result(1) for call in calls[:2]] == [True, True]

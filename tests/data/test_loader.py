@@ -251,6 +251,7 @@ def test_stopping_early_leaves_nothing_behind(images: ImageIndex, workers: int) 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_read_that_hangs_keeps_nobody(images: ImageIndex, workers: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mst.data.background.CLOSING", 0.1)
+    monkeypatch.setattr("mst.data.background.leave_behind", lambda: None)
     loader = BatchLoader(images, stalled, batch_size=5, seed=0, total_steps=9, workers=workers)
     waiting = threading.Thread(target=lambda: suppress_all(lambda: next(loader)), daemon=True)
     waiting.start()

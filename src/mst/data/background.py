@@ -9,6 +9,8 @@ from concurrent.futures import Executor, Future
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+from mst.runtime.leaving import leave_behind
+
 Item = TypeVar("Item")
 Read = TypeVar("Read")
 
@@ -40,7 +42,10 @@ class BackgroundThreads(Executor):
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """End the threads after what waits, or with `cancel_futures` after the present calls; wait a few seconds."""
+        """End the threads after what waits, or with `cancel_futures` after the present calls; wait a few seconds.
+
+        One that is still reading then is left behind: Python aborts if a library's read comes back while it ends.
+        """
         while cancel_futures:
             try:
                 call = self._calls.get_nowait()
@@ -53,6 +58,8 @@ class BackgroundThreads(Executor):
         if wait:
             for thread in self._threads:
                 thread.join(CLOSING)
+            if any(thread.is_alive() for thread in self._threads):
+                leave_behind()
 
     def _run(self) -> None:
         while (call := self._calls.get()) is not None:

@@ -25,7 +25,7 @@ if os.environ.get("CI"):
 
 @pytest.fixture(autouse=True)
 def _stays(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep a slow read of one test from ending this process with the next command that is called inside it."""
+    """Forget a thread that a test left behind: the next command called inside this process would end it."""
     monkeypatch.setattr("mst.runtime.leaving._left", False)
 
 

@@ -127,7 +127,7 @@ def test_a_process_ends_well_while_the_store_is_waited_for() -> None:
         "class Slow:\n    def __del__(self): time.sleep(1.5)\n"
         "connect = lambda: d.HashStore().wait(['never there'], datetime.timedelta(seconds=1))\n"
         "sys.modules['slow'] = Slow()\n"
-        "Heartbeat(connect, ['rank 0 on a', 'rank 1 on b'], 0, every=0.05, patience=0.1, lost=str).close()"
+        "Heartbeat(connect, ['rank 0 on a', 'rank 1 on b'], 0, every=0.05, patience=20, lost=str).close()"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stderr) == (0, "")

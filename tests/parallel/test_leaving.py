@@ -1,26 +1,17 @@
-"""What is left of several processes' talk when they have parted: no thread that Python's end could meet."""
+"""What is left of several processes' talk when they have parted: no thread that could come back while Python ends."""
 
 from __future__ import annotations
 
+import atexit
 import json
-import subprocess
-import sys
+import os
 from pathlib import Path
 
-from parallel.processes import environments
+from parallel.processes import run_in_processes
+from parallel.test_data_parallel import train_all
 
 WORKERS = "pt_gloo_runloop"
 """The system's name of the threads in which torch's gloo groups work."""
-CODE = """
-import sys
-from mst.parallel.launch import from_environment, joined
-from parallel.test_data_parallel import train_all
-from parallel.test_leaving import workers
-with joined(from_environment(), minutes=3):
-    train_all(*sys.argv[1:])
-    assert workers() == 4, workers()  # two of each group
-assert workers() == 0, workers()
-"""
 
 
 def workers() -> int:
@@ -28,9 +19,14 @@ def workers() -> int:
     return sum(path.read_text().strip() == WORKERS for path in Path("/proc/self/task").glob("*/comm"))
 
 
+def train_and_count(folder: str, cases: str) -> None:
+    """Train; when Python is about to end, end with the number of threads that are left."""
+    train_all(folder, cases)
+    assert workers() == 4, "two of each group"
+    atexit.register(lambda: os._exit(workers()))
+
+
 def test_groups_end_with_the_training_that_they_were_for(tmp_path: Path) -> None:
     """A thread that lets go of a tensor while Python ends aborts the process (pytorch #179291)."""
-    words = [sys.executable, "-c", CODE, str(tmp_path), json.dumps(["BatchNorm, accumulate 2"])]
-    started = [subprocess.Popen(words, env=each, stderr=subprocess.PIPE, text=True) for each in environments(2)]
-    said = [process.communicate(timeout=200)[1] for process in started]
-    assert [process.returncode for process in started] == [0, 0], said
+    cases = json.dumps(["BatchNorm, accumulate 2"])
+    run_in_processes("parallel.test_leaving:train_and_count", 2, str(tmp_path), cases)

@@ -44,7 +44,8 @@ class BackgroundThreads(Executor):
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """End the threads after what waits, or with `cancel_futures` after the present calls; wait a few seconds.
 
-        One that is still reading then is left behind: Python aborts if a library's read comes back while it ends.
+        A thread that is still reading then is left behind: Python aborts if it comes back from a library while Python
+        ends.
         """
         while cancel_futures:
             try:

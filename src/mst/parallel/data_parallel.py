@@ -31,7 +31,7 @@ BUFFERS = "forward_sync_buffers" if "forward_sync_buffers" in KNOWN else "broadc
 
 @dataclass
 class Sending:
-    """When the first gradients of this step were sent; of its own, as torch never lets go of a hook's state."""
+    """When the first gradients of this step were sent; an object that torch may keep, with DDP's hook."""
 
     since: float | None = None
 

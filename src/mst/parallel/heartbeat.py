@@ -70,17 +70,15 @@ class Heartbeat:
             thread.start()
 
     def close(self) -> None:
-        """Say that this process ends in good order, and listen no more; wait until both threads have ended.
+        """Say that this process ends in good order, and listen no more.
 
-        Python aborts a process that ends while a thread of it is inside the store (pytorch #38228). One that waits for
-        a host that is cut off is waited for once more at the end of the process, until the system gives up.
+        A sign of life that is still on its way then is waited for once more before Python ends: Python aborts if a
+        thread comes back from the store while it ends (pytorch #38228).
         """
         self._ended.set()
-        ends = time.monotonic() + self._patience
-        for thread in self._threads:
-            thread.join(max(0.0, ends - time.monotonic()))
-            if thread.is_alive():
-                atexit.register(thread.join)
+        self._threads[0].join(self._every)
+        if self._threads[0].is_alive():
+            atexit.register(self._threads[0].join, self._patience)
 
     def _beat(self) -> None:
         """Give signs, and note whose new ones are there."""

@@ -165,7 +165,7 @@ def joined(launch: Launch, *, minutes: float = MINUTES) -> Iterator[None]:
         leave()
         beat.close()
     dist.destroy_process_group()
-    world.control = None  # nobody holds the group any more, so its threads end here: later ones would meet Python's end
+    world.control = None  # the last reference: the group's threads end now, not while Python ends
 
 
 def _unmet(launch: Launch, error: BaseException) -> str:

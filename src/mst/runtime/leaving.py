@@ -1,6 +1,6 @@
-"""Ending the process although it has threads that Python's end must not meet.
+"""Ending the process at once, where a thread of it would keep Python from ending well.
 
-One may hang in a read that never returns (a dead network mount); torch's threads of several processes may hold tensors.
+It may hang in a read that never returns (a dead network mount), or come back from a library while Python ends.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _left = False
 
 
 def leave_behind() -> None:
-    """Note that there are such threads: at a normal exit the interpreter would wait for them, or abort."""
+    """Note that there is such a thread: at a normal exit the interpreter would wait for it, or abort."""
     global _left  # noqa: PLW0603  (it is the process's)
     _left = True
 

@@ -26,6 +26,13 @@ def test_first_is_noted_second_interrupts(capfd: pytest.CaptureFixture[str]) -> 
     assert capfd.readouterr().err == "\nSIGTERM: wait\n"
 
 
+def test_a_process_that_does_not_speak_notes_the_signal_only(capfd: pytest.CaptureFixture[str]) -> None:
+    with GracefulStop(None) as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert stop.signum == signal.SIGTERM
+    assert capfd.readouterr().err == ""
+
+
 def test_other_threads_leave_handlers_alone() -> None:
     found = []
 

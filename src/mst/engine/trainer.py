@@ -65,7 +65,7 @@ class Trainer(Generic[Batch]):
         """
         then = "saving" if self.saver.store else "stopping; nothing is saved without --checkpoints"
         notice = f"finishing this step, then {then} (Ctrl-C again: stop at once)"
-        with GracefulStop(notice) as stop:
+        with GracefulStop(notice if self.world.first else None) as stop:  # a terminal's signal reaches all processes
             try:
                 with self.progress:
                     self._begin()

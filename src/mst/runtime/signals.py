@@ -31,8 +31,8 @@ class GracefulStop:
         signum: the signal that was noted, or None.
     """
 
-    def __init__(self, notice: str) -> None:
-        """Write `notice` to stderr when a signal is noted."""
+    def __init__(self, notice: str | None) -> None:
+        """Write `notice` to stderr when a signal is noted; None = write nothing."""
         self.signum: int | None = None
         self._notice = notice
         self._owner = os.getpid()
@@ -67,7 +67,8 @@ class GracefulStop:
             raise KeyboardInterrupt
         if self.signum is None:
             self.signum = signum
-            _tell(f"\n{signal.Signals(signum).name}: {self._notice}\n")
+            if self._notice is not None:
+                _tell(f"\n{signal.Signals(signum).name}: {self._notice}\n")
 
 
 class Signalled(BaseException):

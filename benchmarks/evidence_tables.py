@@ -130,10 +130,17 @@ def arms_table(name: str, values: Values) -> list[str]:
     """Return one line an arm: mean and spread over seeds, and links to the runs."""
     lines = [f"| {name} | runs | " + " | ".join(METRICS) + " |", "|---" * (len(METRICS) + 2) + "|"]
     for arm, seeds in values.items():
-        links = " ".join(f"[{seed}](../runs/evidence/{name}/{arm}/seed_{seed})" for seed in seeds)
+        links = " ".join(_link(f"{name}/{arm}/seed_{seed}", str(seed)) for seed in seeds)
         cells = [_cell([row[title] for row in seeds.values() if title in row]) for title in METRICS]
         lines.append(" | ".join([f"| {arm}", links, *cells]) + " |")
     return lines
+
+
+def _link(folder: str, seed: str) -> str:
+    """Return a link to a run; one that was not computed in bfloat16, as the protocol has it, says in what."""
+    precision = json.loads((RUNS / folder / "environment.json").read_text())["precision"].split(":")[0]
+    named = seed if precision == "bfloat16" else f"{seed} ({precision})"
+    return f"[{named}](../runs/evidence/{folder})"
 
 
 def _cell(found: Sequence[float]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import statistics
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_differences_are_paired() -> None:
     assert one is not None
     assert one.verdict == "one seed: no answer"
     assert evidence.difference(VALUES, "linear", "mst", "block") is None
+
+
+def test_a_run_in_another_compute_type_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evidence, "RUNS", tmp_path)
+    for seed, precision in enumerate(("bfloat16: this CPU has it", "float32: this CPU has no bfloat16")):
+        folder = tmp_path / "cifar10" / "mst" / f"seed_{seed}"
+        folder.mkdir(parents=True)
+        (folder / "environment.json").write_text(json.dumps({"precision": precision}))
+    line = evidence.arms_table("cifar10", {"mst": {0: {}, 1: {}}})[2]
+    assert "[0](../runs/evidence/cifar10/mst/seed_0) [1 (float32)](../runs/evidence/cifar10/mst/seed_1)" in line
 
 
 def test_tables_name_runs_and_arms() -> None:

@@ -7,8 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from mst.planning.environment import continued
+from mst.planning import environment
+from mst.planning.environment import continued, cpu_name, describe_environment
 from mst.report.page import Fact, environment_facts
 
 A, B, C = ({"commit": letter, "torch": "2.8"} for letter in "abc")
@@ -46,3 +48,15 @@ def test_damaged_records_are_nothing_known(tmp_path: Path, text: str) -> None:
 def test_the_report_says_what_was_otherwise() -> None:
     facts = environment_facts({**B, "earlier": [{**A, "until_step": 1200}]})
     assert facts[-1] == Fact("until step 1\N{NARROW NO-BREAK SPACE}200", "commit a")
+
+
+def test_the_processor_and_its_instructions_are_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    told = tmp_path / "cpuinfo"
+    told.write_text("processor\t: 0\nmodel name\t: A Processor: Mark 2\nmodel name\t: another\n")
+    monkeypatch.setattr(environment, "Path", lambda _: told)
+    assert cpu_name() == f"A Processor: Mark 2, {torch.backends.cpu.get_cpu_capability()}"
+    told.unlink()
+    monkeypatch.setattr(environment.platform, "processor", lambda: "")
+    assert cpu_name() == torch.backends.cpu.get_cpu_capability()
+    monkeypatch.undo()
+    assert describe_environment(torch.device("cpu"), "float32: asked for")["cpu"] == cpu_name()

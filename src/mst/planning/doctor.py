@@ -17,7 +17,7 @@ import torch
 
 from mst.errors import UsageError
 from mst.parallel.launch import from_environment
-from mst.planning.environment import device_name, git_commit
+from mst.planning.environment import cpu_name, device_name, git_commit
 from mst.runtime.device import cpu_has_bfloat16, free_memory, select_device, select_precision
 from mst.version import VERSION
 
@@ -93,7 +93,7 @@ def _device() -> Iterator[Finding]:
     yield Finding("device", device_name(device), "ok" if device.type == "cuda" else "note", _cuda_advice(device))
     yield Finding("compute type", reason)
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    yield Finding("CPU", f"{cores} cores to use, {torch.backends.cpu.get_cpu_capability()}")
+    yield Finding("CPU", f"{cores} cores to use, {cpu_name()}")
     native = cpu_has_bfloat16()
     yield Finding(
         "bfloat16 on the CPU",

@@ -35,6 +35,7 @@ def describe_environment(device: torch.device, precision: str) -> dict[str, Any]
         "system": f"{platform.system()} {platform.machine()}",
         "device": device_name(device),
         "precision": precision,
+        "cpu": cpu_name(),
         "cpu_cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
@@ -75,6 +76,20 @@ def device_name(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{device} ({torch.cuda.get_device_name(device)})"
     return str(device)
+
+
+def cpu_name() -> str:
+    """Return the processor's model, where the system says it, and the instructions that torch uses on it.
+
+    Processors of one model may be given different instructions by a virtual machine, and torch rounds otherwise with
+    each: numbers of two runs can be equal to the last digit only where both are.
+    """
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:  # not Linux, or not mounted
+        lines = []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return ", ".join(filter(None, (model or platform.processor(), torch.backends.cpu.get_cpu_capability())))
 
 
 def git_commit() -> str | None:

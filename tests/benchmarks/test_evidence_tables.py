@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import statistics
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 # Not by sys.path: names of other benchmarks (views) would hide packages of tests.
@@ -36,23 +38,23 @@ def test_noise_is_pooled_over_arms() -> None:
 
 
 def test_differences_are_paired() -> None:
-    clear = evidence.difference(VALUES, "linear", "unmasked", "dino")
+    clear = evidence.difference(VALUES, "linear", ["unmasked"], ["dino"])
     noise = evidence.pooled_noise(VALUES, "linear")
     assert clear is not None
     assert noise is not None
     assert clear.mean == pytest.approx((2 + 4 + 2.5) / 3)
     assert clear.error == pytest.approx(noise * (2 / 3) ** 0.5)
     assert clear.verdict == "yes"
-    tie = evidence.difference(VALUES, "linear", "mst", "unmasked")
+    tie = evidence.difference(VALUES, "linear", ["mst"], ["unmasked"])
     assert tie is not None
     assert tie.verdict == "no difference found"
-    back = evidence.difference(VALUES, "linear", "dino", "unmasked")
+    back = evidence.difference(VALUES, "linear", ["dino"], ["unmasked"])
     assert back is not None
     assert back.verdict == "no, the reverse"
-    one = evidence.difference(VALUES, "linear", "mst", "random")
+    one = evidence.difference(VALUES, "linear", ["mst"], ["random"])
     assert one is not None
     assert one.verdict == "one seed: no answer"
-    assert evidence.difference(VALUES, "linear", "mst", "block") is None
+    assert evidence.difference(VALUES, "linear", ["mst"], ["block"]) is None
 
 
 def test_a_run_in_another_compute_type_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,6 +65,32 @@ def test_a_run_in_another_compute_type_says_so(tmp_path: Path, monkeypatch: pyte
         (folder / "environment.json").write_text(json.dumps({"precision": precision}))
     line = evidence.arms_table("cifar10", {"mst": {0: {}, 1: {}}})[2]
     assert "[0](../runs/evidence/cifar10/mst/seed_0) [1 (float32)](../runs/evidence/cifar10/mst/seed_1)" in line
+
+
+def test_a_difference_of_differences_takes_the_noise_of_four_arms() -> None:
+    found = evidence.difference(VALUES, "linear", ["mst", "dino"], ["unmasked", "random"])
+    noise = evidence.pooled_noise(VALUES, "linear")
+    assert found is not None
+    assert noise is not None
+    assert found.pairs == (53 + 50 - 52 - 40,)
+    assert found.error == pytest.approx(2 * noise)
+
+
+def test_how_large_a_difference_is_found_four_times_in_five() -> None:
+    """Counted with other experiments than those it was set by."""
+    draws = np.random.default_rng(7)
+    for seeds in (2, 3):
+        shift = evidence.errors_to_find(seeds)
+        rows = draws.normal(shift, math.sqrt(seeds), (20_000, seeds))
+        found = [row.mean() > 2 and min(row) > 0 for row in rows]
+        assert statistics.fmean(found) == pytest.approx(0.8, abs=0.01)
+        assert shift > 2.84, "more than without the rule of signs"
+
+
+def test_attention_stands_beside_what_needs_no_network() -> None:
+    row = {"COCO Jaccard": 10.0, "COCO Jaccard, compared with": 25.0, "COCO pointing": 40.0}
+    line = evidence.objects_table("cifar10", {"mst": {0: row, 1: row}})[2]
+    assert line.startswith("| mst | 10.0 ± 0.0 (25.0) | 40.0 ± 0.0 | - |")
 
 
 def test_tables_name_runs_and_arms() -> None:
@@ -80,3 +108,9 @@ def test_scores_without_labels_are_ranked_against_those_with() -> None:
     ranked = evidence.ranks_table({"mst": dict(enumerate(numbers))})
     assert ranked[2:] == ["| RankMe | 5 | +1.00 | -1.00 |"]
     assert evidence.ranks_table({"mst": dict(enumerate(numbers[:4]))}) == []
+
+
+def test_the_page_shows_the_runs_that_are_there() -> None:
+    assert evidence.tables(evidence.read_all()) in evidence.PAGE.read_text(encoding="utf-8"), (
+        "run benchmarks/evidence_tables.py"
+    )

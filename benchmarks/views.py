@@ -20,7 +20,8 @@ from torch import Tensor
 from torchvision import transforms
 
 from mst.config.schema import ViewsConfig
-from mst.data.decoding import Detail, decode_image
+from mst.data.decoding import decode_image
+from mst.data.formats.jpeg import Detail
 from mst.views.multicrop import MultiCrop
 from mst.views.normalise import normalise
 from mst.views.parameters import least_image

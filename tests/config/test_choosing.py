@@ -164,12 +164,15 @@ def test_a_backbone_of_the_users_keeps_its_own_sizes() -> None:
 
 
 def test_too_few_minutes_say_what_is_possible() -> None:
-    images, much = facts(10_000, (300, 300)), "--minutes 1 is too short for one pass over 10,000 images at 20 images/s"
+    images, much = (
+        facts(10_000, (300, 300)),
+        "--minutes 1 is too short for one pass over 10,000 images to learn from at 20 images/s",
+    )
     chosen = choose(own(1), images, CPU)
     with pytest.raises(UsageError, match=much) as said:
         lengthen(chosen, images, CPU, images_per_second=20.0)
     assert "--minutes 9.3 or more" in str(said.value)
-    assert "--data.limit 108" in str(said.value)
+    assert "--data.limit 972" in str(said.value)
 
 
 def test_near_duplicates_count_for_less() -> None:

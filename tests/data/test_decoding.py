@@ -12,9 +12,10 @@ import torch
 from PIL import Image
 
 from data.pictures import DAMAGES, claim_size, damaged, decode_or_refuse, encoded, texture, write_textures
-from mst.data import decoding
-from mst.data.decoding import Detail, UnreadableImage, decode_image, jpeg_header
+from mst.data.decoding import UnreadableImage, decode_image
+from mst.data.formats import jpeg
 from mst.data.formats import large as large_images
+from mst.data.formats.jpeg import Detail, jpeg_header
 from mst.runtime import images
 
 RGB = texture()
@@ -66,7 +67,7 @@ def test_native_jpeg_agrees_with_pillow(
 ) -> None:
     path = write(tmp_path / "a.jpg", RGB, "JPEG", **options)
     native = decode_image(path, channels=channels).int()
-    monkeypatch.setattr(decoding, "_NATIVE_JPEG", None)
+    monkeypatch.setattr(jpeg, "NATIVE_JPEG", None)
     assert (native - decode_image(path, channels=channels).int()).abs().max() <= 3
 
 
@@ -198,9 +199,9 @@ def test_a_huge_claimed_size_is_refused_before_decoding(tmp_path: Path, form: st
 
 def test_the_guard_is_exact(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = write(tmp_path / "a.jpg", RGB, "JPEG")
-    monkeypatch.setattr(decoding, "MAX_PIXELS", 40 * 56)
+    monkeypatch.setattr(jpeg, "MAX_PIXELS", 40 * 56)
     assert decode_image(path).shape == (3, 40, 56)
-    for module in (decoding, images):
+    for module in (jpeg, images):
         monkeypatch.setattr(module, "MAX_PIXELS", 40 * 56 - 1)
     with pytest.raises(UnreadableImage, match="claims 56x40 pixels, at most 2239"):
         decode_image(path)

@@ -18,7 +18,8 @@ from torch import Tensor
 from data.pictures import by_sample, write_textures
 from mst.data import loader as loader_module
 from mst.data import reader, unreadable
-from mst.data.decoding import Detail, decode_image, read_image
+from mst.data.decoding import decode_image, read_image
+from mst.data.formats.jpeg import Detail
 from mst.data.loader import BatchLoader, Flags, StackedBatch, _chunks
 from mst.data.reader import ImageCache
 from mst.data.sampler import Share, batch_indices, sample_order

@@ -27,7 +27,7 @@ from mst.data.packing.pack import PackOptions, pack
 from mst.data.packing.shards import verify
 from mst.data.sources import open_images
 from mst.data.survey import inspect_images
-from mst.errors import RunFailure, UsageError
+from mst.errors import DataError, RunFailure, UsageError
 
 
 def labelled(root: Path) -> Path:
@@ -261,3 +261,42 @@ def test_a_kill_before_the_first_shard(tmp_path: Path, monkeypatch: pytest.Monke
             packed(source, tmp_path / "out")
     assert (tmp_path / "out/classes.txt").exists()
     assert packed(source, tmp_path / "out")["packed"] == 14
+
+
+def test_more_than_eight_bits_and_other_channels_are_copied(tmp_path: Path) -> None:
+    tifffile = pytest.importorskip("tifffile")
+    draw = np.random.default_rng(0)
+    (tmp_path / "a").mkdir()
+    for name, shape, kind in (
+        ("rgb", (40, 50, 3), np.uint16),
+        ("bands", (40, 50, 5), np.uint16),
+        ("whole", (40, 50), np.int32),
+        ("float", (40, 50, 3), np.float32),
+    ):
+        options = {"photometric": "rgb"} if shape[-1] == 3 else {"photometric": "minisblack"}
+        values = draw.integers(4096, size=shape).astype(kind)
+        tifffile.imwrite(
+            tmp_path / "a" / f"{name}.tif", values, planarconfig="contig" if len(shape) > 2 else None, **options
+        )
+    noise = draw.integers(256, size=(40, 50, 6), dtype=np.uint8)
+    (tmp_path / "a" / "deep.ppm").write_bytes(b"P6\n# of 16 bits\n50 40\n65535\n" + noise.tobytes())
+    (tmp_path / "a" / "flat.ppm").write_bytes(b"P6\n50 40\n255\n" + noise[..., :3].tobytes())
+    row = packed(tmp_path / "a", tmp_path / "b", encoding=Encoding(resize=16))
+    assert (row["packed"], row["changed"], row["deep"], row["unreadable"]) == (6, 1, 5, [])
+    with tarfile.open(tmp_path / "b" / row["shards"][0]["name"]) as file:
+        there = {file.extractfile(entry).read() for entry in file if not entry.name.endswith((".txt", ".json"))}  # type: ignore[union-attr]
+    assert {path.read_bytes() for path in (tmp_path / "a").iterdir() if path.name != "flat.ppm"} <= there
+
+
+def test_nothing_that_can_be_packed_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    for name in "xyz":
+        (tmp_path / "a" / f"{name}.jpg").write_bytes(b"\xff\xd8\xff nothing")
+    with pytest.raises(DataError, match=r"none of 3 images can be packed, the first: .*x\.jpg: "):
+        packed(tmp_path / "a", tmp_path / "b")
+
+
+def test_a_class_may_be_called_raw(tmp_path: Path) -> None:
+    for name in ("raw", "cooked"):
+        write_textures(tmp_path / "a" / name, 3)
+    assert packed(tmp_path / "a", tmp_path / "b")["classes"] == ["cooked", "raw"]

@@ -36,6 +36,8 @@ USUAL_MINUTES: Mapping[str, float] = {"cpu": 15.0, "cuda": 240.0}
 """Length of a run that nobody gave a time for."""
 TRAINING_SHARE = 0.9
 """Of the time; the rest goes into the start, checkpoints and pictures."""
+SPEED_HELD = 0.9
+"""Of the speed measured now, what another measurement may find."""
 MOST_EPOCHS = 1_500.0
 """Beyond, a network learns its images by heart."""
 STEP_BATCHES = 1_000
@@ -334,10 +336,10 @@ def _intervals(picks: Picks, steps: int) -> None:
 def _too_short(count: int, speed: float, minutes: float, given: frozenset[str]) -> str:
     """Say what is possible where one pass takes too long."""
     needed = count / (speed * 60 * TRAINING_SHARE)
-    possible = int(minutes * 60 * TRAINING_SHARE * speed / 10)
+    possible = int(minutes * 60 * TRAINING_SHARE * speed * SPEED_HELD)
     smaller = " or smaller crops (--views.global-size)" if "views.global_size" in given else ""
     part = f", or at most {flag('data.limit')} {possible} of them" if possible >= 2 else ""
     return (
-        f"--minutes {minutes:g} is too short for one pass over {count:,} images at {speed:.3g} images/s: "
+        f"--minutes {minutes:g} is too short for one pass over {count:,} images to learn from at {speed:.3g} images/s: "
         f"give --minutes {math.ceil(needed * 10) / 10:g} or more{smaller}{part}"
     )

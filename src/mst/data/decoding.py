@@ -1,7 +1,6 @@
 """The bytes of one image to one uint8 tensor: every common form of picture, and one exception for everything else.
 
-Plain JPEGs take torchvision's native decoder (about 1.5x Pillow at 500x375, 4x at 32x32), all else Pillow. Its operator
-is called directly because `torchvision.io` warns of its own removal; where the operator is missing Pillow does it all.
+Plain JPEGs take torchvision's native decoder, TIFFs that Pillow does not read right tifffile, all else Pillow.
 """
 
 from __future__ import annotations
@@ -11,14 +10,14 @@ import math
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
-import torchvision  # noqa: F401  (registers torch.ops.image)
 from PIL import Image, ImageSequence
 from torch import Tensor
 
+from mst.data.formats.jpeg import Detail, jpeg_reduction, plain_jpeg
+from mst.data.formats.jpeg2000 import check_depth
 from mst.data.formats.large import AS_STORED, NATIVE_PNG, by_strips, is_large, large_png, rows_at_a_time
 from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header
 from mst.data.formats.tiff import Page, have_tifffile, pillow_reads, read_pages
@@ -26,7 +25,6 @@ from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
 from mst.errors import DataError, MissingExtra, Unreachable
 from mst.runtime.images import (
-    MAX_PIXELS,
     PNG_MAGIC,
     open_image,
     orientation,
@@ -37,28 +35,10 @@ from mst.runtime.images import (
     without_remarks,
 )
 
-_NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
-_READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
 DEEP_COLOURS = {b"\x10\2", b"\x10\4", b"\x10\6"}
 """Depth and colour type of PNGs of which Pillow gives the upper 8 of 16 bits."""
 _FEW_BITS = 63
 """Largest high byte of 16 bits of which 14 or fewer are used."""
-
-
-class Detail(NamedTuple):
-    """What an image has to keep where a JPEG is decoded at a part of its size.
-
-    Attributes:
-        pixels: height times width.
-        side: the shorter side.
-    """
-
-    pixels: int
-    side: int
-
-
-REDUCTIONS = (8, 4)
-"""libjpeg decodes at these fractions of the size from a few coefficients of each 8 x 8 block; 1/2 gains no time."""
 
 
 class UnreadableImage(DataError):
@@ -141,7 +121,7 @@ def _decoded(name: str, read: Callable[[], bytearray], channels: int, enough: De
         if not pillow_reads(data):
             return _decode_tiff(name, data, channels, scale)
         reduction = 1 if enough is None else jpeg_reduction(data, enough)
-        image = _decode_plain_jpeg(data, channels) if reduction == 1 else None
+        image = plain_jpeg(data, channels) if reduction == 1 else None
         if image is None and data.startswith(PNG_MAGIC):
             image = decode_large_png(data, channels, scale)
         return image if image is not None else _decode_with_pillow(name, data, channels, reduction, scale)
@@ -153,52 +133,6 @@ def _decoded(name: str, read: Callable[[], bytearray], channels: int, enough: De
         raise UnreadableImage(name, "not enough memory to decode it") from error
     except Exception as error:  # a decoder may stumble over damaged bytes in any way
         raise UnreadableImage(name, said(error)) from error
-
-
-def jpeg_header(data: bytes | bytearray) -> tuple[int, int, int] | None:
-    """Return (H, W, components) as an 8-bit JPEG's frame header claims them, or None (ITU-T T.81, annex B)."""
-    if data[:3] != b"\xff\xd8\xff":
-        return None
-    at = 2
-    while at + 9 < len(data):
-        if data[at] != 0xFF:
-            return None
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-        elif 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
-            if data[at + 4] != 8:
-                return None
-            return data[at + 5] << 8 | data[at + 6], data[at + 7] << 8 | data[at + 8], data[at + 9]
-        else:
-            at += 2 + (data[at + 2] << 8 | data[at + 3])
-    return None
-
-
-def jpeg_reduction(data: bytes | bytearray, enough: Detail) -> int:
-    """Return by how much the sides of a JPEG can be divided while it keeps what is enough; 1 for all other files."""
-    header = jpeg_header(data)
-    if header is None or header[2] not in {1, 3}:
-        return 1
-    sides = [(header[0] // reduction, header[1] // reduction, reduction) for reduction in REDUCTIONS]
-    fits = (by for height, width, by in sides if height * width >= enough.pixels and min(height, width) >= enough.side)
-    return next(fits, 1)
-
-
-def _decode_plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
-    """Decode a grey or three-component JPEG natively; None = leave it to Pillow, whose word on damage counts."""
-    if _NATIVE_JPEG is None or channels not in {1, 3}:
-        return None
-    header = jpeg_header(data)
-    if header is None or header[2] not in {1, 3} or header[0] * header[1] > MAX_PIXELS:
-        return None
-    try:
-        image: Tensor = _NATIVE_JPEG(
-            torch.frombuffer(data, dtype=torch.uint8), _READ_RGB if channels == 3 else _READ_GREY, True
-        )  # [C, H, W]
-    except RuntimeError:
-        return None
-    return image[None].contiguous(memory_format=torch.channels_last)[0]
 
 
 def decode_large_png(data: bytearray, channels: int, scale: Scale = BY_TYPE) -> Tensor | None:
@@ -231,12 +165,14 @@ def _decode_with_pillow(name: str, data: bytearray, channels: int, reduction: in
         if reduction > 1:
             image.draft(None, (image.width // reduction, image.height // reduction))
         # [H, W] or [H, W, channels]
+        if image.format == "JPEG2000":
+            check_depth(data)
         if channels in {1, 3}:
             whole = upright(image)
             deep = _deep_colours(data, image, scale)
             pixels = _grey_or_rgb(whole if deep is None else deep, channels, scale, image.format)
         else:
-            pixels = _bands(name, image, channels, scale)
+            pixels = _bands(name, data, image, channels, scale)
     pixels = np.require(np.atleast_3d(pixels), np.uint8, ["C", "W"])  # [H, W, C]
     return torch.from_numpy(pixels).permute(2, 0, 1)
 
@@ -253,12 +189,19 @@ def _deep_colours(data: bytearray, image: Image.Image, scale: Scale) -> Image.Im
         if image.mode in {"RGB", "RGBA"} and int(np.asarray(image.convert("RGB")).max()) <= _FEW_BITS:
             raise MissingExtra("tifffile (for colours that use few of their 16 bits)", "tiff")
         return None
+    values = _deep_png(data)
+    if values is None:
+        return None
+    return _composed(turned(values, orientation(image)), None, scale, alpha=values.shape[2] in {2, 4})
+
+
+def _deep_png(data: bytearray) -> Stored | None:
+    """Return the values of a PNG of which Pillow gives the upper 8 of 16 bits, uint16 [H, W, C]; None = no such."""
     if not data.startswith(PNG_MAGIC) or bytes(data[24:26]) not in DEEP_COLOURS or NATIVE_PNG is None:
         return None
     plain = torch.frombuffer(bytearray(without_remarks(data)), dtype=torch.uint8)
-    values = NATIVE_PNG(plain, AS_STORED, False).permute(1, 2, 0).numpy()  # uint16 [H, W, C]
-    alpha = values.shape[2] in {2, 4}
-    return _composed(turned(values, orientation(image)), None, scale, alpha=alpha)
+    found: Stored = NATIVE_PNG(plain, AS_STORED, False).permute(1, 2, 0).numpy()
+    return found
 
 
 def _composed(
@@ -268,9 +211,13 @@ def _composed(
     *,
     alpha: bool,
     inverted: bool = False,
+    multiplied: bool = False,
     opacity: Pixels | None = None,
 ) -> Image.Image:
-    """Return grey or RGB, and over white where there is transparency, of values [H, W, C]."""
+    """Return grey or RGB, and over white where there is transparency, of values [H, W, C].
+
+    `multiplied`: the colours are multiplied by their opacity already, so that white is only added.
+    """
     colours = eight_bits(values[..., : values.shape[2] - alpha], white, scale)
     colours = 255 - colours if inverted else colours
     image = Image.fromarray(np.ascontiguousarray(colours.squeeze(2) if colours.shape[2] == 1 else colours[..., :3]))
@@ -278,6 +225,9 @@ def _composed(
         return image
     if opacity is None:
         opacity = eight_bits(values[..., -1], white, scale, opacity=True)
+    if multiplied:
+        added = np.atleast_3d(np.asarray(image)).astype(np.int64) + (255 - opacity.astype(np.int64))[..., None]
+        return Image.fromarray(added.clip(0, 255).astype(np.uint8).squeeze(2 if image.mode == "L" else ()))
     return Image.composite(image, Image.new(image.mode, image.size, "white"), Image.fromarray(opacity))
 
 
@@ -303,7 +253,9 @@ def _grey_or_rgb_of(name: str, page: Page, channels: int, scale: Scale) -> Pixel
     colours = page.values.shape[2] - page.alpha
     if colours not in {1, 3} or (colours == 3 and not page.colours and channels == 1):
         _check_bands(name, page.values.shape[2], channels)
-    image = _composed(page.values, page.white, scale, alpha=page.alpha, inverted=page.inverted)
+    image = _composed(
+        page.values, page.white, scale, alpha=page.alpha, inverted=page.inverted, multiplied=page.multiplied
+    )
     return np.atleast_3d(np.asarray(image.convert("L" if channels == 1 else "RGB")))
 
 
@@ -361,12 +313,16 @@ def _in_strips(image: Image.Image, channels: int, scale: Scale, form: str | None
     return pixels
 
 
-def _bands(name: str, image: Image.Image, channels: int, scale: Scale) -> Pixels:
+def _bands(name: str, data: bytearray, image: Image.Image, channels: int, scale: Scale) -> Pixels:
     """Return [H, W, channels]: the bands of every page side by side, colours as stored."""
-    form = image.format
+    form, deep = image.format, _deep_png(data)
+    if deep is not None:
+        _check_bands(name, deep.shape[2], channels)
+        return turned(eight_bits(deep, None, scale), orientation(image))
     pages = [np.atleast_3d(_deep(page, scale, form)) for page in ImageSequence.Iterator(image)]  # each [H, W, bands]
     _check_bands(name, sum(page.shape[2] for page in pages), channels)
-    return np.concatenate(pages, axis=2)
+    pixels = np.concatenate(pages, axis=2)
+    return pixels if form == "TIFF" else turned(pixels, orientation(image))  # Pillow turns TIFFs itself
 
 
 def _deep(image: Image.Image, scale: Scale, form: str | None) -> Pixels:

@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from mst.data.background import CLOSING, BackgroundThreads, read_ahead
-from mst.data.decoding import Detail
 from mst.data.formats.card import CardDecoder
+from mst.data.formats.jpeg import Detail
 from mst.data.order.epochs import OrderKind, epoch_samples
 from mst.data.reader import Chunk, ImageCache, Places, SampleReader, Transform, quarter_of_memory
 from mst.data.sampler import WHOLE, Microbatch, Share, divided, microbatches, position_of, steps_per_epoch

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mst.config.facts import SetFacts
-from mst.data.decoding import Detail, UnreadableImage, read_image
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.formats.jpeg import Detail
 from mst.data.sources.protocol import ImageSource, even_positions
 from mst.data.value_range import BY_TYPE, Scale
 from mst.errors import DataError

@@ -15,8 +15,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mst.data.decoding import Detail, UnreadableImage, read_image
+from mst.data.decoding import UnreadableImage, read_image
 from mst.data.formats.card import CardDecoder
+from mst.data.formats.jpeg import Detail
 from mst.data.order.epochs import ComputedOrder, EpochOrder, OrderKind
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, Scale

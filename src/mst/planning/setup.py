@@ -13,8 +13,9 @@ from rich.table import Table
 from mst.config.choosing import choices_shown
 from mst.config.derive import Measured, check_consistent, derive, needs_measuring
 from mst.config.schema import RunConfig, RunPlan
-from mst.data.decoding import Detail, OtherChannels, UnreadableImage, read_image
+from mst.data.decoding import OtherChannels, UnreadableImage, read_image
 from mst.data.formats.card import check_card
+from mst.data.formats.jpeg import Detail
 from mst.data.labelled import LabelledFolder
 from mst.data.labels.overlap import tell_parts, tell_pretraining_overlap
 from mst.data.order.epochs import epoch_samples

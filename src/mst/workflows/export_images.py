@@ -69,6 +69,8 @@ def _stored(subject: Subject) -> str | None:
         found = values.get("data", {}).get("train") or values.get("settings", {}).get("data")
     except (OSError, ValueError, AttributeError):
         return None
+    if isinstance(found, list) and len(found) == 1:  # of several, none speaks for all
+        found = found[0]
     return found if isinstance(found, str) and Path(found).exists() else None
 
 

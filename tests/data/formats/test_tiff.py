@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_image
+from mst.data.value_range import ValueRanges
 from mst.errors import MissingExtra
 
 tifffile = pytest.importorskip("tifffile")
@@ -161,3 +162,49 @@ def test_damaged_bytes_are_a_refusal(seed: int, tmp_path: Path) -> None:
         assert decode_image(path).shape[0] == 3
     except UnreadableImage:
         return
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int32])
+@pytest.mark.parametrize("compression", [None, "lzw", "zlib"])
+@pytest.mark.parametrize("predictor", [False, True])
+@pytest.mark.parametrize("order", "<>")
+def test_thirty_two_bits_in_either_order(
+    dtype: type, compression: str | None, predictor: bool, order: str, tmp_path: Path
+) -> None:
+    values = RGB[..., 0].astype(dtype)
+    options: dict[str, Any] = {"compression": compression, "predictor": predictor} if compression else {}
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, values, byteorder=order, photometric="minisblack", **options)
+    found = decode_image(path, channels=1, scale=ValueRanges.given((0, 255)))
+    assert np.array_equal(found[0].numpy(), RGB[..., 0])
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+@pytest.mark.parametrize("planar", ["contig", "separate"])
+@pytest.mark.parametrize("bands", [1, 3])
+def test_colours_that_are_multiplied_by_their_opacity(dtype: type, planar: str, bands: int, tmp_path: Path) -> None:
+    opacity = SEED.integers(256, size=(20, 30, 1))
+    multiplied = np.rint(RGB[..., :bands] * (opacity / 255))
+    right = (multiplied + 255 - opacity).clip(0, 255).astype(np.uint8)
+    values = np.concatenate([multiplied, opacity], axis=2).astype(dtype) * dtype(257 if dtype is np.uint16 else 1)
+    found = decoded(
+        tmp_path / "a.tif",
+        values if planar == "contig" else values.transpose(2, 0, 1),
+        bands,
+        photometric="rgb" if bands == 3 else "minisblack",
+        planarconfig=planar,
+        extrasamples=["assocalpha"],
+    )
+    assert np.abs(found.astype(int) - right).max() <= (1 if dtype is np.uint8 else 0)
+
+
+def test_deep_png_of_four_channels_keeps_its_range(tmp_path: Path) -> None:
+    imagecodecs = pytest.importorskip("imagecodecs")
+    values = SEED.integers(4096, size=(20, 30, 4)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(imagecodecs.png_encode(values))
+    found = decode_image(tmp_path / "a.png", channels=4, scale=ValueRanges.given((0, 4095)))
+    assert np.abs(found.permute(1, 2, 0).numpy() - values * (255 / 4095)).max() <= 0.5
+    (tmp_path / "b.png").write_bytes(imagecodecs.png_encode(values[..., [0, 3]].copy()))
+    assert decode_image(tmp_path / "b.png", channels=2).shape == (2, 20, 30)
+    with pytest.raises(OtherChannels, match="has 2 channels, 4 are asked for"):
+        decode_image(tmp_path / "b.png", channels=4)

@@ -125,3 +125,62 @@ def test_options_that_do_not_fit(tmp_path: Path) -> None:
     for wrong in ({"val_share": 0.0}, {"split_seed": -1}, {"split": "train"}):
         with pytest.raises(UsageError, match="--"):
             LabelOptions(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (
+            "path,label\na/1.jpg,0,33\na/2.jpg,0,67\n",
+            "line 2: 3 cells, and 2 in line 1: put cells that contain a comma",
+        ),
+        ("path,label\na/1.jpg,big\na/2.jpg,small, wild\n", "line 3: 3 cells, and 2 in line 1"),
+        ("a/1.jpg big cat\na/2.jpg dog\n", "line 1|has the columns|3 cells"),
+        ("old,new,label\na/1.jpg,b/3.jpg,x\na/2.jpg,b/4.jpg,y\n", "which of them holds the images: name it with"),
+        ("path,label,split\na/1.jpg,x,siteA\na/2.jpg,y,siteB\n", "line 2: split 'siteA': must be one of"),
+    ],
+)
+def test_what_cannot_be_known_is_refused(tmp_path: Path, content: str, said: str) -> None:
+    images(tmp_path, *NAMES)
+    (tmp_path / "t.csv").write_text(content)
+    with pytest.raises(DataError, match=said):
+        LabelledFolder(tmp_path / "t.csv")
+
+
+@pytest.mark.parametrize(
+    ("head", "rows"),
+    [
+        ("mask,image,label", "m/{1}.png,{0},{2}"),
+        ("original_filename,path,label", "old-{1}.jpg,{0},{2}"),
+        ("filename,x,y,kind", "{0},1{1},2{1},{2}"),
+        ("file,dataset,label", "{0},site{1},{2}"),
+        ("file,label,note", "{0},{2},"),
+        ("file,label", "{0},{2},,"),
+    ],
+)
+def test_the_columns_that_are_meant(tmp_path: Path, head: str, rows: str) -> None:
+    images(tmp_path, *NAMES)
+    images(tmp_path, *(f"m/{number}.png" for number in range(4)))
+    lines = [rows.format(name, number, "cat" if name[0] == "a" else "dog") for number, name in enumerate(NAMES)]
+    (tmp_path / "t.csv").write_text("\n".join([head, *lines]))
+    label = "kind" if "kind" in head else None
+    found = LabelledFolder(tmp_path / "t.csv", labels=LabelOptions(label_column=label))
+    assert found.classes == ("cat", "dog")
+    both = {Path(part.paths.name(place)) for part in (found.train, found.val) for place in range(2)}
+    assert both == {tmp_path / name for name in NAMES}
+    assert found.split.how == "automatic"
+
+
+def test_a_fold_of_parts_is_a_split(tmp_path: Path) -> None:
+    images(tmp_path, *NAMES)
+    rows = ["a/1.jpg,cat,train", "b/3.jpg,dog,train", "a/2.jpg,cat,dev", "b/4.jpg,dog,dev"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,fold", *rows]))
+    assert LabelledFolder(tmp_path / "t.csv").split.how == "column"
+
+
+def test_no_number_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images(tmp_path, *NAMES, "c/5.jpg", "c/6.jpg")
+    rows = [f"{name},{place // 2 + 9}" for place, name in enumerate(NAMES)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows, "c/5.jpg,nan", "c/6.jpg,NaN"]))
+    assert LabelledFolder(tmp_path / "t.csv").classes == ("9", "10")
+    assert "left out 2 of 6 rows without a label" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from PIL import Image
 from mst.data.decoding import UnreadableImage, read_image
 from mst.data.sources import open_images
 from mst.data.sources.columns import ColumnImages
-from mst.data.sources.huggingface import parse
+from mst.data.sources.huggingface import parse, split_of_name
 from mst.errors import DataError, UsageError
 
 pa = pytest.importorskip("pyarrow")
@@ -203,3 +203,65 @@ def test_what_datasets_saved(tmp_path: Path) -> None:
     assert len(open_images(f"hf:{tmp_path}/both:test")) == 2
     with pytest.raises(UsageError, match=r"hf:no/such-set is neither a folder nor .*: fetch it first"):
         open_images("hf:no/such-set")
+
+
+def test_a_damaged_row_of_an_arrow_file_is_one_row(tmp_path: Path) -> None:
+    """Such an offset ended the process."""
+    path = tmp_path / "a.arrow"
+    table = pa.table({"image": pa.array(IMAGES, pa.binary())})
+    with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as writer:
+        writer.write_table(table)
+    data = bytearray(path.read_bytes())
+    offsets = np.cumsum([0, *map(len, IMAGES)]).astype("<i4").tobytes()
+    data[data.index(offsets) + 4 * 7 + 3] = 0x7F  # the end of row 6 and the start of row 7
+    path.write_bytes(data)
+    source = open_images([str(path)])
+    for row in range(10):
+        if row in {6, 7}:
+            with pytest.raises(UnreadableImage, match="the file is damaged here"):
+                read_image(source, row)
+        else:
+            assert read_image(source, row).shape[2] == 8 + row
+
+
+def test_files_that_number_their_classes_otherwise_are_refused(tmp_path: Path) -> None:
+    other = {**NAMES, "label": {"names": ["dog", "cat", "owl"], "_type": "ClassLabel"}}
+    write(tmp_path / "train-0.parquet", NAMES, image=IMAGES[:5], label=[0, 1, 2, 0, 1])
+    write(tmp_path / "train-1.parquet", other, image=IMAGES[5:], label=[0, 1, 2, 0, 1])
+    source = open_images([str(tmp_path)])
+    assert isinstance(source, ColumnImages)
+    with pytest.raises(DataError, match=r"by other names .cat, dog, owl and dog, cat, owl.: which number"):
+        source.labels()
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_dict.json"])
+@pytest.mark.parametrize("content", ["[]", '{"window": 3}', "[" * 100_000, "", '{"splits'])
+def test_other_files_may_have_the_names_of_notes(tmp_path: Path, name: str, content: str) -> None:
+    for place, data in enumerate(IMAGES):
+        (tmp_path / f"{place}.png").write_bytes(data)
+    (tmp_path / name).write_text(content)
+    assert len(open_images([str(tmp_path)])) == 10
+
+
+@pytest.mark.parametrize("content", ['{"_data_files": []}', '{"_data_files": [3]}', "{"])
+def test_a_damaged_note_beside_arrow_files_is_refused(tmp_path: Path, content: str) -> None:
+    write(tmp_path / "data-0.arrow", image=IMAGES)
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(DataError, match="is no data set that datasets saved"):
+        open_images([str(tmp_path)])
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("train2017.tar", "train"),
+        ("val-shard-000.tar", "val"),
+        ("valid_part0.tar", "valid"),
+        ("x-test_chunk-3.parquet", "test"),
+        ("train000.arrow", "train"),
+        ("trainee2.tar", ""),
+        ("latest.tar", ""),
+    ],
+)
+def test_names_that_tell_a_split(name: str, split: str) -> None:
+    assert split_of_name(name) == split

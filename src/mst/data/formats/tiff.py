@@ -1,7 +1,9 @@
 """TIFF by its tags: which files Pillow reads right, and the others through tifffile (an extra).
 
 Pillow scrambles planes of 16-bit colours, leaves 16-bit white-is-zero images negative, and does not know most numbers
-of bands (2, 5, 6, ...), 12 bits, unsigned 32 bits or floats of several bands. Tags: TIFF 6.0 (Adobe 1992), section 8.
+of bands (2, 5, 6, ...), 12 bits, unsigned 32 bits or floats of several bands, takes compressed big-endian values of 32
+bits for little-endian ones, and does not know grey that is multiplied by its opacity. Tags: TIFF 6.0 (Adobe 1992),
+section 8.
 """
 
 from __future__ import annotations
@@ -22,8 +24,8 @@ BLACK_IS_ZERO, WHITE_IS_ZERO, RGB, PALETTE, CMYK = 1, 0, 2, 3, 5
 UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WEBP = 50001
 """A compression that Pillow names, and that its wheels' libtiff lacks."""
-ALPHA = {1, 2}
-"""Values of ExtraSamples that mean transparency."""
+MULTIPLIED, ALPHA = 1, {1, 2}
+"""Values of ExtraSamples that mean transparency, and that colours are multiplied by it."""
 
 
 class Page(NamedTuple):
@@ -34,6 +36,7 @@ class Page(NamedTuple):
         white: what white is: 2^bits - 1 for whole numbers of less than 8 or of 12 bits and the like; None = the type's.
         colours: whether its first three bands are red, green and blue.
         alpha: whether its last band is transparency.
+        multiplied: whether its colours are multiplied by that already.
         inverted: whether white is zero.
     """
 
@@ -42,6 +45,7 @@ class Page(NamedTuple):
     colours: bool
     alpha: bool
     inverted: bool
+    multiplied: bool = False
 
 
 def pillow_reads(data: bytes | bytearray) -> bool:
@@ -62,15 +66,16 @@ def pillow_reads(data: bytes | bytearray) -> bool:
             stream.seek(directory.next)
             with quiet_pillow:  # a tag is decoded when it is asked for
                 directory.load(stream)
-                if not _is_plain(directory):
+                if not _is_plain(directory, big_endian=data.startswith(b"MM")):
                     return False
     except Exception:  # whatever damaged bytes raise
         return True
     return True
 
 
-def _is_plain(tags: Any) -> bool:
-    if int(tags.get(259, 1)) not in COMPRESSION_INFO.keys() - {WEBP}:
+def _is_plain(tags: Any, *, big_endian: bool) -> bool:
+    compression = int(tags.get(259, 1))
+    if compression not in COMPRESSION_INFO.keys() - {WEBP}:
         return False
     samples, planar = int(tags.get(277, 1)), int(tags.get(284, 1))
     bits, kinds = set(_numbers(tags.get(258, 1))), set(_numbers(tags.get(339, UNSIGNED)))
@@ -80,12 +85,16 @@ def _is_plain(tags: Any) -> bool:
     depth, kind = bits.pop(), kinds.pop()
     if kind == UNSIGNED and depth in {1, 2, 4, 8}:
         grey = photometric in {BLACK_IS_ZERO, WHITE_IS_ZERO}
-        transparent = samples == 2 and grey and depth == 8 and set(_numbers(tags.get(338, 0))) <= ALPHA
-        return samples == 1 or transparent or (samples in {3, 4} and not grey)
+        extra = set(_numbers(tags.get(338, 0)))
+        transparent = samples == 2 and grey and depth == 8 and extra <= ALPHA - {MULTIPLIED}
+        colours = samples in {3, 4} and not grey and not (samples == 4 and planar == 2 and photometric == RGB)
+        return samples == 1 or transparent or colours
     if kind == UNSIGNED and depth == 16:
         contiguous_colours = photometric == RGB and samples in {3, 4} and planar == 1 and not have_tifffile()
         return (samples == 1 and photometric == BLACK_IS_ZERO) or contiguous_colours
-    return samples == 1 and photometric == BLACK_IS_ZERO and (kind, depth) in {(SIGNED, 32), (FLOAT, 32)}
+    swapped = big_endian and compression != 1  # Pillow takes libtiff's values, in the machine's order, for the file's
+    one = samples == 1 and photometric == BLACK_IS_ZERO
+    return one and not swapped and (kind, depth) in {(SIGNED, 32), (FLOAT, 32)}
 
 
 def read_pages(data: bytes | bytearray, *, first_only: bool) -> list[Page]:
@@ -137,7 +146,7 @@ def _page(page: Any) -> Page:
     alpha = bool(extra) and extra[-1] in ALPHA and values.shape[2] in {2, 4}
     tag = page.tags.get(274)
     values = turned(values, int(tag.value) if tag is not None else 1)
-    return Page(values, white, photometric == RGB, alpha, inverted)
+    return Page(values, white, photometric == RGB, alpha, inverted, alpha and extra[-1] == MULTIPLIED)
 
 
 def have_tifffile() -> bool:

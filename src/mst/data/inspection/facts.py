@@ -19,7 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from mst.data.decoding import Detail, UnreadableImage, decode_bytes, decode_large_png, said
+from mst.data.decoding import UnreadableImage, decode_bytes, decode_large_png, said
+from mst.data.formats.jpeg import Detail
 from mst.data.formats.large import png_orientation
 from mst.data.formats.npy import NPY_MAGIC
 from mst.data.inspection.signature import SIDE, of_small, signature

@@ -22,7 +22,7 @@ SHARD = re.compile(r"(.*?)([^/]*)\.(?:tar|parquet|arrow)[:\[](.*)", re.S)
 """Name of an image in a shard: folder, stem of the shard, member or row."""
 SAME = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 KINDS = frozenset({"images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "frames", "data", "raw"})
-"""Names of folders that are no classes."""
+"""Names of folders that are no classes, where all are called so."""
 MASKS = frozenset(
     {"masks", "mask", "annotations", "annotation", "labels", "label", "segmentationclass", "segmentationobject"}
     | {"gt", "groundtruth", "ground_truth", "gtfine", "gtcoarse", "trainannot", "valannot", "testannot", "depth"}
@@ -188,7 +188,7 @@ def _classes(rest: list[list[str]], masks: list[bool]) -> tuple[tuple[str, ...],
     named = ["" if mask or len(words) <= shared else words[shared] for words, mask in zip(rest, masks, strict=True)]
     found = sorted(set(named) - {""})
     wanted = [name for name, mask in zip(named, masks, strict=True) if not mask]
-    if len(found) < 2 or "" in wanted or any(name.lower() in KINDS for name in found):
+    if len(found) < 2 or "" in wanted or all(name.lower() in KINDS for name in found):
         return (), [-1] * len(rest)
     number = {name: place for place, name in enumerate(found)}
     return tuple(map(shown, found)), [number.get(name, -1) for name in named]

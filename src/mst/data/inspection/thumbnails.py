@@ -8,7 +8,8 @@ import io
 import numpy as np
 from PIL import Image
 
-from mst.data.decoding import Detail, UnreadableImage, read_image
+from mst.data.decoding import UnreadableImage, read_image
+from mst.data.formats.jpeg import Detail
 from mst.data.sources import ImageSource
 from mst.data.value_range import Scale
 

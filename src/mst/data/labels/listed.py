@@ -23,6 +23,8 @@ from mst.runtime.names import shown
 
 MOST_MISSING = 0.05
 """Share of the listed files that may be missing: more, and the paths rather than some files are wrong."""
+NO_NUMBER = "nan"
+"""What programs write for a number that is not there: no class."""
 DRIVE = re.compile(r"[A-Za-z]:[\\/]|\\\\[^\\]")
 
 
@@ -95,9 +97,10 @@ def _by_column(table: Table, found: dict[bytes, _Image], options: LabelOptions, 
 def _classes(names: Iterable[str]) -> tuple[str, ...]:
     """Return class names in order; numbers by size."""
     try:
-        return tuple(sorted(names, key=lambda name: (float(name), name)))
+        numbers = {name: float(name) for name in names}
     except ValueError:
         return tuple(sorted(names))
+    return tuple(sorted(numbers, key=lambda name: (numbers[name], name)))
 
 
 def _labelled(images: dict[bytes, _Image], classes: tuple[str, ...]) -> LabelledImages:
@@ -118,7 +121,7 @@ def _images(table: Table, folder: Path | None) -> tuple[dict[bytes, _Image], Pas
         if path is None:
             missing.append(row)
             continue
-        if not row.label:
+        if not row.label or row.label.lower() == NO_NUMBER:
             unlabelled.append(row)
             continue
         image = _Image(row.label, part_of(row, table) if table.has_split else "", row.line)

@@ -22,6 +22,7 @@ from mst.runtime.names import shown
 TABLES = (".csv", ".tsv", ".tab")
 """Ends of the names of tables."""
 SEPARATORS = (",", ";", "\t", "|", " ")
+_SPOKEN = {"\t": "a tab", " ": "a space", ",": "a comma", ";": "a semicolon"}
 SAMPLE = 64
 """Rows by which separator, header and columns are recognised."""
 LONGEST_CELL = 1 << 20
@@ -31,9 +32,13 @@ PATHS = (
     *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagename", "img", "imgpath"),
     *("imageid", "id", "name", "relativepath", "relpath", "uri", "picture", "photo"),
 )
+COORDINATE = "x"
+"""A column of this name says that `y` is the other coordinate, and no label."""
 LABELS = ("label", "labels", "class", "classname", "classes", "category", "categoryname", "target", "labelname", "y")
-SPLITS = ("split", "set", "subset", "partition", "part", "phase", "dataset")
+SPLITS = ("split", "set", "subset", "partition", "part", "phase", "dataset", "fold")
 """Usual names of columns, without case, spaces and joints; earlier ones first."""
+SAID_SPLITS = ("split", "subset", "partition")
+"""Those of a split that mean nothing else; under the others, and under `fold`, its words must be seen."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +89,8 @@ def read_table(source: str, options: LabelOptions) -> Table:
 
     Raises:
         UsageError: it cannot be read, is no text, or lacks a column that was named.
-        DataError: it holds no rows, or no column of paths or of labels can be told.
+        DataError: it holds no rows, no column of paths or of labels can be told, or a row has more cells than the
+            first.
     """
     text = _text(source)
     separator = "\t" if source.lower().endswith((".tsv", ".tab")) else _separator(text)
@@ -94,7 +100,13 @@ def read_table(source: str, options: LabelOptions) -> Table:
     columns = _Columns(source, [cells for _, cells in lines[:SAMPLE]], options)
     path, label, split = columns.path(), columns.label(), columns.split()
     rows: list[Row] = []
+    width = len(lines[0][1])
     for number, cells in lines[columns.has_header :]:
+        if any(map(str.strip, cells[width:])):  # which cell is which is not known then
+            raise DataError(
+                f"{shown(source)}, line {number}: {len(cells)} cells, and {width} in line {lines[0][0]}: put cells that"
+                f" contain {_SPOKEN.get(separator, separator)} in quotes"
+            )
         there = [cells[place].strip() if place is not None and place < len(cells) else "" for place in (label, split)]
         name = cells[path].strip() if path < len(cells) else ""
         if not name:
@@ -175,7 +187,7 @@ class _Columns:
     """Tells which column is which, from what was asked for, from usual names, and from what the cells look like."""
 
     def __init__(self, source: str, sample: Sequence[Sequence[str]], options: LabelOptions) -> None:
-        self._source, self._options = source, options
+        self._source, self._options, self._rows = source, options, sample[1:]
         self._first = [cell.strip() for cell in sample[0]]
         self._width = max(map(len, sample))
         usual = {*PATHS, *LABELS, *SPLITS}
@@ -198,9 +210,14 @@ class _Columns:
     def path(self) -> int:
         """Return the number of the column with paths."""
         place = self._asked("path", self._options.path_column)
-        if place is None and any(self._looks):
-            place = self._looks.index(max(self._looks))
-        place = self._usual(PATHS) if place is None else place
+        if place is not None:
+            return place
+        usual = [place for name in PATHS if (place := self._usual([name])) is not None]
+        files = [place for place, images in enumerate(self._looks) if images]
+        place = next((place for place in usual if place in files or not files), None)
+        if place is None and len(files) > 1:
+            raise DataError(f"{self._told()} which of them holds the images: name it with --path-column")
+        place = files[0] if place is None and files else place
         if place is None and not self.has_header and self._width == 2:
             place = 0
         if place is None:
@@ -210,7 +227,10 @@ class _Columns:
     def label(self) -> int:
         """Return the number of the column with labels."""
         place = self._asked("label", self._options.label_column)
-        place = self._usual(LABELS) if place is None else place
+        words = [_plain(cell) for cell in self._first]
+        place = (
+            self._usual([name for name in LABELS if name != "y" or COORDINATE not in words]) if place is None else place
+        )
         if place is not None:
             return place
         rest = [other for other in range(self._width) if other not in {self.path(), self.split()}]
@@ -223,7 +243,16 @@ class _Columns:
     def split(self) -> int | None:
         """Return the number of the column with the split; None = there is none."""
         place = self._asked("split", self._options.split_column)
-        return self._usual(SPLITS) if place is None else place
+        if place is not None or not self.has_header:
+            return place
+        return next(
+            (other for name in SPLITS if (other := self._usual([name])) is not None and self._tells(other, name)), None
+        )
+
+    def _tells(self, place: int, name: str) -> bool:
+        """Return whether a column of a usual name holds the parts that images belong to."""
+        cells = {row[place].strip().lower() for row in self._rows if place < len(row)} - {""}
+        return name in SAID_SPLITS or (bool(cells) and cells <= NAMES.keys())
 
     def _asked(self, what: str, name: str | None) -> int | None:
         if name is None:
@@ -256,6 +285,7 @@ def part_of(row: Row, table: Table) -> str:
     part = NAMES.get(row.split.lower())
     if part is None:
         raise DataError(
-            f"{shown(table.source)}, line {row.line}: split '{shown(row.split)}': must be one of {', '.join(NAMES)}"
+            f"{shown(table.source)}, line {row.line}: {shown(table.columns[-1])} '{shown(row.split)}': must be one of "
+            f"{', '.join(NAMES)}; where the parts stand in another column, name it with --split-column"
         )
     return part

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -12,8 +14,9 @@ from PIL import Image
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_bytes, said
 from mst.data.formats.npy import NPY_MAGIC
+from mst.data.formats.tiff import pillow_reads
 from mst.data.sources import ImageSource
-from mst.data.value_range import BY_TYPE
+from mst.data.value_range import Pixels, Stored
 from mst.errors import DataError
 from mst.runtime.images import PNG_MAGIC, open_image, quiet_pillow
 
@@ -92,13 +95,17 @@ def _packed(name: str, data: bytearray, encoding: Encoding) -> Packed:
         raise UnreadableImage(name, "empty file")
     if data.startswith(NPY_MAGIC):
         return Packed(name, bytes(data), "npy", digest_of(data), deep=encoding != Encoding())
+    if not pillow_reads(data):  # a TIFF that is only copied, once it is known to be sound
+        with suppress(OtherChannels):
+            decode_bytes(name, data, scale=_Unscaled())
+        return Packed(name, bytes(data), EXTENSIONS["TIFF"], digest_of(data), deep=encoding != Encoding())
     with quiet_pillow, open_image(data) as image:
         form, mode, size = image.format or "", image.mode, image.size
-    deep = mode[0] in "IF" or (data.startswith(PNG_MAGIC) and data[24] == 16)
+        deep = _is_deep(data, image)
     smaller = encoding.resize is not None and min(size) > encoding.resize
     other = encoding.form is not None and encoding.form != KEPT.get(form)
     try:
-        pixels = decode_bytes(name, data, channels=1 if mode in GREY else 3, scale=BY_TYPE)  # upright, over white
+        pixels = decode_bytes(name, data, channels=1 if mode in GREY else 3, scale=_Unscaled())  # upright, over white
     except OtherChannels:
         return Packed(name, bytes(data), EXTENSIONS[form], digest_of(data), deep=smaller or other)
     if deep or not (smaller or other):
@@ -112,6 +119,32 @@ def _packed(name: str, data: bytearray, encoding: Encoding) -> Packed:
     target = encoding.form or KEPT.get(form, "png")
     content = _encoded(picture, target, encoding.quality)
     return Packed(name, content, "jpg" if target == "jpeg" else target, digest_of(content), changed=True)
+
+
+class _Unscaled:
+    """A scale for images that are only looked at for damage: what is white in them stays open."""
+
+    def pixels(self, values: Stored, white: int | None) -> Pixels:
+        """Return black of the same shape."""
+        return np.zeros(values.shape, np.uint8)
+
+    opacity = pixels
+
+
+def _is_deep(data: bytearray, image: Image.Image) -> bool:
+    """Return whether an image has more than 8 bits for a value, of which Pillow may give 8."""
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, 1)  # type: ignore[attr-defined]
+        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
+    decoders = {str(tile[0]) for tile in image.tile}  # type: ignore[attr-defined]
+    deep_decoder = "SGI16" in decoders or (image.format == "PPM" and _white_of_ppm(data) > 255)
+    return image.mode[0] in "IF" or deep_decoder or (data.startswith(PNG_MAGIC) and data[24] == 16)
+
+
+def _white_of_ppm(data: bytearray) -> int:
+    """Return the largest value that a PPM's header names (netpbm's ppm(5))."""
+    words = re.sub(rb"#[^\n]*", b"", bytes(data[:4096])).split(maxsplit=4)
+    return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255
 
 
 def _encoded(picture: Image.Image, form: Form, quality: int) -> bytes:

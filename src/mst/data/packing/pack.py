@@ -24,7 +24,7 @@ from mst.data.order.room import fetch_soon
 from mst.data.packing.encoding import Encoding, Packed, pack_image
 from mst.data.packing.shards import Entry, check_format, verify, writer
 from mst.data.sources import ImageSource
-from mst.errors import RunFailure, UsageError
+from mst.errors import DataError, RunFailure, UsageError
 from mst.runtime.names import shown
 from mst.runtime.storage.files import aside_of, check_folder, remove_asides, sync_folder, write_atomic
 
@@ -89,6 +89,7 @@ def pack(
 
     Raises:
         UsageError: the folder holds something else, or another packing.
+        DataError: no image can be read.
         RunFailure: the disk refused, or a shard is not as it was written.
     """
     check_format(options.form)
@@ -115,10 +116,22 @@ def pack(
         _note(out, said, rows)
         aside_of(out / shard.name).replace(out / shard.name)
         sync_folder(out)
+    return _summary(out, rows, places, len(images), len(waiting))
+
+
+def _summary(out: Path, rows: Sequence[dict[str, Any]], places: Places, images: int, written: int) -> dict[str, Any]:
+    """Write down what could not be read, and return what `pack` returns.
+
+    Raises:
+        DataError: nothing could.
+    """
     unreadable = [entry for row in rows for entry in row["unreadable"]]
     write_atomic(out / UNREADABLE, "".join(f"{entry['path']}\t{entry['reason']}\n" for entry in unreadable))
     counted = {key: sum(row[key] for row in rows) for key in ("changed", "deep", "bytes")}
-    counted |= {"images": len(images), "packed": sum(row["images"] for row in rows), "written": len(waiting)}
+    counted |= {"images": images, "packed": sum(row["images"] for row in rows), "written": written}
+    if unreadable and not counted["packed"]:
+        first = f"{shown(unreadable[0]['path'])}: {unreadable[0]['reason']}"
+        raise DataError(f"none of {images} images can be packed, the first: {first} (all: {shown(out / UNREADABLE)})")
     return {
         **counted,
         "masks": int(places.masks.sum()),

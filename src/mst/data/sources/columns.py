@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from mst.data.files.kinds import begins_as_image
 from mst.data.files.passed import NOTHING, PassedOver
+from mst.data.sources.arrow_rows import checked
 from mst.data.sources.places import PARQUET
 from mst.data.sources.protocol import ClassLabels, ImageSource, ends_of_runs, identity_of_bytes
 from mst.data.sources.schema import Column, class_names, find_column, label_column
@@ -131,7 +132,14 @@ class ColumnImages(ImageSource):
             raise DataError(
                 f"{shown(self.shards[0].name)}: the column {found} holds neither numbers nor names of classes"
             )
-        names = class_names(schema, found)
+        told = {shard.name: class_names(schema_of(shard), found) for shard in self.shards}
+        names = told[self.shards[0].name]
+        other = next((shard for shard, each in told.items() if each != names), None)
+        if other is not None:
+            raise DataError(
+                f"{shown(self.shards[0].name)} and {shown(other)} call the classes of {found} by other names "
+                f"({_some(names)} and {_some(told[other])}): which number is which class is not known"
+            )
         if names is None:
             return ClassLabels.of([str(value) for value in chosen])
         numbers = np.array(chosen, dtype=np.int64)
@@ -194,6 +202,10 @@ class ColumnImages(ImageSource):
         return {key: value for key, value in self.__dict__.items() if key != "_kept"}
 
 
+def _some(names: tuple[str, ...] | None) -> str:
+    return "none" if names is None else ", ".join(map(shown, names[:5])) + ", ..." * (len(names) > 5)
+
+
 class _Kept:
     """The decoded blocks used last, shared by the threads of a process."""
 
@@ -242,7 +254,7 @@ def _read_once(shard: Shard, block: Block, column: Column) -> tuple[Any, int]:
     if column.inner:
         flat = [chunk.field(column.inner) for chunk in values.chunks]
         values = arrow.chunked_array(flat, type=column.kind)
-    return values, size
+    return checked(values, arrow.ArrowException), size
 
 
 def _mapped(path: Path) -> Any:
@@ -264,6 +276,7 @@ def _column_values(shard: Shard, name: str) -> list[Any]:
             table = parquet.read_table(shard.path(), columns=[name], use_threads=False, memory_map=True)
         else:
             table = _mapped(shard.path()).select([name])
+        table.validate(full=True)
     except (arrow.ArrowException, OSError, KeyError) as error:
         raise DataError(f"{shown(shard.name)}: the column {name} cannot be read: {_said(error)}") from error
     found: list[Any] = table.column(0).to_pylist()
@@ -308,17 +321,20 @@ def _check_images(images: ColumnImages) -> None:
         DataError: none of them begins as an image does.
     """
     first = images.evenly(LOOKED_AT)
-    heads = []
+    told = ""
     for position in range(len(first)):
         try:
-            heads.append(bytes(first.read_bytes(position, 32)))
+            head = bytes(first.read_bytes(position, 32))
         except OSError as error:
-            heads.append(str(error).encode())
-    if not any(map(begins_as_image, heads)):
-        raise DataError(
-            f"{shown(images.shards[0].name)}: the column {images.column} holds no images: none of {len(heads)} rows "
-            f"looked at begins as one, the first: {heads[0][:16]!r}"
-        )
+            told = told or str(error)
+            continue
+        if begins_as_image(head):
+            return
+        told = told or f"begins as {head[:16]!r}"
+    raise DataError(
+        f"{shown(images.shards[0].name)}: the column {images.column} holds no images: none of {len(first)} rows "
+        f"looked at begins as one, the first: {told}"
+    )
 
 
 def schema_of(shard: Shard) -> Any:

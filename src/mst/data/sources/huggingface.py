@@ -24,8 +24,13 @@ from mst.runtime.names import shown
 
 PREFIX = "hf:"
 DICT, INFO, STATE = "dataset_dict.json", "dataset_info.json", "state.json"
-SPLIT = re.compile(r"(?:.*[-_.])?(train|training|validation|valid|val|dev|testing|test)(?:[-_.]\d.*)?", re.IGNORECASE)
-"""Names of files and folders that tell their split: train-00000-of-00004.parquet, x-train.arrow, train/0.parquet."""
+SPLIT = re.compile(
+    r"(?:.*[-_.])?(train|training|validation|valid|val|dev|testing|test)"
+    r"(?:[-_.]?(?:(?:part|shard|chunk)[-_.]?)?\d.*)?",
+    re.IGNORECASE,
+)
+"""Names of files and folders that tell their split: train-00000-of-00004.parquet, x-train.arrow, train/0.parquet,
+val2017.tar, train_part0.tar."""
 FIRST = ("train", "training")
 """The split that counts where none is named."""
 
@@ -57,8 +62,20 @@ def parse(text: str) -> HfName:
 
 
 def is_saved(folder: Path) -> bool:
-    """Return whether `datasets` saved a data set into a folder."""
-    return (folder / DICT).is_file() or (folder / STATE).is_file()
+    """Return whether `datasets` saved a data set into a folder; other files may have the names of its notes."""
+    notes = {name: _noted(folder / name) for name in (DICT, STATE) if (folder / name).is_file()}
+    if any(key in note for note, key in ((notes.get(DICT), "splits"), (notes.get(STATE), "_data_files")) if note):
+        return True
+    return None in notes.values() and any(folder.glob("*.arrow"))  # damaged beside what it is of
+
+
+def _noted(path: Path) -> dict[str, Any] | None:
+    """Return what a note holds; None where it cannot be read, empty where it is of something else."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else {}
 
 
 def splits_of(folder: Path) -> dict[str, list[str]]:
@@ -73,7 +90,7 @@ def splits_of(folder: Path) -> dict[str, list[str]]:
             return {str(name): _saved_files(folder / str(name)) for name in names}
         if (folder / STATE).is_file():
             return {"": _saved_files(folder)}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DataError(f"{shown(str(folder))} is no data set that datasets saved: {error}") from error
     found: dict[str, list[str]] = {}
     for path in shards_in(folder):
@@ -85,7 +102,10 @@ def _saved_files(folder: Path) -> list[str]:
     named = json.loads((folder / STATE).read_bytes())
     if named.get("_indices_data_files"):
         raise ValueError("its rows are chosen by indices: call flatten_indices() before save_to_disk()")
-    return [str(folder / Path(str(entry["filename"])).name) for entry in named["_data_files"]]
+    files = [str(folder / Path(str(entry["filename"])).name) for entry in named["_data_files"]]
+    if not files:
+        raise ValueError("it names no files")
+    return files
 
 
 def split_of_name(name: str) -> str:

@@ -335,3 +335,29 @@ def test_embed_replaces_its_own_files_and_no_others(run_folder: Path, labelled: 
         embed(run_folder, tmp_path / "own.txt", out=tmp_path / "own.npy", limit=1, settings=QUIET)
     assert (photos.read_bytes(), (tmp_path / "notes.txt").read_text()) == (before, "mine")
     assert ((tmp_path / "mine.npz").read_bytes(), (tmp_path / "notes.npy").exists()) == (b"mine", False)
+
+
+def test_results_among_the_classes_are_refused(
+    run_folder: Path, labelled: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classes = labelled / "train"
+    for words in (["--out", str(classes / "results")], []):
+        moved = run_folder
+        if not words:
+            moved = classes / "run"
+            shutil.copytree(run_folder, moved)
+            for number in range(2):
+                Image.new("RGB", (16, 16), (number, 0, 0)).save(moved / f"preview-{number}.png")
+        with pytest.raises(MstError, match=r"whose folders are classes: name a folder apart with --out"):
+            evaluate_command.run(["knn", "--backbone", str(moved), "--data", str(classes), *words, *WORDS])
+        shutil.rmtree(classes / "run", ignore_errors=True)
+        assert not (classes / "results").exists()
+
+
+def test_an_unfinished_run_says_so(run_folder: Path, labelled: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run_folder / "config.json").write_text(json.dumps({"objective": {}}))
+    (run_folder / "plan.json").write_text(json.dumps({"total_steps": 39}))
+    for step, said in ((6, True), (39, False)):
+        (run_folder / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
+        load_subject(run_folder, device="cpu")
+        assert ("is unfinished: step 6 of 39: its weights are those" in capsys.readouterr().err) is said

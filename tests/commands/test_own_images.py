@@ -91,7 +91,7 @@ MISTAKES = [
     (("--minutes", "nan"), "--minutes"),
     (("--minutes", "soon"), "--minutes soon: must be a number"),
     (("--minutes",), "--minutes needs a value: a number"),
-    (("--minutes", "0.0000001"), "is too short for one pass over 12 images at"),
+    (("--minutes", "0.0000001"), "is too short for one pass over 12 images to learn from at"),
 ]
 
 

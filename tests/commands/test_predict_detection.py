@@ -82,6 +82,8 @@ def test_mistakes(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str
         ({"--data": tmp_path / "gone"}, "gone does not exist"),
         ({"--data": tmp_path / "broken.jpg"}, "none of 1 images can be read, the first:"),
         ({"--out": tmp_path / "file"}, "is a file: name a folder"),
+        ({"--out": tmp_path / "photos"}, "would be read as images the next time; name a folder apart"),
+        ({"--out": tmp_path / "photos" / "found.1"}, "would be read as images the next time; name a folder apart"),
         ({"--min-score": "2"}, "--min-score 2.0: must be between 0 and 1"),
         ({"--picture-limit": "-1"}, "--picture-limit -1: must be at least 0"),
     ):

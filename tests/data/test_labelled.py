@@ -126,3 +126,23 @@ def test_trouble_of_the_system_is_one_line(tmp_path: Path, name: str, message: s
     for root in (tmp_path / name, tmp_path / "set"):
         with pytest.raises(UsageError, match=f"{message}|Too many levels"):
             LabelledFolder(root)
+
+
+def test_limits_that_leave_classes_without_images_are_warned_of(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for part in ("train", "val"):
+        for number in range(6):
+            (tmp_path / part / f"c{number}").mkdir(parents=True)
+            for image in range(2):
+                (tmp_path / part / f"c{number}" / f"{part}{number}{image}.jpg").write_bytes(
+                    f"{part}{number}{image}".encode()
+                )
+    folder = LabelledFolder(tmp_path)
+    folder.limited(6, None)
+    assert "leaves" not in capsys.readouterr().err
+    train, val = folder.limited(3, 4)
+    assert (len(train.paths), len(val.paths)) == (3, 4)
+    said = capsys.readouterr().err
+    assert "the limit of 3 training images leaves 3 of 6 classes without any image to learn from" in said
+    assert "the limit of 4 validation images leaves 2 of 6 classes without any image to score" in said

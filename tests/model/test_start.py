@@ -182,3 +182,23 @@ def test_timm_weights_with_and_without_a_network(
         start_from(target, "timm:vit_tiny_patch16_224.augreg_in21k")
     assert not caplog.records
     assert logging.getLogger("huggingface_hub").level != logging.CRITICAL
+
+
+def test_of_networks_that_fit_alike_the_others_are_named(tmp_path: Path) -> None:
+    one, other = (tiny(seed=seed).timm_state_dict() for seed in (1, 2))
+    torch.save({"best": one, "last": other}, tmp_path / "two.pth")
+    said = str(start_from(tiny(), str(tmp_path / "two.pth")))
+    place = tmp_path / "two.pth"
+    assert said == f"start from best of {place}: 30 of 30 tensors; fits as well and is not taken: last of two.pth"
+    torch.save({"model": one, "averaged_model": other}, tmp_path / "averaged.pth")
+    target = tiny()
+    assert "fits as well" not in str(start_from(target, str(tmp_path / "averaged.pth")))
+    assert torch.equal(target.timm_state_dict()["norm.bias"], other["norm.bias"])
+
+
+def test_positions_that_the_network_does_not_have_are_refused(tmp_path: Path) -> None:
+    name = "swin_tiny_patch4_window7_224"
+    weights = tiny((64, 64), seed=1, name=name).timm_state_dict()
+    torch.save({**weights, "absolute_pos_embed": torch.randn(1, 256, 8)}, tmp_path / "w.pth")
+    with pytest.raises(CheckpointError, match=r"no place in swin_tiny.* \(absolute_pos_embed\)"):
+        start_from(tiny((64, 64), name=name), str(tmp_path / "w.pth"))

@@ -14,7 +14,7 @@ from mst.config.load import override
 from mst.config.schema import RunConfig
 from mst.data.labels.copies import positions_of
 from mst.data.sources import ImageIndex
-from mst.errors import DataError
+from mst.errors import DataError, UsageError
 from mst.planning.images import FoundImages, found_images
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.pretraining import next_command
@@ -111,3 +111,20 @@ def test_positions_are_those_of_a_comparison_of_all(tmp_path: Path) -> None:
         if path in others or path.read_bytes() in {other.read_bytes() for other in others}
     ]
     assert positions_of(ImageIndex.of(images), ImageIndex.of(others)).tolist() == expected
+
+
+def test_the_labels_column_may_be_named(cells: Path, tmp_path: Path) -> None:
+    table = tmp_path / "labels.csv"
+    with table.open("w", newline="") as file:
+        rows = [(path.relative_to(cells), path.parent.name, "x") for path in sorted(cells.rglob("*.bmp"))]
+        csv.writer(file).writerows([("Datei", "Zustand", "Typ"), *rows])
+    with pytest.raises(DataError, match=r"holds the labels: name it with --monitor\.knn-label-column"):
+        found(cells, cells, knn_labels=str(table))
+    with pytest.raises(UsageError, match=r"--monitor\.knn-label-column Zustandd: .*did you mean Zustand\?"):
+        found(cells, cells, knn_labels=str(table), knn_label_column="Zustandd")
+    left = found(cells, cells, knn_labels=str(table), knn_label_column="Zustand")
+    assert left.labelled is not None
+    assert len(left.labelled.classes) == 2
+    config = override(RunConfig(), {"monitor.knn_data": "cells", "monitor.knn_labels": "t.csv"})
+    words = next_command(override(config, {"monitor.knn_label_column": "Zustand"}), RunDir(tmp_path))
+    assert "--labels t.csv --label-column Zustand --compare" in words

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from mst.report.compare import compare_results
 from mst.report.page import write_report
 from mst.report.reading import read_run
 from mst.report.verdict import RANKED, answer, ranked_as_knn
@@ -101,3 +103,38 @@ def test_correlations_are_those_that_were_measured() -> None:
         assert (round(measured[metric]["rho"], 2), round(measured[metric]["rho_se"], 2)) == (rho, se)
         assert measured[metric]["runs"] == runs >= 20
         assert f"rho {rho:.2f}" in ranked_as_knn(metric)
+
+
+def test_the_runs_own_verdict_comes_first_and_others_say_of_what_they_are(run: RunDir) -> None:
+    def of(path: str, digest: str, **extra: Any) -> dict[str, Any]:
+        return verdict(**extra) | {"data_identity": {"name": path, "count": 3, "digest": digest, "parts": {}}}
+
+    append_jsonl(run.results, of("/x/cells", "a" * 32, call="worse", sentence="the run's own", step=9, classes=2))
+    append_jsonl(run.results, of("/x/cells", "b" * 32, sentence="an older one", classes=4))
+    append_jsonl(run.results, of("/x/cells", "b" * 32, sentence="another", classes=4))
+    append_jsonl(run.results, of("/x/cells", "a" * 32, sentence="the same data again", classes=2))
+    found = answer(read_run(run))
+    assert found is not None
+    assert (found.tone, found.sentence) == ("bad", "On cells (content aaaaaa) (2 classes): the run's own")
+    assert found.also == ("On cells (content bbbbbb) (4 classes): another",)
+
+
+def test_results_of_weights_that_are_gone_are_not_shown(run: RunDir) -> None:
+    run.backbone.write_bytes(b"new weights")
+    now = hashlib.sha256(b"new weights").hexdigest()
+    append_jsonl(run.results, {"task": "knn", "metrics": {"top1": 72.0}, "backbone_sha256": "0" * 64})
+    for row in (
+        {"task": "knn", "metrics": {"top1": 71.0}, "backbone_sha256": now},
+        {"task": "knn", "metrics": {"top1": 50.0}, "backbone": "random:x", "backbone_sha256": ""},
+        {"task": "finetune", "metrics": {"top1": 80.0}, "backbone_sha256": "1" * 64},
+    ):
+        append_jsonl(run.results, row)
+    records = read_run(run)
+    assert (len(records.results), records.outdated) == (3, 1)
+    page = write_report(run).read_text(encoding="utf-8")
+    assert "Not shown: 1 row of results.jsonl, of other weights than the run has now." in page
+    assert "72.0" not in page
+    values = {line.task: line.values for line in compare_results([run.root]).lines}
+    assert values["knn"] == (50.0, 71.0)
+    run.backbone.unlink()
+    assert read_run(run).outdated == 0

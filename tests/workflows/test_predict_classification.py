@@ -104,3 +104,22 @@ def test_mistakes_are_one_line(run: tuple[Path, Path], tmp_path: Path, capsys: p
         assert answer.status in {1, 2}, (said, answer.err)
         assert said in answer.line
     assert foreign.read_text() == "mine"
+
+
+def test_the_list_of_an_earlier_prediction_goes(
+    run: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, data = run
+    photos = tmp_path / "photos"
+    shutil.copytree(data / "val", photos)
+    (photos / "broken.png").write_bytes(b"no picture")
+    words = ["predict", "classification", "--model", folder, "--data", photos, "--out", tmp_path / "c.csv"]
+    listing = tmp_path / "c.csv.unreadable.txt"
+    assert call(capsys, *words, "--no-progress").status == 0
+    assert listing.exists()
+    (photos / "broken.png").unlink()
+    assert call(capsys, *words, "--no-progress").status == 0
+    assert not listing.exists()
+    listing.write_text("mine")
+    assert "was changed since" in call(capsys, *words, "--no-progress").line
+    assert listing.read_text() == "mine"

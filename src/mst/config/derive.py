@@ -157,6 +157,11 @@ def check_consistent(config: RunConfig) -> None:
         raise ConfigError(
             "--runtime.lanes and --model.head-norm batch: BatchNorm looks at the whole batch, lanes at parts of it"
         )
+    if config.monitor.knn_labels is not None and config.monitor.knn_data is None:
+        raise ConfigError(
+            f"--monitor.knn-labels {config.monitor.knn_labels}: name the folder that its paths are relative to with "
+            "--monitor.knn-data (or give the table itself as --monitor.knn-data)"
+        )
     if config.monitor.guard == "stop" and config.monitor.knn_data is None:
         raise ConfigError("--monitor.guard stop needs labelled images to score: name a folder with --monitor.knn-data")
     if objective.teacher_momentum is not None and objective.teacher_momentum > objective.teacher_momentum_end:

@@ -253,6 +253,8 @@ class MonitorConfig(Section):
     training."""
     knn_labels: str | None = None
     """A table (.csv, .tsv) of paths and labels, where monitor.knn_data is the folder that its paths are relative to."""
+    knn_label_column: str | None = None
+    """Name or number of the table's column of labels; none = found if it has a usual name."""
     knn_val_share: Annotated[float, Field(ge=0.01, le=0.99)] = 0.2
     """Share of each class that k-NN scores, where the labelled images have no validation part."""
     knn_split_seed: Natural = 0

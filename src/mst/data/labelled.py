@@ -74,6 +74,22 @@ class LabelledFolder:
         if tell:
             self.tell()
 
+    def limited(self, train: int | None, val: int | None) -> tuple[LabelledImages, LabelledImages]:
+        """Return at most so many images to learn from and to score, and warn of classes that are left without any."""
+        some = self.train.evenly(train), self.val.evenly(val)
+        for limit, whole, images, what in (
+            (f"{train} training images", self.train, some[0], "image to learn from, so theirs cannot be recognised"),
+            (f"{val} validation images", self.val, some[1], "image to score"),
+        ):
+            lost = sorted({*whole.labels.tolist()} - {*images.labels.tolist()})
+            if lost:
+                names = ", ".join(shown(self.classes[number]) for number in lost[:5])
+                logging.warn(
+                    f"the limit of {limit} leaves {len(lost)} of {len(self.classes)} classes without any {what}: "
+                    f"{names}{', ...' * (len(lost) > 5)}"
+                )
+        return some
+
     def tell(self) -> None:
         """Say on stderr what was passed over, how images were split, and whether some are on both sides."""
         self.passed.tell()

@@ -9,7 +9,7 @@ import io
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
@@ -36,11 +36,13 @@ class Found:
         candidate: where they are.
         tensors: under timm's names.
         matched: how many of the network's tensors are among them, by name and shape.
+        alike: places of other networks that fit as well, and were not taken.
     """
 
     candidate: Candidate
     tensors: dict[str, Any]
     matched: int
+    alike: tuple[Candidate, ...] = ()
 
 
 def find_weights(content: object, model: Any, source: object) -> Found:
@@ -56,13 +58,17 @@ def find_weights(content: object, model: Any, source: object) -> Found:
     """
     expected: dict[str, Tensor] = model.state_dict()
     best: Found | None = None
+    alike: list[Candidate] = []
     for candidate in islice(candidates(content), MOST_CANDIDATES):
         for tensors in _namings(candidate, model):
             matched = sum(fits(name, tensors[name], expected[name]) for name in expected if name in tensors)
-            if best is None or (matched, -candidate.rank) > (best.matched, -best.candidate.rank):
-                best = Found(candidate, tensors, matched)
+            place = matched, -candidate.rank
+            if best is None or place > (best.matched, -best.candidate.rank):
+                best, alike = Found(candidate, tensors, matched), []
+            elif place == (best.matched, -best.candidate.rank) and candidate is not best.candidate:
+                alike.append(candidate)
     if best is not None:
-        return best
+        return replace(best, alike=tuple({id(each): each for each in alike}.values()))
     if not group_count(content):
         raise CheckpointError(f"{source} holds no tensors by name: give a file of weights")
     raise CheckpointError(f"{source} holds tensors, but no first convolution of a ViT or Swin: give weights of one")

@@ -42,7 +42,9 @@ MOST_UNPACKED = 20
 """Times its size that such an archive may hold."""
 LEAST_MATCHED = 0.5
 """Share of a network's tensors below which the file is said to hold another network."""
-CHANGING = re.compile(r"(blocks|layers|patch_embed|norm_pre|reg_token|dist_token|attn_pool)\b.*")
+CHANGING = re.compile(
+    r"(blocks|layers|patch_embed|norm_pre|reg_token|dist_token|attn_pool|pos_embed|absolute_pos_embed)\b.*"
+)
 """Tensors that change the features: left out, they would be silently wrong. Heads, decoders and mask tokens do not."""
 
 Weights = dict[str, Any]
@@ -57,28 +59,32 @@ class Start:
         matched: tensors found, adapted ones included; all that the backbone has.
         adapted: what was resampled or spread, one phrase each.
         unexpected: tensors there that the backbone has not; they are left out.
+        alike: places of other networks in the file that fit as well.
     """
 
     source: str
     matched: int
     adapted: tuple[str, ...]
     unexpected: tuple[str, ...]
+    alike: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         changes = f" ({', '.join(self.adapted)})" if self.adapted else ""
         groups = _groups(self.unexpected)
         left = f"; not taken: {groups}" if groups else ""
-        return f"start from {self.source}: {self.matched} of {self.matched} tensors{changes}{left}"
+        others = f"; fits as well and is not taken: {', '.join(self.alike)}" if self.alike else ""
+        return f"start from {self.source}: {self.matched} of {self.matched} tensors{changes}{left}{others}"
 
 
 @dataclass(frozen=True)
 class _Source:
-    """Weights under timm's names, the place they are from, names beside them, and the (h, w) of their positions."""
+    """Weights under timm's names, their place, names beside them, the (h, w) of their positions, and like networks."""
 
     place: str
     weights: Weights
     beside: tuple[str, ...] = ()
     grid: tuple[int, int] | None = None
+    alike: tuple[str, ...] = ()
 
 
 def start_from(backbone: Backbone, source: str) -> Start:
@@ -105,7 +111,7 @@ def start_from(backbone: Backbone, source: str) -> Start:
     taken = {name: fitting.fit(name, weights[name], expected[name]) for name in expected}
     backbone.model.load_state_dict(taken)
     unexpected = (*sorted(weights.keys() - taken.keys()), *found.beside)
-    return Start(found.place, len(taken), tuple(fitting.adapted), unexpected)
+    return Start(found.place, len(taken), tuple(fitting.adapted), unexpected, found.alike)
 
 
 def _check_complete(found: _Source, expected: dict[str, Tensor], name: str) -> None:
@@ -181,7 +187,8 @@ def _read(source: str, backbone: Backbone) -> _Source:
     found = find_weights(read_weights(path), backbone.model, path)
     ancestors = found.candidate.prefix.split(".")[:-2]
     beside = tuple(name.removeprefix(".".join((*ancestors, ""))) for name in found.candidate.beside)
-    return _Source(found.candidate.place(source), found.tensors, beside)
+    alike = tuple(each.place(path.name) for each in found.alike)
+    return _Source(found.candidate.place(source), found.tensors, beside, alike=alike)
 
 
 def _is_own(description: Path) -> bool:

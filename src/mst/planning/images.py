@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,7 @@ from mst.data.order.epochs import LISTED, epoch_samples
 from mst.data.order.room import check_room
 from mst.data.sources import ImageSource, open_images
 from mst.data.sources.shard_cache import ShardCache, usual_folder
-from mst.errors import DataError
+from mst.errors import DataError, UsageError
 from mst.paths import is_address, user_path
 from mst.planning.held_out import set_apart
 from mst.runtime import logging
@@ -49,18 +50,28 @@ def found_images(config: RunConfig, *, tell: bool = True) -> FoundImages:
     images = training_images(data, limit=data.limit, tell=tell)
     labelled = None
     if monitor.knn_data is not None:
-        labelled = LabelledFolder(
-            monitor.knn_data,
-            labels=knn_labels(config),
-            channels=data.channels,
-            strict=data.strict,
-            tell=tell,
-            cache=labelled_cache(config),
-        )
+        try:
+            labelled = LabelledFolder(
+                monitor.knn_data,
+                labels=knn_labels(config),
+                channels=data.channels,
+                strict=data.strict,
+                tell=tell,
+                cache=labelled_cache(config),
+            )
+        except (UsageError, DataError) as error:  # the options of an evaluation have other names here
+            raise type(error)(_in_monitor_words(str(error))) from error
         if monitor.knn_exclude:
             images = _without(images, labelled.split.scored.paths, tell=tell)
     learned, apart = set_apart(images, data.held_out)
     return FoundImages(learned, apart, labelled)
+
+
+def _in_monitor_words(text: str) -> str:
+    """Return a message on labels with the options that a pre-training has; columns without one are to be renamed."""
+    for column, usual in (("path", "path"), ("split", "split")):
+        text = text.replace(f"name it with --{column}-column", f"call it {usual} in the table")
+    return re.sub(r"(?<![\w.-])--(label-column|labels|data)(?![\w.-])", r"--monitor.knn-\1", text)
 
 
 def _without(images: ImageSource, scored: ImageSource, *, tell: bool) -> ImageSource:
@@ -84,7 +95,12 @@ def _without(images: ImageSource, scored: ImageSource, *, tell: bool) -> ImageSo
 def knn_labels(config: RunConfig) -> LabelOptions:
     """Return where the labels for k-NN while training come from, and how images without a split are split."""
     monitor = config.monitor
-    return LabelOptions(monitor.knn_labels, val_share=monitor.knn_val_share, split_seed=monitor.knn_split_seed)
+    return LabelOptions(
+        monitor.knn_labels,
+        label_column=monitor.knn_label_column,
+        val_share=monitor.knn_val_share,
+        split_seed=monitor.knn_split_seed,
+    )
 
 
 def training_images(data: DataConfig, *, limit: int | None = None, tell: bool = True) -> ImageSource:

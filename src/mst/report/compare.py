@@ -14,13 +14,17 @@ from matplotlib.figure import Figure
 from mst.errors import UsageError
 from mst.paths import like_named
 from mst.report.datasets import data_key, data_names, drawn_labels
-from mst.report.reading import Row, clean, is_number, visible
-from mst.report.results import FINETUNE, HEADLINES, JUDGING, TASKS, is_untrained, metric_title
+from mst.report.reading import FINETUNE, Row, clean, is_number, visible
+from mst.report.results import HEADLINES, JUDGING, TASKS, is_untrained, metric_title
 from mst.report.rows.uncertainty import SE, error_of, error_of_difference
 from mst.report.rows.variants import flat, in_words
+from mst.runtime.logging import warn
+from mst.runtime.names import shown
 from mst.runtime.noise import is_clear
+from mst.runtime.storage.current import of_these_weights
 from mst.runtime.storage.outputs import Outputs
 from mst.runtime.storage.results import read_jsonl
+from mst.runtime.storage.rundir import RunDir
 
 COUNTS = ("train_images", "val_images", "classes")
 """Numbers in a result's extra that describe its data: rows that differ in one are different measurements."""
@@ -154,8 +158,12 @@ def _rows(path: Path) -> list[Row]:
         rows: list[Row] = [clean(row) for row in read if isinstance(row.get("metrics"), dict)]
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read as results ({error})") from error
+    rows, outdated = of_these_weights(rows, RunDir(file.parent), but=FINETUNE)
+    if outdated:
+        rows_said = "1 row" if outdated == 1 else f"{outdated} rows"
+        warn(f"{shown(file)}: left out {rows_said}, of other weights than the run has now")
     if not rows:
-        raise UsageError(f"{file} holds no results: run mst evaluate on it first")
+        raise UsageError(f"{file} holds no results{' of its weights' * bool(outdated)}: run mst evaluate on it first")
     return rows
 
 

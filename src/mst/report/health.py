@@ -37,6 +37,7 @@ def checks(records: RunRecords, results: list[Comparison]) -> list[Check]:
         *_repairs(records),
         *_bad_steps(records),
         *_files(records),
+        *_outdated(records),
         *_waiting(records),
         *_memory(records),
         *_gain(results),
@@ -120,6 +121,12 @@ def _files(records: RunRecords) -> Iterator[Check]:
         yield Check(False, f"{len(records.unreadable)} files could not be decoded and were replaced; {listing}.")
     elif records.metrics:
         yield Check(True, "Every image could be decoded.")
+
+
+def _outdated(records: RunRecords) -> Iterator[Check]:
+    if records.outdated:
+        rows = "1 row" if records.outdated == 1 else f"{records.outdated} rows"
+        yield Check(False, f"Not shown: {rows} of results.jsonl, of other weights than the run has now.")
 
 
 def _waiting(records: RunRecords) -> Iterator[Check]:

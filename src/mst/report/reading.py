@@ -13,10 +13,13 @@ from typing import Any, TypeGuard
 
 from mst.runtime.dynamics.repair import Repair, read_repairs
 from mst.runtime.names import shown
+from mst.runtime.storage.current import of_these_weights
 from mst.runtime.storage.results import read_jsonl
 from mst.runtime.storage.rundir import RunDir
 
 Row = Mapping[str, Any]
+FINETUNE = "finetune"
+"""Task of the row that a fine-tuning leaves."""
 LARGEST = 1 << 26
 """Largest file that is read, in bytes; those of real runs have some thousand."""
 DEEPEST = 24
@@ -35,7 +38,8 @@ class RunRecords:
         plan: plan.json, the derived values and their reasons.
         environment: environment.json, versions, device and commit.
         metrics: rows of metrics.jsonl.
-        results: rows of results.jsonl.
+        results: rows of results.jsonl that are of the weights that the run has now.
+        outdated: how many rows are of other weights.
         previews: pictures, in the order of their steps.
         pictures: of evaluations, by the name of their folder.
         unreadable: lines of unreadable.txt.
@@ -58,6 +62,7 @@ class RunRecords:
     ablation: bool = False
     errors: Mapping[str, Path] = field(default_factory=dict)
     root: Path = Path()
+    outdated: int = 0
     repairs: Sequence[Repair] = ()
     abandoned: Sequence[Sequence[Row]] = ()
 
@@ -111,13 +116,15 @@ def is_step(value: object) -> TypeGuard[float]:
 
 def read_run(run: RunDir) -> RunRecords:
     """Read all there is."""
+    results, outdated = of_these_weights(result_rows(run.results), run, but=FINETUNE)
     return RunRecords(
         name=visible(run.root.resolve().name),
         config=_read_object(run.config),
         plan=_read_object(run.plan),
         environment=_read_object(run.environment),
         metrics=[row for row in result_rows(run.metrics) if is_step(row.get("step"))],
-        results=result_rows(run.results),
+        results=results,
+        outdated=outdated,
         previews=_pictures(run.previews),
         pictures={visible(folder.name): _pictures(folder) for folder in _folders(run.pictures)},
         unreadable=[line for line in read_bytes(run.unreadable).decode(errors="replace").splitlines() if line.strip()],

@@ -8,12 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from mst.report.datasets import data_key, data_names, drawn_labels
-from mst.report.reading import Row, is_number
+from mst.report.reading import FINETUNE, Row, is_number
 from mst.report.rows.uncertainty import SE, SPREAD, error_of, error_of_difference
 from mst.report.rows.variants import protocol_key, variants
 from mst.runtime.noise import is_clear
 
-FINETUNE = "finetune"
 JUDGING = ("baseline", "verdict")
 """Tasks of rows that say whether a training helped (`mst.report.verdict`); they compare no two networks."""
 TASKS = {

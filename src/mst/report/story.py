@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from mst.report.reading import RunRecords
-from mst.report.results import FINETUNE
+from mst.report.reading import FINETUNE, RunRecords
 
 Kind = Literal["pre-training", "fine-tuning", "supervised training", "unknown"]
 SCRATCH, RANDOM, RELEASED = "scratch:", "random:", "timm:"

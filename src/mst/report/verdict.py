@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
+from mst.report.datasets import data_key, data_names
 from mst.report.reading import Row, RunRecords, is_number
 from mst.report.rows.variants import protocol_key, variants
 
@@ -81,9 +82,31 @@ class Answer:
 
 
 def answer(records: RunRecords) -> Answer | None:
-    """Return the newest verdict on a pre-training; without one, what scores without labels say; None without either."""
-    found = _first(records)
-    return None if found is None else replace(found, also=_also(records))
+    """Return the verdict on a pre-training; without one, what scores without labels say; None without either.
+
+    The run's own verdict, made at its end, comes first; one of `mst evaluate baselines` where it has none.
+    """
+    grey = records.setting("data", "channels", 3) == 1
+    rows = [row for row in records.results if row.get("task") == "verdict"]
+    judged = [(row, found) for row in reversed(rows) if (found := _judged(row, grey=grey)) is not None]
+    own = next(((row, found) for row, found in judged if "step" in row["extra"]), None)
+    first = own or next(iter(judged), None)
+    if first is None:
+        found = _without_labels(records)
+        return None if found is None else replace(found, also=_also(records))
+    row, found = first
+    others = {data_key(other): (other, said) for other, said in reversed(judged)}  # the newest of each
+    others.pop(data_key(row), None)
+    names = data_names([row, *(other for other, _ in others.values())])
+    said = tuple(f"On {names[key]}{_classes(other)}: {each.sentence}" for key, (other, each) in others.items() if key)
+    if others:
+        found = replace(found, sentence=f"On {names[data_key(row)]}{_classes(row)}: {found.sentence}")
+    return replace(found, also=(*said, *_also(records)))
+
+
+def _classes(row: Row) -> str:
+    count = row["extra"].get("classes")
+    return f" ({count} classes)" if isinstance(count, int) else ""
 
 
 def _also(records: RunRecords) -> tuple[str, ...]:
@@ -102,18 +125,11 @@ def _also(records: RunRecords) -> tuple[str, ...]:
     return tuple(said)
 
 
-def _first(records: RunRecords) -> Answer | None:
-    for row in reversed(records.results):
-        extra, metrics = row.get("extra"), row.get("metrics")
-        if row.get("task") == "verdict" and isinstance(extra, Mapping) and isinstance(metrics, Mapping):
-            found = _judged(extra, metrics, grey=records.setting("data", "channels", 3) == 1)
-            if found is not None:
-                return found
-    return _without_labels(records)
-
-
-def _judged(extra: Mapping[str, Any], metrics: Mapping[str, Any], *, grey: bool) -> Answer | None:
+def _judged(row: Row, *, grey: bool) -> Answer | None:
     """Return a verdict's row for the page; None where it is damaged."""
+    extra, metrics = row.get("extra"), row.get("metrics")
+    if not isinstance(extra, Mapping) or not isinstance(metrics, Mapping):
+        return None
     call, sentence, listed = extra.get("call"), extra.get("sentence"), extra.get("differences")
     top1, se, images = metrics.get("knn_top1"), metrics.get("knn_top1_se"), extra.get("val_images")
     if not isinstance(call, str) or call not in TITLES or not isinstance(sentence, str):

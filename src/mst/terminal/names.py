@@ -10,7 +10,7 @@ COMMANDS = {
     "pretrain": "train a backbone on unlabelled images",
     "ablate": "twins of a recipe, several seeds each, one table at the end",
     "evaluate": "knn, linear, logistic, retrieval, segmentation, detection or objectness of a backbone",
-    "predict": "segmentation or objects of images without labels, by a trained model",
+    "predict": "classes, segmentation or objects of images without labels, by a trained model",
     "finetune": "train a backbone and a classifier on labelled images, or both from scratch",
     "submit": "a training as a job of a cluster (SLURM) that goes on by itself until it is finished",
     "embed": "features and paths of a folder of images",

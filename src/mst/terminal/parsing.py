@@ -291,8 +291,22 @@ def _negated(name: str) -> str:
     return f"--no-{name[2:]}"
 
 
+TWINS = {
+    "--model": ("--backbone",),
+    "--backbone": ("--model",),
+    "--label-file": ("--labels",),
+    "--csv": ("--labels",),
+    "--output": ("--out",),
+    "--epochs": ("--train.epochs",),
+    "--lr": ("--optimizer.lr",),
+    "--batch-size": ("--train.batch-size",),
+}
+"""Options that other commands, or other programs, have for what is called otherwise here."""
+
+
 def _unknown(word: str, known: Collection[str], prog: str) -> UsageError:
-    near = suggestion(word[2:], [name[2:] for name in known], prefix="--")
+    twin = next((name for name in TWINS.get(word, ()) if name in known), None)
+    near = f"; did you mean {twin}?" if twin else suggestion(word[2:], [name[2:] for name in known], prefix="--")
     return UsageError(f"unknown option {word}{near or f' ({prog} --help)'}")
 
 

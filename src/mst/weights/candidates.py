@@ -15,7 +15,7 @@ DEEPEST = 6
 MOST_GROUPS, LISTED = 1000, 10
 STEM = re.compile(r"(.*?)(?:embeddings\.patch_embeddings(?:\.projection)?|patch_embed\.proj(?:ection)?|conv1)\.weight")
 """Matches the first convolution of each family; what stands before it is the prefix that a training script added."""
-AVERAGED = {"ema", "teacher", "target"}
+AVERAGED = {"ema", "teacher", "target", "averaged", "swa"}
 BESIDE = {"student", "momentum", "online"}
 """Words in keys that tell the two networks of a training apart; papers evaluate the averaged one."""
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import importlib
 import io
 import os
@@ -21,6 +20,7 @@ from mst.model.backbone import Backbone
 from mst.paths import user_path
 from mst.runtime.names import shown
 from mst.runtime.storage.outputs import Outputs
+from mst.runtime.storage.tables import csv_lines
 from mst.workflows.subject import ImageOptions, load_subject
 
 SUFFIXES = (".npz", ".npy", ".csv", ".parquet")
@@ -100,12 +100,9 @@ def write_features(outputs: Outputs, name: str, features: Features) -> None:
 
 def csv_text(features: Features) -> str:
     """Return a table of path, f0, f1, ...: a row an image, numbers of nine digits, which give the same float32."""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["path", *(f"f{column}" for column in range(features.features.shape[1]))])
-    for path, row in zip(features.names, features.features.tolist(), strict=True):
-        writer.writerow([path, *(f"{value:.9g}" for value in row)])
-    return text.getvalue()
+    head = ["path", *(f"f{column}" for column in range(features.features.shape[1]))]
+    rows = zip(features.names, features.features.tolist(), strict=True)
+    return csv_lines([head, *([path, *(f"{value:.9g}" for value in row)] for path, row in rows)])
 
 
 def write_parquet(file: io.BytesIO, features: Features) -> None:

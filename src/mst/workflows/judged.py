@@ -7,7 +7,6 @@ judged image by image.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from mst.planning.setup import Setup
 from mst.report.verdict import ranked_as_knn
 from mst.runtime import logging
 from mst.runtime.answers import Answers
+from mst.runtime.storage.current import weights_digest
 from mst.runtime.storage.results import Result, append_jsonl, plain_json, read_jsonl
 from mst.runtime.storage.rundir import RunDir
 from mst.train.state import TrainState
@@ -181,7 +181,7 @@ class Judged:
             dict(metrics),
             {**protocol, "transform": asdict(self._transform)},
             backbone=str(self._run.root) if own else f"{RANDOM}{self._run.root}",
-            backbone_sha256=_digest(self._run) if own else "",
+            backbone_sha256=weights_digest(self._run) if own else "",
             seed=self._setup.config.runtime.seed,
             **self._described(),
             extra=counted(self.labelled, answers) | ({"step": self._state.step} if own else {}) | extra,
@@ -239,7 +239,3 @@ def verdict_extra(verdict: Verdict) -> dict[str, Any]:
 def _answers(row: Mapping[str, Any]) -> Answers | None:
     extra = row.get("extra")
     return Answers.from_row(extra.get("right")) if isinstance(extra, dict) else None
-
-
-def _digest(run: RunDir) -> str:
-    return hashlib.sha256(run.backbone.read_bytes()).hexdigest() if run.backbone.is_file() else ""

@@ -211,6 +211,8 @@ def next_command(config: RunConfig, run: RunDir) -> str:
     words = ["--backbone", str(run.root), "--data", monitor.knn_data or "LABELLED"]
     if monitor.knn_labels is not None:
         words += ["--labels", monitor.knn_labels]
+    if monitor.knn_label_column is not None:
+        words += ["--label-column", monitor.knn_label_column]
     for option, value, other in (
         ("--val-share", monitor.knn_val_share, usual.knn_val_share),
         ("--split-seed", monitor.knn_split_seed, usual.knn_split_seed),

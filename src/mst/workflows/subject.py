@@ -25,10 +25,12 @@ from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone, untrained_like
 from mst.model.start import TIMM, start_from
 from mst.paths import user_path, user_place, user_source
-from mst.report.reading import is_number
+from mst.report.reading import is_number, read_run
+from mst.report.story import tell
 from mst.runtime.device import select_device
 from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import info, warn
+from mst.runtime.names import shown
 from mst.runtime.seeding import check_seed
 from mst.runtime.storage.files import check_folder
 from mst.runtime.storage.outputs import ANY, Outputs
@@ -263,8 +265,17 @@ def load_subject(
     network, sha256, run = _own(source) if _foreign_name(source) is None else _foreign(source, trained=not fresh)
     folder = target or run
     if not fresh:
+        if run is not None:
+            _tell_unfinished(run)
         return Subject(network.to(place), name, sha256, folder)
     return Subject(untrained_like(network, seed=seed).to(place), name, "", folder)
+
+
+def _tell_unfinished(run: Path) -> None:
+    """Warn of weights that a run has not come to its end with."""
+    story = tell(read_run(RunDir(run)))
+    if not story.finished and story.total:
+        warn(f"{shown(run)} is {story.state}: its weights are those of an earlier moment")
 
 
 def absolute_source(backbone: str | Path) -> str:

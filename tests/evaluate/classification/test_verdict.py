@@ -51,7 +51,19 @@ def test_the_same_answers_are_no_difference() -> None:
 CASES = [
     (800, {"untrained": 700, "majority": 300, "colour": 600, "pixels": 500}, "helps", "it helps"),
     (800, {"untrained": 700}, "helps", "it helps"),
-    (800, {}, "helps", "it helps"),
+    (800, {}, "unclear", "nothing to compare with; untrained weights were not measured (--compare does it)"),
+    (
+        800,
+        {"colour": 300, "pixels": 500},
+        "unclear",
+        "better than what needs no training; untrained weights were not measured (--compare does it)",
+    ),
+    (
+        800,
+        {"colour": 900, "majority": 300},
+        "no better",
+        "below colour statistics; untrained weights were not measured (--compare does it)",
+    ),
     (800, {"untrained": 810, "colour": 300}, "worse", "worse than untrained weights"),
     (800, {"untrained": 798, "colour": 300}, "unclear", "no clear difference from untrained weights"),
     (800, {"untrained": 700, "colour": 900}, "no better", "better than untrained weights, but below colour statistics"),

@@ -45,6 +45,11 @@ def test_no_number_is_certain() -> None:
         assert accuracy_se(value, 10) == pytest.approx(100 * math.sqrt(11 / 12 / 12 / 10))
     assert accuracy_se(100.0, 1) > 0
     assert auroc(torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.1, 0.9]]), torch.tensor([0, 0, 1]))[1] > 0  # type: ignore[index]
+    for classes, each in ((3, 4), (3, 6), (4, 6), (7, 10)):  # some round to a little above 0
+        labels = torch.arange(classes).repeat_interleave(each)
+        found = auroc(torch.nn.functional.one_hot(labels, classes).float(), labels)
+        assert found is not None
+        assert found[1] > 5
 
 
 @pytest.mark.parametrize("seed", range(6))

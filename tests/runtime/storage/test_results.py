@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
+import random
+import resource
 from pathlib import Path
 
 import pytest
 
 from mst.runtime.storage.record import drop_rows
 from mst.runtime.storage.results import Result, append_jsonl, plain_json, read_jsonl
+from mst.runtime.storage.tables import csv_lines
 
 
 def test_a_torn_row_swallows_nothing(tmp_path: Path) -> None:
@@ -77,3 +82,28 @@ def test_a_damaged_row_is_no_result(change: dict[str, object]) -> None:
     assert Result.from_row(row) == Result("finetune", {"top1": 50.0}, {"lr": 0.1}, extra={"val_images": 3})
     assert Result.from_row({**row, **change}) is None
     assert Result.from_row({"task": "finetune"}) is None
+
+
+def test_a_row_for_which_there_is_no_room_leaves_the_others(tmp_path: Path) -> None:
+    """A disk that is full takes a part of a row without an error."""
+    path = tmp_path / "results.jsonl"
+    append_jsonl(path, {"step": 1})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 5, limits[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            append_jsonl(path, {"step": 2, "text": "x" * 100})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    append_jsonl(path, {"step": 3})
+    assert read_jsonl(path) == [{"step": 1}, {"step": 3}]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_tables_are_read_back_as_they_were(seed: int) -> None:
+    draw = random.Random(seed)
+    rows = [["".join(draw.choices("ab,;\"\r\n\t '\u00e9", k=draw.randrange(5))) for _ in range(3)] for _ in range(50)]
+    rows = [row for row in rows if any(row)]
+    assert list(csv.reader(io.StringIO(csv_lines(rows), newline=""), strict=True)) == rows
+    assert csv_lines([[None, 3, 0.5]]) == ",3,0.5\n"

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ from mst.errors import DataError
 from mst.runtime.identity import relative_names
 from mst.runtime.names import shown
 from mst.runtime.seeding import derive_seed
+from mst.runtime.storage.tables import csv_lines
 
 LETTERS = 8
 """Of a digest, in the name of the file."""
@@ -62,13 +61,11 @@ class Split:
     @cached_property
     def table(self) -> bytes:
         """A table of path, label and split, which `--labels` takes where images are files: the split written down."""
-        text = io.StringIO(newline="")
-        writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(["path", "label", "split"])
+        rows = [("path", "label", "split")]
         for part, images in (("train", self.train), (self.part, self.scored)):
             for position, label in enumerate(images.labels.tolist()):
-                writer.writerow([_within(self.root, images.paths.name(position)), self.classes[label], part])
-        return text.getvalue().encode("utf-8", "surrogateescape")
+                rows.append((_within(self.root, images.paths.name(position)), self.classes[label], part))
+        return csv_lines(rows).encode("utf-8", "surrogateescape")
 
     @cached_property
     def file(self) -> str:

@@ -30,6 +30,8 @@ NAMES = {
 """What a sentence calls each, in its order."""
 OBJECTS = {START: "the weights it started from", UNTRAINED: "untrained weights", "majority": "the majority class"}
 """The same after `than` or `from`, where it differs."""
+OPEN = "; untrained weights were not measured (--compare does it)"
+"""End of a sentence that cannot say whether the training helped."""
 SEE = "docs/no-improvement.md"
 
 
@@ -83,7 +85,8 @@ class Verdict:
 
     Attributes:
         call: `helps`: clearly above everything; `no better`: above untrained weights, but not clearly above something
-            that needs no network; `unclear`: not clearly above where it began; `worse`: clearly below that.
+            that needs no network; `unclear`: not clearly above where it began, or that was not
+            measured; `worse`: clearly below that.
         sentence: all of it in one sentence.
         top1: accuracy of the backbone (or mean IoU) in percent.
         top1_se: its standard error.
@@ -154,13 +157,17 @@ def _call(found: tuple[Difference, ...], words: Mapping[str, str]) -> tuple[Call
     for each in found:
         if each.which in (START, UNTRAINED) and not each.clear:
             return "unclear", f"no clear difference from {words[each.which]}"
+    begun = any(each.which in (START, UNTRAINED) for each in found)
     simple = [each for each in found if each.which in SIMPLE]
     best = max(simple, key=lambda each: each.top1, default=None)
     above = [each for each in simple if each.clear and each.points < 0]
     if above and best is not None:
-        return "no better", f"better than untrained weights, but below {words[best.which]}"
+        below = f"below {words[best.which]}"
+        return "no better", f"better than untrained weights, but {below}" if begun else f"{below}{OPEN}"
     near = [each for each in simple if not each.clear]
     if near:
         nearest = max(near, key=lambda each: each.top1)
         return "no better", f"no better than {words[nearest.which]} (no clear difference)"
+    if not begun:
+        return "unclear", f"{'better than what needs no training' if simple else 'nothing to compare with'}{OPEN}"
     return "helps", "it helps"

@@ -137,7 +137,8 @@ class LabelledSets:
             channels: of the images.
             ranges: value ranges that are known; those of other types of numbers are measured on these images.
                 None = each image decides for itself.
-            train_limit: at most this many training images, drawn evenly over the classes; None = all.
+            train_limit: at most this many training images, drawn evenly from the list that is sorted by class; None =
+                all.
             val_limit: at most this many validation images.
             strict: refuse a folder that holds anything that cannot be used.
             labels: a table of labels, the part to score, and the split of images that have none.
@@ -160,7 +161,7 @@ class LabelledSets:
         val_limit: int | None = None,
     ) -> LabelledSets:
         """Return the sets of labelled images that were found; arguments and errors are those of `from_folder`."""
-        train, val = folder.train.evenly(train_limit), folder.val.evenly(val_limit)
+        train, val = folder.limited(train_limit, val_limit)
         scale = measured_scale(MixedImages([train.paths, val.paths]), channels=channels, known=ranges)
         return LabelledSets(
             folder.classes,

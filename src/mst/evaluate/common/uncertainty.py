@@ -22,6 +22,8 @@ from mst.runtime.seeding import generator
 
 DRAWS = 1000
 """Bootstrap samples: the standard error itself is then known to about 2 %."""
+ROUNDING = 1e-6
+"""Percent points: a standard error below is one of rounding."""
 
 
 def mean_se(values: Tensor) -> float:
@@ -94,7 +96,7 @@ def auroc(scores: Tensor, labels: Tensor) -> tuple[float, float] | None:
         largest = 0.25 / len(classes) ** 2  # of a single image nothing is known but that it lies in 0..1
         variance += count * float(part.var(correction=1)) if count > 1 else largest
     se = 100 * math.sqrt(variance)
-    return 100 * sum(areas) / len(areas), se if se > 0 else accuracy_se(100.0, int(counts.min()))
+    return 100 * sum(areas) / len(areas), se if se > ROUNDING else accuracy_se(100.0, int(counts.min()))
 
 
 def _share_below(values: Tensor, others: Tensor) -> Tensor:

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from mst.report import numbers
 from mst.report.compare import conditions
-from mst.report.reading import Row, is_number, visible
-from mst.report.results import FINETUNE
+from mst.report.reading import FINETUNE, Row, is_number, visible
 from mst.report.rows.uncertainty import error_of, error_of_difference
 from mst.runtime.noise import is_clear
 from mst.runtime.storage.rundir import RunDir

@@ -95,6 +95,12 @@ class Outputs:
         """
         self._write(files, flush=True, grows=False)
 
+    def remove(self, name: str | Path) -> None:
+        """Remove a file of the command's own, if it is there; others stay."""
+        if may_write() and str(name) in self._notes and self._may_write(name):
+            with suppress(OSError):
+                (self.folder / name).unlink(missing_ok=True)
+
     def _write(self, files: Sequence[tuple[str | Path, bytes]], *, flush: bool, grows: bool) -> None:
         if not may_write():
             return

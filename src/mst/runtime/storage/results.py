@@ -95,9 +95,15 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         raise OSError(errno.EEXIST, "it is no file: move it away", str(path))
     line = (json.dumps(plain_json(row), allow_nan=False) + "\n").encode()
     with path.open("ab+", buffering=0) as file:
-        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
+        end = file.seek(0, os.SEEK_END)
+        if end and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
-        file.write(line)
+        try:
+            if (written := file.write(line)) < len(line):  # a disk that is full takes a part
+                file.write(line[written:])
+        except OSError:
+            file.truncate(end)
+            raise
 
 
 def read_jsonl(path: Path) -> list[dict[str, Any]]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -17,6 +15,7 @@ from mst.evaluate.classification.outcome import Outcome
 from mst.evaluate.common.image_sets import ImageSet
 from mst.evaluate.detection.pictures import png
 from mst.runtime.storage.outputs import ANY, Outputs
+from mst.runtime.storage.tables import csv_lines
 
 THUMBNAIL = 96
 """Side of a thumbnail in pixels."""
@@ -61,11 +60,7 @@ def write_errors(folder: Path, command: str, outcome: Outcome, images: ImageSet)
 
 def table(head: Sequence[object], rows: Iterable[Sequence[object]]) -> bytes:
     """Return a CSV file; an empty cell for None, bytes of names that are no UTF-8 as they are."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
-    writer.writerows(rows)
-    return text.getvalue().encode("utf-8", "surrogateescape")
+    return csv_lines([head, *rows]).encode("utf-8", "surrogateescape")
 
 
 def _cell(value: object) -> object:

@@ -26,6 +26,7 @@ from mst.model.backbone import Backbone
 from mst.paths import user_path, user_place
 from mst.runtime.limits import check_numbers
 from mst.runtime.logging import warn
+from mst.runtime.names import shown
 from mst.runtime.storage.results import Result
 from mst.runtime.storage.rundir import RunDir
 from mst.workflows.evaluation.compared import Missing, judged, simple_beside, untrained
@@ -139,6 +140,7 @@ class LabelledEvaluation(Generic[Numbers]):
         """Evaluate, record and list errors."""
         given, seeds, subject = asked.given, asked.seeds, asked.given.load()
         sets, transform = _labelled(asked, subject), subject.transform(asked.image)
+        _check_apart(asked, subject, sets)
         identity = sets.fingerprint()
         place = user_path(asked.features) if asked.features else FeatureMemory() if seeds > 1 else None
         answers: list[Outcome] = []
@@ -196,6 +198,23 @@ evaluate_logistic = LabelledEvaluation[LogisticProtocol](logistic.evaluate_logis
 """`top1` of logistic regression (penalty chosen on a held-out part of train), and `top1_held_out`."""
 evaluate_retrieval = LabelledEvaluation[RetrievalProtocol](retrieval.evaluate_retrieval, "retrieval", classifies=False)
 """`map` and `recall_at_1`, ... of validation images looked up among the training images, or among each other."""
+
+
+def _check_apart(asked: _Asked[Any], subject: Subject, sets: LabelledSets) -> None:
+    """Refuse results in a folder whose folders are classes: they, or the run that they go to, would be one.
+
+    Raises:
+        UsageError: they would.
+    """
+    data = asked.given.data
+    if not isinstance(data, str | Path) or subject.folder is None or sets.split is None or not sets.split.automatic:
+        return
+    root, folder = user_path(data).resolve(), subject.folder.resolve()
+    if asked.labels.labels is None and root.is_dir() and folder != root and folder.is_relative_to(root):
+        raise UsageError(
+            f"results would go to {shown(folder)} in --data {shown(data)}, whose folders are classes: name a folder "
+            "apart with --out, or move the run"
+        )
 
 
 def _labelled(asked: _Asked[Any], subject: Subject) -> LabelledSets:

@@ -23,7 +23,7 @@ from mst.workflows.exporting.graph import Measured, write_graph
 from mst.workflows.exporting.hugging_face import write_folder
 from mst.workflows.exporting.settings import GRAPHS, ExportSettings, chosen
 from mst.workflows.prediction.classification import load_classifier
-from mst.workflows.subject import Subject, load_subject
+from mst.workflows.subject import ImageOptions, Subject, load_subject
 
 MODEL, GRAPH = "model", "classifier"
 """Stems of the files that hold weights, or a graph."""
@@ -79,7 +79,9 @@ class ClassifierExport:
         """Return the line of Python with which the other program loads the export."""
         return {
             "timm": f'timm.create_model("local-dir:{folder}", pretrained=True)',
-            "hf": f'transformers.pipeline("image-classification", model="{folder}")',
+            "hf": f'transformers.AutoModelForImageClassification.from_pretrained("{folder}")'
+            if self.subject.channels != 3  # image processors, and so the pipeline, take RGB
+            else f'transformers.pipeline("image-classification", model="{folder}")',
             "onnx": f'onnxruntime.InferenceSession("{folder}/{GRAPH}.onnx")',
             "torch-export": f'torch.export.load("{folder}/{GRAPH}.pt2").module()',
             "safetensors": f'network.load_state_dict(safetensors.torch.load_file("{folder}/{MODEL}.safetensors"))',
@@ -107,7 +109,7 @@ class ClassifierExport:
     def _written(self, place: Path) -> Measured:
         """Write the files of any format but hf; return what the other program finds."""
         backbone, pixels = self.subject.backbone, self.images.pixels
-        said = {"classes": list(self.head.classes)}
+        said = {"classes": list(self.head.classes), "preparation": self._preparation()}
         if self.form in GRAPHS:
             network = ClassifierOutputs(backbone, self.head.layer, self.names)
             return write_graph(self.form, network, pixels, place / GRAPH, said, any_size=self.settings.any_size)
@@ -120,6 +122,22 @@ class ClassifierExport:
         else:
             scores = timm_folder.timm_outputs(place, pixels)
         return Measured(f"timm {timm.__version__}", {"logits": scores["features"]}, weights)
+
+    def _preparation(self) -> dict[str, Any]:
+        """Return how `mst predict` makes an image the network's input, for programs that do it themselves."""
+        transform = self.subject.transform(ImageOptions())
+        height, width = transform.size
+        covered = [max(round(side * transform.resize_ratio), side) for side in transform.size]
+        return {
+            "whole_if": [height, width],
+            "resize": "bicubic, antialiased, aspect kept, to the smallest size that covers",
+            "covers": covered,
+            "cut": [height, width],
+            "offset": "half of what is cut off, rounded to the nearest, halves to even",
+            "mean": list(transform.mean),
+            "std": list(transform.std),
+            "of": "values from 0 to 1",
+        }
 
     def _same_labels(self, place: Path, wanted: Tensor) -> float:
         """Return for how many images, in percent, what was exported, read back as `mst predict` does, gives our label.

@@ -209,10 +209,7 @@ def labelled_folder(config: FinetuneConfig, network: Network, *, tell: bool = Tr
     )
     if len(folder.classes) < 2:
         raise DataError(f"{folder.root} has one class, {folder.classes[0]}: at least two are needed to tell apart")
-    folder.train, folder.val = (
-        part.evenly(limit)
-        for part, limit in ((folder.train, config.limits.train_limit), (folder.val, config.limits.val_limit))
-    )
+    folder.train, folder.val = folder.limited(config.limits.train_limit, config.limits.val_limit)
     origin = "--channels" if config.backbone.startswith(SCRATCH) else f"--backbone {config.backbone}"
     for images in (folder.train, folder.val):
         check_sample(images.paths, channels=channels, patch_size=1, origin=origin, scale=scale)

@@ -157,6 +157,8 @@ def classify(given: ClassificationInput) -> ClassifiedImages:
         text = "".join(f"{line}\n" for line in unreadable)
         files.append((listing, text.encode("utf-8", "surrogateescape")))
     outputs.write_together(files)
+    if not unreadable:
+        outputs.remove(listing)  # of an earlier prediction
     return found
 
 

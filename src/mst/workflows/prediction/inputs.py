@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from mst.data.order.room import fetch_soon
 from mst.data.sources import ImageSource, open_images
 from mst.data.value_range import Scale, check_range
-from mst.paths import PathText, SourceText, user_place
+from mst.errors import UsageError
+from mst.paths import PathText, SourceText, is_address, user_path, user_place
 from mst.runtime.device import Precision
 from mst.runtime.limits import check_numbers
 from mst.workflows.subject import prediction_scale
@@ -48,8 +49,15 @@ class ImagesToPredict:
         """Return the images to predict on.
 
         Raises:
-            UsageError: there are none.
+            UsageError: there are none, or a folder for the files lies in theirs: they would be images the next time.
         """
+        place, data = user_path(self.out).resolve(), user_path(self.data).resolve()
+        inside = not is_address(self.data) and data.is_dir() and place.is_relative_to(data)
+        if inside and place.suffix not in {".csv", ".json"}:
+            raise UsageError(
+                f"--out {self.out} lies in --data {self.data}: what is written there would be read as images the next "
+                "time; name a folder apart"
+            )
         found = open_images(user_place(self.data), limit=self.limit, channels=channels)
         fetch_soon(found)
         return found

@@ -202,3 +202,31 @@ def test_positions_that_the_network_does_not_have_are_refused(tmp_path: Path) ->
     torch.save({**weights, "absolute_pos_embed": torch.randn(1, 256, 8)}, tmp_path / "w.pth")
     with pytest.raises(CheckpointError, match=r"no place in swin_tiny.* \(absolute_pos_embed\)"):
         start_from(tiny((64, 64), name=name), str(tmp_path / "w.pth"))
+
+
+@pytest.mark.parametrize("kind", ["ViT", "Swin"])
+def test_networks_of_transformers_in_memory(kind: str, tmp_path: Path) -> None:
+    """Their names there are others than those that `save_pretrained` writes."""
+    transformers = pytest.importorskip("transformers")
+    if kind == "ViT":
+        sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 128}
+        network = transformers.ViTModel(
+            transformers.ViTConfig(**sizes, image_size=32, patch_size=8, layer_norm_eps=1e-6), add_pooling_layer=False
+        )
+        target = tiny(seed=3)
+    else:
+        config = transformers.SwinConfig(image_size=64, embed_dim=8, depths=[2, 2, 2, 2], num_heads=[1, 2, 4, 8])
+        network = transformers.SwinModel(config)
+        target = tiny((64, 64), seed=3, name="swin_tiny_patch4_window7_224")
+    torch.save(network.state_dict(), tmp_path / "w.pth")
+    start = start_from(target, str(tmp_path / "w.pth"))
+    assert not start.unexpected
+    if kind == "Swin":  # windows of 7 in maps of 16: transformers does not take them
+        own = "encoder.layers.1.blocks.1.attention"
+        three = torch.cat([network.state_dict()[f"{own}.{part}_proj.weight"] for part in "qkv"])
+        assert torch.equal(target.timm_state_dict()["layers.1.blocks.1.attn.qkv.weight"], three)
+        return
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        wanted = network.eval()(images).last_hidden_state[:, 0]
+        torch.testing.assert_close(target(images), wanted, rtol=1e-4, atol=1e-5)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from mst.report.compare import compare_results
+from mst.report.datasets import data_names
 from mst.report.page import write_report
 from mst.report.reading import read_run
 from mst.report.verdict import RANKED, answer, ranked_as_knn
@@ -138,3 +139,23 @@ def test_results_of_weights_that_are_gone_are_not_shown(run: RunDir) -> None:
     assert values["knn"] == (50.0, 71.0)
     run.backbone.unlink()
     assert read_run(run).outdated == 0
+
+
+def test_labels_from_several_tables_are_told_apart() -> None:
+    def row(digest: str, labels: str | None) -> dict[str, Any]:
+        split = {"labels": labels} if labels else {"part": "val"}
+        identity = {"name": "/x/photos", "count": 3, "digest": digest * 32, "parts": {}}
+        return {"data_identity": identity, "extra": {"split": split}}
+
+    rows = [
+        row("a", "one.csv, column label"),
+        row("b", None),
+        row("c", "two.csv, column y"),
+        row("d", "two.csv, column y"),
+    ]
+    assert list(data_names(rows).values()) == [
+        "photos (one.csv, column label)",
+        "photos (names of folders)",
+        "photos (content cccccc)",
+        "photos (content dddddd)",
+    ]

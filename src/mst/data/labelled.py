@@ -95,7 +95,9 @@ class LabelledFolder:
         self.passed.tell()
         absent = sorted(set(range(len(self.classes))) - set(self.split.scored.labels.tolist()))
         if self.split.automatic:
-            logging.info(f"{shown(self.root)} has no validation images: split by class: {self.split}")
+            some = ", ".join(map(shown, self.classes[:5])) + ", ..." * (len(self.classes) > 5)
+            classes = f"{len(self.classes)} classes by {self.split.labels or 'name of folder'}: {some}"
+            logging.info(f"{shown(self.root)} has no validation images: split by class: {self.split}; {classes}")
             return
         if absent:
             names = ", ".join(shown(self.classes[number]) for number in absent[:5])
@@ -142,11 +144,13 @@ def _divided(found: FoundLabels, labels: LabelOptions, place: str) -> Split:
     root = Path(place if is_address(place) or Path(place).is_dir() else Path(place).parent).absolute()
     train = found.parts["train"]
     if scored is not None:
-        return Split(scored, found.given, None, None, 0, train, found.parts[scored], found.classes, root)
+        return Split(scored, found.given, None, None, 0, train, found.parts[scored], found.classes, root, found.labels)
     if labels.split == "test":
         raise UsageError(f"--split test: {found.origin} has no images for testing: leave --split away")
     train, val, copies = split_off(found, share=labels.val_share, seed=labels.split_seed)
-    return Split("val", "automatic", labels.val_share, labels.split_seed, copies, train, val, found.classes, root)
+    return Split(
+        "val", "automatic", labels.val_share, labels.split_seed, copies, train, val, found.classes, root, found.labels
+    )
 
 
 def same_content(one: Path, other: Path) -> bool:

@@ -29,6 +29,11 @@ HUGGING_FACE = (
     (r"(?:encoder\.|model\.)?layers?\.(\d+)\.blocks\.", r"layers.\1.blocks."),
     (r"encoder\.layers\.(\d+)\.downsample\.", r"layers.\1.downsample."),
     (r"(?:encoder\.|model\.)?layer\.(\d+)\.", r"blocks.\1."),
+    (
+        r"^(?:encoder\.|model\.)?layers\.(\d+)\.(?=attention\.|mlp\.|layernorm|intermediate|output|layer_scale)",
+        r"blocks.\1.",
+    ),
+    (r"\.relative_position_bias\.relative_position_bias_table", ".relative_position_bias_table"),
     (r"\.attention\.(?:attention|self)\.", ".attn."),
     (r"\.attention\.output\.dense\.", ".attn.proj."),
     (r"\.attention\.", ".attn."),

@@ -184,3 +184,30 @@ def test_no_number_is_no_class(tmp_path: Path, capsys: pytest.CaptureFixture[str
     (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows, "c/5.jpg,nan", "c/6.jpg,NaN"]))
     assert LabelledFolder(tmp_path / "t.csv").classes == ("9", "10")
     assert "left out 2 of 6 rows without a label" in capsys.readouterr().err
+
+
+def test_bare_names_are_found_below_where_only_one_file_has_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images(tmp_path, *NAMES)
+    (tmp_path / "t.csv").write_text("path;label\n1.jpg;cat\n2.jpg;cat\n3.jpg;dog\n4.jpg;dog\n")
+    found = LabelledFolder(tmp_path / "t.csv")
+    both = {Path(part.paths.name(place)) for part in (found.train, found.val) for place in range(2)}
+    assert both == {tmp_path / name for name in NAMES}
+    said = capsys.readouterr().err
+    assert "names without a folder are found below" in said
+    assert "2 classes by t.csv, column label: cat, dog" in said
+    images(tmp_path, "c/1.jpg")
+    with pytest.raises(DataError, match=r"1 of 4 listed files do not exist, at most 5% may: .* is 1\.jpg"):
+        LabelledFolder(tmp_path / "t.csv")
+
+
+def test_two_columns_of_labels_are_asked_about_where_they_differ(tmp_path: Path) -> None:
+    images(tmp_path, *NAMES)
+    rows = ["a/1.jpg,0,cat,3", "a/2.jpg,0,cat,4", "b/3.jpg,1,dog,3", "b/4.jpg,1,dog,4"]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,class,note", *rows]))
+    assert LabelledFolder(tmp_path / "t.csv").classes == ("0", "1")
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,other,class", *rows]))
+    with pytest.raises(DataError, match="has two columns of labels, label and class: name one with --label-column"):
+        LabelledFolder(tmp_path / "t.csv")
+    assert LabelledFolder(tmp_path / "t.csv", labels=LabelOptions(label_column="class")).classes == ("3", "4")

@@ -6,7 +6,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePath
 
 import torch
@@ -64,11 +64,12 @@ def labelled_by_table(source: str, folder: Path | None, options: LabelOptions) -
         )
     table = read_table(source, options)
     found, passed = _images(table, folder)
+    labels = f"{shown(PurePath(source).name)}, column {shown(table.columns[1])}"
     classes = _classes({image.label for image in found.values()})
     if not table.has_split:
         parts: dict[Part, LabelledImages] = {"train": _labelled(found, classes)}
-        return FoundLabels(shown(source), classes, parts, "", passed, {"train": shown(source)})
-    return _by_column(table, found, options, passed)
+        return FoundLabels(shown(source), classes, parts, "", passed, {"train": shown(source)}, labels)
+    return replace(_by_column(table, found, options, passed), labels=labels)
 
 
 def _by_column(table: Table, found: dict[bytes, _Image], options: LabelOptions, passed: PassedOver) -> FoundLabels:
@@ -191,6 +192,7 @@ class _Places:
         self._ends: Counter[str] = Counter()
         self.moved = ""
         self._dropped: int | None = None
+        self._by_name: dict[str, str] | None = None
 
     @property
     def looked_in(self) -> str:
@@ -205,8 +207,23 @@ class _Places:
                 path = os.path.normpath(base / os.path.expanduser(text))
                 if (found := self._there(path)) is not None:
                     return found
+        if "/" not in plain:
+            return self._below(plain)
         foreign = plain.startswith("/") or DRIVE.match(written) is not None
         return self._elsewhere(written, plain) if foreign else None
+
+    def _below(self, name: str) -> bytes | None:
+        """Find a bare name at any depth below the first folder, where only one file has it."""
+        if self._by_name is None:
+            self._by_name = {}
+            for folder, _, names in os.walk(self._bases[0]):
+                for each in names:
+                    self._by_name[each] = "" if each in self._by_name else os.path.join(folder, each)
+        found = self._by_name.get(name)
+        if not found:
+            return None
+        self.moved = self.moved or f"names without a folder are found below {shown(self._bases[0])}: {shown(found)}"
+        return os.fsencode(found)
 
     def _elsewhere(self, written: str, plain: str) -> bytes | None:
         """Find an absolute path of another machine below a folder of this one, by as much of its end as there is."""

@@ -90,6 +90,7 @@ class FoundLabels:
         given: how the split is given: by folders, by a column, by the names of shards or splits; "" = not at all.
         passed: what was found and not taken.
         titles: what messages call each part.
+        labels: where the labels stand: `labels.csv, column kind`; "" = they are names of folders, or in shards.
     """
 
     origin: str
@@ -98,6 +99,7 @@ class FoundLabels:
     given: Literal["folders", "column", "shards", ""]
     passed: PassedOver = NOTHING
     titles: Mapping[Part, str] | None = None
+    labels: str = ""
 
     @property
     def images(self) -> ImageSource:

@@ -41,6 +41,7 @@ class Split:
         scored: those to score.
         classes: their names.
         root: paths in the file are relative to it, where they lie below.
+        labels: as of `FoundLabels`.
     """
 
     part: Part
@@ -52,6 +53,7 @@ class Split:
     scored: LabelledImages = field(repr=False)
     classes: tuple[str, ...] = field(repr=False)
     root: Path = field(repr=False)
+    labels: str = ""
 
     @property
     def automatic(self) -> bool:
@@ -80,6 +82,8 @@ class Split:
     def row(self) -> dict[str, Any]:
         """Return what a row of results says of it."""
         said: dict[str, Any] = {"part": self.part, "how": self.how}
+        if self.labels:
+            said["labels"] = self.labels
         if self.automatic:
             said |= {"share": self.share, "seed": self.seed, "copies": self.copies, "file": self.file}
         return said

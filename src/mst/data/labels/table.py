@@ -32,6 +32,8 @@ PATHS = (
     *("path", "filepath", "file", "filename", "image", "imagepath", "imagefile", "imagename", "img", "imgpath"),
     *("imageid", "id", "name", "relativepath", "relpath", "uri", "picture", "photo"),
 )
+MEANT = ("label", "class", "classname", "category", "categoryname", "labelname")
+"""Those of labels that mean nothing else."""
 COORDINATE = "x"
 """A column of this name says that `y` is the other coordinate, and no label."""
 LABELS = ("label", "labels", "class", "classname", "classes", "category", "categoryname", "target", "labelname", "y")
@@ -232,6 +234,7 @@ class _Columns:
             self._usual([name for name in LABELS if name != "y" or COORDINATE not in words]) if place is None else place
         )
         if place is not None:
+            self._refuse_others(place)
             return place
         rest = [other for other in range(self._width) if other not in {self.path(), self.split()}]
         if self._width < 2:
@@ -239,6 +242,23 @@ class _Columns:
         if len(rest) != 1:
             raise DataError(f"{self._told()} which column holds the labels: name it with --label-column")
         return rest[0]
+
+    def _refuse_others(self, place: int) -> None:
+        """Refuse a table with another column of labels that divides the images otherwise, where none was named.
+
+        Raises:
+            DataError: it has one.
+        """
+        if self._options.label_column is not None:
+            return
+        words = [_plain(cell) for cell in self._first]
+        for other in (words.index(name) for name in MEANT if name in words and words.index(name) != place):
+            pairs = {(row[place].strip(), row[other].strip()) for row in self._rows if max(place, other) < len(row)}
+            if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
+                both = f"{shown(self.title(place))} and {shown(self.title(other))}"
+                raise DataError(
+                    f"{shown(self._source)} has two columns of labels, {both}: name one with --label-column"
+                )
 
     def split(self) -> int | None:
         """Return the number of the column with the split; None = there is none."""

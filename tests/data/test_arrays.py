@@ -13,6 +13,8 @@ from data.pictures import decode_or_refuse, write_textures
 from mst.data.decoding import UnreadableImage, decode_image
 from mst.data.labelled import LabelledFolder
 from mst.data.sources import index_images
+from mst.data.sources.arrays import array_images
+from mst.errors import DataError
 
 PIXELS = np.random.default_rng(1).integers(0, 256, (5, 7, 6), dtype=np.uint8)  # [H, W, C]
 
@@ -103,3 +105,12 @@ def test_arrays_are_found_where_images_have_other_channels(tmp_path: Path) -> No
         (tmp_path / "labelled" / name).mkdir(parents=True)
         np.save(tmp_path / "labelled" / name / "x.npy", PIXELS)
     assert len(LabelledFolder(tmp_path / "labelled", channels=6).train.paths) == 1
+
+
+@pytest.mark.parametrize("columns", [2, 3, 4])
+def test_one_colour_image_is_not_many_grey_ones(columns: int, tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.zeros((20, 30, columns), np.uint8))
+    with pytest.raises(DataError, match=r"its shape is \[20, 30, "):
+        array_images(tmp_path / "a.npy", 1)
+    np.save(tmp_path / "b.npy", np.zeros((20, 30, 9), np.uint8))
+    assert len(array_images(tmp_path / "b.npy", 1)) == 20

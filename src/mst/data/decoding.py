@@ -20,7 +20,7 @@ from mst.data.formats.jpeg import Detail, jpeg_reduction, plain_jpeg
 from mst.data.formats.jpeg2000 import check_depth
 from mst.data.formats.large import AS_STORED, NATIVE_PNG, by_strips, is_large, large_png, rows_at_a_time
 from mst.data.formats.npy import LONGEST_HEADER, NPY_MAGIC, array_header
-from mst.data.formats.tiff import Page, have_tifffile, pillow_reads, read_pages
+from mst.data.formats.tiff import Page, have_tifffile, mend_palette, pillow_reads, read_pages
 from mst.data.sources.protocol import ImageSource
 from mst.data.value_range import BY_TYPE, ByType, Pixels, Scale, Stored, ValueRanges, eight_bits
 from mst.errors import DataError, MissingExtra, Unreachable
@@ -167,6 +167,8 @@ def _decode_with_pillow(name: str, data: bytearray, channels: int, reduction: in
         # [H, W] or [H, W, channels]
         if image.format == "JPEG2000":
             check_depth(data)
+        elif image.format == "TIFF" and image.mode == "P":
+            mend_palette(image)
         if channels in {1, 3}:
             whole = upright(image)
             deep = _deep_colours(data, image, scale)

@@ -208,3 +208,11 @@ def test_deep_png_of_four_channels_keeps_its_range(tmp_path: Path) -> None:
     assert decode_image(tmp_path / "b.png", channels=2).shape == (2, 20, 30)
     with pytest.raises(OtherChannels, match="has 2 channels, 4 are asked for"):
         decode_image(tmp_path / "b.png", channels=4)
+
+
+@pytest.mark.parametrize("scale", [1, 256, 257])
+def test_palettes_of_eight_and_of_sixteen_bits(scale: int, tmp_path: Path) -> None:
+    colours = SEED.integers(256, size=(3, 256)).astype(np.uint16)
+    places = RGB[..., 0]
+    found = decoded(tmp_path / "a.tif", places, photometric="palette", colormap=colours * np.uint16(scale))
+    assert np.array_equal(found, colours[:, places].transpose(1, 2, 0))

@@ -97,6 +97,24 @@ def _is_plain(tags: Any, *, big_endian: bool) -> bool:
     return one and not swapped and (kind, depth) in {(SIGNED, 32), (FLOAT, 32)}
 
 
+def depth_of(image: Any) -> int:
+    """Return the bits of a value in a TIFF that Pillow has opened, the most of its bands."""
+    return max(_numbers(image.tag_v2.get(258, 1)))
+
+
+def mend_palette(image: Any) -> None:
+    """Give a TIFF of a palette its colours where they are written in 8 bits, as old programs do; Pillow takes 16.
+
+    A palette whose largest value is below 256 is such a one (libtiff's rule, tif_getimage.c).
+    """
+    colours = image.tag_v2.get(320, ())
+    if not colours or max(colours) >= 256:
+        return
+    image.load()
+    count = len(colours) // 3
+    image.putpalette(bytes(colours[part * count + place] for place in range(count) for part in range(3)))
+
+
 def read_pages(data: bytes | bytearray, *, first_only: bool) -> list[Page]:
     """Return the pages of a TIFF, read by tifffile.
 

@@ -23,6 +23,7 @@ from mst.data.decoding import UnreadableImage, decode_bytes, decode_large_png, s
 from mst.data.formats.jpeg import Detail
 from mst.data.formats.large import png_orientation
 from mst.data.formats.npy import NPY_MAGIC
+from mst.data.formats.tiff import MAGIC, depth_of, pillow_reads
 from mst.data.inspection.signature import SIDE, of_small, signature
 from mst.data.sources import ImageSource
 from mst.data.statistics import STRIP, moments, sums_of
@@ -273,10 +274,18 @@ def _large(
 def _depth(data: bytearray, mode: str) -> tuple[str, tuple[float, float] | None]:
     """Return how deep the values are, and their range where it is not 8 bits."""
     if not mode.startswith(("I", "F")):
-        return "16 bits" if _deep_png(data) else DEPTHS.get(mode, "8 bits"), None
+        return "16 bits" if _deep_png(data) or _deep_tiff(data) else DEPTHS.get(mode, "8 bits"), None
     with quiet_pillow, open_image(data) as image:
         found: Any = np.asarray(image)
     return DEPTHS.get(mode, "16 bits"), (float(found.min()), float(found.max()))
+
+
+def _deep_tiff(data: bytearray) -> bool:
+    """Return whether these bytes are a TIFF of more than 8 bits, whose colours Pillow calls 8 bits."""
+    if not data.startswith(MAGIC) or not pillow_reads(data):
+        return False
+    with quiet_pillow, open_image(data) as image:
+        return depth_of(image) > 8
 
 
 def _deep_png(data: bytearray) -> bool:

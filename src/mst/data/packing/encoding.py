@@ -14,7 +14,7 @@ from PIL import Image
 
 from mst.data.decoding import OtherChannels, UnreadableImage, decode_bytes, said
 from mst.data.formats.npy import NPY_MAGIC
-from mst.data.formats.tiff import pillow_reads
+from mst.data.formats.tiff import depth_of, pillow_reads
 from mst.data.sources import ImageSource
 from mst.data.value_range import Pixels, Stored
 from mst.errors import DataError
@@ -134,8 +134,7 @@ class _Unscaled:
 def _is_deep(data: bytearray, image: Image.Image) -> bool:
     """Return whether an image has more than 8 bits for a value, of which Pillow may give 8."""
     if image.format == "TIFF":
-        bits = image.tag_v2.get(258, 1)  # type: ignore[attr-defined]
-        return bool(max(bits if isinstance(bits, tuple) else (bits,)) > 8)
+        return depth_of(image) > 8
     decoders = {str(tile[0]) for tile in image.tile}  # type: ignore[attr-defined]
     deep_decoder = "SGI16" in decoders or (image.format == "PPM" and _white_of_ppm(data) > 255)
     return image.mode[0] in "IF" or deep_decoder or (data.startswith(PNG_MAGIC) and data[24] == 16)

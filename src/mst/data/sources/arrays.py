@@ -29,6 +29,9 @@ from mst.runtime.identity import DataIdentity
 from mst.runtime.memory import available_memory
 from mst.runtime.names import shown
 
+FEW_COLUMNS = 4
+"""So many or fewer along the last side are channels."""
+
 Header = tuple[tuple[int, ...], bool, np.dtype[Any]]
 """Shape, whether in Fortran's order, type."""
 LOCAL_HEADER = struct.Struct("<26xHH")
@@ -202,7 +205,9 @@ def array_images(path: Path, channels: int) -> ArrayFile:
 
 
 def _several(shape: tuple[int, ...], channels: int) -> bool:
-    return len(shape) == 4 or (len(shape) == 3 and channels == 1 and 1 not in {shape[0], shape[2]})
+    """Return whether an array is of several images; [H, W, 3] is one in colour, not H grey ones of 3 columns."""
+    grey = len(shape) == 3 and channels == 1 and shape[0] != 1 and shape[2] > FEW_COLUMNS
+    return len(shape) == 4 or grey
 
 
 def _in_npy(path: Path, channels: int) -> ArrayFile:

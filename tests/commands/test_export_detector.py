@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor, nn
 
 import mst
 from commands.calls import call
 from mst.evaluate.common.pyramid import Pyramid
 from mst.evaluate.detection.detector import DetectorShape, build_detector
 from mst.evaluate.detection.file import DetectorDescription, load_detector, save_detector
-from mst.export.detector import DetectorOutputs, Placing
+from mst.export.detector import DetectorOutputs, Placing, _apart
 from mst.model.backbone import BackboneSpec
 from mst.model.build import build_backbone
 from mst.workflows.exporting.settings import ExportSettings
@@ -132,3 +134,20 @@ def test_mistakes_are_one_line(model: Path, pictures: Path, tmp_path: Path, caps
         answer = call(capsys, *words)
         assert answer.status == 2, (said, answer.err)
         assert said in answer.line, answer.line
+
+
+def test_one_box_that_is_left_is_enough_for_torch_export() -> None:
+    """torchvision's nms promises two or more to torch.export, and the program stopped where there was one."""
+
+    class Apart(nn.Module):
+        def forward(self, boxes: Tensor, scores: Tensor) -> Tensor:
+            return _apart(boxes, scores, 0.5)
+
+    boxes, scores = torch.rand(9, 4).cumsum(1), torch.rand(9)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of torchvision, about a name of torch
+        program = torch.export.export(Apart(), (boxes, scores)).module()
+    same = boxes[:1].expand(9, 4).contiguous()
+    for some in (boxes, same):
+        assert torch.equal(program(some, scores), _apart(some, scores, 0.5))
+    assert _apart(same, scores, 0.5).nonzero().flatten().tolist() == [int(scores.argmax())]

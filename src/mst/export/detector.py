@@ -153,7 +153,10 @@ def _large(boxes: Tensor, side: float) -> Tensor:
 
 def _apart(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
     """Return which boxes [n, 4] overlap no better one by more than `most` [n]."""
-    return torch.zeros_like(scores).scatter(0, nms(boxes, scores, most), 1.0) > 0
+    # torch.export takes it for granted that torchvision's nms keeps two boxes or more, so two lie apart from all.
+    aside = boxes.new_tensor([[-3, -3, -2, -2], [-6, -6, -5, -5]])
+    kept = nms(torch.cat([boxes, aside]), torch.cat([scores, scores.new_full((2,), -2)]), most)
+    return torch.zeros(len(scores) + 2).scatter(0, kept, 1.0)[:-2] > 0
 
 
 @dataclass(frozen=True)

@@ -193,6 +193,7 @@ class _Places:
         self.moved = ""
         self._dropped: int | None = None
         self._by_name: dict[str, str] | None = None
+        self._flat = False  # bare names have been found where they should be: the others are missing
 
     @property
     def looked_in(self) -> str:
@@ -206,9 +207,10 @@ class _Places:
             for base in self._bases:
                 path = os.path.normpath(base / os.path.expanduser(text))
                 if (found := self._there(path)) is not None:
+                    self._flat = self._flat or "/" not in plain
                     return found
         if "/" not in plain:
-            return self._below(plain)
+            return None if self._flat else self._below(plain)
         foreign = plain.startswith("/") or DRIVE.match(written) is not None
         return self._elsewhere(written, plain) if foreign else None
 

@@ -58,7 +58,7 @@ QUESTIONS = (
     ("Is self-distillation needed?", ("mst",), ("restoration",)),
     ("BatchNorm in MST's head?", ("mst",), ("plain",)),
     ("BatchNorm in DINO's head?", ("dino",), ("dino-plain",)),
-    ("Does BatchNorm do more for MST than for DINO?", ("mst", "dino-plain"), ("plain", "dino")),
+    ("Does BatchNorm do more for MST than for DINO? (asked afterwards)", ("mst", "dino-plain"), ("plain", "dino")),
     ("Does the method help without BatchNorm?", ("plain",), ("dino-plain",)),
     ("Do fixed, full-size position embeddings help?", ("fixed",), ("mst",)),
 )

@@ -361,3 +361,10 @@ def test_an_unfinished_run_says_so(run_folder: Path, labelled: Path, capsys: pyt
         (run_folder / "metrics.jsonl").write_text(json.dumps({"step": step}) + "\n")
         load_subject(run_folder, device="cpu")
         assert ("is unfinished: step 6 of 39: its weights are those" in capsys.readouterr().err) is said
+
+
+def test_results_beside_the_classes_are_taken(run_folder: Path, labelled: Path) -> None:
+    shutil.rmtree(labelled / "val")
+    words = ["knn", "--backbone", str(run_folder), "--data", str(labelled), "--out", str(labelled / "results" / "one")]
+    assert evaluate_command.run([*words, *WORDS]) == 0
+    assert len(read_jsonl(labelled / "results" / "one" / "results.jsonl")) == 1

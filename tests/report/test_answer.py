@@ -123,15 +123,18 @@ def test_the_runs_own_verdict_comes_first_and_others_say_of_what_they_are(run: R
 def test_results_of_weights_that_are_gone_are_not_shown(run: RunDir) -> None:
     run.backbone.write_bytes(b"new weights")
     now = hashlib.sha256(b"new weights").hexdigest()
-    append_jsonl(run.results, {"task": "knn", "metrics": {"top1": 72.0}, "backbone_sha256": "0" * 64})
+    gone = {"task": "knn", "metrics": {"top1": 72.0}, "backbone": "runs/mine", "backbone_sha256": "0" * 64}
+    append_jsonl(run.results, gone)
     for row in (
-        {"task": "knn", "metrics": {"top1": 71.0}, "backbone_sha256": now},
+        {"task": "knn", "metrics": {"top1": 71.0}, "backbone": "runs/mine", "backbone_sha256": now},
+        {"task": "linear", "metrics": {"top1": 60.0}, "backbone": "timm:vit_x", "backbone_sha256": "2" * 64},
+        {"task": "linear", "metrics": {"top1": 61.0}, "backbone_sha256": ["damaged"]},
         {"task": "knn", "metrics": {"top1": 50.0}, "backbone": "random:x", "backbone_sha256": ""},
         {"task": "finetune", "metrics": {"top1": 80.0}, "backbone_sha256": "1" * 64},
     ):
         append_jsonl(run.results, row)
     records = read_run(run)
-    assert (len(records.results), records.outdated) == (3, 1)
+    assert (len(records.results), records.outdated) == (5, 1)
     page = write_report(run).read_text(encoding="utf-8")
     assert "Not shown: 1 row of results.jsonl, of other weights than the run has now." in page
     assert "72.0" not in page

@@ -156,7 +156,7 @@ def _apart(boxes: Tensor, scores: Tensor, most: float) -> Tensor:
     # torch.export takes it for granted that torchvision's nms keeps two boxes or more, so two lie apart from all.
     aside = boxes.new_tensor([[-3, -3, -2, -2], [-6, -6, -5, -5]])
     kept = nms(torch.cat([boxes, aside]), torch.cat([scores, scores.new_full((2,), -2)]), most)
-    return torch.zeros(len(scores) + 2).scatter(0, kept, 1.0)[:-2] > 0
+    return scores.new_zeros(len(scores) + 2).scatter(0, kept, 1.0)[:-2] > 0
 
 
 @dataclass(frozen=True)

@@ -60,6 +60,8 @@ def found_images(config: RunConfig, *, tell: bool = True) -> FoundImages:
                 cache=labelled_cache(config),
             )
         except (UsageError, DataError) as error:  # the options of an evaluation have other names here
+            if type(error) not in {UsageError, DataError}:  # others say it in their own way
+                raise
             raise type(error)(_in_monitor_words(str(error))) from error
         if monitor.knn_exclude:
             images = _without(images, labelled.split.scored.paths, tell=tell)

@@ -193,6 +193,13 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
+def steps_of(run: RunDir) -> tuple[int | None, int | None]:
+    """Return the steps that a run has made, by its rows, and those that it plans; None = not known."""
+    done = max((int(row["step"]) for row in result_rows(run.metrics) if is_step(row.get("step"))), default=None)
+    total = _read_object(run.plan).get("total_steps")
+    return done, int(total) if is_step(total) else None
+
+
 def result_rows(path: Path) -> list[dict[str, Any]]:
     """Return the rows that are objects."""
     try:

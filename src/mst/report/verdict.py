@@ -99,8 +99,8 @@ def answer(records: RunRecords) -> Answer | None:
     others.pop(data_key(row), None)
     names = data_names([row, *(other for other, _ in others.values())])
     said = tuple(f"On {names[key]}{_classes(other)}: {each.sentence}" for key, (other, each) in others.items() if key)
-    if others:
-        found = replace(found, sentence=f"On {names[data_key(row)]}{_classes(row)}: {found.sentence}")
+    if said and (name := names.get(data_key(row))):
+        found = replace(found, sentence=f"On {name}{_classes(row)}: {found.sentence}")
     return replace(found, also=(*said, *_also(records)))
 
 

@@ -25,8 +25,7 @@ from mst.model.backbone_file import load_backbone
 from mst.model.build import backbone_spec, build_backbone, untrained_like
 from mst.model.start import TIMM, start_from
 from mst.paths import user_path, user_place, user_source
-from mst.report.reading import is_number, read_run
-from mst.report.story import tell
+from mst.report.reading import FINETUNE, is_number, result_rows, steps_of
 from mst.runtime.device import select_device
 from mst.runtime.identity import DataIdentity
 from mst.runtime.logging import info, warn
@@ -273,9 +272,11 @@ def load_subject(
 
 def _tell_unfinished(run: Path) -> None:
     """Warn of weights that a run has not come to its end with."""
-    story = tell(read_run(RunDir(run)))
-    if not story.finished and story.total:
-        warn(f"{shown(run)} is {story.state}: its weights are those of an earlier moment")
+    place = RunDir(run)
+    done, total = steps_of(place)
+    finished = any(row.get("task") == FINETUNE for row in result_rows(place.results))
+    if done is not None and total is not None and done < total and not finished:
+        warn(f"{shown(run)} is unfinished: step {done} of {total}: its weights are those of an earlier moment")
 
 
 def absolute_source(backbone: str | Path) -> str:

@@ -43,6 +43,8 @@ SEGMENTS = {
     "another kind, then EXIF": FLIR + exif(8),
     "EXIF, then XMP": exif(3) + xmp(6),
     "none": b"",
+    "EXIF cut short": app1(exif(6)[4:20]),
+    "EXIF of another type": app1(exif(6)[4:].replace(b"\x03\0\x01\0\0\0", b"\x04\0\x01\0\0\0")),
     "no more than the kind": app1(b"Exif\0\0"),
 }
 
@@ -71,9 +73,12 @@ def test_whole_reduced_and_header_agree(
     assert (like - small).abs().mean() < 12
 
 
-def test_a_jpeg_without_such_segments_is_not_opened_twice(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("more", [b"", exif(1), exif(1, "MM"), FLIR + exif(1) + xmp(None)])
+def test_a_jpeg_that_is_upright_is_not_opened_twice(
+    more: bytes, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(jpeg, "open_image", lambda _: pytest.fail("opened"))
-    (tmp_path / "a.jpg").write_bytes(PLAIN)
+    (tmp_path / "a.jpg").write_bytes(PLAIN[:2] + more + PLAIN[2:])
     assert decode_image(tmp_path / "a.jpg").shape == (3, 40, 56)
 
 

@@ -173,7 +173,7 @@ def test_the_columns_that_are_meant(tmp_path: Path, head: str, rows: str) -> Non
 
 def test_a_fold_of_parts_is_a_split(tmp_path: Path) -> None:
     images(tmp_path, *NAMES)
-    rows = ["a/1.jpg,cat,train", "b/3.jpg,dog,train", "a/2.jpg,cat,dev", "b/4.jpg,dog,dev"]
+    rows = ["a/1.jpg,cat,train", "b/3.jpg,dog,train", "a/2.jpg,cat,val", "b/4.jpg,dog,val"]
     (tmp_path / "t.csv").write_text("\n".join(["path,label,fold", *rows]))
     assert LabelledFolder(tmp_path / "t.csv").split.how == "column"
 
@@ -211,3 +211,56 @@ def test_two_columns_of_labels_are_asked_about_where_they_differ(tmp_path: Path)
     with pytest.raises(DataError, match="has two columns of labels, label and class: name one with --label-column"):
         LabelledFolder(tmp_path / "t.csv")
     assert LabelledFolder(tmp_path / "t.csv", labels=LabelOptions(label_column="class")).classes == ("3", "4")
+
+
+LABELLED = [f"{name},{'cat' if name[0] == 'a' else 'dog'}" for name in NAMES]
+
+
+@pytest.mark.parametrize("first", ["# made by a tool", "# a, b, c", "sep=,"])
+def test_first_lines_that_are_no_rows(first: str, tmp_path: Path) -> None:
+    images(tmp_path, *NAMES)
+    (tmp_path / "t.csv").write_text("\n".join([first, "path,label", *LABELLED]))
+    assert LabelledFolder(tmp_path / "t.csv").classes == ("cat", "dog")
+
+
+def test_a_word_that_is_no_part_beside_parts_is_refused(tmp_path: Path) -> None:
+    images(tmp_path, *NAMES)
+    rows = [f"{row},{'train' if place % 2 else 'eval'}" for place, row in enumerate(LABELLED)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label,set", *rows]))
+    with pytest.raises(DataError, match="set 'eval': must be one of train"):
+        LabelledFolder(tmp_path / "t.csv")
+
+
+def test_columns_of_labels_are_compared_over_all_rows_that_have_both(tmp_path: Path) -> None:
+    names = [f"{number:03d}.jpg" for number in range(100)]
+    images(tmp_path, *names)
+    for head, last, refused in (
+        ("class", lambda number: number // 85, True),
+        ("category", lambda _: "", False),
+        ("category", lambda _: "animal", False),
+        ("class_name", lambda number: "" if number == 80 else f"c{number // 70}", False),
+    ):
+        rows = [f"{name},{number // 70},{last(number)}" for number, name in enumerate(names)]
+        (tmp_path / "t.csv").write_text("\n".join([f"path,label,{head}", *rows]))
+        if refused:
+            with pytest.raises(DataError, match="has two columns of labels, label and class"):
+                LabelledFolder(tmp_path / "t.csv")
+        else:
+            assert LabelledFolder(tmp_path / "t.csv").classes == ("0", "1")
+
+
+def test_y_beside_paths_called_x_is_the_label(tmp_path: Path) -> None:
+    images(tmp_path, *NAMES)
+    rows = [f"{place},{row}" for place, row in enumerate(LABELLED)]
+    (tmp_path / "t.csv").write_text("\n".join([",x,y", *rows]))
+    assert LabelledFolder(tmp_path / "t.csv").classes == ("cat", "dog")
+
+
+def test_a_missing_image_is_not_looked_for_among_masks(tmp_path: Path) -> None:
+    names = [f"{number:03d}.png" for number in range(40)]
+    images(tmp_path, *names[1:], *(f"masks/{name}" for name in names))
+    rows = [f"{name},{number % 2}" for number, name in enumerate(names)]
+    (tmp_path / "t.csv").write_text("\n".join(["path,label", *rows]))
+    found = LabelledFolder(tmp_path / "t.csv")
+    assert len(found.train.paths) + len(found.val.paths) == 39
+    assert not any("masks" in found.train.paths.name(place) for place in range(len(found.train.paths)))

@@ -6,6 +6,7 @@ warns of its own removal; where the operator is missing Pillow does it all.
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -13,12 +14,14 @@ import torch
 import torchvision  # noqa: F401  (registers torch.ops.image)
 from torch import Tensor
 
-from mst.runtime.images import MAX_PIXELS, open_image, orientation, turned
+from mst.runtime.images import MAX_PIXELS, open_image, orientation
 
 NATIVE_JPEG = getattr(torch.ops.image, "decode_jpeg", None)
 _READ_GREY, _READ_RGB = 1, 3  # torchvision.io.ImageReadMode
 APP1, SCAN = 0xE1, 0xDA
 """Markers of the segments that hold EXIF and XMP, and of the pixels (ITU-T T.81, table B.1)."""
+ORIENTATION, UPRIGHT = 0x0112, (3, 1, 1)
+"""Tag of EXIF, and its type (a short), count and value in pictures that lie as they are stored."""
 
 
 class Detail(NamedTuple):
@@ -62,14 +65,31 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
 
 
 def jpeg_orientation(data: bytes | bytearray) -> int:
-    """Return what `mst.runtime.images.orientation` says of a JPEG; one without EXIF and XMP is not opened for it."""
-    for marker, _ in _segments(data):
-        if marker == APP1:
-            with open_image(data) as image:
-                return orientation(image)
+    """Return what `mst.runtime.images.orientation` says of a JPEG; only one that may be turned is opened for it."""
+    for marker, at in _segments(data):
+        if marker == APP1 and _may_turn(data[at + 4 : at + 2 + (data[at + 2] << 8 | data[at + 3])]):
+            try:
+                with open_image(data) as image:
+                    return orientation(image)
+            except Exception:  # whatever damaged bytes raise: the pixels are the decoder's to judge
+                return 1
         if marker == SCAN:
             break
     return 1
+
+
+def _may_turn(segment: bytes | bytearray) -> bool:
+    """Return whether EXIF or XMP may say an orientation but the first: whatever is not as usual may."""
+    if not segment.startswith(b"Exif\0\0"):
+        return b"Orientation" in segment
+    order = {b"II": "<", b"MM": ">"}.get(bytes(segment[6:8]))
+    try:
+        (start,) = struct.unpack_from(f"{order}I", segment, 10)
+        (count,) = struct.unpack_from(f"{order}H", segment, 6 + start)
+        entries = (struct.unpack_from(f"{order}HHIHH", segment, 8 + start + 12 * place) for place in range(count))
+        return next((entry[1:4] != UPRIGHT for entry in entries if entry[0] == ORIENTATION), False)
+    except struct.error:
+        return True
 
 
 def jpeg_reduction(data: bytes | bytearray, enough: Detail) -> int:
@@ -97,6 +117,8 @@ def plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     except RuntimeError:
         return None
     turn = jpeg_orientation(data)
-    if turn != 1:
-        image = torch.from_numpy(turned(image.permute(1, 2, 0).numpy(), turn).copy()).permute(2, 0, 1)
+    if turn >= 5:
+        image = image.transpose(1, 2)
+    sides = [side for side, turns in ((1, {3, 4, 7, 8}), (2, {2, 3, 6, 7})) if turn in turns]
+    image = image.flip(sides) if sides else image
     return image[None].contiguous(memory_format=torch.channels_last)[0]

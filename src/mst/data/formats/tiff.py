@@ -87,7 +87,8 @@ def _is_plain(tags: Any, *, big_endian: bool) -> bool:
         grey = photometric in {BLACK_IS_ZERO, WHITE_IS_ZERO}
         extra = set(_numbers(tags.get(338, 0)))
         transparent = samples == 2 and grey and depth == 8 and extra <= ALPHA - {MULTIPLIED}
-        colours = samples in {3, 4} and not grey and not (samples == 4 and planar == 2 and photometric == RGB)
+        odd = samples == 4 and planar == 2 and photometric == RGB and not extra <= ALPHA - {MULTIPLIED}
+        colours = samples in {3, 4} and not grey and not odd
         return samples == 1 or transparent or colours
     if kind == UNSIGNED and depth == 16:
         contiguous_colours = photometric == RGB and samples in {3, 4} and planar == 1 and not have_tifffile()

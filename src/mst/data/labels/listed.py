@@ -117,8 +117,10 @@ def _images(table: Table, folder: Path | None) -> tuple[dict[bytes, _Image], Pas
     missing: list[Row] = []
     unlabelled: list[Row] = []
     repeated: list[Row] = []
-    for row in table.rows:
-        path = places.find(row.path)
+    paths = [places.find(row.path) for row in table.rows]
+    if not any(paths):  # none is where it should be
+        paths = [places.below(row.path) for row in table.rows]
+    for row, path in zip(table.rows, paths, strict=True):
         if path is None:
             missing.append(row)
             continue
@@ -193,7 +195,6 @@ class _Places:
         self.moved = ""
         self._dropped: int | None = None
         self._by_name: dict[str, str] | None = None
-        self._flat = False  # bare names have been found where they should be: the others are missing
 
     @property
     def looked_in(self) -> str:
@@ -207,20 +208,19 @@ class _Places:
             for base in self._bases:
                 path = os.path.normpath(base / os.path.expanduser(text))
                 if (found := self._there(path)) is not None:
-                    self._flat = self._flat or "/" not in plain
                     return found
-        if "/" not in plain:
-            return None if self._flat else self._below(plain)
         foreign = plain.startswith("/") or DRIVE.match(written) is not None
         return self._elsewhere(written, plain) if foreign else None
 
-    def _below(self, name: str) -> bytes | None:
-        """Find a bare name at any depth below the first folder, where only one file has it."""
+    def below(self, name: str) -> bytes | None:
+        """Find a bare name at any depth below the first folder, where only one image has it."""
         if self._by_name is None:
             self._by_name = {}
-            for folder, _, names in os.walk(self._bases[0]):
+            for folder, inner, names in os.walk(self._bases[0]):
+                inner[:] = [each for each in inner if not each.startswith(".")]
                 for each in names:
-                    self._by_name[each] = "" if each in self._by_name else os.path.join(folder, each)
+                    if extension(os.fsencode(each)) in EXTENSIONS:
+                        self._by_name[each] = "" if each in self._by_name else os.path.join(folder, each)
         found = self._by_name.get(name)
         if not found:
             return None

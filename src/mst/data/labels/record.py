@@ -19,7 +19,7 @@ from mst.runtime.limits import check_numbers
 Part = Literal["train", "val", "test"]
 NAMES: dict[str, Part] = {
     **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
+    **dict.fromkeys(("val", "valid", "validation"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
 """Names of folders and words of a table, in lower case -> the part that they mean."""

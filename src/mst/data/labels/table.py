@@ -35,7 +35,9 @@ PATHS = (
 MEANT = ("label", "class", "classname", "category", "categoryname", "labelname")
 """Those of labels that mean nothing else."""
 COORDINATE = "x"
-"""A column of this name says that `y` is the other coordinate, and no label."""
+"""A column of numbers of this name says that `y` is the other coordinate, and no label."""
+REMARKS = ("#", "sep=")
+"""What first lines begin with that are no rows: remarks, and the separator that Excel is told."""
 LABELS = ("label", "labels", "class", "classname", "classes", "category", "categoryname", "target", "labelname", "y")
 SPLITS = ("split", "set", "subset", "partition", "part", "phase", "dataset", "fold")
 """Usual names of columns, without case, spaces and joints; earlier ones first."""
@@ -99,7 +101,9 @@ def read_table(source: str, options: LabelOptions) -> Table:
     lines = [(number, cells) for number, cells in _lines(source, text, separator) if any(map(str.strip, cells))]
     if not lines:
         raise DataError(f"{shown(source)} is empty: rows of a path and a label are expected")
-    columns = _Columns(source, [cells for _, cells in lines[:SAMPLE]], options)
+    while len(lines) > 1 and lines[0][1][0].lstrip().startswith(REMARKS):
+        del lines[0]
+    columns = _Columns(source, [cells for _, cells in lines], options)
     path, label, split = columns.path(), columns.label(), columns.split()
     rows: list[Row] = []
     width = len(lines[0][1])
@@ -188,8 +192,9 @@ def _plain(name: str) -> str:
 class _Columns:
     """Tells which column is which, from what was asked for, from usual names, and from what the cells look like."""
 
-    def __init__(self, source: str, sample: Sequence[Sequence[str]], options: LabelOptions) -> None:
-        self._source, self._options, self._rows = source, options, sample[1:]
+    def __init__(self, source: str, rows: Sequence[Sequence[str]], options: LabelOptions) -> None:
+        sample = rows[:SAMPLE]
+        self._source, self._options, self._rows = source, options, rows[1:]
         self._first = [cell.strip() for cell in sample[0]]
         self._width = max(map(len, sample))
         usual = {*PATHS, *LABELS, *SPLITS}
@@ -229,10 +234,8 @@ class _Columns:
     def label(self) -> int:
         """Return the number of the column with labels."""
         place = self._asked("label", self._options.label_column)
-        words = [_plain(cell) for cell in self._first]
-        place = (
-            self._usual([name for name in LABELS if name != "y" or COORDINATE not in words]) if place is None else place
-        )
+        usual = [name for name in LABELS if name != "y" or not self._coordinates()]
+        place = self._usual(usual) if place is None else place
         if place is not None:
             self._refuse_others(place)
             return place
@@ -242,6 +245,14 @@ class _Columns:
         if len(rest) != 1:
             raise DataError(f"{self._told()} which column holds the labels: name it with --label-column")
         return rest[0]
+
+    def _coordinates(self) -> bool:
+        """Return whether there is a column of numbers called x."""
+        place = self._usual([COORDINATE])
+        if place is None:
+            return False
+        cells = [row[place].strip() for row in self._rows if place < len(row)]
+        return all(cell.replace(".", "", 1).lstrip("-").isdigit() for cell in cells if cell)
 
     def _refuse_others(self, place: int) -> None:
         """Refuse a table with another column of labels that divides the images otherwise, where none was named.
@@ -253,7 +264,10 @@ class _Columns:
             return
         words = [_plain(cell) for cell in self._first]
         for other in (words.index(name) for name in MEANT if name in words and words.index(name) != place):
-            pairs = {(row[place].strip(), row[other].strip()) for row in self._rows if max(place, other) < len(row)}
+            cells = ((row[place].strip(), row[other].strip()) for row in self._rows if max(place, other) < len(row))
+            pairs = {pair for pair in cells if not {"", "nan"} & {word.lower() for word in pair}}
+            if len({two for _, two in pairs}) < 2:
+                continue
             if not len(pairs) == len({one for one, _ in pairs}) == len({two for _, two in pairs}):
                 both = f"{shown(self.title(place))} and {shown(self.title(other))}"
                 raise DataError(
@@ -272,7 +286,7 @@ class _Columns:
     def _tells(self, place: int, name: str) -> bool:
         """Return whether a column of a usual name holds the parts that images belong to."""
         cells = {row[place].strip().lower() for row in self._rows if place < len(row)} - {""}
-        return name in SAID_SPLITS or (bool(cells) and cells <= NAMES.keys())
+        return name in SAID_SPLITS or bool(cells & NAMES.keys())
 
     def _asked(self, what: str, name: str | None) -> int | None:
         if name is None:

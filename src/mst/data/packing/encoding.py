@@ -143,7 +143,8 @@ def _is_deep(data: bytearray, image: Image.Image) -> bool:
 def _white_of_ppm(data: bytearray) -> int:
     """Return the largest value that a PPM's header names (netpbm's ppm(5))."""
     words = re.sub(rb"#[^\n]*", b"", bytes(data[:4096])).split(maxsplit=4)
-    return int(words[3]) if len(words) > 3 and words[3].isdigit() else 255
+    known = words and words[0] in {b"P2", b"P3", b"P5", b"P6"}
+    return int(words[3]) if known and len(words) > 3 and words[3].isdigit() else 255
 
 
 def _encoded(picture: Image.Image, form: Form, quality: int) -> bytes:

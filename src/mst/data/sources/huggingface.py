@@ -26,7 +26,7 @@ PREFIX = "hf:"
 DICT, INFO, STATE = "dataset_dict.json", "dataset_info.json", "state.json"
 SPLIT = re.compile(
     r"(?:.*[-_.])?(train|training|validation|valid|val|dev|testing|test)"
-    r"(?:[-_.]?(?:(?:part|shard|chunk)[-_.]?)?\d.*)?",
+    r"(?:\d{2,8}|[-_.]\d.*|[-_.]?(?:part|shard|chunk)[-_.]?\d.*)?",
     re.IGNORECASE,
 )
 """Names of files and folders that tell their split: train-00000-of-00004.parquet, x-train.arrow, train/0.parquet,

@@ -99,8 +99,9 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         if end and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
         try:
-            if (written := file.write(line)) < len(line):  # a disk that is full takes a part
-                file.write(line[written:])
+            rest = memoryview(line)
+            while rest:  # a disk that is full takes a part without an error, and refuses what is left
+                rest = rest[file.write(rest) :]
         except OSError:
             file.truncate(end)
             raise

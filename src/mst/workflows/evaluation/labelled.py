@@ -210,7 +210,11 @@ def _check_apart(asked: _Asked[Any], subject: Subject, sets: LabelledSets) -> No
     if not isinstance(data, str | Path) or subject.folder is None or sets.split is None or not sets.split.automatic:
         return
     root, folder = user_path(data).resolve(), subject.folder.resolve()
-    if asked.labels.labels is None and root.is_dir() and folder != root and folder.is_relative_to(root):
+    if asked.labels.labels is not None or not root.is_dir() or not folder.is_relative_to(root):
+        return
+    places = [root, *(entry for entry in root.iterdir() if entry.is_dir())]
+    holds = next((place for place in places if all((place / name).is_dir() for name in sets.classes)), None)
+    if holds is not None and folder != holds and folder.is_relative_to(holds):
         raise UsageError(
             f"results would go to {shown(folder)} in --data {shown(data)}, whose folders are classes: name a folder "
             "apart with --out, or move the run"

@@ -16,7 +16,8 @@ from torch import Tensor
 from mst.config.schema import ViewsConfig
 from mst.data.decoding import decode_bytes
 from mst.data.formats import card
-from mst.data.formats.card import CardDecoder, check_card, plain_size, turn_of, turned
+from mst.data.formats.card import CardDecoder, check_card, plain_size
+from mst.data.formats.jpeg import jpeg_orientation, turned
 from mst.data.loader import BatchLoader
 from mst.data.reader import Places, SampleReader
 from mst.data.sources import ImageIndex
@@ -97,7 +98,7 @@ def test_the_way_up_is_the_cpus(orientation: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     data = bytearray(encoded(picture(orientation), exif=exif, quality=95, subsampling=0))
-    assert turn_of(data) == orientation
+    assert jpeg_orientation(data) == orientation
     stored = torch.ops.image.decode_jpeg(torch.frombuffer(data, dtype=torch.uint8), 3, False)
     assert torch.equal(turned(stored, orientation), decode_bytes("it", data))
 

@@ -13,8 +13,9 @@ import torch
 import torchvision  # noqa: F401  (registers torch.ops.image)
 from torch import Tensor
 
+from mst.data.formats.jpeg import jpeg_orientation, segments, turned
 from mst.errors import UsageError
-from mst.runtime.images import MAX_PIXELS, open_image, orientation
+from mst.runtime.images import MAX_PIXELS
 
 AT_ONCE = 1 << 27
 """Bytes of the images that are decoded together."""
@@ -73,7 +74,7 @@ class CardDecoder:
             if (plain := plain_size(data)) is not None:
                 positions.append(position)
                 encoded.append(torch.frombuffer(data, dtype=torch.uint8))
-                turns.append(turn_of(data))
+                turns.append(jpeg_orientation(data))
                 size += 3 * plain[0] * plain[1]
         for position, image, turn in zip(positions, self._decoded(encoded), turns, strict=True):
             self._ready[position] = None if image is None else turned(image, turn)
@@ -118,12 +119,9 @@ def plain_size(data: bytes | bytearray) -> tuple[int, int] | None:
     """
     if data[:3] != b"\xff\xd8\xff" or bytes(data[-64:]).rstrip(b"\0")[-2:] != b"\xff\xd9":
         return None
-    at = 2
-    while at + 16 < len(data) and data[at] == 0xFF:
-        marker = data[at + 1]
-        if marker == 0xFF:  # fill byte
-            at += 1
-            continue
+    for marker, at in segments(data):
+        if at + 16 >= len(data):
+            break
         if marker == 0xEE and data[at + 4 : at + 9] == b"Adobe" and data[at + 15] != 1:
             return None  # Adobe's word that its components are no YCbCr
         if marker in {0xC0, 0xC1, 0xC2}:
@@ -131,24 +129,4 @@ def plain_size(data: bytes | bytearray) -> tuple[int, int] | None:
             count, first = data[at + 9], data[at + 10]
             sound = data[at + 4] == 8 and count in {1, 3} and first != ord("R") and 0 < height * width <= MAX_PIXELS
             return (height, width) if sound else None
-        at += 2 + (data[at + 2] << 8 | data[at + 3])
     return None
-
-
-def turn_of(data: bytearray) -> int:
-    """Return the orientation, 1 to 8, that a JPEG's metadata say."""
-    if b"Exif\0\0" not in data[: 1 << 16] and b"http://ns.adobe.com/xap" not in data[: 1 << 17]:
-        return 1
-    try:
-        with open_image(data) as image:
-            return orientation(image)
-    except Exception:  # damaged metadata: the pixels may be sound
-        return 1
-
-
-def turned(image: Tensor, orientation: int) -> Tensor:
-    """Return stored pixels [C, H, W] the way up that an orientation of 1 to 8 says."""
-    if 5 <= orientation <= 8:
-        image = image.transpose(1, 2)
-    flips = [1] * (orientation in {3, 4, 7, 8}) + [2] * (orientation in {2, 3, 6, 7})
-    return image.flip(flips) if flips else image

@@ -42,7 +42,7 @@ REDUCTIONS = (8, 4)
 
 def jpeg_header(data: bytes | bytearray) -> tuple[int, int, int] | None:
     """Return (H, W, components) as an 8-bit JPEG's frame header claims them, or None (ITU-T T.81, annex B)."""
-    for marker, at in _segments(data):
+    for marker, at in segments(data):
         if 0xC0 <= marker <= 0xCF and marker not in {0xC4, 0xC8, 0xCC}:
             if data[at + 4] != 8:
                 return None
@@ -50,7 +50,7 @@ def jpeg_header(data: bytes | bytearray) -> tuple[int, int, int] | None:
     return None
 
 
-def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
+def segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
     """Yield marker and place of each segment; they end with the data, or at anything that is none."""
     if data[:3] != b"\xff\xd8\xff":
         return
@@ -66,7 +66,7 @@ def _segments(data: bytes | bytearray) -> Iterator[tuple[int, int]]:
 
 def jpeg_orientation(data: bytes | bytearray) -> int:
     """Return what `mst.runtime.images.orientation` says of a JPEG; only one that may be turned is opened for it."""
-    for marker, at in _segments(data):
+    for marker, at in segments(data):
         if marker == APP1 and _may_turn(data[at + 4 : at + 2 + (data[at + 2] << 8 | data[at + 3])]):
             try:
                 with open_image(data) as image:
@@ -116,9 +116,13 @@ def plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
         )  # [C, H, W]
     except RuntimeError:
         return None
-    turn = jpeg_orientation(data)
+    image = turned(image, jpeg_orientation(data))
+    return image[None].contiguous(memory_format=torch.channels_last)[0]
+
+
+def turned(image: Tensor, turn: int) -> Tensor:
+    """Return stored pixels [C, H, W] the way up that an orientation of 1 to 8 says."""
     if turn >= 5:
         image = image.transpose(1, 2)
-    sides = [side for side, turns in ((1, {3, 4, 7, 8}), (2, {2, 3, 6, 7})) if turn in turns]
-    image = image.flip(sides) if sides else image
-    return image[None].contiguous(memory_format=torch.channels_last)[0]
+    flips = [1] * (turn in {3, 4, 7, 8}) + [2] * (turn in {2, 3, 6, 7})
+    return image.flip(flips) if flips else image

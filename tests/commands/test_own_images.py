@@ -141,3 +141,24 @@ def test_one_broken_image_of_many_does_not_end_the_choice(
     assert answer.status == 0, answer.err
     assert asked
     assert asked[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--monitor.knn-labels", "t.csv"), "knn-labels t.csv: name the folder that its paths are relative to with"),
+        (("--monitor.knn-label-column", "y"), "knn-label-column y: name the table, or the folder of its images, with"),
+        (("--monitor.guard", "stop"), "--monitor.guard stop needs labelled images to score"),
+    ],
+)
+def test_settings_that_would_do_nothing(
+    words: tuple[str, ...], said: str, images: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert said in call(capsys, "plan", "own-images", "--data.train", images, *words).line
+
+
+def test_options_that_other_commands_have_are_known(capsys: pytest.CaptureFixture[str]) -> None:
+    line = call(capsys, "evaluate", "linear", "--model", "runs/x", "--data", "y").line
+    assert "unknown option --model; did you mean --backbone?" in line
+    line = call(capsys, "predict", "classification", "--backbone", "runs/x", "--data", "y").line
+    assert "unknown option --backbone; did you mean --model?" in line

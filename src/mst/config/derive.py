@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass
 
 from mst.config.keys import flag, setting_fields
-from mst.config.schema import RunConfig, RunPlan, Size, ViewsConfig
+from mst.config.schema import MonitorConfig, RunConfig, RunPlan, Size, ViewsConfig
 from mst.errors import ConfigError
 
 IMAGENET_IMAGES = 1_281_167
@@ -157,17 +157,33 @@ def check_consistent(config: RunConfig) -> None:
         raise ConfigError(
             "--runtime.lanes and --model.head-norm batch: BatchNorm looks at the whole batch, lanes at parts of it"
         )
-    if config.monitor.knn_labels is not None and config.monitor.knn_data is None:
-        raise ConfigError(
-            f"--monitor.knn-labels {config.monitor.knn_labels}: name the folder that its paths are relative to with "
-            "--monitor.knn-data (or give the table itself as --monitor.knn-data)"
-        )
-    if config.monitor.guard == "stop" and config.monitor.knn_data is None:
-        raise ConfigError("--monitor.guard stop needs labelled images to score: name a folder with --monitor.knn-data")
+    _check_labelled(config.monitor)
     if objective.teacher_momentum is not None and objective.teacher_momentum > objective.teacher_momentum_end:
         raise ConfigError(
             f"--objective.teacher-momentum {objective.teacher_momentum:g} is above "
             f"--objective.teacher-momentum-end {objective.teacher_momentum_end:g}: it only rises"
+        )
+
+
+def _check_labelled(monitor: MonitorConfig) -> None:
+    """Refuse settings that do nothing without labelled images.
+
+    Raises:
+        ConfigError: names the first, and what it needs.
+    """
+    if monitor.knn_data is not None:
+        return
+    if monitor.guard == "stop":
+        raise ConfigError("--monitor.guard stop needs labelled images to score: name a folder with --monitor.knn-data")
+    if monitor.knn_labels is not None:
+        raise ConfigError(
+            f"--monitor.knn-labels {monitor.knn_labels}: name the folder that its paths are relative to with "
+            "--monitor.knn-data (or give the table itself as --monitor.knn-data)"
+        )
+    if monitor.knn_label_column is not None:
+        raise ConfigError(
+            f"--monitor.knn-label-column {monitor.knn_label_column}: name the table, or the folder of its images, with "
+            "--monitor.knn-data"
         )
 
 

@@ -292,21 +292,20 @@ def _negated(name: str) -> str:
 
 
 TWINS = {
-    "--model": ("--backbone",),
-    "--backbone": ("--model",),
-    "--label-file": ("--labels",),
-    "--csv": ("--labels",),
-    "--output": ("--out",),
-    "--epochs": ("--train.epochs",),
-    "--lr": ("--optimizer.lr",),
-    "--batch-size": ("--train.batch-size",),
+    "--model": "--backbone",
+    "--backbone": "--model",
+    "--label-file": "--labels",
+    "--csv": "--labels",
+    "--output": "--out",
 }
 """Options that other commands, or other programs, have for what is called otherwise here."""
 
 
 def _unknown(word: str, known: Collection[str], prog: str) -> UsageError:
-    twin = next((name for name in TWINS.get(word, ()) if name in known), None)
-    near = f"; did you mean {twin}?" if twin else suggestion(word[2:], [name[2:] for name in known], prefix="--")
+    twin = TWINS.get(word)
+    near = (
+        f"; did you mean {twin}?" if twin in known else suggestion(word[2:], [name[2:] for name in known], prefix="--")
+    )
     return UsageError(f"unknown option {word}{near or f' ({prog} --help)'}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -264,3 +265,11 @@ def test_a_missing_image_is_not_looked_for_among_masks(tmp_path: Path) -> None:
     found = LabelledFolder(tmp_path / "t.csv")
     assert len(found.train.paths) + len(found.val.paths) == 39
     assert not any("masks" in found.train.paths.name(place) for place in range(len(found.train.paths)))
+
+
+def test_folders_are_not_searched_for_paths_with_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "walk", lambda _: pytest.fail("searched"))
+    images(tmp_path, *NAMES)
+    (tmp_path / "t.csv").write_text("path,label\nx/1.jpg,cat\nx/2.jpg,dog\n")
+    with pytest.raises(DataError, match="2 of 2 listed files do not exist"):
+        LabelledFolder(tmp_path / "t.csv")

@@ -110,7 +110,7 @@ def plain_jpeg(data: bytearray, channels: int) -> Tensor | None:
     if header is None or header[2] not in {1, 3} or header[0] * header[1] > MAX_PIXELS:
         return None
     try:
-        # As stored: torchvision knows neither XMP nor EXIF that is not the first of its kind of segments.
+        # As stored: torchvision does not look at XMP, nor at EXIF behind another APP1 segment.
         image: Tensor = NATIVE_JPEG(
             torch.frombuffer(data, dtype=torch.uint8), _READ_RGB if channels == 3 else _READ_GREY, False
         )  # [C, H, W]

@@ -25,7 +25,7 @@ UNSIGNED, SIGNED, FLOAT = 1, 2, 3
 WEBP = 50001
 """A compression that Pillow names, and that its wheels' libtiff lacks."""
 MULTIPLIED, ALPHA = 1, {1, 2}
-"""Values of ExtraSamples that mean transparency, and that colours are multiplied by it."""
+"""Values of ExtraSamples: transparency by which colours are multiplied already, and transparency of any kind."""
 
 
 class Page(NamedTuple):

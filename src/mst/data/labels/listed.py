@@ -214,6 +214,8 @@ class _Places:
 
     def below(self, name: str) -> bytes | None:
         """Find a bare name at any depth below the first folder, where only one image has it."""
+        if "/" in name or "\\" in name:
+            return None
         if self._by_name is None:
             self._by_name = {}
             for folder, inner, names in os.walk(self._bases[0]):

@@ -42,7 +42,7 @@ LABELS = ("label", "labels", "class", "classname", "classes", "category", "categ
 SPLITS = ("split", "set", "subset", "partition", "part", "phase", "dataset", "fold")
 """Usual names of columns, without case, spaces and joints; earlier ones first."""
 SAID_SPLITS = ("split", "subset", "partition")
-"""Those of a split that mean nothing else; under the others, and under `fold`, its words must be seen."""
+"""Those of a split that mean nothing else; a column of another name is a split only where a cell names a part."""
 
 
 @dataclass(frozen=True)

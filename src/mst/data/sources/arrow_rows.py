@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-WIDTHS = {"binary": np.int32, "string": np.int32, "large_binary": np.int64, "large_string": np.int64}
+WIDTHS = {"binary": np.int32, "large_binary": np.int64}
 """Kinds of columns whose values follow each other in one buffer -> the type of their offsets."""
 DAMAGED = "the file is damaged here"
 

@@ -98,12 +98,13 @@ def append_jsonl(path: Path, row: Mapping[str, Any]) -> None:
         end = file.seek(0, os.SEEK_END)
         if end and (file.seek(-1, os.SEEK_END), file.read(1))[1] != b"\n":
             line = b"\n" + line
+        rest = memoryview(line)
         try:
-            rest = memoryview(line)
             while rest:  # a disk that is full takes a part without an error, and refuses what is left
                 rest = rest[file.write(rest) :]
         except OSError:
-            file.truncate(end)
+            if file.seek(0, os.SEEK_END) == end + len(line) - len(rest):  # nobody has appended since
+                file.truncate(end)
             raise
 
 
